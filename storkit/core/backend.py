@@ -1,0 +1,266 @@
+"""The contracts: what a pool, a transport and a hypervisor promise.
+
+A technology is one file at the package's top level (`storkit/nbd.py`) or an entry point of the group `storkit.backends`;
+hypervisors are files of `storkit/hypervisors`. The file's classes that derive from Pool, Transport or Hypervisor are
+the backends it holds. Methods run **on the host where they act**, which `self.site` describes; no backend ever reaches
+another machine. Every verb
+
+- takes lists, so that a fleet costs one pass;
+- is idempotent: what is already so stays so, and a second call after a kill finishes the first;
+- identifies volumes by UUID: a volume of the right name and the wrong UUID is a Conflict, never touched;
+- checks everything that it can refuse before it changes anything, and reports all of it (errors.raise_problems).
+
+Arguments and results are records of storkit.core.model or plain JSON values: the same call crosses ssh unchanged.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from storkit.core.model import (
+    Attachment,
+    DiskSource,
+    Evidence,
+    Export,
+    GuestState,
+    MigrationResult,
+    Offer,
+    Usage,
+    Volume,
+)
+
+if TYPE_CHECKING:
+    from storkit.guests.record import Guest
+
+
+def _silent(fraction: float, text: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """The host a backend acts on."""
+
+    host: str
+    """The host's name, as the inventory or the command line has it."""
+    state: Path
+    """Where storkit keeps what must survive a reboot, 0700: /var/lib/storkit, or below a `local:DIR`."""
+    run: Path
+    """Sockets, locks and pid files, 0700. Short: a Unix socket's path has 107 bytes at most (unix(7))."""
+    dev: Path
+    """The directory of stable paths: /dev/storkit, or below a `local:DIR`."""
+    address: str = ""
+    """What other machines reach this host's servers at; empty where only this machine does."""
+    progress: Callable[[float, str], None] = _silent
+    """Called with the fraction done (0 to 1) and a few words, by verbs that take long."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a backend wants of its host; asked by `host check` and before work starts."""
+
+    tools: dict[str, str] = field(default_factory=dict)
+    """Program to the Debian package that has it."""
+    modules: tuple[str, ...] = ()
+    """Kernel modules."""
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """A backend with nothing to set."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A host that a volume is exported to."""
+
+    name: str
+    same_machine: bool
+    """True: it reaches the server's Unix sockets; False: it comes over the network."""
+
+
+class Backend(ABC):
+    """What pools, transports and hypervisors share."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    Settings: ClassVar[type] = NoSettings
+    """A dataclass: the keys that the inventory may set for this backend, with their defaults."""
+
+    def __init__(self, site: Site, settings: Any = None) -> None:
+        self.site = site
+        self.settings = settings if settings is not None else self.Settings()
+
+
+class Pool(Backend):
+    """Where volumes are made. One object stands for one pool of the inventory."""
+
+    snapshots: ClassVar[bool] = True
+    """Whether `snapshot` works."""
+
+    def __init__(self, site: Site, settings: Any = None, pool: str = "default") -> None:
+        super().__init__(site, settings)
+        self.pool = pool
+
+    @abstractmethod
+    def find(self, names: list[str] | None = None) -> list[Volume]:
+        """The volumes of this pool, by name order: all, or those of `names` that exist.
+
+        Raises Unsafe for metadata that cannot be trusted: named, never overwritten.
+        """
+
+    @abstractmethod
+    def create(self, volumes: list[Volume]) -> list[Volume]:
+        """Make empty volumes of the given names, UUIDs, sizes and kinds; they read as zeros. All or none.
+
+        Raises Conflict: a name is taken by another UUID, or there is no room (nothing is left behind).
+        """
+
+    @abstractmethod
+    def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """Make volumes with the content of `source`, by the cheapest means there is; `made` of each says which.
+
+        A clone may be larger than its source, never smaller. All or none. Raises as `create`; Conflict if the
+        source is being written.
+        """
+
+    @abstractmethod
+    def snapshot(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """Keep `source` as it is now under new names, as volumes of kind `snapshot`."""
+
+    @abstractmethod
+    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+        """Give existing volumes the sizes in `volumes`; a smaller one only with `shrink`. Not for volumes in use."""
+
+    @abstractmethod
+    def relabel(self, volumes: list[Volume]) -> list[Volume]:
+        """Set the kind, and `made`, of existing volumes; an image cannot be written from then on."""
+
+    @abstractmethod
+    def delete(self, volumes: list[Volume]) -> None:
+        """Delete volumes; those that are gone already are fine.
+
+        Raises Conflict, and deletes none: a volume is in use, or others depend on its bytes.
+        """
+
+    @abstractmethod
+    def capacity(self) -> Usage:
+        """How full the pool is, with warnings (over-commitment, little room)."""
+
+
+class Transport(Backend):
+    """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence` and
+    `unfence` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the client."""
+
+    window: ClassVar[bool] = True
+    """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
+
+    @abstractmethod
+    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
+        """Offer volumes to hosts, for reading only: `set_writers` says who writes. Existing rights stay as they are."""
+
+    @abstractmethod
+    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
+        """Take the offer back; the client's connections are cut. The last one gone, the server is gone as well."""
+
+    @abstractmethod
+    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
+        """The exports of the volumes with these UUIDs (None: all of this host), as the servers have them now."""
+
+    @abstractmethod
+    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
+        """What `client` needs for `attach`, its credential included. Raises NotFound if not exported to it."""
+
+    @abstractmethod
+    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
+        """Exactly `hosts` may write these volumes from now on; the server refuses everyone else.
+
+        Rights are taken before others are given: when this returns, no write of a host that lost its right can still
+        reach the disk. Hosts must have an export. Raises Unsafe for an image or a snapshot with any writer, or for a
+        volume whose import has not ended.
+        """
+
+    @abstractmethod
+    def attach(self, offers: list[Offer]) -> list[Attachment]:
+        """Make volumes available at their stable paths, after the server has shown the identity in the offer.
+
+        Raises Unsafe if it shows another one; HostUnreachable if it does not answer.
+        """
+
+    @abstractmethod
+    def detach(self, volumes: list[Volume]) -> None:
+        """Remove the stable paths and credentials, also when the server is gone."""
+
+    @abstractmethod
+    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
+        """The attachments on this host of the volumes with these UUIDs (None: all)."""
+
+    @abstractmethod
+    def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
+        """What this host sees of its attachments: identity, size, and the digests of 4 KiB blocks.
+
+        `offsets` are bytes, multiples of 4096; None means a spread chosen from the volume's size and UUID, the same
+        on every host. The blocks are read from the server, never from a cache of this host.
+        """
+
+    @abstractmethod
+    def fence(self, client: str) -> list[Export]:
+        """Cut `client` off every volume of this host, and refuse it until `unfence`. The exports it had."""
+
+    @abstractmethod
+    def unfence(self, client: str) -> None:
+        """Let a fenced host be exported to again; it gets no export back by itself."""
+
+
+class Hypervisor(Backend):
+    """Where a guest runs."""
+
+    @abstractmethod
+    def find(self, guests: list[str] | None = None) -> list[GuestState]:
+        """The guests that storkit defined on this host (all, or those of `guests` that are known here).
+
+        One that does not answer is `unknown`: it may be running.
+        """
+
+    @abstractmethod
+    def check(self, guest: Guest) -> list[str]:
+        """What stands in the way of running this guest here, each in one line; nothing if all is well."""
+
+    @abstractmethod
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+        """Render the guest's configuration for this host; the path of it. `machine` pins the machine type.
+
+        `disks` are in the order of the guest's disks. Raises Conflict if the guest is running here.
+        """
+
+    @abstractmethod
+    def undefine(self, name: str) -> None:
+        """Forget a guest that does not run here."""
+
+    @abstractmethod
+    def start(self, name: str) -> GuestState:
+        """Start a defined guest; running already is fine."""
+
+    @abstractmethod
+    def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
+        """Shut a guest down and wait until it is gone; `force` takes its power away."""
+
+    @abstractmethod
+    def receive(self, name: str, same_machine: bool) -> str:
+        """Get ready to receive the guest by live migration; the URI for `send`."""
+
+    @abstractmethod
+    def send(self, name: str, uri: str) -> MigrationResult:
+        """Migrate the running guest to `uri` and wait for the end. Raises, with the guest still running here, if it
+        fails. Called again during or after the same migration, it waits for it or reports it."""
+
+    @abstractmethod
+    def retire(self, name: str) -> None:
+        """End what is left here of a guest that migrated away, or of a migration that never arrived.
+
+        Raises Unsafe if the guest runs here.
+        """

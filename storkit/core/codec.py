@@ -1,0 +1,121 @@
+"""Records to and from plain JSON values, checked against their type hints.
+
+One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys and
+wrong types are all reported, each with the path of its key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from functools import cache
+from typing import Any, TypeVar
+
+from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.model import Secret
+
+T = TypeVar("T")
+
+
+def dump(value: Any, *, reveal: bool = False) -> Any:
+    """`value` as JSON-able data. Secrets become stars unless `reveal` (only for the agent's pipe and 0600 files)."""
+    if isinstance(value, Secret):
+        return value.reveal() if reveal else "***"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: dump(getattr(value, name), reveal=reveal) for name in _hints(type(value))}
+    if isinstance(value, dict):
+        return {key: dump(item, reveal=reveal) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [dump(item, reveal=reveal) for item in items]
+    raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def load(cls: type[T], data: Any, where: str = "") -> T:
+    """`data` as a `cls`; every problem at once otherwise.
+
+    `where` names the source in messages: a file, a verb. Raises UsageError or Problems.
+    """
+    problems: list[StorkitError] = []
+    value = convert(cls, data, where, "", problems)
+    raise_problems(problems)
+    return typing.cast(T, value)
+
+
+def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitError]) -> Any:
+    """`data` as the type `hint`, adding what is wrong to `problems` (the result is then not to be used)."""
+
+    def wrong(message: str) -> None:
+        place = ": ".join(part for part in (where, key) if part)
+        problems.append(UsageError(f"{place}: {message}" if place else message))
+
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
+    if hint is Any:
+        return data
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in args:
+            return None
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return convert(inner, data, where, key, problems)
+    if origin is typing.Literal:
+        if data not in args:
+            wrong(f"{data!r} is not one of {', '.join(repr(arg) for arg in args)}")
+        return data
+    if origin in (list, tuple, set, frozenset):
+        if not isinstance(data, list):
+            wrong(f"a list is wanted, not {_name(data)}")
+            return None
+        return origin(convert(args[0], item, where, f"{key}[{n}]", problems) for n, item in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, dict):
+            wrong(f"a table is wanted, not {_name(data)}")
+            return None
+        return {name: convert(args[1], item, where, _join(key, name), problems) for name, item in data.items()}
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(data, dict):
+            wrong(f"a table is wanted, not {_name(data)}")
+            return None
+        return _record(hint, data, where, key, problems)
+    if hint is Secret:
+        hint = str
+        secret = convert(str, data, where, key, problems)
+        return Secret(secret) if isinstance(secret, str) else None
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, hint) or (hint is int and isinstance(data, bool)):
+        wrong(f"{_name(hint)} is wanted, not {data!r}")
+    return data
+
+
+def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list[StorkitError]) -> Any:
+    hints = _hints(cls)
+    place = ": ".join(part for part in (where, key) if part)
+    for name in data.keys() - hints.keys():
+        known = ", ".join(sorted(hints))
+        problems.append(UsageError(f"{place}: unknown key {name!r}".lstrip(": "), f"known here: {known}"))
+    values: dict[str, Any] = {}
+    count = len(problems)
+    for field in dataclasses.fields(cls):
+        if field.name in data:
+            values[field.name] = convert(hints[field.name], data[field.name], where, _join(key, field.name), problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(UsageError(f"{place}: {field.name!r} is missing".lstrip(": ")))
+    return cls(**values) if len(problems) == count else None
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _name(value: Any) -> str:
+    names = {str: "a string", int: "a whole number", bool: "true or false", dict: "a table", list: "a list"}
+    return names.get(value if isinstance(value, type) else type(value), repr(value))

@@ -1,0 +1,163 @@
+"""Errors: one line of what happened, one line of what to do next.
+
+The library raises; only the command line prints and exits. Each kind has its own exit code (docs/exit-codes.md), and
+travels between hosts as JSON without losing its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class StorkitError(Exception):
+    """Something storkit can explain.
+
+    `message` says what happened; `hint` is the next command to type, or the next thing to do.
+    """
+
+    exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+
+
+class UsageError(StorkitError):
+    """The request itself is wrong: a bad name, size, option or file."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class Unsupported(StorkitError):
+    """This host, backend or format cannot do it: a missing tool, module or feature."""
+
+    exit_code = 3
+    kind = "unsupported"
+
+
+class NotFound(StorkitError):
+    """No volume, guest, host, pool or plan has that name."""
+
+    exit_code = 4
+    kind = "not-found"
+
+
+class Conflict(StorkitError):
+    """It exists already, is in use, is locked by another command, or there is no room for it."""
+
+    exit_code = 5
+    kind = "conflict"
+
+
+class CommandFailed(StorkitError):
+    """An external program failed; `stderr` is whole."""
+
+    exit_code = 6
+    kind = "command-failed"
+
+    def __init__(self, argv: Sequence[str], status: int, stderr: str = "", *, host: str = "", hint: str = "") -> None:
+        self.argv = [str(word) for word in argv]
+        self.status = status
+        self.stderr = stderr.strip()
+        self.host = host
+        last = self.stderr.splitlines()[-1].strip() if self.stderr else "no message"
+        where = f" on {host}" if host else ""
+        super().__init__(f"{self.argv[0]}{where} failed with status {status}: {last}", hint)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **super().to_json(),
+            "argv": self.argv,
+            "status": self.status,
+            "stderr": self.stderr,
+            "host": self.host,
+        }
+
+
+class HostUnreachable(StorkitError):
+    """No connection to a host: its state is unknown, neither healthy nor free."""
+
+    exit_code = 7
+    kind = "host-unreachable"
+
+
+class TimedOut(StorkitError):
+    """An event did not come before its deadline."""
+
+    exit_code = 8
+    kind = "timed-out"
+
+
+class Unsafe(StorkitError):
+    """Going on would break a promise: two writers, the wrong disk, or a record that cannot be trusted."""
+
+    exit_code = 9
+    kind = "unsafe"
+
+
+class StepFailed(StorkitError):
+    """A step of a plan failed; the hint names the command that resumes it or rolls it back."""
+
+    exit_code = 10
+    kind = "step-failed"
+
+    def __init__(self, message: str, hint: str = "", *, plan: str = "", cause: StorkitError | None = None) -> None:
+        super().__init__(message, hint)
+        self.plan = plan
+        self.cause = cause
+
+    def to_json(self) -> dict[str, Any]:
+        cause = self.cause.to_json() if self.cause else None
+        return {**super().to_json(), "plan": self.plan, "cause": cause}
+
+
+class Problems(StorkitError):
+    """Everything that is wrong with a request, found before anything changed.
+
+    Its exit code is that of its problems where they agree, otherwise the first one's.
+    """
+
+    kind = "problems"
+
+    def __init__(self, problems: Sequence[StorkitError]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        super().__init__(f"{count} problems; nothing was changed", "")
+        self.exit_code = self.problems[0].exit_code  # type: ignore[misc]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "problems": [problem.to_json() for problem in self.problems]}
+
+
+def raise_problems(problems: Sequence[StorkitError]) -> None:
+    """Raise nothing, the one problem, or all of them together."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)
+
+
+_KINDS: dict[str, type[StorkitError]] = {
+    cls.kind: cls for cls in (UsageError, Unsupported, NotFound, Conflict, HostUnreachable, TimedOut, Unsafe)
+}
+
+
+def from_json(data: dict[str, Any]) -> StorkitError:
+    """The error that another host reported, of the same kind as it was there."""
+    kind = data.get("kind")
+    message, hint = str(data.get("message", "")), str(data.get("hint", ""))
+    if kind == CommandFailed.kind:
+        return CommandFailed(data["argv"], data["status"], data["stderr"], host=data["host"], hint=hint)
+    if kind == Problems.kind:
+        return Problems([from_json(problem) for problem in data["problems"]])
+    if kind == StepFailed.kind:
+        cause = from_json(data["cause"]) if data.get("cause") else None
+        return StepFailed(message, hint, plan=data.get("plan", ""), cause=cause)
+    return _KINDS.get(str(kind), StorkitError)(message, hint)

@@ -1,0 +1,74 @@
+"""Finds backends by listing the package, `storkit.hypervisors` and the entry points of `storkit.backends`.
+
+No table names them, so that adding a technology is adding one file. A backend's name is its module's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from typing import TypeVar
+
+from storkit.core.backend import Backend, Hypervisor, Pool, Transport
+from storkit.core.errors import Unsupported
+
+B = TypeVar("B", bound=Backend)
+
+ENTRY_POINTS = "storkit.backends"
+
+
+def pool(name: str) -> type[Pool]:
+    """The pool class of the technology `name` (`directory`, `lvm`, ...); Unsupported if there is none."""
+    return _find(Pool, "pool", name)  # type: ignore[type-abstract]
+
+
+def transport(name: str) -> type[Transport]:
+    """The transport class of the technology `name` (`nbd`, `iscsi`, ...); Unsupported if there is none."""
+    return _find(Transport, "transport", name)  # type: ignore[type-abstract]
+
+
+def hypervisor(name: str) -> type[Hypervisor]:
+    """The hypervisor class `name` (`qemu`, `libvirt`, ...); Unsupported if there is none."""
+    return _find(Hypervisor, "hypervisor", name)  # type: ignore[type-abstract]
+
+
+def names(kind: type[B]) -> list[str]:
+    """The names of all backends of a kind; it imports every one of them."""
+    return [name for name in _modules() if _classes(name, kind)]
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Backend name to module path. Files of the package win over entry points of the same name."""
+    import storkit
+    import storkit.hypervisors
+
+    found: dict[str, str] = {}
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        found[entry.name] = entry.module
+    for package in (storkit, storkit.hypervisors):
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.ispkg and not module.name.startswith("_"):
+                found[module.name] = f"{package.__name__}.{module.name}"
+    return dict(sorted(found.items()))
+
+
+def _classes(name: str, kind: type[B]) -> list[type[B]]:
+    module = importlib.import_module(_modules()[name])
+    return [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, kind) and not inspect.isabstract(member) and member.__module__ == module.__name__
+    ]
+
+
+def _find(kind: type[B], what: str, name: str) -> type[B]:
+    if name in _modules():
+        for cls in _classes(name, kind):
+            return cls
+    known = ", ".join(names(kind))
+    raise Unsupported(f"there is no {what} {name!r}", f"known here: {known}")

@@ -1,0 +1,58 @@
+"""The guest record: what a guest is, on any hypervisor. A TOML file beside the inventory, to keep in git."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """How the guest starts: its disk's own boot loader, or a kernel given directly."""
+
+    kernel: str = ""
+    """A path, the same on every host; empty: the firmware boots the first disk."""
+    initrd: str = ""
+    cmdline: str = ""
+    firmware: Literal["bios", "uefi"] = "bios"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A volume as the guest sees it."""
+
+    volume: str
+    target: str = ""
+    """The device name in the guest (vda, xvda, sda); empty: the next free one of the hypervisor's kind."""
+    bus: Literal["virtio", "scsi", "ide", "sata", "xen"] = "virtio"
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A network card on a bridge of the host; `mac` empty: derived from the guest's UUID and the card's number."""
+
+    bridge: str
+    mac: str = ""
+    model: str = "virtio"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One virtual machine. Sizes in bytes."""
+
+    name: str
+    uuid: str
+    memory: int
+    vcpus: int = 1
+    hypervisor: str = "qemu"
+    machine: str = ""
+    """QEMU's machine type; empty: the hypervisor's default, pinned to its version when the guest first starts."""
+    cpu: str = ""
+    boot: Boot = field(default_factory=Boot)
+    disks: list[Disk] = field(default_factory=list)
+    nics: list[Nic] = field(default_factory=list)
+    console: str = ""
+    """A file on the host that takes the serial console's output; empty: none."""
+    extra: list[str] = field(default_factory=list)
+    """Further words for the hypervisor, as they are (QEMU arguments, lines of xl.cfg)."""

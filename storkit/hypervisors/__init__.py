@@ -1,0 +1,1 @@
+"""Where guests run: one file per hypervisor, found by listing this package."""

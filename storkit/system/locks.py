@@ -1,0 +1,61 @@
+"""Locks that die with their holder: flock(2) on files that say who holds them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from storkit.core.errors import Conflict
+
+
+def use_lock(run: Path, uuid: str) -> Path:
+    """The lock that a server holds for as long as it has a volume open. `run` is the home host's Site.run.
+
+    A pool asks `held` before it deletes, resizes or copies a volume; a transport passes the locked descriptor on to its
+    server, so that the kernel lets go of the lock when, and only when, the last process that could write is gone.
+    """
+    directory = run / "use"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory / f"{uuid}.lock"
+
+
+class Lock:
+    """An open, locked file. It is released by `release`, or by the death of every process that has it open."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "") -> Lock:
+    """Lock `path` now, or raise Conflict with what the holder wrote of itself. The file stays after release."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise Conflict(f"{what} is locked by {who}", "wait until that command has ended, then try again") from None
+    if not shared:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+    return Lock(path, descriptor)
+
+
+def held(path: Path) -> bool:
+    """Whether anyone holds a lock on `path` now."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,104 @@
+"""The one door for external programs, built on `sh`.
+
+Every program runs in the C locale, with a timeout, in no shell; its stderr is kept whole and a failure is a
+CommandFailed with the argv that can be pasted into a shell. `sh` is imported only when a program is run.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storkit.core.errors import CommandFailed, TimedOut, Unsupported
+
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program left: its exit status and its whole output."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def which(tool: str) -> str | None:
+    """Where a program is, looking in /usr/sbin and /sbin as well: users' PATH often lacks them."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(tool, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    stdin: str | bytes | None = None,
+    timeout: float = TIMEOUT,
+    ok: Sequence[int] = (0,),
+    package: str = "",
+    env: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Result:
+    """Run a program to its end.
+
+    `ok` are the exit statuses that are answers rather than failures; `package` names what to install if the program is
+    missing; `on_line` gets each piece of stdout as it comes (for progress), split at newlines and carriage returns.
+
+    Raises Unsupported: no such program. TimedOut: killed after `timeout` seconds. CommandFailed: any other status.
+    """
+    import sh
+
+    words = [str(word) for word in argv]
+    program = which(words[0])
+    if program is None:
+        raise Unsupported(f"{words[0]} is not installed", f"apt install {package}" if package else "install it")
+    options: dict[str, Any] = {
+        "_env": {**os.environ, "LC_ALL": "C", **(env or {})},
+        "_timeout": timeout,
+        "_ok_code": list(range(256)),
+        "_no_out": False,
+        "_tty_out": False,
+        "_truncate_exc": False,
+        "_return_cmd": True,
+        "_close_fds": True,
+        "_in": stdin,
+    }
+    if pass_fds:
+        options["_pass_fds"] = set(pass_fds)
+    if on_line is not None:
+        options["_out"] = _Lines(on_line)
+        options["_out_bufsize"] = 0
+    try:
+        done = sh.Command(program)(*words[1:], **options)
+    except sh.TimeoutException:
+        raise TimedOut(
+            f"{words[0]} did not end within {timeout:g} seconds", f"try it by hand: {shlex.join(words)}"
+        ) from None
+    except sh.SignalException as error:
+        raise CommandFailed(words, error.exit_code, error.stderr.decode(errors="replace")) from None
+    stderr = done.stderr.decode(errors="replace")
+    stdout = "" if on_line else done.stdout.decode(errors="replace")
+    if done.exit_code not in ok:
+        raise CommandFailed(words, done.exit_code, stderr or stdout, hint=f"try it by hand: {shlex.join(words)}")
+    return Result(done.exit_code, stdout, stderr)
+
+
+class _Lines:
+    """Cuts a stream into lines at newlines and carriage returns (progress meters use the latter)."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = ""
+
+    def __call__(self, chunk: str | bytes) -> None:
+        text = chunk.decode(errors="replace") if isinstance(chunk, bytes) else chunk
+        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
+        for line in lines:
+            if line.strip():
+                self._on_line(line)

@@ -1,8 +1,8 @@
 """The contracts: what a pool, a transport and a hypervisor promise.
 
-A technology is one file at the package's top level (`storkit/nbd.py`) or an entry point of the group `storkit.backends`;
-hypervisors are files of `storkit/hypervisors`. The file's classes that derive from Pool, Transport or Hypervisor are
-the backends it holds. Methods run **on the host where they act**, which `self.site` describes; no backend ever reaches
+A technology is one file at the package's top level (`storkit/nbd.py`) or an entry point of `storkit.backends`;
+hypervisors are files of `storkit/hypervisors`. The classes in it that derive from Pool, Transport or Hypervisor are the
+backends it holds. Methods run **on the host where they act**, which `self.site` describes; no backend ever reaches
 another machine. Every verb
 
 - takes lists, so that a fleet costs one pass;

@@ -1,7 +1,7 @@
 """Records to and from plain JSON values, checked against their type hints.
 
-One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys and
-wrong types are all reported, each with the path of its key.
+One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys
+and wrong types are all reported, each with the path of its key.
 """
 
 from __future__ import annotations

@@ -1,0 +1,240 @@
+"""Runs plans: journals every step before it acts, resumes what was killed, rolls back what should not have been."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from storkit.core.errors import StepFailed, StorkitError, Unsafe
+from storkit.core.inventory import HostConfig
+from storkit.core.journal import Journal, Journals
+from storkit.core.plan import Hold, Plan, Step
+from storkit.core.verbs import VERBS
+from storkit.hosts.connection import Connections
+from storkit.hosts.guard import Claim
+
+
+class Reporter(Protocol):
+    """Who watches a plan run. Called from several threads."""
+
+    def begin(self, plan: Plan) -> None: ...
+    def step(self, step: Step, event: str, text: str = "") -> None:
+        """`event` is start, done, failed, undo, undone or skipped."""
+
+    def progress(self, step: Step, fraction: float, text: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begin(self, plan: Plan) -> None:
+        pass
+
+    def step(self, step: Step, event: str, text: str = "") -> None:
+        pass
+
+    def progress(self, step: Step, fraction: float, text: str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Engine:
+    """Runs the plans of one coordinator."""
+
+    def __init__(self, connections: Connections, state: Path, reporter: Reporter | None = None) -> None:
+        self.connections = connections
+        self.journals = Journals(state / "plans")
+        self.reporter: Reporter = reporter or Silent()
+
+    def hold(self, holds: list[Hold], plan: str = "") -> None:
+        """Take the plan's names on every host, or none. Raises Conflict with the holder."""
+        holder = f"storkit (process {os.getpid()} on {socket.gethostname()})"
+        hosts: dict[str, list[Claim]] = {}
+        for wanted in holds:
+            hosts.setdefault(wanted.host, []).append(Claim(wanted.names, wanted.shared))
+        try:
+            for host in sorted(hosts):
+                self.connections.to(host).lock(hosts[host], holder, plan)
+        except StorkitError:
+            self.connections.unlock()
+            raise
+
+    def run(self, plan: Plan) -> dict[str, Any]:
+        """Run a plan whose names are held: step id to result.
+
+        Raises StepFailed; what was done stays, to be resumed or rolled back by the command in the hint.
+        """
+        if not plan.steps:
+            return {}
+        journal = self.journals.create(plan)
+        try:
+            return self._forward(journal)
+        finally:
+            journal.close()
+
+    def resume(self, plan: str) -> dict[str, Any]:
+        """Go on with a plan that was killed or failed, from the first step that is not done."""
+        with self._reopened(plan, "resumed") as journal:
+            return self._forward(journal)
+
+    def rollback(self, plan: str) -> list[str]:
+        """Undo what a plan did, last step first; what could not be undone, in a line each."""
+        with self._reopened(plan, "rolled back") as journal:
+            return self._backward(journal)
+
+    @contextmanager
+    def _reopened(self, plan: str, what: str) -> Iterator[Journal]:
+        record = self.journals.read(plan)
+        if record.end:
+            raise Unsafe(f"plan {plan} has been {record.end}; it cannot be {what}", "storkit plan list")
+        for name, url in record.plan.hosts.items():
+            if name not in self.connections.inventory.hosts:
+                self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, url))
+        self.hold(record.plan.holds, plan)
+        journal = self.journals.reopen(plan)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+    def _forward(self, journal: Journal) -> dict[str, Any]:
+        plan, record = journal.record.plan, journal.record
+        self._mark(plan)
+        self.reporter.begin(plan)
+        try:
+            for stage in plan.stages:
+                waiting = [step for step in stage if step.id not in record.done or step.id in record.undone]
+                failures = [error for error in _together(waiting, lambda step: self._step(journal, step)) if error]
+                if failures:
+                    step, error = failures[0]
+                    raise StepFailed(
+                        f"{step.title}: {error.message}",
+                        f"{error.hint + '; then: ' if error.hint else ''}"
+                        f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}",
+                        plan=plan.id,
+                        cause=error,
+                    )
+        finally:
+            self.reporter.end()
+        journal.end("completed")
+        self._unmark(plan)
+        return record.done
+
+    def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
+        verb, run = VERBS[step.verb], _Run(self, journal, step)
+        self.reporter.step(step, "start")
+        try:
+            with journal_lock:
+                known = step.id in journal.record.started and step.id not in journal.record.undone
+            before = journal.record.started[step.id] if known else verb.find(run, step)
+            with journal_lock:
+                journal.start(step.id, before)
+            result = verb.act(run, step)
+        except StorkitError as error:
+            with journal_lock:
+                if step.id in journal.record.started:
+                    journal.failed(step.id, error.to_json())
+            self.reporter.step(step, "failed", error.message)
+            return step, error
+        with journal_lock:
+            journal.done(step.id, result)
+        self.reporter.step(step, "done")
+        return None
+
+    def _backward(self, journal: Journal) -> list[str]:
+        plan, record = journal.record.plan, journal.record
+        problems: list[str] = []
+        self._mark(plan)
+        self.reporter.begin(plan)
+        try:
+            for stage in reversed(plan.stages):
+                for step in reversed(stage):
+                    if step.id not in record.started or step.id in record.undone:
+                        continue
+                    verb = VERBS[step.verb]
+                    if not verb.undoable:
+                        problems.append(f"{step.title}: nothing takes this back")
+                        self.reporter.step(step, "skipped")
+                        continue
+                    journal.undo(step.id)
+                    self.reporter.step(step, "undo")
+                    try:
+                        verb.undo(_Run(self, journal, step), step, record.started[step.id])
+                    except StorkitError as error:
+                        by_hand = verb.by_hand(step)
+                        hint = f"; by hand: {by_hand}" if by_hand else ""
+                        problems.append(f"{step.title}: {error.message}{hint}")
+                        self.reporter.step(step, "failed", error.message)
+                        if verb.barrier:
+                            raise StepFailed(
+                                f"{step.title} cannot be taken back: {error.message}",
+                                f"{by_hand}, or storkit plan resume {plan.id}",
+                                plan=plan.id,
+                                cause=error,
+                            ) from None
+                        continue
+                    journal.undone(step.id)
+                    self.reporter.step(step, "undone")
+        finally:
+            self.reporter.end()
+        journal.end("rolled back")
+        self._unmark(plan)
+        return problems
+
+    def _mark(self, plan: Plan) -> None:
+        for host, names in _marked(plan).items():
+            self.connections.to(host).mark(plan.id, names, plan.title, socket.gethostname())
+
+    def _unmark(self, plan: Plan) -> None:
+        for host in _marked(plan):
+            self.connections.to(host).unmark(plan.id)
+
+
+journal_lock = threading.Lock()
+"""Steps of one stage run in threads and write one journal."""
+
+
+def _marked(plan: Plan) -> dict[str, list[str]]:
+    hosts: dict[str, list[str]] = {}
+    for hold in plan.holds:
+        if not hold.shared:
+            hosts.setdefault(hold.host, []).extend(hold.names)
+    return hosts
+
+
+def _together(steps: list[Step], action: Any) -> list[Any]:
+    if len(steps) < 2:
+        return [action(step) for step in steps]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(steps), 16)) as pool:
+        return list(pool.map(action, steps))
+
+
+class _Run:
+    """A step's view of the engine (verbs.Run)."""
+
+    def __init__(self, engine: Engine, journal: Journal, step: Step) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._step = step
+
+    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
+        def progress(fraction: float, text: str) -> None:
+            self._engine.reporter.progress(self._step, fraction, text)
+
+        return self._engine.connections.to(host).call(target, verb, args, progress)
+
+    def result(self, step: str) -> Any:
+        return self._journal.record.done[step]
+
+    def same_machine(self, one: str, other: str) -> bool:
+        return self._engine.connections.same_machine(one, other)

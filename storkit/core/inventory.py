@@ -1,0 +1,284 @@
+"""The inventory: hosts, pools, transports and defaults, in a TOML file (docs/inventory.md).
+
+With no inventory there is one host, `local`, with one directory pool and the NBD transport in user space. A host URL
+(`local:DIR`, `ssh://user@host`) stands for a host wherever a host's name does, so that a first try needs no file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from storkit.core.codec import convert
+from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.model import check_name
+
+HOST_SCHEMES = "local, local:DIR or ssh://[USER@]HOST[:PORT]"
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """One host, as the inventory or a URL names it."""
+
+    name: str
+    url: str
+    address: str = ""
+    """The storage network's address of the host, for its servers; by default the host of an ssh URL."""
+    state: str = ""
+    """Where storkit keeps its state on that host; by default /var/lib/storkit."""
+
+    @property
+    def machine(self) -> str:
+        """Two hosts with the same machine reach each other's Unix sockets and files."""
+        if self.url.startswith("ssh:"):
+            parts = urlsplit(self.url)
+            return f"{parts.hostname}:{parts.port or 22}"
+        return "local"
+
+    @property
+    def reach(self) -> str:
+        """The address that other machines reach this one at; empty for a host that only this machine reaches."""
+        if self.address or not self.url.startswith("ssh:"):
+            return self.address
+        return urlsplit(self.url).hostname or ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """One pool: which technology (`type`), on which host, and the technology's own settings."""
+
+    name: str
+    host: str
+    type: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is taken when a command does not say."""
+
+    pool: str = "default"
+    transport: str = "nbd"
+    hypervisor: str = "qemu"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Everything the administrator has said about the hosts."""
+
+    hosts: dict[str, HostConfig]
+    pools: dict[str, PoolConfig]
+    transports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
+    path: Path | None = None
+    directory: Path = Path()
+    """Where guests/ and templates/ are."""
+
+    def host(self, name: str) -> HostConfig:
+        """The host of a name or a URL. Raises NotFound with the names there are."""
+        if name in self.hosts:
+            return self.hosts[name]
+        for host in self.hosts.values():
+            if host.url == name:
+                return host
+        if ":" in name:
+            problem = _url_problem(name)
+            if problem:
+                raise UsageError(f"{name!r} is not a host URL: {problem}", f"write {HOST_SCHEMES}")
+            return HostConfig(name, name)
+        raise NotFound(f"there is no host {name!r}", f"hosts: {', '.join(self.hosts)}; or write {HOST_SCHEMES}")
+
+    def pool(self, name: str) -> PoolConfig:
+        """The pool of a name. Raises NotFound with the names there are."""
+        if name in self.pools:
+            return self.pools[name]
+        raise NotFound(f"there is no pool {name!r}", f"pools: {', '.join(self.pools)}")
+
+    def with_host(self, config: HostConfig) -> Inventory:
+        """This inventory and one host more."""
+        return replace(self, hosts={**self.hosts, config.name: config})
+
+
+def config_directory() -> Path:
+    """Where the inventory and the guests are by default: /etc/storkit for root, else below $XDG_CONFIG_HOME."""
+    if os.geteuid() == 0 and "XDG_CONFIG_HOME" not in os.environ:
+        return Path("/etc/storkit")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "storkit"
+
+
+def state_directory() -> Path:
+    """Where this host's state is by default: /var/lib/storkit for root, else below $XDG_STATE_HOME."""
+    if os.geteuid() == 0 and "XDG_STATE_HOME" not in os.environ:
+        return Path("/var/lib/storkit")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "storkit"
+
+
+def load(path: Path | None = None) -> Inventory:
+    """The inventory in `path`, in $STORKIT_INVENTORY, in the default place, or the built-in one, in that order.
+
+    Raises UsageError or Problems with everything that is wrong in it, each with file and line or key.
+    """
+    if path is None and os.environ.get("STORKIT_INVENTORY"):
+        path = Path(os.environ["STORKIT_INVENTORY"])
+    if path is None:
+        path = config_directory() / "inventory.toml"
+        if not path.exists():
+            return built_in()
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"the inventory {path} cannot be read: {reason}", "name another with --inventory") from None
+    return parse(text, path)
+
+
+def built_in() -> Inventory:
+    """The inventory of a machine that has none."""
+    return Inventory(
+        hosts={"local": HostConfig("local", "local")},
+        pools={"default": PoolConfig("default", "local", "directory")},
+        directory=config_directory(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    url: str
+    address: str = ""
+    state: str = ""
+
+
+_SECTIONS = ("hosts", "pools", "transports", "hypervisors", "defaults")
+
+
+def parse(text: str, path: Path) -> Inventory:
+    """The inventory that `text` (TOML) describes; `path` is named in messages and anchors relative paths."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {error}", "see toml.io for the syntax") from None
+    where = str(path)
+    problems: list[StorkitError] = []
+    for key in data.keys() - set(_SECTIONS):
+        problems.append(UsageError(f"{where}: unknown section {key!r}", f"sections: {', '.join(_SECTIONS)}"))
+    tables: dict[str, dict[str, Any]] = {}
+    for section in _SECTIONS:
+        value = data.get(section, {})
+        if not isinstance(value, dict):
+            problems.append(UsageError(f"{where}: {section}: a table is wanted"))
+            value = {}
+        tables[section] = value
+    hosts = _hosts(tables["hosts"] or {"local": {"url": "local"}}, where, path.parent, problems)
+    pools = _pools(tables["pools"], hosts, where, problems)
+    for kind in ("transports", "hypervisors"):
+        _check_settings(kind, tables[kind], where, problems)
+    defaults = convert(Defaults, tables["defaults"], where, "defaults", problems) or Defaults()
+    if "pool" not in tables["defaults"] and len(pools) == 1:
+        defaults = replace(defaults, pool=next(iter(pools)))
+    if not pools and "pools" not in data:
+        first = next(iter(hosts))
+        pools = {"default": PoolConfig("default", first, "directory")}
+    elif pools and defaults.pool not in pools and "pool" in tables["defaults"]:
+        problems.append(
+            UsageError(f"{where}: defaults.pool: there is no pool {defaults.pool!r}", f"pools: {', '.join(pools)}")
+        )
+    raise_problems(problems)
+    return Inventory(
+        hosts,
+        pools,
+        tables["transports"],
+        tables["hypervisors"],
+        defaults,
+        path,
+        path.absolute().parent,
+    )
+
+
+def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[StorkitError]) -> dict[str, HostConfig]:
+    hosts: dict[str, HostConfig] = {}
+    for name, data in table.items():
+        _check(lambda name=name: check_name("host", name), where, f"hosts.{name}", problems)
+        host = convert(_Host, data, where, f"hosts.{name}", problems)
+        if not isinstance(host, _Host):
+            continue
+        url = host.url
+        if url.startswith("local:") and not url.startswith("local:/"):
+            url = f"local:{(base / url[6:]).absolute()}"
+        problem = _url_problem(url)
+        if problem:
+            problems.append(UsageError(f"{where}: hosts.{name}.url: {problem}", f"write {HOST_SCHEMES}"))
+        twin = next((other.name for other in hosts.values() if (other.url, other.state) == (url, host.state)), None)
+        if twin:
+            problems.append(UsageError(f"{where}: hosts.{name}: the same url as hosts.{twin}: they would be one host"))
+        hosts[name] = HostConfig(name, url, host.address, host.state)
+    return hosts
+
+
+def _pools(
+    table: dict[str, Any], hosts: dict[str, HostConfig], where: str, problems: list[StorkitError]
+) -> dict[str, PoolConfig]:
+    pools: dict[str, PoolConfig] = {}
+    for name, data in table.items():
+        key = f"pools.{name}"
+        _check(lambda name=name: check_name("pool", name), where, key, problems)
+        if not isinstance(data, dict):
+            problems.append(UsageError(f"{where}: {key}: a table is wanted"))
+            continue
+        settings = dict(data)
+        host, kind = settings.pop("host", None), settings.pop("type", "directory")
+        if host is None:
+            problems.append(UsageError(f"{where}: {key}: 'host' is missing", "say which host holds the pool"))
+        elif host not in hosts:
+            problems.append(UsageError(f"{where}: {key}.host: there is no host {host!r}", f"hosts: {', '.join(hosts)}"))
+        _check_backend("pool", kind, settings, where, key, problems)
+        pools[name] = PoolConfig(name, str(host), str(kind), settings)
+    return pools
+
+
+def _check_settings(kind: str, table: dict[str, Any], where: str, problems: list[StorkitError]) -> None:
+    for name, settings in table.items():
+        _check_backend(kind.removesuffix("s"), name, settings, where, f"{kind}.{name}", problems)
+
+
+def _check_backend(kind: str, name: Any, settings: Any, where: str, key: str, problems: list[StorkitError]) -> None:
+    from storkit.core import registry
+
+    try:
+        backend = getattr(registry, kind)(str(name))
+    except StorkitError as error:
+        problems.append(type(error)(f"{where}: {key}: {error.message}", error.hint))
+        return
+    convert(backend.Settings, settings, where, key, problems)
+
+
+def _check(action: Any, where: str, key: str, problems: list[StorkitError]) -> None:
+    try:
+        action()
+    except StorkitError as error:
+        problems.append(type(error)(f"{where}: {key}: {error.message}", error.hint))
+
+
+def _url_problem(url: str) -> str:
+    if any(not character.isprintable() or character.isspace() for character in url):
+        return "it has a space or a control character"
+    if url == "local":
+        return ""
+    if url.startswith("local:"):
+        return "" if url.startswith("local:/") else "the directory must be an absolute path"
+    if not url.startswith("ssh://"):
+        return f"{url!r} has no known scheme"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return str(error)
+    if not parts.hostname or parts.hostname.startswith("-") or (parts.username or "").startswith("-"):
+        return "it names no host"
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.password or port == 0:
+        return "only user, host and port belong into it"
+    return ""

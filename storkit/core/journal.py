@@ -1,0 +1,192 @@
+"""The journal: what a plan is about to do, before it is done; what it did, after.
+
+One file a plan, `plans/ID.jsonl` below the coordinator's state directory, a JSON object a line, each line on the disk
+(fsync) before the next thing happens:
+
+    {"plan": {...}}                     the whole plan
+    {"start": "2.1", "before": ...}     a step is about to run; what its `find` saw
+    {"done": "2.1", "result": ...}      it has ended well
+    {"failed": "2.1", "error": {...}}   it has failed
+    {"undo": "2.1"} {"undone": "2.1"}   the same for rollback
+    {"end": "completed"}                or "rolled back": nothing is left to do
+
+A kill can cut the last line short: a last line without its newline was never written. Damage anywhere else is Unsafe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storkit.core import codec
+from storkit.core.errors import NotFound, Unsafe
+from storkit.core.plan import Plan
+from storkit.system import files
+
+KEPT = 50
+"""How many ended plans are kept for `plan list`."""
+
+
+@dataclass
+class Record:
+    """What a journal says of a plan."""
+
+    plan: Plan
+    started: dict[str, Any] = field(default_factory=dict)
+    """Step id to what `find` saw before the step first ran."""
+    done: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, Any] = field(default_factory=dict)
+    undone: set[str] = field(default_factory=set)
+    end: str = ""
+
+    def start(self, step: str, before: Any) -> None:
+        """A step starts: for the first time, again after a kill, or anew after it was undone."""
+        if step in self.undone:
+            self.undone.discard(step)
+            self.started.pop(step, None)
+            self.done.pop(step, None)
+        self.started.setdefault(step, before)
+        self.failed.pop(step, None)
+
+    @property
+    def status(self) -> str:
+        if self.end:
+            return self.end
+        if self.undone:
+            return "rolling back"
+        return "failed" if self.failed else "interrupted"
+
+
+class Journal:
+    """The open journal of one plan."""
+
+    def __init__(self, path: Path, record: Record) -> None:
+        self.path = path
+        self.record = record
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def start(self, step: str, before: Any) -> None:
+        self.record.start(step, before)
+        self._append({"start": step, "before": before})
+
+    def done(self, step: str, result: Any) -> None:
+        self.record.done[step] = result
+        self._append({"done": step, "result": result})
+
+    def failed(self, step: str, error: dict[str, Any]) -> None:
+        self.record.failed[step] = error
+        self._append({"failed": step, "error": error})
+
+    def undo(self, step: str) -> None:
+        self._append({"undo": step})
+
+    def undone(self, step: str) -> None:
+        self.record.undone.add(step)
+        self._append({"undone": step})
+
+    def end(self, how: str) -> None:
+        self.record.end = how
+        self._append({"end": how})
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        os.write(self._descriptor, json.dumps(entry).encode() + b"\n")
+        os.fsync(self._descriptor)
+
+
+class Journals:
+    """The plans of one coordinator."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def create(self, plan: Plan) -> Journal:
+        """A new journal, durable with its plan."""
+        files.make_private(self.directory)
+        self._prune()
+        path = self._path(plan.id)
+        files.write_atomic(path, json.dumps({"plan": codec.dump(plan)}) + "\n")
+        return Journal(path, Record(plan))
+
+    def reopen(self, plan: str) -> Journal:
+        """The journal of an earlier plan, to go on with. Raises NotFound; Unsafe if it is damaged."""
+        record = self.read(plan)
+        path = self._path(plan)
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):
+            os.truncate(path, whole.rfind(b"\n") + 1)
+        return Journal(path, record)
+
+    def read(self, plan: str) -> Record:
+        """What the journal of a plan says."""
+        path = self._path(plan)
+        try:
+            text = path.read_text()
+        except (FileNotFoundError, OSError):
+            known = ", ".join(sorted(self.ids())[-3:]) or "none"
+            raise NotFound(f"there is no plan {plan!r} on this host", f"storkit plan list; the last: {known}") from None
+        *lines, _cut_short = text.split("\n")
+        record: Record | None = None
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if record is None:
+                    record = Record(codec.load(Plan, entry["plan"], str(path)))
+                else:
+                    _apply(record, entry)
+            except Exception as error:
+                raise Unsafe(
+                    f"the journal {path} is damaged at line {number}: {error}",
+                    "compare it with `storkit status`; then move it away and mend by hand or by `storkit migrate cleanup`",
+                ) from error
+        if record is None:
+            raise Unsafe(f"the journal {path} is empty", "nothing was begun: remove the file")
+        return record
+
+    def ids(self) -> list[str]:
+        """The plans there are, oldest first."""
+        return sorted(path.stem for path in self.directory.glob("*.jsonl"))
+
+    def _path(self, plan: str) -> Path:
+        if "/" in plan or plan.startswith("."):
+            raise NotFound(f"there is no plan {plan!r}", "storkit plan list")
+        return self.directory / f"{plan}.jsonl"
+
+    def _prune(self) -> None:
+        ids = self.ids()
+        for plan in ids[: max(0, len(ids) - KEPT)]:
+            path = self._path(plan)
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 64))
+                ended = b'{"end": ' in file.read()
+            if ended:
+                path.unlink()
+
+
+def new_id() -> str:
+    """A plan's id: its time in UTC, and four hex digits that keep two of one second apart."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + os.urandom(2).hex()
+
+
+def _apply(record: Record, entry: dict[str, Any]) -> None:
+    match entry:
+        case {"start": step, "before": before}:
+            record.start(step, before)
+        case {"done": step, "result": result}:
+            record.done[step] = result
+        case {"failed": step, "error": error}:
+            record.failed[step] = error
+        case {"undo": _}:
+            pass
+        case {"undone": step}:
+            record.undone.add(step)
+        case {"end": how}:
+            record.end = how
+        case _:
+            raise ValueError(f"unknown entry {sorted(entry)}")

@@ -1,0 +1,395 @@
+"""The verbs of plans: how each looks before it acts (`find`), acts, and takes itself back (`undo`).
+
+Idempotence, resume, rollback and dry run are the engine's, written once; a verb only says what it saw and how to restore
+that. `find` may change nothing. `undo` restores what `find` saw, and is itself idempotent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from storkit.core import codec
+from storkit.core.backend import Client
+from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe
+from storkit.core.model import Evidence, GuestState, Volume
+from storkit.core.plan import Step
+
+
+class Run(Protocol):
+    """What a verb may use of the engine."""
+
+    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
+        """Carry out a backend's verb on a host (JSON values in and out)."""
+
+    def result(self, step: str) -> Any:
+        """The result of an earlier step of the plan."""
+
+    def same_machine(self, one: str, other: str) -> bool:
+        """Whether two hosts share Unix sockets."""
+
+
+class Verb:
+    """The default: call the backend's verb of the same name with the step's arguments."""
+
+    undoable: ClassVar[bool] = True
+    """False: said in the plan before anything runs."""
+    barrier: ClassVar[bool] = False
+    """True: if the undo fails, nothing before it is undone, since that would break what still stands on it."""
+
+    def find(self, run: Run, step: Step) -> Any:
+        """What is there before the step acts, as much as `undo` needs."""
+        return None
+
+    def act(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, step.verb, **step.args)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        """Restore `before`."""
+
+    def by_hand(self, step: Step) -> str:
+        """The command to type if the undo fails."""
+        return ""
+
+
+def _names(step: Step) -> list[str]:
+    return [volume["name"] for volume in step.args["volumes"]]
+
+
+def _uuids(step: Step) -> list[str]:
+    return [volume["uuid"] for volume in step.args["volumes"]]
+
+
+class Make(Verb):
+    """create, clone, snapshot: undone by deleting the volumes that this plan made, known by their UUIDs."""
+
+    def find(self, run: Run, step: Step) -> Any:
+        there = run.call(step.host, step.target, "find", names=_names(step))
+        return [volume["uuid"] for volume in there]
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        made = [volume for volume in step.args["volumes"] if volume["uuid"] not in before]
+        there = {volume["uuid"] for volume in run.call(step.host, step.target, "find", names=_names(step))}
+        run.call(step.host, step.target, "delete", volumes=[v for v in made if v["uuid"] in there])
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit volume delete {' '.join(_names(step))}"
+
+
+class Relabel(Verb):
+    def find(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, "find", names=_names(step))
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        run.call(step.host, step.target, "relabel", volumes=before)
+
+
+class Final(Verb):
+    """delete, resize: nothing brings the bytes back."""
+
+    undoable = False
+
+
+class Fill(Verb):
+    """Undone by deleting the volume, which the step that made it does."""
+
+
+class Export(Verb):
+    """export, unexport: who had an export before, and who could write."""
+
+    def find(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
+
+    def act(self, run: Run, step: Step) -> Any:
+        if step.verb == "unexport":
+            return super().act(run, step)
+        clients = [client(run, step.host, name) for name in step.args["clients"]]
+        return run.call(step.host, step.target, "export", volumes=step.args["volumes"], clients=clients)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        for volume in step.args["volumes"]:
+            had = {export["client"]: export for export in before if export["uuid"] == volume["uuid"]}
+            for name in step.args["clients"]:
+                if name not in had:
+                    run.call(step.host, step.target, "unexport", volumes=[volume], clients=[name])
+                else:
+                    clients = [client(run, step.host, name)]
+                    run.call(step.host, step.target, "export", volumes=[volume], clients=clients)
+            writers = sorted(name for name, export in had.items() if export["writable"])
+            if step.verb == "unexport" and writers:
+                run.call(step.host, step.target, "set_writers", volumes=[volume], hosts=writers)
+
+    def by_hand(self, step: Step) -> str:
+        return "; ".join(f"storkit detach {name} --on {c}" for name in _names(step) for c in step.args["clients"])
+
+
+class SetWriters(Verb):
+    def find(self, run: Run, step: Step) -> Any:
+        exports = run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
+        return {
+            uuid: sorted(export["client"] for export in exports if export["uuid"] == uuid and export["writable"])
+            for uuid in _uuids(step)
+        }
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        for volume in step.args["volumes"]:
+            exports = run.call(step.host, step.target, "find_exports", volumes=[volume["uuid"]])
+            if exports or before[volume["uuid"]]:
+                run.call(step.host, step.target, "set_writers", volumes=[volume], hosts=before[volume["uuid"]])
+
+
+class Attach(Verb):
+    """attach, detach. The offer, with its credential, is fetched from the home host when it is needed, and never kept."""
+
+    def find(self, run: Run, step: Step) -> Any:
+        found = run.call(step.host, step.target, "find_attachments", volumes=_uuids(step))
+        return [attachment["uuid"] for attachment in found]
+
+    def act(self, run: Run, step: Step) -> Any:
+        return self._attach(run, step, step.args["volumes"]) if step.verb == "attach" else self._detach(run, step)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        had = [volume for volume in step.args["volumes"] if volume["uuid"] in before]
+        had_not = [volume for volume in step.args["volumes"] if volume["uuid"] not in before]
+        if had and step.verb == "detach":
+            self._attach(run, step, had)
+        if had_not:
+            run.call(step.host, step.target, "detach", volumes=had_not)
+
+    def _attach(self, run: Run, step: Step, volumes: list[Any]) -> Any:
+        offers = run.call(step.source, step.target, "offers", volumes=volumes, client=step.host)
+        return run.call(step.host, step.target, "attach", offers=offers)
+
+    def _detach(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, "detach", volumes=step.args["volumes"])
+
+    def by_hand(self, step: Step) -> str:
+        return "; ".join(f"storkit detach {name} --on {step.host}" for name in _names(step))
+
+
+class Prove(Verb):
+    """Evidence from every host in `hosts`, compared. The result is what was compared, for people and scripts."""
+
+    ROUNDS = 5
+    """A guest that writes can change a block between two readings: differing blocks are read again, this often."""
+
+    def act(self, run: Run, step: Step) -> Any:
+        proofs = []
+        for volume in step.args["volumes"]:
+            offsets: list[int] | None = None
+            differing: list[str] = []
+            for _ in range(self.ROUNDS):
+                seen = [
+                    codec.load(
+                        list[Evidence], run.call(host, step.target, "evidence", volumes=[volume], offsets=offsets)
+                    )[0]
+                    for host in step.args["hosts"]
+                ]
+                same_disk(volume["name"], seen)
+                if offsets is None:
+                    checked = len(seen[0].blocks)
+                differing = [
+                    at
+                    for at, digest in seen[0].blocks.items()
+                    if any(other.blocks.get(at) != digest for other in seen[1:])
+                ]
+                if not differing:
+                    break
+                offsets = [int(at) for at in differing]
+            if differing:
+                raise Unsafe(
+                    f"{' and '.join(step.args['hosts'])} read different bytes of volume {volume['name']} "
+                    f"at {len(differing)} of {checked} places",
+                    f"they do not see one disk: storkit verify {volume['name']}",
+                )
+            proofs.append(
+                {
+                    "volume": volume["name"],
+                    "uuid": volume["uuid"],
+                    "hosts": step.args["hosts"],
+                    "identity": seen[0].identity,
+                    "size": seen[0].size,
+                    "blocks": checked,
+                }
+            )
+        return proofs
+
+
+def same_disk(volume: str, seen: list[Evidence]) -> None:
+    """Raise Unsafe unless all evidence states one identity and one size."""
+    first = seen[0]
+    for other in seen[1:]:
+        for what, one, two in (("identity", first.identity, other.identity), ("size", first.size, other.size)):
+            if one != two:
+                raise Unsafe(
+                    f"volume {volume}: {first.host} sees {what} {one}, {other.host} sees {two}: two different disks",
+                    f"storkit detach {volume} --on {other.host}, then attach it again",
+                )
+
+
+class Define(Verb):
+    """define, undefine: the guest's configuration on a host, rendered from its attachments there."""
+
+    def find(self, run: Run, step: Step) -> Any:
+        name = step.args["name"] if step.verb == "undefine" else step.args["guest"]["name"]
+        return run.call(step.host, step.target, "find", guests=[name])
+
+    def act(self, run: Run, step: Step) -> Any:
+        if step.verb == "undefine":
+            return run.call(step.host, step.target, "undefine", name=step.args["name"])
+        found = run.call(step.host, step.args["transport"], "find_attachments", volumes=_uuids(step))
+        sources = {attachment["uuid"]: attachment["source"] for attachment in found}
+        gone = [volume["name"] for volume in step.args["volumes"] if volume["uuid"] not in sources]
+        if gone:
+            raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
+        disks = [sources[uuid] for uuid in _uuids(step)]
+        return run.call(
+            step.host, step.target, "define", guest=step.args["guest"], disks=disks, machine=step.args["machine"]
+        )
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        if step.verb == "define" and not before:
+            run.call(step.host, step.target, "undefine", name=step.args["guest"]["name"])
+
+
+class Start(Verb):
+    def find(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, "find", guests=[step.args["name"]])
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        ran = any(state["status"] in ("running", "paused") for state in before)
+        if not ran:
+            run.call(step.host, step.target, "stop", name=step.args["name"], force=True)
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit guest stop {step.args['name']} --force"
+
+
+class Stop(Verb):
+    """A stopped guest starts again by `guest start`, not by rollback: what it was doing is gone."""
+
+    undoable = False
+
+
+class Receive(Verb):
+    """The destination's waiting process. Undone by ending it, unless the guest runs there."""
+
+    def act(self, run: Run, step: Step) -> Any:
+        same = run.same_machine(step.host, step.source)
+        return run.call(step.host, step.target, "receive", name=step.args["name"], same_machine=same)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        run.call(step.host, step.target, "retire", name=step.args["name"])
+
+
+class Send(Verb):
+    """The live migration itself, from `host` to `source`. Undone by migrating back.
+
+    A barrier: while the guest runs at the destination, its disk must not be taken away from there.
+    """
+
+    barrier = True
+
+    def act(self, run: Run, step: Step) -> Any:
+        uri = run.result(step.args["receive"])
+        return run.call(step.host, step.target, "send", name=step.args["name"], uri=uri)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        name, origin, destination = step.args["name"], step.host, step.source
+        there = guest_on(run, destination, step.target, name)
+        here = guest_on(run, origin, step.target, name)
+        if there != "running":
+            if here == "migrated":
+                # The guest's state has left the source and has not come to life at the destination.
+                raise Unsafe(
+                    f"guest {name} is {there} on {destination} and {here} on {origin}",
+                    f"storkit plan resume, or storkit guest stop {name} --force and start it again",
+                )
+            return
+        if here in ("running", "paused"):
+            raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
+        run.call(origin, step.target, "retire", name=name)
+        same = run.same_machine(origin, destination)
+        uri = run.call(origin, step.target, "receive", name=name, same_machine=same)
+        run.call(destination, step.target, "send", name=name, uri=uri)
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit migrate cleanup {step.args['name']}"
+
+
+class Confirm(Verb):
+    """The guest runs on `host` and on none of `others`; nothing that follows happens otherwise."""
+
+    def act(self, run: Run, step: Step) -> Any:
+        name = step.args["name"]
+        here = guest_on(run, step.host, step.target, name)
+        if here not in ("running", "paused"):
+            raise Unsafe(
+                f"guest {name} is {here} on {step.host}, where it should run", f"storkit migrate status {name}"
+            )
+        for other in step.args["others"]:
+            there = guest_on(run, other, step.target, name)
+            if there in ("running", "unknown") or (there == "paused" and here == "running"):
+                raise Unsafe(
+                    f"guest {name} is {there} on {other} while it runs on {step.host}",
+                    f"storkit migrate status {name}; stop one of them by hand",
+                )
+        return {"running": step.host}
+
+
+def guest_on(run: Run, host: str, target: str, name: str) -> str:
+    """The status of a guest on a host, `stopped` if it is not known there; `unknown` if the host is silent."""
+    try:
+        states = codec.load(list[GuestState], run.call(host, target, "find", guests=[name]))
+    except HostUnreachable:
+        return "unknown"
+    return states[0].status if states else "stopped"
+
+
+class Fence(Verb):
+    """fence, unfence: each undoes the other."""
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        other = "unfence" if step.verb == "fence" else "fence"
+        run.call(step.host, step.target, other, client=step.args["client"])
+
+
+def client(run: Run, home: str, name: str) -> Any:
+    """The Client record, as JSON, of host `name` for servers of host `home`."""
+    return codec.dump(Client(name, run.same_machine(home, name)))
+
+
+VERBS: dict[str, Verb] = {
+    "create": Make(),
+    "clone": Make(),
+    "snapshot": Make(),
+    "fill": Fill(),
+    "relabel": Relabel(),
+    "resize": Final(),
+    "delete": Final(),
+    "export": Export(),
+    "unexport": Export(),
+    "set_writers": SetWriters(),
+    "attach": Attach(),
+    "detach": Attach(),
+    "prove": Prove(),
+    "define": Define(),
+    "undefine": Define(),
+    "start": Start(),
+    "stop": Stop(),
+    "receive": Receive(),
+    "send": Send(),
+    "confirm": Confirm(),
+    "retire": Verb(),
+    "fence": Fence(),
+    "unfence": Fence(),
+}
+
+
+def volume_args(volumes: list[Volume]) -> Any:
+    """Volumes as a step's argument."""
+    return codec.dump(volumes)
+
+
+def explain(error: StorkitError) -> str:
+    """An error as one line."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -1,0 +1,126 @@
+"""`storkit agent`: carries out verbs for a coordinator, one JSON object a line on stdin and stdout.
+
+    <- {"hello": 1, "version": "0.1.0", "setup": {...}}
+    -> {"hello": 1, "version": "0.1.0", "pid": 4711}
+    <- {"id": 1, "do": "call", "target": "pool:default", "verb": "find", "args": {}}
+    -> {"id": 1, "progress": 0.5, "text": "copying"}
+    -> {"id": 1, "result": [...]}     or     {"id": 1, "error": {"kind": "conflict", "message": "...", "hint": "..."}}
+
+Requests run at the same time, each in a thread. It takes typed verbs with checked arguments and no commands, so an
+`authorized_keys` line can pin a key to it with `command="storkit agent"`. When its input ends it lets the verbs under
+way end, and exits; its locks go with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import Any, TextIO
+
+import storkit
+from storkit.core import codec
+from storkit.core.errors import StorkitError, UsageError
+from storkit.hosts.guard import Claim, Guard
+from storkit.hosts.site import Performer, Setup, site
+
+PROTOCOL = 1
+
+
+def hello() -> dict[str, Any]:
+    """The first line of either side."""
+    return {"hello": PROTOCOL, "version": storkit.__version__}
+
+
+class Agent:
+    """One connection to a coordinator."""
+
+    def __init__(self, performer: Performer, output: TextIO) -> None:
+        self._performer = performer
+        self._guard = Guard(performer.site)
+        self._held: list[Any] = []
+        self._output = output
+        self._writing = threading.Lock()
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Carry out one request and write its result or error."""
+        number = request.get("id")
+        try:
+            result = self._do(request)
+        except StorkitError as error:
+            self._write({"id": number, "error": error.to_json()})
+        except Exception as error:
+            import traceback
+
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            bug = StorkitError(f"a bug in storkit: {text}", "please report it")
+            self._write({"id": number, "error": bug.to_json()})
+        else:
+            self._write({"id": number, "result": result})
+
+    def _do(self, request: dict[str, Any]) -> Any:
+        do = request.get("do")
+        if do == "call":
+            number = request.get("id")
+
+            def progress(fraction: float, text: str) -> None:
+                self._write({"id": number, "progress": fraction, "text": text})
+
+            return self._performer.perform(request["target"], request["verb"], request["args"], progress)
+        if do == "lock":
+            claims = codec.load(list[Claim], request["claims"], "lock")
+            self._held += self._guard.lock(claims, request["holder"], request.get("plan", ""))
+            return None
+        if do == "unlock":
+            while self._held:
+                self._held.pop().release()
+            return None
+        if do == "mark":
+            return self._guard.mark(request["plan"], request["names"], request["title"], request["coordinator"])
+        if do == "unmark":
+            return self._guard.unmark(request["plan"])
+        if do == "facts":
+            from storkit.hosts.facts import gather
+
+            return gather(self._performer)
+        raise UsageError(f"there is no request {do!r}")
+
+    def _write(self, message: dict[str, Any]) -> None:
+        line = json.dumps(message)
+        with self._writing:
+            self._output.write(line + "\n")
+            self._output.flush()
+
+
+def serve(source: TextIO = sys.stdin, output: TextIO | None = None) -> int:
+    """Serve one coordinator until its end closes; the exit status."""
+    if output is None:
+        # What a library prints by mistake must not break the protocol.
+        output = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+    try:
+        first = json.loads(source.readline() or "null")
+        if not isinstance(first, dict) or first.get("hello") != PROTOCOL:
+            raise UsageError(
+                f"the other side does not speak version {PROTOCOL} of the agent's protocol",
+                "install the same version of storkit on both hosts",
+            )
+        given = codec.load(Setup, first.get("setup"), "setup")
+        agent = Agent(Performer(given, site(given, separate=False)), output)
+    except (ValueError, StorkitError) as error:
+        problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
+        output.write(json.dumps({"error": problem.to_json()}) + "\n")
+        output.flush()
+        return 2
+    output.write(json.dumps({**hello(), "pid": os.getpid()}) + "\n")
+    output.flush()
+    threads: list[threading.Thread] = []
+    for line in source:
+        thread = threading.Thread(target=agent.answer, args=(json.loads(line),))
+        thread.start()
+        threads = [other for other in threads if other.is_alive()] + [thread]
+    for thread in threads:
+        thread.join()
+    return 0

@@ -1,0 +1,123 @@
+"""A host as the coordinator sees it: verbs are called on it, names are locked on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from storkit.core.inventory import HostConfig, Inventory
+from storkit.hosts.guard import Claim, Guard
+
+Progress = Callable[[float, str], None]
+
+
+class Connection(ABC):
+    """One host for the length of one command."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        """Carry out a verb there (hosts.site.Performer.perform); safe to call from several threads at once.
+
+        Raises what the verb raises; HostUnreachable if the connection is lost, after which nothing is known of what
+        the verb did.
+        """
+
+    @abstractmethod
+    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> None:
+        """As Guard.lock; held until `close`, or until this process dies."""
+
+    @abstractmethod
+    def unlock(self) -> None:
+        """Let go of every lock."""
+
+    @abstractmethod
+    def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
+        """As Guard.mark."""
+
+    @abstractmethod
+    def unmark(self, plan: str) -> None:
+        """As Guard.unmark."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What the machine is: versions, clock, tools that its backends miss. For `host check`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the connection."""
+
+
+class LocalConnection(Connection):
+    """This machine, or a directory of it that stands for a host: verbs run in this process."""
+
+    def __init__(self, config: HostConfig, inventory: Inventory) -> None:
+        super().__init__(config)
+        from storkit.hosts.site import Performer, setup, site
+
+        given = setup(inventory, config)
+        self._performer = Performer(given, site(given, separate=config.url != "local"))
+        self._guard = Guard(self._performer.site)
+        self._held: list[Any] = []
+
+    def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        return self._performer.perform(target, verb, args, progress)
+
+    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> None:
+        self._held += self._guard.lock(claims, holder, plan)
+
+    def unlock(self) -> None:
+        while self._held:
+            self._held.pop().release()
+
+    def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
+        self._guard.mark(plan, names, title, coordinator)
+
+    def unmark(self, plan: str) -> None:
+        self._guard.unmark(plan)
+
+    def facts(self) -> dict[str, Any]:
+        from storkit.hosts.facts import gather
+
+        return gather(self._performer)
+
+    def close(self) -> None:
+        self.unlock()
+
+
+class Connections:
+    """The connections of one command, each opened when it is first needed."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self._open: dict[str, Connection] = {}
+
+    def to(self, name: str) -> Connection:
+        """The connection to a host, by the inventory's name or by URL."""
+        if name not in self._open:
+            config = self.inventory.host(name)
+            if config.name not in self._open:
+                if config.machine == "local":
+                    self._open[config.name] = LocalConnection(config, self.inventory)
+                else:
+                    from storkit.hosts.ssh import SshConnection
+
+                    self._open[config.name] = SshConnection(config, self.inventory)
+            self._open[name] = self._open[config.name]
+        return self._open[name]
+
+    def same_machine(self, one: str, other: str) -> bool:
+        """Whether two hosts share files and Unix sockets."""
+        return self.inventory.host(one).machine == self.inventory.host(other).machine
+
+    def unlock(self) -> None:
+        for connection in set(self._open.values()):
+            connection.unlock()
+
+    def close(self) -> None:
+        for connection in set(self._open.values()):
+            connection.close()
+        self._open.clear()

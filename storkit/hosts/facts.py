@@ -1,0 +1,62 @@
+"""What `host check` reports of a machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import storkit
+from storkit.core import registry
+from storkit.core.backend import Backend, Hypervisor, Transport
+from storkit.hosts.site import Performer
+from storkit.system.run import which
+
+
+def gather(performer: Performer) -> dict[str, Any]:
+    """Versions, clock, and what the backends in use on this host want and do not find.
+
+    `clock` is seconds since the epoch; `missing` lists backend, program or module, and the package that has it.
+    """
+    setup = performer.setup
+    in_use: dict[str, type[Backend]] = {}
+    for pool in setup.pools.values():
+        in_use[pool.type] = registry.pool(pool.type)
+    for name in registry.names(Transport):  # type: ignore[type-abstract]
+        in_use.setdefault(name, registry.transport(name))
+    for name in registry.names(Hypervisor):  # type: ignore[type-abstract]
+        in_use.setdefault(name, registry.hypervisor(name))
+    missing = [
+        {"backend": name, "needs": tool, "package": package}
+        for name, backend in sorted(in_use.items())
+        for tool, package in backend.needs.tools.items()
+        if which(tool) is None
+    ]
+    missing += [
+        {"backend": name, "needs": f"kernel module {module}", "package": ""}
+        for name, backend in sorted(in_use.items())
+        for module in backend.needs.modules
+        if not _has_module(module)
+    ]
+    return {
+        "version": storkit.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "clock": time.time(),
+        "root": os.geteuid() == 0,
+        "state": str(performer.site.state),
+        "missing": missing,
+    }
+
+
+def _has_module(name: str) -> bool:
+    if Path("/sys/module", name.replace("-", "_")).exists():
+        return True
+    directory = Path("/lib/modules", platform.release())
+    for index in ("modules.dep", "modules.builtin"):
+        path = directory / index
+        if path.exists() and f"/{name}.ko" in path.read_text():
+            return True
+    return False

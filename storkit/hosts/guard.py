@@ -1,0 +1,79 @@
+"""What keeps two coordinators off one volume: locks that die with their holder, and marks of unfinished plans.
+
+Both are held on the volume's home host. A lock (flock) excludes commands that run at the same time. A mark is a file
+that outlives a killed command: until its plan is resumed or rolled back, no other command may change its volumes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict
+from storkit.system import files, locks
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a command wants for itself on one host."""
+
+    names: list[str]
+    """Lock names: volume UUIDs, `guest:NAME`."""
+    shared: bool = False
+    """True: only keep others from changing it, as for the source of a clone."""
+
+
+class Guard:
+    """The locks and marks of one host."""
+
+    def __init__(self, site: Site) -> None:
+        self._locks = files.make_private(site.run / "locks")
+        self._marks = files.make_private(site.state / "pending")
+
+    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> list[locks.Lock]:
+        """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
+
+        Raises Conflict with the holder, or with the command that ends the unfinished plan.
+        """
+        taken: list[locks.Lock] = []
+        try:
+            for claim in claims:
+                for name in sorted(claim.names):
+                    path = self._locks / f"{_file_name(name)}.lock"
+                    taken.append(locks.acquire(path, name, shared=claim.shared, holder=holder))
+            wanted = {name for claim in claims for name in claim.names}
+            for mark in self.marks():
+                if mark["plan"] != plan and wanted & set(mark["names"]):
+                    name = mark["plan"]
+                    raise Conflict(
+                        f"plan {name} ({mark['title']}) was begun on {mark['coordinator']} and has not ended",
+                        f"storkit plan resume {name}, or storkit plan rollback {name}",
+                    )
+        except BaseException:
+            for lock in taken:
+                lock.release()
+            raise
+        return taken
+
+    def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
+        """Say, durably, that `plan` is under way for these names."""
+        record = {"plan": plan, "names": names, "title": title, "coordinator": coordinator}
+        files.write_atomic(self._path(plan), json.dumps(record))
+
+    def unmark(self, plan: str) -> None:
+        """The plan has ended, or was rolled back."""
+        self._path(plan).unlink(missing_ok=True)
+
+    def marks(self) -> list[dict[str, Any]]:
+        """The marks of unfinished plans."""
+        return [files.read_json(path, "the mark") for path in sorted(self._marks.glob("*.json"))]
+
+    def _path(self, plan: str) -> Path:
+        return self._marks / f"{_file_name(plan)}.json"
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "%").replace(":", "-")

@@ -1,0 +1,167 @@
+"""What a host is made of: its directories, its backends' settings, and the one way a verb is carried out on it.
+
+The coordinator uses it in process for local hosts, and `storkit agent` for its machine: the same code runs in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from storkit.core import codec, registry
+from storkit.core.backend import Backend, Site
+from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.inventory import HostConfig, Inventory, state_directory
+from storkit.system.files import make_private
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """A pool's technology and its settings."""
+
+    type: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that a host must be told before it can work: sent once in the agent's hello."""
+
+    host: str
+    address: str = ""
+    state: str = ""
+    pools: dict[str, PoolSettings] = field(default_factory=dict)
+    transports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def setup(inventory: Inventory, config: HostConfig) -> Setup:
+    """What `config` must be told of the inventory."""
+    state = config.url.removeprefix("local:") if config.url.startswith("local:") else config.state
+    pools = {
+        pool.name: PoolSettings(pool.type, pool.settings)
+        for pool in inventory.pools.values()
+        if pool.host == config.name
+    }
+    templates = inventory.directory / "templates"
+    hypervisors = dict(inventory.hypervisors)
+    if templates.is_dir() and config.machine == "local":
+        hypervisors["templates"] = {"directory": str(templates)}
+    return Setup(config.name, config.reach, state, pools, inventory.transports, hypervisors)
+
+
+def site(given: Setup, *, separate: bool) -> Site:
+    """The directories of a host, made if they are missing. `separate`: everything lies below its state directory,
+    so that one machine can stand for several hosts."""
+    state = Path(given.state).absolute() if given.state else state_directory()
+    if separate or given.state or os.geteuid() != 0:
+        run, dev = _runtime(state), state / "dev"
+    else:
+        run, dev = Path("/run/storkit"), Path("/dev/storkit")
+    try:
+        for directory in (state, run, dev):
+            make_private(directory)
+    except OSError as error:
+        raise UsageError(
+            f"host {given.host}: {error.filename} cannot be made: {error.strerror}",
+            "name another directory, or run storkit as a user who may write there",
+        ) from error
+    return Site(given.host, state, run, dev, given.address)
+
+
+def _runtime(state: Path) -> Path:
+    """The run directory below a state directory, or a short stand-in for it where sockets would not fit (unix(7))."""
+    run = state / "run"
+    if len(os.fsencode(run)) <= 70:
+        return run
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/storkit-{os.geteuid()}")
+    make_private(base)
+    if base.stat().st_uid != os.geteuid():
+        raise UsageError(f"{base} belongs to someone else", "set XDG_RUNTIME_DIR to a directory of your own")
+    return base / ("storkit-" + hashlib.sha256(os.fsencode(state)).hexdigest()[:12])
+
+
+class Performer:
+    """Carries out verbs on one host."""
+
+    def __init__(self, given: Setup, place: Site) -> None:
+        self.setup = given
+        self.site = place
+
+    def backend(self, target: str, place: Site | None = None) -> Backend:
+        """The backend that `pool:NAME`, `transport:NAME` or `hypervisor:NAME` stands for on this host."""
+        kind, _, name = target.partition(":")
+        place = place or self.site
+        if kind == "pool":
+            if name not in self.setup.pools:
+                raise UsageError(f"host {self.setup.host} has no pool {name!r}", "check the inventory")
+            given = self.setup.pools[name]
+            cls = registry.pool(given.type)
+            return cls(place, self._settings(cls, given.settings, target), name)
+        if kind == "transport":
+            transport = registry.transport(name)
+            return transport(place, self._settings(transport, self.setup.transports.get(name, {}), target))
+        if kind == "hypervisor":
+            hypervisor = registry.hypervisor(name)
+            return hypervisor(place, self._settings(hypervisor, self.setup.hypervisors.get(name, {}), target))
+        raise UsageError(f"there is no backend {target!r}")
+
+    def perform(self, target: str, verb: str, args: dict[str, Any], progress: Any = None) -> Any:
+        """Carry out one verb; arguments and result are JSON values.
+
+        Only public methods of backends and of images.py can be called, with arguments of the declared types.
+        """
+        place = replace(self.site, progress=progress) if progress else self.site
+        method: Any
+        if target == "images":
+            from storkit import images
+
+            if verb not in images.VERBS:
+                raise UsageError(f"there is no verb {verb!r} of {target}")
+            method = getattr(images, verb)
+            values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
+        else:
+            backend = self.backend(target, place)
+            method = getattr(backend, verb, None)
+            if verb.startswith("_") or not inspect.ismethod(method):
+                raise UsageError(f"there is no verb {verb!r} of {target}")
+            values = bind(method, args, f"{target}.{verb}")
+        try:
+            result = method(**values)
+        except OSError as error:
+            from storkit.system.files import explain
+
+            raise explain(error, Path(str(error.filename or self.site.state))) from error
+        return codec.dump(result, reveal=verb in SECRET_VERBS)
+
+    @staticmethod
+    def _settings(cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
+        return codec.load(cls.Settings, settings, target)
+
+
+SECRET_VERBS = frozenset({"offers"})
+"""Verbs whose results hold credentials: never journalled, only passed on to the client host's `attach`."""
+
+
+def bind(method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`args` (JSON values) as the declared types of the method's parameters; every problem at once."""
+    hints = typing.get_type_hints(method)
+    parameters = inspect.signature(method).parameters
+    problems: list[StorkitError] = []
+    values: dict[str, Any] = {}
+    for name in args.keys() - parameters.keys():
+        problems.append(UsageError(f"{where}: unknown argument {name!r}"))
+    for name, parameter in parameters.items():
+        if name in skip:
+            continue
+        if name in args:
+            values[name] = codec.convert(hints[name], args[name], where, name, problems)
+        elif parameter.default is inspect.Parameter.empty:
+            problems.append(UsageError(f"{where}: argument {name!r} is missing"))
+    raise_problems(problems)
+    return values

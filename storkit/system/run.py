@@ -70,6 +70,7 @@ def run(
         "_in": stdin,
     }
     if pass_fds:
+        del options["_close_fds"]  # sh refuses both: _pass_fds closes all the others by itself
         options["_pass_fds"] = set(pass_fds)
     if on_line is not None:
         options["_out"] = _Lines(on_line)

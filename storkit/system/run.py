@@ -6,9 +6,11 @@ CommandFailed with the argv that can be pasted into a shell. `sh` is imported on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,8 @@ def run(
         raise Unsupported(f"{words[0]} is not installed", f"apt install {package}" if package else "install it")
     options: dict[str, Any] = {
         "_env": {**os.environ, "LC_ALL": "C", **(env or {})},
-        "_timeout": timeout,
+        "_bg": True,
+        "_bg_exc": False,
         "_ok_code": list(range(256)),
         "_no_out": False,
         "_tty_out": False,
@@ -75,19 +78,38 @@ def run(
     if on_line is not None:
         options["_out"] = _Lines(on_line)
         options["_out_bufsize"] = 0
+    done = sh.Command(program)(*words[1:], **options)
+    expired = threading.Event()
+    timer = _kill_after(timeout, done, expired)
     try:
-        done = sh.Command(program)(*words[1:], **options)
-    except sh.TimeoutException:
-        raise TimedOut(
-            f"{words[0]} did not end within {timeout:g} seconds", f"try it by hand: {shlex.join(words)}"
-        ) from None
+        done.wait()
     except sh.SignalException as error:
+        if expired.is_set():
+            raise TimedOut(
+                f"{words[0]} did not end within {timeout:g} seconds", f"try it by hand: {shlex.join(words)}"
+            ) from None
         raise CommandFailed(words, error.exit_code, error.stderr.decode(errors="replace")) from None
+    finally:
+        timer.cancel()
     stderr = done.stderr.decode(errors="replace")
     stdout = "" if on_line else done.stdout.decode(errors="replace")
     if done.exit_code not in ok:
         raise CommandFailed(words, done.exit_code, stderr or stdout, hint=f"try it by hand: {shlex.join(words)}")
     return Result(done.exit_code, stdout, stderr)
+
+
+def _kill_after(seconds: float, running: Any, expired: threading.Event) -> threading.Timer:
+    """A timer that kills a program. sh's own _timeout looks only every 100 ms, which every command would wait for."""
+
+    def kill() -> None:
+        expired.set()
+        with contextlib.suppress(ProcessLookupError):
+            running.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class _Lines:

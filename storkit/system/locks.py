@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from storkit.core.errors import Conflict
@@ -31,12 +32,21 @@ class Lock:
         os.close(self.descriptor)
 
 
-def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "") -> Lock:
-    """Lock `path` now, or raise Conflict with what the holder wrote of itself. The file stays after release."""
+def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wait: float = 0.0) -> Lock:
+    """Lock `path`, or raise Conflict with what the holder wrote of itself. The file stays after release.
+
+    `wait` is for how many seconds to go on asking; 0: ask once.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
         who = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise Conflict(f"{what} is locked by {who}", "wait until that command has ended, then try again") from None

@@ -1,0 +1,172 @@
+"""Runs inside a host of the lab: takes commands as JSON lines from a serial line, answers on it. Standard library only.
+
+A request is {"id", "do", ...} and gets one answer {"id", ...}; commands run side by side. A command's output goes to
+files and only its own process is waited for, so a daemon that it leaves behind delays nothing.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import tty
+
+OWN = "/lab/own"  # seen by the test process too: large answers travel there
+INLINE = 32768
+
+
+class Agent:
+    def __init__(self, line: int) -> None:
+        self.line = line
+        self.writing = threading.Lock()
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def answer(self, **fields: object) -> None:
+        data = json.dumps(fields).encode() + b"\n"
+        with self.writing:
+            while data:
+                data = data[os.write(self.line, data) :]
+
+    def serve(self) -> None:
+        self.answer(hello=os.uname().nodename)
+        buffered = b""
+        while received := os.read(self.line, 65536):
+            buffered += received
+            *requests, buffered = buffered.split(b"\n")
+            for request in requests:
+                self.handle(json.loads(request))
+
+    def handle(self, request: dict) -> None:
+        id, do = request["id"], request["do"]
+        if do == "run":
+            threading.Thread(target=self.run, args=(id, request), daemon=True).start()
+        elif do == "run-file":
+            with open(f"{OWN}/{request['file']}") as file:  # noqa: PTH123
+                long = json.load(file)
+            threading.Thread(target=self.run, args=(id, long), daemon=True).start()
+        elif do == "kill":
+            process = self.running.get(request["command"])
+            if process:
+                os.killpg(process.pid, request["signal"])
+            self.answer(id=id)
+        elif do == "state":
+            threading.Thread(target=lambda: self.answer(id=id, state=state()), daemon=True).start()
+
+    def run(self, id: int, request: dict) -> None:
+        with tempfile.TemporaryFile(dir="/run/lab") as out, tempfile.TemporaryFile(dir="/run/lab") as err:
+            stdin = subprocess.DEVNULL
+            if request.get("input") is not None:
+                stdin = tempfile.TemporaryFile(dir="/run/lab")  # noqa: SIM115
+                stdin.write(request["input"].encode(errors="surrogateescape"))
+                stdin.seek(0)
+            try:
+                process = subprocess.Popen(
+                    request["argv"], stdin=stdin, stdout=out, stderr=err, start_new_session=True,
+                    env={**os.environ, **request.get("env", {})}, cwd=request.get("cwd") or "/root",
+                )  # fmt: skip
+            except OSError as error:
+                self.answer(id=id, status=127, stdout="", stderr=f"{error}\n", timed_out=False)
+                return
+            self.running[id] = process
+            timed_out = False
+            try:
+                process.wait(request["timeout"])
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            del self.running[id]
+            self.answer(id=id, status=process.returncode, stdout=self.text(out), stderr=self.text(err),
+                        timed_out=timed_out)  # fmt: skip
+
+    def text(self, file: tempfile._TemporaryFileWrapper) -> object:
+        file.seek(0)
+        data = file.read()
+        if len(data) <= INLINE:
+            return data.decode(errors="surrogateescape")
+        with tempfile.NamedTemporaryFile(dir=OWN, delete=False) as large:
+            large.write(data)
+        return {"file": os.path.basename(large.name)}  # noqa: PTH119
+
+
+def state() -> dict[str, list[str]]:
+    """Everything whose change makes a host unfit for the next test, as sorted lists of words a person can compare."""
+
+    def lines(path: str) -> list[str]:
+        with open(path) as file:  # noqa: PTH123
+            return sorted(file.read().splitlines())
+
+    def entries(path: str) -> list[str]:
+        return sorted(os.listdir(path)) if os.path.isdir(path) else []  # noqa: PTH112, PTH208
+
+    disks = []
+    for name in entries("/sys/block"):
+        with open(f"/sys/block/{name}/size") as size:  # noqa: PTH123
+            disks.append(f"{name} {size.read().strip()}")
+    networks = subprocess.run(["ip", "-brief", "addr"], capture_output=True, text=True).stdout.splitlines()
+    return {
+        "processes": processes(),
+        "mounts": lines("/proc/self/mounts"),
+        "disks": disks,
+        "modules": sorted(line.split()[0] for line in lines("/proc/modules")),
+        "networks": sorted(" ".join(line.split()) for line in networks),
+        "sockets": sockets(),
+        "configfs": entries("/sys/kernel/config/target"),
+        "files": files(),
+    }
+
+
+def processes() -> list[str]:
+    found = []
+    for pid in os.listdir("/proc"):  # noqa: PTH208
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        name = b" ".join(words).decode(errors="replace").strip()
+        # udevd's workers come and go by themselves
+        if pid.isdigit() and name and not (name.endswith("systemd-udevd --daemon") or name == "(udev-worker)"):
+            found.append(name)
+    return sorted(found)
+
+
+def sockets() -> list[str]:
+    found = []
+    for table in ("tcp", "udp"):
+        with open(f"/proc/net/{table}") as file:  # noqa: PTH123
+            for line in file.read().splitlines()[1:]:
+                local, state = line.split()[1], line.split()[3]
+                if state in ("0A", "07"):
+                    found.append(f"{table} port {int(local.split(':')[1], 16)}")
+    return sorted(found)
+
+
+def files() -> list[str]:
+    """Files of the places that tools write to, with what changes when they are written, renamed or replaced."""
+    found = []
+    for top in ("/etc", "/root", "/home", "/var", "/tmp", "/srv", "/opt", "/usr/local", "/run", "/dev"):
+        for directory, _, names in os.walk(top):
+            if directory.startswith(("/run/lab", "/run/udev", "/opt/storkit", "/dev/pts", "/dev/fd", "/dev/char")):
+                continue
+            for name in names:
+                path = f"{directory}/{name}"
+                try:
+                    info = os.lstat(path)
+                except OSError:
+                    continue
+                written = (info.st_mtime_ns, info.st_ctime_ns) if top != "/dev" else ()
+                found.append(f"{path} {info.st_mode:o} {info.st_size} {written}")
+    return sorted(found)
+
+
+def main() -> None:
+    line = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(line)
+    Agent(line).serve()
+
+
+if __name__ == "__main__":
+    main()

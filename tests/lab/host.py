@@ -1,0 +1,289 @@
+"""A host of the lab, as a test sees it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.lab import network
+from tests.lab.cell import Cell
+from tests.lab.channel import LONGEST, Channel, socketpair
+from tests.lab.errors import CommandFailed, LabError
+from tests.lab.uml import DISKS, Settings, Uml
+
+BOOT_DEADLINE = 90.0
+
+
+@dataclass(frozen=True)
+class Result:
+    argv: list[str]
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """A command that runs in a host while the test goes on."""
+
+    def __init__(self, host: Host, channel: Channel, id: int, argv: list[str], answer: Future[dict[str, Any]]) -> None:
+        self._host, self._channel, self._id, self._answer = host, channel, id, answer
+        self.argv = argv
+        self._result: Result | None = None
+
+    def running(self) -> bool:
+        return not self._answer.done()
+
+    def kill(self, signal: int = 15) -> None:
+        self._channel.request("kill", command=self._id, signal=signal)[1].result(timeout=30)
+
+    def wait(self, timeout: float = 60, check: bool = True) -> Result:
+        """Its result; raises CommandFailed for a status other than 0 unless `check` is false."""
+        if self._result is None:
+            try:
+                answer = self._answer.result(timeout)
+            except TimeoutError:
+                raise LabError(f"on {self._host.name}: {shlex.join(self.argv)}\nstill runs after {timeout} s") from None
+            self._result = Result(self.argv, answer["status"], self._text(answer["stdout"]), self._text(answer["stderr"]))
+            self._host.log.append(self._result)
+            if answer["timed_out"]:
+                out = self._result
+                raise CommandFailed(self._host.name, self.argv, out.status, out.stdout, out.stderr + "\n(timed out)")
+        result = self._result
+        if check and result.status:
+            raise CommandFailed(self._host.name, result.argv, result.status, result.stdout, result.stderr)
+        return result
+
+    def _text(self, output: Any) -> str:
+        if isinstance(output, str):
+            return output
+        file = self._host.own / output["file"]
+        data = file.read_bytes()
+        file.unlink()
+        return data.decode(errors="surrogateescape")
+
+
+class Host:
+    """One machine. It has a root disk that is a copy-on-write layer over the image, and a port on every network."""
+
+    def __init__(self, cell: Cell, name: str, index: int, image: Path, memory: str) -> None:
+        self.name, self.index, self.memory = name, index, memory
+        self.log: list[Result] = []
+        self._cell, self._image = cell, image
+        self._directory = cell.run_dir / "hosts" / name
+        self.own = cell.path(self._directory / "own")
+        self.own.mkdir(parents=True)
+        self._disks: list[str] = []
+        self._uml: Uml | None = None
+        self._channel: Channel | None = None
+        self._clean: dict[str, list[str]] | None = None
+        self._cuts: set[str] = set()
+        self._paused = False
+        network.make_taps(cell, name)
+
+    def address(self, on: str = "lan") -> str:
+        return network.address(on, self.index)
+
+    # --- power
+
+    def boot(self) -> None:
+        """Power on, with the disks as they are, and wait until the host answers. Does nothing to a host that is on."""
+        self.start()
+        self.wait_until_up()
+
+    def start(self) -> None:
+        """Power on without waiting."""
+        if self._uml and self._uml.is_on():
+            return
+        addresses = " ".join(f"{net}={self.address(net)}/24" for net in network.NETWORKS)
+        settings = Settings(
+            name=self.name,
+            memory=self.memory,
+            disks=[f"{self._directory / 'root.cow'},{self._image}", *self._disks],
+            taps=[network.tap(net, self.name) for net in network.NETWORKS],
+            environment={
+                "LAB_NAME": self.name,
+                "LAB_RUN": str(self._cell.run_dir),
+                "LAB_TREE": str(self._cell.run_dir / "tree"),
+                "LAB_NETWORKS": f'"{addresses}"',
+                "LAB_MACHINE_ID": f"{self.index:032x}",
+            },
+        )
+        ours, theirs = socketpair()
+        self._uml = Uml(self._cell, self._directory, settings, theirs)
+        self._channel = Channel(self.name, ours)
+
+    def wait_until_up(self, deadline: float = BOOT_DEADLINE) -> None:
+        try:
+            self._on().hello.result(deadline)
+        except (TimeoutError, LabError) as error:
+            how = f"did not answer within {deadline} s" if isinstance(error, TimeoutError) else "went off while booting"
+            raise LabError(f"host {self.name} {how}; its console:\n{self.console()[-3000:]}") from None
+
+    def power_off(self) -> None:
+        """Pull the plug: what was not written to a disk is lost."""
+        self._paused = False
+        if self._uml:
+            self._uml.kill()
+        if self._channel:
+            self._channel.close()
+        self._uml = self._channel = None
+
+    def pause(self) -> None:
+        """Stop every processor of the host, as a hung machine's."""
+        if self._uml:
+            self._uml.pause()
+            self._paused = True
+
+    def resume(self) -> None:
+        if self._uml and self._paused:
+            self._uml.resume()
+            self._paused = False
+
+    def reset(self) -> None:
+        """Power off and boot from a fresh root disk, without extra disks, every network healed."""
+        self.discard()
+        self.boot()
+
+    def discard(self) -> None:
+        """Power off and throw every disk away; the next boot is of a fresh host."""
+        self.power_off()
+        self.heal()
+        self._clean = None
+        for disk in [self._directory / "root.cow", *map(Path, self._disks)]:
+            self._cell.path(disk).unlink(missing_ok=True)
+        self._disks.clear()
+        shutil.rmtree(self.own)
+        self.own.mkdir()
+        self.console_file.unlink(missing_ok=True)
+
+    # --- commands
+
+    def run(self, argv: Sequence[str | Path], *, check: bool = True, timeout: float = 60, input: str | None = None,
+            env: Mapping[str, str] | None = None, cwd: str | None = None) -> Result:  # fmt: skip
+        """Run a command as root and wait. Raises CommandFailed for a status other than 0 unless `check` is false, and
+        whenever it takes more than `timeout` seconds (it is then killed)."""
+        # the agent enforces the timeout; the rest is for a host that hangs
+        return self.spawn(argv, timeout=timeout, input=input, env=env, cwd=cwd).wait(timeout + 30, check)
+
+    def spawn(self, argv: Sequence[str | Path], *, timeout: float = 3600, input: str | None = None,
+              env: Mapping[str, str] | None = None, cwd: str | None = None) -> Command:  # fmt: skip
+        """Start a command and go on."""
+        words = [str(word) for word in argv]
+        request = {"argv": words, "timeout": timeout, "input": input, "env": dict(env or {}), "cwd": cwd}
+        channel = self._on()
+        if len(json.dumps(request)) > LONGEST:
+            return self._spawn_large(channel, request)
+        id, answer = channel.request("run", **request)
+        return Command(self, channel, id, words, answer)
+
+    def _spawn_large(self, channel: Channel, request: dict[str, Any]) -> Command:
+        """The serial line takes short requests only: a long one is left in a file that the host sees."""
+        file = self.own / f"request-{time.monotonic_ns()}"
+        file.write_text(json.dumps(request))
+        id, answer = channel.request("run-file", file=file.name)
+        return Command(self, channel, id, request["argv"], answer)
+
+    def python(self, code: str, *args: str, timeout: float = 60) -> str:
+        """Run Python code in the host, with storkit's tree and dependencies importable; returns what it prints."""
+        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/pyc"}
+        return self.run(["/usr/bin/python3", "-", *args], input=code, timeout=timeout, env=env).stdout
+
+    def put(self, content: str | bytes | Path, path: str, mode: int = 0o644) -> None:
+        """Write a file in the host: from text, bytes, or a file of the test's."""
+        data = content.read_bytes() if isinstance(content, Path) else content
+        passing = self.own / f"put-{time.monotonic_ns()}"
+        passing.write_bytes(data if isinstance(data, bytes) else data.encode())
+        self.run(["install", "-D", "-m", f"{mode:o}", f"/lab/own/{passing.name}", path])
+        passing.unlink()
+
+    def get(self, path: str) -> bytes:
+        """The content of a file in the host."""
+        passing = self.own / f"get-{time.monotonic_ns()}"
+        self.run(["cp", path, f"/lab/own/{passing.name}"])
+        data = passing.read_bytes()
+        passing.unlink()
+        return data
+
+    def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30) -> None:
+        """Wait until `condition()` is true; `what` is for the error."""
+        end = time.monotonic() + deadline
+        while not condition():
+            if time.monotonic() > end:
+                raise LabError(f"on {self.name}: no {what} within {deadline} s")
+            time.sleep(0.05)
+
+    # --- hardware
+
+    def add_disk(self, size: int) -> str:
+        """Plug in a blank disk of `size` bytes; returns its device. It stays until the host is reset."""
+        letter = DISKS[len(self._disks) + 1]
+        file = self._directory / f"disk-{letter}"
+        with self._cell.path(file).open("wb") as disk:
+            disk.truncate(size)
+        if self._uml:
+            self._uml.mconsole(f"config ubd{letter}={file}")
+        self._disks.append(str(file))
+        device = f"/dev/ubd{letter}"
+        if self._uml:
+            self.run(["udevadm", "settle"])
+            self.run(["test", "-b", device])
+        return device
+
+    def cut(self, *networks: str) -> None:
+        """Lose every frame to and from this host on these networks (all, when none is named)."""
+        self._set_ports(networks, False)
+
+    def heal(self, *networks: str) -> None:
+        self._set_ports(networks, True)
+
+    def _set_ports(self, networks: Iterable[str], connected: bool) -> None:
+        chosen = tuple(networks) or network.NETWORKS
+        changed = [net for net in chosen if (net in self._cuts) == connected]
+        network.set_port(self._cell, self.name, changed, connected)
+        self._cuts = self._cuts - set(changed) if connected else self._cuts | set(changed)
+
+    # --- what a person needs after a failure
+
+    @property
+    def console_file(self) -> Path:
+        return self._cell.path(self._directory / "console")
+
+    def console(self) -> str:
+        """What the kernel has printed since the host was made."""
+        return self.console_file.read_text(errors="replace") if self.console_file.exists() else ""
+
+    def is_on(self) -> bool:
+        return bool(self._uml and self._uml.is_on())
+
+    # --- reuse
+
+    def state(self) -> dict[str, list[str]]:
+        """What makes this host differ from a fresh one: processes, mounts, disks, modules, files ..."""
+        return dict(self._on().request("state")[1].result(60)["state"])
+
+    def remember_clean(self) -> None:
+        self._clean = self.state()
+
+    def dirt(self) -> list[str]:
+        """What a test has left behind, as lines like "+ processes: iscsid"; empty means that the host can be reused."""
+        if self._clean is None or not self.is_on():
+            return ["the host is off or was never clean"]
+        if self._cuts or self._paused:
+            return ["a network is cut or the host is paused"]
+        now, lines = self.state(), []
+        for kind, before in self._clean.items():
+            lines += [f"+ {kind}: {entry}" for entry in sorted(set(now[kind]) - set(before))]
+            lines += [f"- {kind}: {entry}" for entry in sorted(set(before) - set(now[kind]))]
+        return lines
+
+    def _on(self) -> Channel:
+        if self._channel is None:
+            raise LabError(f"host {self.name} is off")
+        return self._channel

@@ -230,6 +230,10 @@ class Hypervisor(Backend):
     def check(self, guest: Guest) -> list[str]:
         """What stands in the way of running this guest here, each in one line; nothing if all is well."""
 
+    def fingerprint(self, guest: Guest) -> dict[str, str]:
+        """What both hosts of a migration must have alike for this guest (versions, digests), by name."""
+        return {}
+
     @abstractmethod
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
         """Render the guest's configuration for this host; the path of it. `machine` pins the machine type.

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from storkit.core.errors import StepFailed, StorkitError, Unsafe
+from storkit.core.errors import HostUnreachable, StepFailed, StorkitError, Unsafe
 from storkit.core.inventory import HostConfig
 from storkit.core.journal import Journal, Journals
 from storkit.core.plan import Hold, Plan, Step
@@ -114,19 +114,38 @@ class Engine:
                 waiting = [step for step in stage if step.id not in record.done or step.id in record.undone]
                 failures = [error for error in _together(waiting, lambda step: self._step(journal, step)) if error]
                 if failures:
-                    step, error = failures[0]
-                    raise StepFailed(
-                        f"{step.title}: {error.message}",
-                        f"{error.hint + '; then: ' if error.hint else ''}"
-                        f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}",
-                        plan=plan.id,
-                        cause=error,
-                    )
+                    self._give_up(journal, *failures[0])
         finally:
             self.reporter.end()
         journal.end("completed")
         self._unmark(plan)
         return record.done
+
+    def _give_up(self, journal: Journal, step: Step, error: StorkitError) -> NoReturn:
+        """Put everything back and raise the step's own error; where that cannot be done, raise StepFailed.
+
+        What cannot be taken back is left for `resume`: after a guest has moved, going on is right, going back is not.
+        """
+        plan, record = journal.record.plan, journal.record
+        done = [other for other in plan.steps if other.id in record.done and other.id not in record.undone]
+        final = any(VERBS[other.verb].barrier or not VERBS[other.verb].undoable for other in done)
+        left = ""
+        if not final and not isinstance(error, HostUnreachable):
+            try:
+                left = "; ".join(self._undo_all(journal))
+            except StepFailed as stuck:
+                left = stuck.message
+            if not left:
+                journal.end("failed and rolled back")
+                self._unmark(plan)
+                raise error
+        raise StepFailed(
+            f"{step.title}: {error.message}" + (f"; {left}" if left else ""),
+            f"{error.hint + '; then: ' if error.hint else ''}"
+            f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}",
+            plan=plan.id,
+            cause=error,
+        )
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
         verb, run = VERBS[step.verb], _Run(self, journal, step)
@@ -150,43 +169,57 @@ class Engine:
         return None
 
     def _backward(self, journal: Journal) -> list[str]:
-        plan, record = journal.record.plan, journal.record
-        problems: list[str] = []
+        plan = journal.record.plan
         self._mark(plan)
         self.reporter.begin(plan)
         try:
-            for stage in reversed(plan.stages):
-                for step in reversed(stage):
-                    if step.id not in record.started or step.id in record.undone:
-                        continue
-                    verb = VERBS[step.verb]
-                    if not verb.undoable:
-                        problems.append(f"{step.title}: nothing takes this back")
-                        self.reporter.step(step, "skipped")
-                        continue
-                    journal.undo(step.id)
-                    self.reporter.step(step, "undo")
-                    try:
-                        verb.undo(_Run(self, journal, step), step, record.started[step.id])
-                    except StorkitError as error:
-                        by_hand = verb.by_hand(step)
-                        hint = f"; by hand: {by_hand}" if by_hand else ""
-                        problems.append(f"{step.title}: {error.message}{hint}")
-                        self.reporter.step(step, "failed", error.message)
-                        if verb.barrier:
-                            raise StepFailed(
-                                f"{step.title} cannot be taken back: {error.message}",
-                                f"{by_hand}, or storkit plan resume {plan.id}",
-                                plan=plan.id,
-                                cause=error,
-                            ) from None
-                        continue
-                    journal.undone(step.id)
-                    self.reporter.step(step, "undone")
+            problems = self._undo_all(journal)
         finally:
             self.reporter.end()
+        if problems:
+            raise StepFailed(
+                f"not everything could be taken back: {'; '.join(problems)}",
+                f"once that is mended: storkit plan rollback {plan.id}",
+                plan=plan.id,
+            )
         journal.end("rolled back")
         self._unmark(plan)
+        return [step.title for step in plan.steps if step.id in journal.record.undone]
+
+    def _undo_all(self, journal: Journal) -> list[str]:
+        """Undo every step that started, last first; what could not be undone, a line each.
+
+        One that fails does not stop the others, except a barrier, which what was done before it rests on.
+        """
+        plan, record = journal.record.plan, journal.record
+        problems: list[str] = []
+        for step in reversed(plan.steps):
+            if step.id not in record.started or step.id in record.undone:
+                continue
+            verb = VERBS[step.verb]
+            if not verb.undoable:
+                if step.id in record.done:
+                    problems.append(f"{step.title}: nothing takes this back")
+                    self.reporter.step(step, "skipped")
+                continue
+            journal.undo(step.id)
+            self.reporter.step(step, "undo")
+            try:
+                verb.undo(_Run(self, journal, step), step, record.started[step.id])
+            except StorkitError as error:
+                by_hand = verb.by_hand(step)
+                problems.append(f"{step.title}: {error.message}" + (f"; by hand: {by_hand}" if by_hand else ""))
+                self.reporter.step(step, "failed", error.message)
+                if verb.barrier:
+                    raise StepFailed(
+                        f"{step.title} cannot be taken back: {error.message}",
+                        f"{by_hand}, or storkit plan resume {plan.id}",
+                        plan=plan.id,
+                        cause=error,
+                    ) from None
+                continue
+            journal.undone(step.id)
+            self.reporter.step(step, "undone")
         return problems
 
     def _mark(self, plan: Plan) -> None:

@@ -47,7 +47,7 @@ class HostConfig:
         return urlsplit(self.url).hostname or ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PoolConfig:
     """One pool: which technology (`type`), on which host, and the technology's own settings."""
 

@@ -143,7 +143,7 @@ class Journals:
             except Exception as error:
                 raise Unsafe(
                     f"the journal {path} is damaged at line {number}: {error}",
-                    "compare it with `storkit status`; then move it away and mend by hand or by `storkit migrate cleanup`",
+                    "compare it with `storkit status`; then move it away, and `storkit migrate cleanup` its guest",
                 ) from error
         if record is None:
             raise Unsafe(f"the journal {path} is empty", "nothing was begun: remove the file")

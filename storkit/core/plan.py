@@ -23,8 +23,8 @@ class Step:
     """What it does, for people."""
     args: dict[str, Any] = field(default_factory=dict)
     """JSON values; never a secret."""
-    source: str = ""
-    """A second host that the step depends on: who offers (attach), who receives (send)."""
+    peer: str = ""
+    """A second host that the step depends on: who offers (attach), who sends or receives (receive, send)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Stages:
         return stage[-1] if stage else None
 
 
-def step(verb: str, host: str, target: str, title: str, *, source: str = "", **args: Any) -> Step:
+def step(verb: str, host: str, target: str, title: str, *, peer: str = "", **args: Any) -> Step:
     """A step that `Stages.then` will number; args may be records."""
     from storkit.core import codec
 
-    return Step("", verb, host, target, title, {key: codec.dump(value) for key, value in args.items()}, source)
+    return Step("", verb, host, target, title, {key: codec.dump(value) for key, value in args.items()}, peer)

@@ -1,7 +1,7 @@
 """The verbs of plans: how each looks before it acts (`find`), acts, and takes itself back (`undo`).
 
-Idempotence, resume, rollback and dry run are the engine's, written once; a verb only says what it saw and how to restore
-that. `find` may change nothing. `undo` restores what `find` saw, and is itself idempotent.
+Idempotence, resume, rollback and dry run are the engine's, written once; a verb only says what it saw and how to
+restore that. `find` may change nothing. `undo` restores what `find` saw, and is itself idempotent.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class SetWriters(Verb):
 
 
 class Attach(Verb):
-    """attach, detach. The offer, with its credential, is fetched from the home host when it is needed, and never kept."""
+    """attach, detach. The offer, with its credential, is fetched from the home host when needed, and never kept."""
 
     def find(self, run: Run, step: Step) -> Any:
         found = run.call(step.host, step.target, "find_attachments", volumes=_uuids(step))
@@ -156,7 +156,7 @@ class Attach(Verb):
             run.call(step.host, step.target, "detach", volumes=had_not)
 
     def _attach(self, run: Run, step: Step, volumes: list[Any]) -> Any:
-        offers = run.call(step.source, step.target, "offers", volumes=volumes, client=step.host)
+        offers = run.call(step.peer, step.target, "offers", volumes=volumes, client=step.host)
         return run.call(step.host, step.target, "attach", offers=offers)
 
     def _detach(self, run: Run, step: Step) -> Any:
@@ -274,7 +274,7 @@ class Receive(Verb):
     """The destination's waiting process. Undone by ending it, unless the guest runs there."""
 
     def act(self, run: Run, step: Step) -> Any:
-        same = run.same_machine(step.host, step.source)
+        same = run.same_machine(step.host, step.peer)
         return run.call(step.host, step.target, "receive", name=step.args["name"], same_machine=same)
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
@@ -282,7 +282,7 @@ class Receive(Verb):
 
 
 class Send(Verb):
-    """The live migration itself, from `host` to `source`. Undone by migrating back.
+    """The live migration itself, from `host` to `peer`. Undone by migrating back.
 
     A barrier: while the guest runs at the destination, its disk must not be taken away from there.
     """
@@ -294,7 +294,7 @@ class Send(Verb):
         return run.call(step.host, step.target, "send", name=step.args["name"], uri=uri)
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
-        name, origin, destination = step.args["name"], step.host, step.source
+        name, origin, destination = step.args["name"], step.host, step.peer
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
         if there != "running":

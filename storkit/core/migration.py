@@ -1,0 +1,256 @@
+"""Plans for guests: start, stop, and live migration with its window of two writers. Pure functions, as planner's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
+from storkit.core.inventory import Inventory
+from storkit.core.model import Export, Volume
+from storkit.core.plan import Hold, Plan, Stages, Step, step
+from storkit.core.planner import finish_plan, give, holds, names_of, writers
+from storkit.core.survey import by_host
+from storkit.guests.record import Guest
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A guest, its disks' volumes in order, and what was seen of both."""
+
+    guest: Guest
+    volumes: list[Volume]
+    exports: list[Export]
+    places: dict[str, str]
+    """Host to the guest's status there; `stopped` left out, `unknown` for a silent host."""
+    transport: str
+    machine: str = ""
+    shared: frozenset[str] = field(default_factory=frozenset)
+    """UUIDs of read-only volumes that other guests may use as well."""
+
+    @property
+    def name(self) -> str:
+        return self.guest.name
+
+    @property
+    def target(self) -> str:
+        return f"hypervisor:{self.guest.hypervisor}"
+
+    @property
+    def written(self) -> list[Volume]:
+        """The volumes that the guest writes."""
+        readonly = {disk.volume for disk in self.guest.disks if disk.readonly}
+        return [volume for volume in self.volumes if volume.name not in readonly]
+
+    @property
+    def running(self) -> list[str]:
+        return [host for host, status in self.places.items() if status in ("running", "paused")]
+
+    def known(self) -> None:
+        """Raise Unsafe if a host is silent: the guest could be running there."""
+        silent = [host for host, status in self.places.items() if status == "unknown"]
+        if silent:
+            raise Unsafe(
+                f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
+                f"bring {silent[0]} back, or storkit fence {silent[0]}",
+            )
+
+
+def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
+    """Give a guest its disks on a host and start it there."""
+    subject.known()
+    if subject.running and subject.running != [host]:
+        raise Conflict(
+            f"guest {subject.name} already runs on {', '.join(subject.running)}",
+            f"storkit migrate run {subject.name} --to {host}, or storkit guest stop {subject.name}",
+        )
+    for volume in subject.written:
+        others = writers(subject.exports, volume) - {host}
+        if others:
+            raise Conflict(
+                f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
+                f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
+            )
+    stages = Stages()
+    give(stages, subject.volumes, host, subject.transport, {host}, written=subject.written)
+    if host not in subject.running:
+        stages.then(_define(subject, host))
+        stages.then(step("start", host, subject.target, f"start {subject.name} on {host}", name=subject.name))
+    return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
+
+
+def stop(subject: Subject, force: bool, timeout: float, inventory: Inventory) -> Plan:
+    """Stop a guest wherever it is, and take its disks back from there."""
+    subject.known()
+    stages = Stages()
+    hosts = list(subject.places)
+    running = [host for host in hosts if subject.places[host] in ("running", "paused")]
+    stages.then(
+        *(
+            step(
+                "stop", host, subject.target, f"stop {subject.name} on {host}",
+                name=subject.name, force=force, timeout=timeout,
+            )
+            for host in running
+        )
+    )  # fmt: skip
+    _leave(stages, subject, sorted({*hosts, *_clients(subject)}))
+    return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
+
+
+def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inventory) -> Plan:
+    """Prepare, run and finish a live migration: `parts` says which of them.
+
+    The window, in which source and destination may both write, opens in `prepare` and closes in `finish`.
+    """
+    source = _source(subject, destination, parts)
+    stages = Stages()
+    if "prepare" in parts:
+        give(stages, subject.volumes, destination, subject.transport, None)
+        if subject.volumes:
+            stages.then(
+                step(
+                    "prove", source, subject.transport, f"prove that {source} and {destination} see one disk",
+                    volumes=subject.volumes, hosts=[source, destination],
+                )
+            )  # fmt: skip
+            _set_writers(stages, subject, {source, destination}, f"open the window: {source} and {destination} write")
+        stages.then(_define(subject, destination))
+    if "run" in parts:
+        receive = stages.then(
+            step(
+                "receive", destination, subject.target, f"await {subject.name} on {destination}",
+                name=subject.name, peer=source,
+            )
+        )  # fmt: skip
+        assert receive is not None
+        stages.then(
+            step(
+                "send", source, subject.target, f"move {subject.name} from {source} to {destination}",
+                name=subject.name, receive=receive.id, peer=destination,
+            )
+        )  # fmt: skip
+    if "finish" in parts:
+        _finish(stages, subject, destination, [source] if source else [])
+    verb = "migrate" if "run" in parts else f"{' and '.join(sorted(parts))} migration of"
+    return finish_plan(
+        f"{verb} {subject.name} from {source} to {destination}", stages, _guest_holds(subject), inventory
+    )
+
+
+def finish(subject: Subject, inventory: Inventory) -> Plan:
+    """After the hypervisor has moved a guest: only the host it runs on keeps the disk."""
+    subject.known()
+    if len(subject.running) != 1:
+        raise _running_problem(subject)
+    here = subject.running[0]
+    stages = Stages()
+    _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+    return finish_plan(f"finish migration of {subject.name} to {here}", stages, _guest_holds(subject), inventory)
+
+
+def cleanup(subject: Subject, inventory: Inventory) -> Plan:
+    """Make rights and attachments match where the guest runs, from the truth alone."""
+    subject.known()
+    if len(subject.running) > 1:
+        raise _running_problem(subject)
+    stages = Stages()
+    if subject.running:
+        here = subject.running[0]
+        _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+    else:
+        _leave(stages, subject, sorted({*_clients(subject), *subject.places}))
+    return finish_plan(f"clean up after {subject.name}", stages, _guest_holds(subject), inventory)
+
+
+def _source(subject: Subject, destination: str, parts: set[str]) -> str:
+    subject.known()
+    if not subject.running:
+        raise Conflict(f"guest {subject.name} does not run", f"storkit guest start {subject.name} --on {destination}")
+    if len(subject.running) > 1:
+        raise _running_problem(subject)
+    if subject.running == [destination]:
+        raise Conflict(f"guest {subject.name} already runs on {destination}", f"storkit migrate status {subject.name}")
+    source = subject.running[0]
+    problems: list[StorkitError] = []
+    for volume in subject.written:
+        strangers = writers(subject.exports, volume) - {source, destination}
+        if strangers:
+            problems.append(
+                Unsafe(
+                    f"volume {volume.name} is written by {', '.join(sorted(strangers))} too",
+                    f"storkit detach {volume.name} --on {min(strangers)}",
+                )
+            )
+        if source not in writers(subject.exports, volume):
+            problems.append(
+                Unsafe(
+                    f"guest {subject.name} runs on {source}, which has no right to write volume {volume.name}",
+                    f"storkit migrate cleanup {subject.name}",
+                )
+            )
+    raise_problems(problems)
+    return source
+
+
+def _running_problem(subject: Subject) -> StorkitError:
+    if len(subject.running) > 1:
+        return Unsafe(
+            f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
+            "stop the wrong one by hand, then: storkit migrate cleanup " + subject.name,
+        )
+    return NotFound(f"guest {subject.name} runs on no host", f"storkit migrate cleanup {subject.name}")
+
+
+def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> None:
+    name, others = subject.name, sorted(others)
+    stages.then(
+        step("confirm", here, subject.target, f"see that {name} runs on {here} alone", name=name, others=others)
+    )
+    if subject.written:
+        _set_writers(stages, subject, {here}, f"close the window: only {here} writes")
+    _leave(stages, subject, others, keep=here)
+
+
+def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -> None:
+    """Retire what is left of a guest on hosts, and take its disks away from them."""
+    name, target, transport = subject.name, subject.target, subject.transport
+    stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
+    stages.then(*(step("undefine", host, target, f"forget {name} on {host}", name=name) for host in hosts))
+    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
+    if not mine or not hosts:
+        return
+    if not keep and subject.written:
+        _set_writers(stages, subject, set(), "nobody writes")
+    stages.then(
+        *(step("detach", host, transport, f"detach {names_of(mine)} from {host}", volumes=mine, peer=home)
+          for host in hosts for home, mine in by_host(mine).items())
+    )  # fmt: skip
+    stages.then(
+        *(step("unexport", home, transport, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
+          for home, group in by_host(mine).items())
+    )  # fmt: skip
+
+
+def _define(subject: Subject, host: str) -> Step:
+    return step(
+        "define", host, subject.target, f"render {subject.name}'s configuration on {host}",
+        guest=subject.guest, volumes=subject.volumes, machine=subject.machine, transport=subject.transport,
+    )  # fmt: skip
+
+
+def _set_writers(stages: Stages, subject: Subject, hosts: set[str], title: str) -> None:
+    stages.then(
+        *(
+            step("set_writers", home, subject.transport, title, volumes=group, hosts=sorted(hosts))
+            for home, group in by_host(subject.written).items()
+        )
+    )
+
+
+def _clients(subject: Subject) -> set[str]:
+    return {export.client for export in subject.exports}
+
+
+def _guest_holds(subject: Subject) -> list[Hold]:
+    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
+    return holds(mine) + holds([volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True)

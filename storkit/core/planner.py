@@ -1,0 +1,203 @@
+"""From intent and what was observed to a plan: pure functions, which ask nobody and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from storkit.core import codec
+from storkit.core.errors import Conflict, StorkitError, raise_problems
+from storkit.core.inventory import Inventory
+from storkit.core.journal import new_id
+from storkit.core.model import Export, Volume
+from storkit.core.plan import Hold, Plan, Stages, step
+from storkit.core.survey import by_host
+from storkit.core.units import format_size
+
+
+def names_of(volumes: Iterable[Volume]) -> str:
+    """Volumes for a title: the first few names, and how many there are."""
+    names = [volume.name for volume in volumes]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} volumes)"
+
+
+def holds(volumes: list[Volume], shared: bool = False) -> list[Hold]:
+    """Locks on volumes at their home hosts."""
+    return [Hold(home, [volume.uuid for volume in group], shared) for home, group in by_host(volumes).items()]
+
+
+def finish_plan(title: str, stages: Stages, wanted: list[Hold], inventory: Inventory) -> Plan:
+    """The plan of these stages; hosts that are given by URL are noted in it."""
+    plan = Plan(new_id(), title, stages.stages, wanted)
+    used = {host for each in plan.steps for host in (each.host, each.peer) if host}
+    extra = {host: inventory.host(host).url for host in sorted(used) if ":" in host}
+    return Plan(plan.id, title, stages.stages, wanted, extra)
+
+
+# Volumes
+
+
+def create(volumes: list[Volume], inventory: Inventory) -> Plan:
+    """Make empty volumes of one pool."""
+    pool = volumes[0].pool
+    stages = Stages()
+    title = f"create {names_of(volumes)} in pool {pool}"
+    stages.then(step("create", volumes[0].host, f"pool:{pool}", title, volumes=volumes))
+    return finish_plan(title, stages, [], inventory)
+
+
+def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: Inventory) -> Plan:
+    """Make a volume, fill it from an image, and only then give it its kind."""
+    target, stages = f"pool:{volume.pool}", Stages()
+    empty = _with(volume, kind="disk", made="importing")
+    stages.then(
+        step("create", volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}", volumes=[empty])
+    )
+    stages.then(
+        step("fill", volume.host, "images", f"copy {source['source']} into {volume.name}", volume=empty, **source)
+    )
+    final = _with(volume, kind=kind, made="imported")
+    what = "seal" if kind == "image" else "publish"
+    stages.then(step("relabel", volume.host, target, f"{what} {volume.name}", volumes=[final]))
+    return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
+
+
+def clone(source: Volume, volumes: list[Volume], inventory: Inventory) -> Plan:
+    """Make clones of a volume in its own pool."""
+    stages = Stages()
+    title = f"clone {source.name} to {names_of(volumes)}"
+    stages.then(step("clone", source.host, f"pool:{source.pool}", title, source=source, volumes=volumes))
+    return finish_plan(title, stages, holds([source], shared=True), inventory)
+
+
+def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
+    """Keep a volume as it is now, under another name."""
+    stages = Stages()
+    title = f"snapshot {source.name} as {snapshot.name}"
+    stages.then(step("snapshot", source.host, f"pool:{source.pool}", title, source=source, volumes=[snapshot]))
+    return finish_plan(title, stages, holds([source]), inventory)
+
+
+def resize(volume: Volume, size: int, shrink: bool, inventory: Inventory) -> Plan:
+    """Give a volume another size."""
+    stages = Stages()
+    title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
+    resized = _with(volume, size=size)
+    stages.then(step("resize", volume.host, f"pool:{volume.pool}", title, volumes=[resized], shrink=shrink))
+    return finish_plan(title, stages, holds([volume]), inventory)
+
+
+def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
+    """Delete volumes that no host has any more."""
+    problems: list[StorkitError] = []
+    for volume in volumes:
+        clients = sorted(export.client for export in exports if export.uuid == volume.uuid)
+        if clients:
+            problems.append(
+                Conflict(
+                    f"volume {volume.name} is exported to {', '.join(clients)}",
+                    f"storkit detach {volume.name} --on {clients[0]}, or stop the guest that uses it",
+                )
+            )
+    raise_problems(problems)
+    stages = Stages()
+    steps = [
+        step("delete", group[0].host, f"pool:{pool}", f"delete {names_of(group)}", volumes=group)
+        for pool, group in _by_pool(volumes).items()
+    ]
+    stages.then(*steps)
+    return finish_plan(f"delete {names_of(volumes)}", stages, holds(volumes), inventory)
+
+
+# Attachments
+
+
+def attach(volume: Volume, host: str, exports: list[Export], transport: str, write: bool, inventory: Inventory) -> Plan:
+    """Attach a volume on a host, as its writer unless another host is."""
+    others = writers(exports, volume) - {host}
+    if write and others:
+        raise Conflict(
+            f"volume {volume.name} is written by {', '.join(sorted(others))}",
+            f"storkit detach {volume.name} --on {min(others)}, or attach it with --read-only",
+        )
+    stages = Stages()
+    rights = {host} if write else set()
+    give(stages, [volume], host, transport, rights | others if write else None)
+    return finish_plan(f"attach {volume.name} on {host}", stages, holds([volume]), inventory)
+
+
+def detach(volume: Volume, host: str, exports: list[Export], transport: str, inventory: Inventory) -> Plan:
+    """Detach a volume from a host and take its rights away."""
+    stages = Stages()
+    take(stages, [volume], host, transport, exports)
+    return finish_plan(f"detach {volume.name} from {host}", stages, holds([volume]), inventory)
+
+
+def verify(volume: Volume, hosts: list[str], transport: str, inventory: Inventory) -> Plan:
+    """Compare what hosts see of a volume."""
+    stages = Stages()
+    title = f"prove that {' and '.join(hosts)} see one disk"
+    stages.then(step("prove", volume.host, transport, title, volumes=[volume], hosts=hosts))
+    return finish_plan(title, stages, holds([volume], shared=True), inventory)
+
+
+def fence(host: str, homes: list[str], transport: str, verb: str, inventory: Inventory) -> Plan:
+    """Cut a host off everything that every other host serves, or let it in again."""
+    stages = Stages()
+    stages.then(*(step(verb, home, transport, f"{verb} {host} at {home}", client=host) for home in homes))
+    return finish_plan(f"{verb} {host}", stages, [], inventory)
+
+
+def give(
+    stages: Stages,
+    volumes: list[Volume],
+    host: str,
+    transport: str,
+    rights: set[str] | None,
+    written: list[Volume] | None = None,
+) -> None:
+    """Export volumes to a host, say who writes (None: leave it), and attach them there."""
+    homes = by_host(volumes)
+    stages.then(
+        *(step("export", home, transport, f"export {names_of(group)} to {host}", volumes=group, clients=[host])
+          for home, group in homes.items())
+    )  # fmt: skip
+    if rights is not None:
+        stages.then(
+            *(step("set_writers", home, transport, f"let {' and '.join(sorted(rights))} write {names_of(group)}",
+                   volumes=group, hosts=sorted(rights))
+              for home, group in by_host(volumes if written is None else written).items())
+        )  # fmt: skip
+    stages.then(
+        *(step("attach", host, transport, f"attach {names_of(group)} on {host}", volumes=group, peer=home)
+          for home, group in homes.items())
+    )  # fmt: skip
+
+
+def take(stages: Stages, volumes: list[Volume], host: str, transport: str, exports: list[Export]) -> None:
+    """Take a host's rights, its attachments and its exports."""
+    for home, group in by_host(volumes).items():
+        left = {volume.uuid: sorted(writers(exports, volume) - {host}) for volume in group}
+        stages.then(
+            *(step("set_writers", home, transport, f"{host} no longer writes {volume.name}",
+                   volumes=[volume], hosts=left[volume.uuid])
+              for volume in group if host in writers(exports, volume))
+        )  # fmt: skip
+        stages.then(step("detach", host, transport, f"detach {names_of(group)} from {host}", volumes=group, peer=home))
+        stages.then(step("unexport", home, transport, f"end the export to {host}", volumes=group, clients=[host]))
+
+
+def writers(exports: list[Export], volume: Volume) -> set[str]:
+    """The hosts that may write a volume now."""
+    return {export.client for export in exports if export.uuid == volume.uuid and export.writable}
+
+
+def _by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.pool, []).append(volume)
+    return groups
+
+
+def _with(volume: Volume, **changes: Any) -> Volume:
+    return codec.load(Volume, {**codec.dump(volume), **changes})

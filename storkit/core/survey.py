@@ -1,0 +1,159 @@
+"""What there is: volumes, exports, attachments and guests, asked of the hosts before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from storkit.core import codec
+from storkit.core.errors import Conflict, HostUnreachable, NotFound
+from storkit.core.inventory import HostConfig, PoolConfig
+from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name
+from storkit.hosts.connection import Connections
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Survey:
+    """Questions to the hosts. A host that cannot be reached is noted in `silent`: its state is unknown."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self.silent: dict[str, HostUnreachable] = {}
+
+    @property
+    def transport(self) -> str:
+        return f"transport:{self.connections.inventory.defaults.transport}"
+
+    def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
+        """The volumes of the pools (all by default) that can be reached, in the order of the inventory."""
+
+        def ask(pool: PoolConfig) -> list[Volume]:
+            found = self.connections.to(pool.host).call(f"pool:{pool.name}", "find", {"names": names})
+            return codec.load(list[Volume], found, f"pool {pool.name}")
+
+        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        answers = self._each(wanted, ask, lambda pool: pool.host)
+        return [volume for pool in wanted for volume in answers.get(pool, [])]
+
+    def volume(self, name: str) -> Volume:
+        """The volume of a name. Raises NotFound, or HostUnreachable if it may be on a host that is silent."""
+        return self.find_all([name])[0]
+
+    def find_all(self, names: list[str]) -> list[Volume]:
+        """The volumes of these names, in this order; every one that is missing is named."""
+        for name in names:
+            check_name("volume", name)
+        found: dict[str, Volume] = {}
+        for volume in self.volumes(names):
+            if volume.name in found:
+                other = found[volume.name]
+                raise Conflict(
+                    f"volume {volume.name} is in pool {other.pool} and in pool {volume.pool}",
+                    "rename one of them by hand: a name stands for one disk",
+                )
+            found[volume.name] = volume
+        missing = [name for name in names if name not in found]
+        if missing:
+            for error in self.silent.values():
+                raise HostUnreachable(f"no volume {', '.join(missing)} was found, and {error.message}", error.hint)
+            raise NotFound(f"there is no volume {', '.join(missing)}", "storkit volume list")
+        return [found[name] for name in names]
+
+    def exports(self, volumes: list[Volume]) -> list[Export]:
+        """The exports of these volumes, asked of their home hosts."""
+        exports: list[Export] = []
+        for home, group in by_host(volumes).items():
+            uuids = [volume.uuid for volume in group]
+            found = self.connections.to(home).call(self.transport, "find_exports", {"volumes": uuids})
+            exports += codec.load(list[Export], found, home)
+        return exports
+
+    def all_exports(self) -> dict[str, list[Export]]:
+        """Every export, by home host."""
+
+        def ask(host: str) -> list[Export]:
+            return codec.load(list[Export], self.connections.to(host).call(self.transport, "find_exports", {}), host)
+
+        return self._each(list(self.connections.inventory.hosts), ask, str)
+
+    def attachments(self, hosts: Iterable[str], volumes: list[Volume] | None = None) -> dict[str, list[Attachment]]:
+        """What is attached, by host."""
+        uuids = None if volumes is None else [volume.uuid for volume in volumes]
+
+        def ask(host: str) -> list[Attachment]:
+            found = self.connections.to(host).call(self.transport, "find_attachments", {"volumes": uuids})
+            return codec.load(list[Attachment], found, host)
+
+        return self._each(list(hosts), ask, str)
+
+    def hosts(self, volumes: list[Volume] | None = None) -> list[str]:
+        """Every host there is: the inventory's, and those that the volumes are exported to (they may be URLs)."""
+        inventory = self.connections.inventory
+        names = dict.fromkeys(inventory.hosts)
+        exports = self.exports(volumes) if volumes else []
+        for export in exports:
+            names.setdefault(export.client)
+        for name in names:
+            if name not in inventory.hosts:
+                self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, name))
+        return list(names)
+
+    def guests(self, hosts: Iterable[str], target: str, names: list[str] | None = None) -> dict[str, list[GuestState]]:
+        """What the hypervisors say, by host; silent hosts are missing."""
+
+        def ask(host: str) -> list[GuestState]:
+            return codec.load(list[GuestState], self.connections.to(host).call(target, "find", {"guests": names}), host)
+
+        return self._each(list(hosts), ask, str)
+
+    def where(self, guest: str, target: str, hosts: Iterable[str]) -> dict[str, str]:
+        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`."""
+        wanted = list(hosts)
+        answers = self.guests(wanted, target, [guest])
+        places: dict[str, str] = {}
+        for host in wanted:
+            if host not in answers:
+                places[host] = "unknown"
+            elif answers[host] and answers[host][0].status != "stopped":
+                places[host] = answers[host][0].status
+        return places
+
+    def usage(self) -> list[Usage]:
+        """How full the pools are."""
+
+        def ask(pool: PoolConfig) -> Usage:
+            return codec.load(Usage, self.connections.to(pool.host).call(f"pool:{pool.name}", "capacity", {}))
+
+        pools = list(self.connections.inventory.pools.values())
+        answers = self._each(pools, ask, lambda pool: pool.host)
+        return [answers[pool] for pool in pools if pool in answers]
+
+    def _each(self, keys: list[K], ask: Callable[[K], V], host: Callable[[K], str]) -> dict[K, V]:
+        """Ask every host, at the same time where there are several machines; silent ones are noted and left out."""
+
+        def answer(key: K) -> tuple[K, V | None]:
+            try:
+                return key, ask(key)
+            except HostUnreachable as error:
+                self.silent[host(key)] = error
+                return key, None
+
+        machines = {self.connections.inventory.host(host(key)).machine for key in keys}
+        if len(machines) < 2:
+            pairs = [answer(key) for key in keys]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(len(keys), 32)) as pool:
+                pairs = list(pool.map(answer, keys))
+        return {key: value for key, value in pairs if value is not None}
+
+
+def by_host(volumes: list[Volume]) -> dict[str, list[Volume]]:
+    """Volumes by home host."""
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.host, []).append(volume)
+    return groups

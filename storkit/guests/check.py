@@ -1,0 +1,149 @@
+"""What a guest record must be beyond its types, whatever hypervisor runs it. Every problem is found at once.
+
+What one hypervisor in particular cannot do is in storkit.guests.limits.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from uuid import UUID
+
+from storkit.core.errors import StorkitError, UsageError
+from storkit.core.model import check_name
+from storkit.guests.record import Guest
+
+MIB = 1024**2
+
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
+_TARGET = re.compile(r"(?:vd|xvd|sd|hd)[a-z]{1,2}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+
+
+def check(guest: Guest, where: str = "") -> list[StorkitError]:
+    """Everything that is wrong with `guest`, each with the path of its key; `where` names the file or verb."""
+    return [_placed(error, where, key) for key, error in _problems(guest)]
+
+
+def text_problem(value: str) -> str:
+    """Why a text cannot go into a configuration file, if it cannot: no hypervisor's syntax carries control
+    characters, line separators, or what is no character in XML 1.0 (section 2.2)."""
+    for character in value:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs", "Zl", "Zp") or ord(character) & 0xFFFE == 0xFFFE:
+            return f"it has the character U+{ord(character):04X}"
+    return ""
+
+
+def path_problem(value: str) -> str:
+    """Why a text is no absolute path, if it is none."""
+    problem = text_problem(value)
+    if problem:
+        return problem
+    if not value.startswith("/"):
+        return "it is not an absolute path"
+    if any(part == ".." for part in value.split("/")):
+        return "it has a '..'"
+    return ""
+
+
+def _placed(error: StorkitError, where: str, key: str) -> StorkitError:
+    place = ": ".join(part for part in (where, key) if part)
+    return type(error)(f"{place}: {error.message}" if place else error.message, error.hint)
+
+
+def _problems(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    yield from _tried("name", lambda: check_name("guest", guest.name))
+    yield from _uuid("uuid", guest.uuid)
+    if guest.memory < MIB or guest.memory % MIB:
+        yield (
+            "memory",
+            UsageError(f"{guest.memory} bytes is not one or more whole MiB", 'write "512MiB" or "2GiB"'),
+        )
+    if guest.vcpus < 1:
+        yield "vcpus", UsageError(f"a guest needs at least 1, not {guest.vcpus}")
+    yield from _tried("hypervisor", lambda: check_name("hypervisor", guest.hypervisor))
+    if guest.machine and not _WORD.fullmatch(guest.machine):
+        yield "machine", UsageError(f"{guest.machine!r} is no machine type", "list them: qemu-system-x86_64 -M help")
+    for key in ("cpu", "boot.cmdline"):
+        problem = text_problem(guest.cpu if key == "cpu" else guest.boot.cmdline)
+        if problem:
+            yield key, UsageError(f"it cannot be passed on: {problem}", "write it in one line of plain text")
+    for number, text in enumerate(guest.extra):
+        problem = text_problem(text) or ("" if text else "it is empty")
+        if problem:
+            yield f"extra[{number}]", UsageError(f"it cannot be passed on: {problem}", "one line of plain text each")
+    yield from _boot(guest)
+    yield from _disks(guest)
+    yield from _nics(guest)
+
+
+def _boot(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    paths = {"boot.kernel": guest.boot.kernel, "boot.initrd": guest.boot.initrd, "console": guest.console}
+    for key, path in paths.items():
+        problem = path_problem(path) if path else ""
+        if problem:
+            yield (
+                key,
+                UsageError(f"{path!r} cannot be used: {problem}", "write a full path, as /srv/vmlinuz"),
+            )
+    if guest.boot.kernel or guest.hypervisor == "uml":
+        return
+    for field in fields(guest.boot):
+        if field.name in ("initrd", "cmdline") and getattr(guest.boot, field.name):
+            yield f"boot.{field.name}", UsageError("it is of no use without boot.kernel", "set boot.kernel as well")
+
+
+def _disks(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    targets: dict[str, int] = {}
+    volumes: dict[str, int] = {}
+    for number, disk in enumerate(guest.disks):
+        key = f"disks[{number}]"
+        yield from _tried(f"{key}.volume", lambda name=disk.volume: check_name("volume", name))  # type: ignore[misc]
+        if disk.uuid:
+            yield from _uuid(f"{key}.uuid", disk.uuid)
+        if disk.target and not _TARGET.fullmatch(disk.target):
+            yield f"{key}.target", UsageError(f"{disk.target!r} is no disk's name", "write vda, sda, hda or xvda")
+        for what, value, seen in (("target", disk.target, targets), ("volume", disk.volume, volumes)):
+            if value and seen.setdefault(value, number) != number:
+                yield f"{key}.{what}", UsageError(f"{value!r} is disks[{seen[value]}].{what} already", "name another")
+
+
+def _nics(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    macs: dict[str, int] = {}
+    for number, nic in enumerate(guest.nics):
+        key = f"nics[{number}]"
+        if not _BRIDGE.fullmatch(nic.bridge):
+            yield (
+                f"{key}.bridge",
+                UsageError(f"{nic.bridge!r} cannot name a bridge", "list: ip link show type bridge"),
+            )
+        if not _WORD.fullmatch(nic.model):
+            yield f"{key}.model", UsageError(f"{nic.model!r} is no card's model", "write virtio, e1000 or the like")
+        if not nic.mac:
+            continue
+        if not _MAC.fullmatch(nic.mac):
+            yield f"{key}.mac", UsageError(f"{nic.mac!r} is no MAC address", "write 52:54:00:12:34:56, or leave it out")
+        elif int(nic.mac[:2], 16) & 1:
+            yield f"{key}.mac", UsageError(f"{nic.mac} is a group's address, no card can have it", "leave it out")
+        elif macs.setdefault(nic.mac.lower(), number) != number:
+            yield f"{key}.mac", UsageError(f"{nic.mac} is nics[{macs[nic.mac.lower()]}].mac already", "leave it out")
+
+
+def _uuid(key: str, value: str) -> Iterator[tuple[str, StorkitError]]:
+    try:
+        good = str(UUID(value)) == value
+    except ValueError:
+        good = False
+    if not good:
+        yield key, UsageError(f"{value!r} is no UUID in lower case", "make one: uuidgen")
+
+
+def _tried(key: str, action: Callable[[], object]) -> Iterator[tuple[str, StorkitError]]:
+    try:
+        action()
+    except StorkitError as error:
+        yield key, error

@@ -1,0 +1,188 @@
+"""Guests as TOML files in a directory beside the inventory: guests/NAME.toml, made to be kept in git.
+
+storkit writes a file when a guest is defined or cloned, and never over one that is there unless it is told to: the
+administrator's comments and order stay.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from storkit.core import codec
+from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, UsageError, raise_problems
+from storkit.core.model import check_name
+from storkit.core.units import parse_size
+from storkit.guests.check import MIB, check
+from storkit.guests.record import Boot, Disk, Guest, Nic
+from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic, write_new
+
+SUFFIX = ".toml"
+MODE = 0o644
+
+
+def path(directory: Path, name: str) -> Path:
+    """The file of a guest. Raises UsageError for what cannot name one."""
+    return directory / (check_name("guest", name) + SUFFIX)
+
+
+def names(directory: Path) -> list[str]:
+    """The guests there are, in the order of their names; none if there is no such directory."""
+    try:
+        entries = [entry.name for entry in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(entry.removesuffix(SUFFIX) for entry in entries if entry.endswith(SUFFIX) and entry[0] != ".")
+
+
+def load(directory: Path, name: str) -> Guest:
+    """The guest of a name.
+
+    Raises NotFound; UsageError or Problems with all that is wrong in its file, each with file and key.
+    """
+    file = path(directory, name)
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        known = ", ".join(names(directory)) or "none"
+        raise NotFound(f"there is no guest {name!r}", f"guests in {directory}: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{file} cannot be read: {reason}", f"check it: less {file}") from None
+    return parse(text, str(file), name)
+
+
+def load_all(directory: Path) -> list[Guest]:
+    """All guests in the order of their names; raises Problems with what is wrong in any of the files."""
+    guests: list[Guest] = []
+    problems: list[StorkitError] = []
+    for name in names(directory):
+        try:
+            guests.append(load(directory, name))
+        except StorkitError as error:
+            problems += error.problems if isinstance(error, Problems) else [error]
+    raise_problems(problems)
+    return guests
+
+
+def parse(text: str, where: str, name: str) -> Guest:
+    """The guest that `text` (TOML) describes; `where` is named in messages. `name` may be left out of the text."""
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: {error}", "see toml.io for the syntax") from None
+    problems: list[StorkitError] = []
+    if data.setdefault("name", name) != name:
+        problems.append(
+            UsageError(
+                f"{where}: name: {data['name']!r} is not the file's name", f'name = "{name}", or rename the file'
+            )
+        )
+    guest = from_data(data, where, problems)
+    raise_problems(problems)
+    assert guest is not None
+    return guest
+
+
+def from_data(data: dict[str, Any], where: str, problems: list[StorkitError]) -> Guest | None:
+    """The guest that plain values describe, as a file has them (memory may be a text); adds to `problems`."""
+    before = len(problems)
+    if isinstance(data.get("memory"), str):
+        try:
+            data = {**data, "memory": parse_size(data["memory"])}
+        except UsageError as error:
+            problems.append(UsageError(f"{where}: memory: {error.message}", error.hint))
+            data = {**data, "memory": MIB}
+    guest: Guest | None = codec.convert(Guest, data, where, "", problems)
+    if guest is not None:
+        problems += check(guest, where)
+    return guest if len(problems) == before else None
+
+
+def to_data(guest: Guest) -> dict[str, Any]:
+    """The guest as a file has it: sizes as text, and nothing that only says the default."""
+    data = _short(guest)
+    data["memory"] = _size(guest.memory)
+    return data
+
+
+def dumps(guest: Guest) -> str:
+    """The text of a guest's file."""
+    import tomli_w
+
+    return tomli_w.dumps(to_data(guest))
+
+
+def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
+    """Write a guest's file, whole or not at all. One that says the same already stays untouched, comments and all.
+
+    Raises UsageError or Problems: the record is wrong. Conflict: there is another file of that name, and `replace`
+    was not said; or no room.
+    """
+    raise_problems(check(guest))
+    file = path(directory, guest.name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if _same(file, guest):
+            return file
+        if replace:
+            write_atomic(file, dumps(guest), MODE)
+        else:
+            _create(file, dumps(guest))
+    except FileExistsError:
+        raise Conflict(f"guest {guest.name!r} exists already: {file}", "choose another name, or edit it") from None
+    except OSError as error:
+        raise explain(error, file) from error
+    return file
+
+
+def delete(directory: Path, name: str) -> None:
+    """Remove a guest's file and what an interrupted `save` left of it; what is gone already is fine."""
+    file = path(directory, name)
+    if not directory.is_dir():
+        return
+    try:
+        file.unlink(missing_ok=True)
+        for leftover in directory.glob(f"{file.name}*{PARTIAL}"):
+            leftover.unlink(missing_ok=True)
+        sync_directory(directory)
+    except OSError as error:
+        raise explain(error, file) from error
+
+
+def _same(file: Path, guest: Guest) -> bool:
+    try:
+        return parse(file.read_text(), str(file), guest.name) == guest
+    except (OSError, UnicodeDecodeError, StorkitError):
+        return False
+
+
+def _create(file: Path, text: str) -> None:
+    """As write_atomic, but link(2) instead of rename(2): of two commands making the same guest, one gets EEXIST."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    write_new(partial, text, MODE, durable=True)
+    try:
+        os.link(partial, file)
+    finally:
+        partial.unlink()
+    sync_directory(file.parent)
+
+
+def _size(size: int) -> str:
+    return f"{size // 1024**3}GiB" if size % 1024**3 == 0 else f"{size // MIB}MiB"
+
+
+def _short(record: Guest | Boot | Disk | Nic) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Boot):
+            value = _short(value)
+        elif isinstance(value, list):
+            value = [_short(item) if isinstance(item, Disk | Nic) else item for item in value]
+        if value not in ({}, [], "") and value != field.default:
+            shown[field.name] = value
+    return shown

@@ -1,0 +1,85 @@
+"""What a volume's file holds, in either format: empty ones, their size, and getting them to the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.model import Volume
+from storkit.core.units import MAX_SIZE, SECTOR, format_size
+from storkit.system import files, qcow2
+from storkit.system.run import run
+
+FORMATS = ("raw", "qcow2")
+
+
+def make_empty(descriptor: int, format: str, size: int) -> None:
+    """Turn an open file into an empty disk of `size` bytes that reads as zeros. Raises OSError (ENOSPC)."""
+    os.ftruncate(descriptor, 0)
+    if format == "qcow2":
+        qcow2.empty(size).write(descriptor)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+def disk_size(path: Path, format: str) -> int:
+    """The size of the disk in a file, in bytes. Raises Unsafe: the file is damaged; OSError."""
+    if format == "raw":
+        return path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(qcow2.CLUSTER)
+    try:
+        return qcow2.parse(head).size
+    except ValueError as error:
+        raise Unsafe(f"{path} is damaged: {error}", f"qemu-img check {path}") from error
+
+
+def allocated(path: Path) -> int:
+    """The bytes that a file takes on the disk; blocks shared with others count. Raises Conflict: it is gone."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError as error:
+        raise files.explain(error, path) from error
+
+
+def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
+    """Give the disk in a file `size` bytes; nothing to do if it has them. qemu-img(1) does it for qcow2.
+
+    Raises CommandFailed: qcow2 with internal snapshots, or a smaller size without `shrink`.
+    """
+    now = disk_size(path, format)
+    if now == size:
+        return
+    if format == "raw":
+        os.truncate(path, size)
+        return
+    option = ["--shrink"] if shrink and size < now else []
+    run(["qemu-img", "resize", "-q", "-f", format, *option, str(path), str(size)], package="qemu-utils", timeout=600)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk (fsync(2)); it works through any descriptor, whoever wrote."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def mode(volume: Volume) -> int:
+    """The permissions of a volume's file: an image or a snapshot is never written."""
+    return 0o600 if volume.kind == "disk" else 0o400
+
+
+def size_problems(volume: Volume, format: str) -> list[StorkitError]:
+    """What is wrong with the size of a volume that is to be made or resized in this format."""
+    limit = qcow2.MAX_SIZE if format == "qcow2" else MAX_SIZE
+    if volume.size <= 0:
+        return [UsageError(f"volume {volume.name} cannot have {volume.size} bytes", "give a size above zero")]
+    if volume.size > limit:
+        return [UsageError(f"volume {volume.name}: {format} holds {format_size(limit)} at most", "make it smaller")]
+    if volume.size % SECTOR:
+        message = f"volume {volume.name}: {volume.size} bytes are not whole {SECTOR}-byte sectors"
+        return [UsageError(message, f"make it {-(-volume.size // SECTOR) * SECTOR} bytes")]
+    return []

@@ -153,8 +153,8 @@ class Pool(Backend):
 
 
 class Transport(Backend):
-    """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence` and
-    `unfence` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the client."""
+    """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence`,
+    `unfence` and `restore` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the client."""
 
     window: ClassVar[bool] = True
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
@@ -210,6 +210,10 @@ class Transport(Backend):
     @abstractmethod
     def fence(self, client: str) -> list[Export]:
         """Cut `client` off every volume of this host, and refuse it until `unfence`. The exports it had."""
+
+    @abstractmethod
+    def restore(self) -> list[Export]:
+        """Start the servers of everything granted on this host again, with the same rights: after a reboot."""
 
     @abstractmethod
     def unfence(self, client: str) -> None:

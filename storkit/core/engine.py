@@ -54,18 +54,31 @@ class Engine:
         self.journals = Journals(state / "plans")
         self.reporter: Reporter = reporter or Silent()
 
-    def hold(self, holds: list[Hold], plan: str = "") -> None:
-        """Take the plan's names on every host, or none. Raises Conflict with the holder."""
+    def hold(self, holds: list[Hold], plan: str = "", over_marks: bool = False) -> None:
+        """Take the plan's names on every host, or none. Raises Conflict with the holder.
+
+        `over_marks` takes them although other plans have not ended, and ends those.
+        """
         holder = f"storkit (process {os.getpid()} on {socket.gethostname()})"
         hosts: dict[str, list[Claim]] = {}
         for wanted in holds:
             hosts.setdefault(wanted.host, []).append(Claim(wanted.names, wanted.shared))
         try:
             for host in sorted(hosts):
-                self.connections.to(host).lock(hosts[host], holder, plan)
+                given_up = self.connections.to(host).lock(hosts[host], holder, plan, over_marks)
+                for other in given_up:
+                    self._give_plan_up(other)
         except StorkitError:
             self.connections.unlock()
             raise
+
+    def _give_plan_up(self, plan: str) -> None:
+        """Say in a plan's journal, if this host has it, that the truth has overtaken it."""
+        if plan in self.journals.ids():
+            journal = self.journals.reopen(plan)
+            if not journal.record.end:
+                journal.end("given up")
+            journal.close()
 
     def run(self, plan: Plan) -> dict[str, Any]:
         """Run a plan whose names are held: step id to result.

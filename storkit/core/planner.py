@@ -62,6 +62,15 @@ def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: I
     return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
 
 
+def export_image(volume: Volume, file: str, format: str, compress: bool, inventory: Inventory) -> Plan:
+    """Write a volume to an image file on its host."""
+    stages = Stages()
+    title = f"write {volume.name} to {file}"
+    call: dict[str, Any] = {"volume": volume, "dest": file, "format": format, "compress": compress}
+    stages.then(step("export_image", volume.host, "images", title, **call))
+    return finish_plan(title, stages, holds([volume]), inventory)
+
+
 def clone(source: Volume, volumes: list[Volume], inventory: Inventory) -> Plan:
     """Make clones of a volume in its own pool."""
     stages = Stages()

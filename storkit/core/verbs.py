@@ -366,6 +366,7 @@ VERBS: dict[str, Verb] = {
     "relabel": Relabel(),
     "resize": Final(),
     "delete": Final(),
+    "export_image": Verb(),
     "export": Export(),
     "unexport": Export(),
     "set_writers": SetWriters(),

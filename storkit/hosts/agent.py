@@ -71,8 +71,9 @@ class Agent:
             return self._performer.perform(request["target"], request["verb"], request["args"], progress)
         if do == "lock":
             claims = codec.load(list[Claim], request["claims"], "lock")
-            self._held += self._guard.lock(claims, request["holder"], request.get("plan", ""))
-            return None
+            taken, given_up = self._guard.lock(claims, request["holder"], request["plan"], request["over_marks"])
+            self._held += taken
+            return given_up
         if do == "unlock":
             while self._held:
                 self._held.pop().release()

@@ -27,8 +27,8 @@ class Connection(ABC):
         """
 
     @abstractmethod
-    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> None:
-        """As Guard.lock; held until `close`, or until this process dies."""
+    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
+        """As Guard.lock, the plans given up; held until `unlock`, or until this process dies."""
 
     @abstractmethod
     def unlock(self) -> None:
@@ -66,8 +66,10 @@ class LocalConnection(Connection):
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
         return self._performer.perform(target, verb, args, progress)
 
-    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> None:
-        self._held += self._guard.lock(claims, holder, plan)
+    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
+        taken, given_up = self._guard.lock(claims, holder, plan, over_marks)
+        self._held += taken
+        return given_up
 
     def unlock(self) -> None:
         while self._held:

@@ -33,12 +33,17 @@ class Guard:
         self._locks = files.make_private(site.run / "locks")
         self._marks = files.make_private(site.state / "pending")
 
-    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> list[locks.Lock]:
+    def lock(
+        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False
+    ) -> tuple[list[locks.Lock], list[str]]:
         """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
+
+        With `over_marks`, such marks are removed instead: the second result names their plans.
 
         Raises Conflict with the holder, or with the command that ends the unfinished plan.
         """
         taken: list[locks.Lock] = []
+        given_up: list[str] = []
         try:
             for claim in claims:
                 for name in sorted(claim.names):
@@ -48,6 +53,10 @@ class Guard:
             for mark in self.marks():
                 if mark["plan"] != plan and wanted & set(mark["names"]):
                     name = mark["plan"]
+                    if over_marks:
+                        self.unmark(name)
+                        given_up.append(name)
+                        continue
                     raise Conflict(
                         f"plan {name} ({mark['title']}) was begun on {mark['coordinator']} and has not ended",
                         f"storkit plan resume {name}, or storkit plan rollback {name}",
@@ -56,7 +65,7 @@ class Guard:
             for lock in taken:
                 lock.release()
             raise
-        return taken
+        return taken, given_up
 
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         """Say, durably, that `plan` is under way for these names."""

@@ -81,8 +81,9 @@ class SshConnection(Connection):
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
         return self._request({"do": "call", "target": target, "verb": verb, "args": args}, progress)
 
-    def lock(self, claims: list[Claim], holder: str, plan: str = "") -> None:
-        self._request({"do": "lock", "claims": codec.dump(claims), "holder": holder, "plan": plan})
+    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
+        wanted = {"claims": codec.dump(claims), "holder": holder, "plan": plan, "over_marks": over_marks}
+        return list(self._request({"do": "lock", **wanted}))
 
     def unlock(self) -> None:
         if self._process.poll() is None:

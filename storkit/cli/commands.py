@@ -1,0 +1,297 @@
+"""The table of commands: the parser, the man page and the completions all derive from it.
+
+It imports nothing, so that `storkit --help` costs what argparse costs.
+"""
+
+from collections import namedtuple
+
+Command = namedtuple("Command", "noun verb help function args")
+"""`function` is `module:function` below storkit.cli, called with the session and the parsed options."""
+
+Arg = namedtuple("Arg", "flags help kwargs")
+
+
+def arg(*flags: str, help: str = "", **kwargs: object) -> Arg:
+    """One argument; kwargs are argparse's, and `complete` names what completes it."""
+    return Arg(flags, help, kwargs)
+
+
+NOUNS = {
+    "host": "the machines",
+    "pool": "where volumes are made",
+    "volume": "make, copy, import and delete disks",
+    "guest": "define, render, start and stop guests",
+    "migrate": "move a running guest, with its disk's right to write",
+    "plan": "what was begun: resume it or roll it back",
+}
+
+HOST = {"metavar": "HOST", "complete": "hosts"}
+GUEST = {"metavar": "GUEST", "complete": "guests"}
+VOLUME = {"metavar": "VOLUME", "complete": "volumes"}
+POOL = arg("--pool", help="the pool (default: the inventory's)", metavar="POOL", complete="pools")
+TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
+FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
+
+GLOBAL = (
+    arg("--json", help="print the result as JSON on stdout", action="store_true"),
+    arg("-n", "--dry-run", help="print the plan and change nothing", action="store_true"),
+    arg("-v", "--verbose", help="say what is done, with times", action="store_true"),
+    arg("--inventory", help="the inventory file (default: /etc/storkit/inventory.toml)", metavar="FILE"),
+    arg("--state", help="where plans are kept (default: /var/lib/storkit)", metavar="DIR"),
+)
+
+COMMANDS = (
+    Command("host", "list", "list the hosts", "host:list_", ()),
+    Command(
+        "host",
+        "check",
+        "see whether hosts answer, and what they miss",
+        "host:check",
+        (arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),),
+    ),
+    Command("host", "restore", "bring this host's exports back after a reboot", "host:restore", ()),
+    Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
+    Command(
+        "volume",
+        "create",
+        "make an empty volume",
+        "volume:create",
+        (
+            arg("name", help="the new volume's name", metavar="NAME"),
+            arg("size", help="its size: 512MiB, 10G, 1.5T", metavar="SIZE"),
+            POOL,
+        ),
+    ),
+    Command(
+        "volume",
+        "import",
+        "make a volume from an image file (raw, qcow2, vmdk, vpc, vdi; gz, xz or zst compressed)",
+        "volume:import_",
+        (
+            arg("file", help="the image file on the pool's host; - is standard input", metavar="FILE"),
+            arg("name", help="the new volume's name", metavar="NAME"),
+            POOL,
+            arg("--format", help="the image's format (default: by its content)", choices=FORMATS),
+            arg("--golden", help="a golden image: never written, cheap to clone", action="store_true"),
+            arg("--size", help="make the volume larger than the image", metavar="SIZE"),
+            arg("--checksum", help="refuse the file unless it has this digest", metavar="sha256:HEX"),
+        ),
+    ),
+    Command(
+        "volume",
+        "export",
+        "write a volume to an image file",
+        "volume:export",
+        (
+            arg("name", help="the volume", **VOLUME),
+            arg("file", help="the new image file, on the volume's host", metavar="FILE"),
+            arg("--format", help="its format (default: raw)", choices=FORMATS, default="raw"),
+            arg("--compress", help="compress it (qcow2, vmdk)", action="store_true"),
+        ),
+    ),
+    Command(
+        "volume",
+        "clone",
+        "copy a volume by the cheapest means its pool has",
+        "volume:clone",
+        (
+            arg("source", help="the volume to copy", **VOLUME),
+            arg("names", help="the new volumes' names", nargs="+", metavar="NAME"),
+            arg("--size", help="make the clones larger", metavar="SIZE"),
+        ),
+    ),
+    Command(
+        "volume",
+        "snapshot",
+        "keep a volume as it is now, under another name",
+        "volume:snapshot",
+        (arg("source", help="the volume", **VOLUME), arg("name", help="the snapshot's name", metavar="NAME")),
+    ),
+    Command(
+        "volume",
+        "resize",
+        "give a volume another size",
+        "volume:resize",
+        (
+            arg("name", help="the volume", **VOLUME),
+            arg("size", help="the new size", metavar="SIZE"),
+            arg("--shrink", help="allow a smaller size; say it twice, it cuts off data", action="count", default=0),
+        ),
+    ),
+    Command(
+        "volume",
+        "delete",
+        "delete volumes",
+        "volume:delete",
+        (arg("names", help="the volumes", nargs="+", **VOLUME),),
+    ),
+    Command("volume", "list", "list the volumes", "volume:list_", (POOL,)),
+    Command("volume", "show", "show a volume and who has it", "volume:show", (arg("name", help="it", **VOLUME),)),
+    Command(
+        "",
+        "attach",
+        "attach a volume on a host, under its stable path",
+        "volume:attach",
+        (
+            arg("volume", help="the volume", **VOLUME),
+            arg("--on", help="the host", required=True, **HOST),
+            arg("--read-only", help="without the right to write", action="store_true"),
+        ),
+    ),
+    Command(
+        "",
+        "detach",
+        "detach a volume from a host",
+        "volume:detach",
+        (arg("volume", help="the volume", **VOLUME), arg("--on", help="the host", required=True, **HOST)),
+    ),
+    Command(
+        "",
+        "verify",
+        "prove that hosts see one and the same disk",
+        "volume:verify",
+        (
+            arg("volume", help="the volume", **VOLUME),
+            arg("--on", help="the hosts (default: all that have it attached)", nargs="+", **HOST),
+        ),
+    ),
+    Command(
+        "guest",
+        "define",
+        "describe a guest and its disks",
+        "guest:define",
+        (
+            arg("name", help="the guest's name", metavar="NAME"),
+            arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", default=[], **VOLUME),
+            arg("--memory", help="its memory (default: 512MiB)", metavar="SIZE"),
+            arg("--vcpus", help="its processors (default: 1)", type=int, metavar="N"),
+            arg("--kernel", help="boot this kernel, not the disk's boot loader", metavar="FILE"),
+            arg("--initrd", help="with this initial RAM disk", metavar="FILE"),
+            arg("--cmdline", help="and this kernel command line", metavar="TEXT"),
+            arg("--machine", help="the machine type", metavar="TYPE"),
+            arg("--bridge", help="a network card on this bridge", action="append", default=[], metavar="BRIDGE"),
+            arg("--console", help="write the serial console to this file", metavar="FILE"),
+            arg("--hypervisor", help="what runs it (default: the inventory's)", metavar="NAME"),
+            arg("--replace", help="replace the description there is", action="store_true"),
+        ),
+    ),
+    Command(
+        "guest",
+        "import",
+        "describe a guest from its libvirt XML, xl.cfg or QEMU command line",
+        "guest:import_",
+        (
+            arg("file", help="the configuration file", metavar="FILE"),
+            arg("--disk", help="PATH=VOLUME: the volume that replaces a disk", action="append", default=[]),
+            arg("--name", help="another name", metavar="NAME"),
+        ),
+    ),
+    Command(
+        "guest",
+        "clone",
+        "describe a new guest like another one",
+        "guest:clone",
+        (
+            arg("source", help="the guest to copy", **GUEST),
+            arg("name", help="the new guest's name", metavar="NAME"),
+            arg("--set", help="change a key: memory=1GiB, disks.0.volume=web2", action="append", default=[]),
+        ),
+    ),
+    Command(
+        "guest",
+        "render",
+        "print a guest's configuration",
+        "guest:render",
+        (
+            arg("name", help="the guest", **GUEST),
+            arg("--for", help="for this hypervisor", choices=("xl", "libvirt", "qemu", "uml"), dest="kind"),
+            arg("--on", help="with its disks as this host has them", **HOST),
+        ),
+    ),
+    Command(
+        "guest",
+        "start",
+        "give a guest its disks and start it",
+        "guest:start",
+        (arg("name", help="the guest", **GUEST), arg("--on", help="the host (default: its first disk's)", **HOST)),
+    ),
+    Command(
+        "guest",
+        "stop",
+        "shut a guest down and take its disks back",
+        "guest:stop",
+        (
+            arg("name", help="the guest", **GUEST),
+            arg("--force", help="take its power away", action="store_true"),
+            arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),
+        ),
+    ),
+    Command("guest", "list", "list the guests and where they run", "guest:list_", ()),
+    Command("guest", "show", "show a guest", "guest:show", (arg("name", help="the guest", **GUEST),)),
+    Command(
+        "guest",
+        "delete",
+        "forget a guest that does not run; its volumes stay",
+        "guest:delete",
+        (arg("name", help="the guest", **GUEST),),
+    ),
+    Command(
+        "migrate",
+        "run",
+        "do all of a live migration",
+        "migrate:run",
+        (arg("name", help="the guest", **GUEST), TO),
+    ),
+    Command(
+        "migrate",
+        "prepare",
+        "get its disk ready on the destination and open the window",
+        "migrate:prepare",
+        (arg("name", help="the guest", **GUEST), TO),
+    ),
+    Command(
+        "migrate",
+        "finish",
+        "after the hypervisor has moved it: close the window",
+        "migrate:finish",
+        (arg("name", help="the guest", **GUEST),),
+    ),
+    Command(
+        "migrate",
+        "abort",
+        "give up a prepared migration",
+        "migrate:abort",
+        (arg("name", help="the guest", **GUEST),),
+    ),
+    Command(
+        "migrate",
+        "status",
+        "show where guests are and who may write",
+        "migrate:status",
+        (arg("name", help="the guest (default: all)", nargs="?", **GUEST),),
+    ),
+    Command(
+        "migrate",
+        "cleanup",
+        "make everything match where the guest really runs",
+        "migrate:cleanup",
+        (arg("name", help="the guest", **GUEST),),
+    ),
+    Command("", "fence", "cut a host off every disk", "volume:fence", (arg("host", help="the host", **HOST),)),
+    Command("", "unfence", "let a fenced host in again", "volume:unfence", (arg("host", help="the host", **HOST),)),
+    Command("plan", "list", "list the plans, the last one last", "plan:list_", ()),
+    Command(
+        "plan", "show", "show a plan and how far it came", "plan:show", (arg("id", help="the plan", metavar="ID"),)
+    ),
+    Command("plan", "resume", "go on with a plan", "plan:resume", (arg("id", help="the plan", metavar="ID"),)),
+    Command("plan", "rollback", "take a plan back", "plan:rollback", (arg("id", help="the plan", metavar="ID"),)),
+    Command("", "status", "show hosts, guests, attachments and unfinished plans", "host:status", ()),
+    Command(
+        "",
+        "completion",
+        "print a shell's completion script",
+        "completion:print_",
+        (arg("shell", help="the shell", choices=("bash", "zsh", "fish")),),
+    ),
+    Command("", "agent", "serve a coordinator on stdin and stdout", "host:agent", ()),
+)

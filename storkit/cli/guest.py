@@ -1,0 +1,247 @@
+"""`storkit guest ...`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from storkit.cli import output
+from storkit.cli.session import Session
+from storkit.core import codec, migration
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.migration import Subject
+from storkit.core.model import DiskSource, Volume, check_name
+from storkit.core.plan import Plan
+from storkit.core.units import format_size, parse_size
+from storkit.guests import files
+from storkit.guests.record import Boot, Disk, Guest, Nic
+
+MEMORY = "512MiB"
+
+
+def define(session: Session, options: Namespace) -> None:
+    problems: list[StorkitError] = []
+    for check in (lambda: check_name("guest", options.name), lambda: parse_size(options.memory or MEMORY)):
+        try:
+            check()
+        except StorkitError as error:
+            problems.append(error)
+    raise_problems(problems)
+    disks = [Disk(text.removesuffix(":ro"), readonly=text.endswith(":ro")) for text in options.disk]
+    guest = Guest(
+        name=options.name,
+        uuid=str(uuid4()),
+        memory=parse_size(options.memory or MEMORY),
+        vcpus=options.vcpus or 1,
+        hypervisor=options.hypervisor or session.inventory.defaults.hypervisor,
+        machine=options.machine or "",
+        boot=Boot(kernel=_absolute(options.kernel), initrd=_absolute(options.initrd), cmdline=options.cmdline or ""),
+        disks=bind(session, disks),
+        nics=[Nic(bridge) for bridge in options.bridge],
+        console=_absolute(options.console),
+    )
+    save(session, guest, replace_=options.replace)
+
+
+def import_(session: Session, options: Namespace) -> None:
+    from storkit.guests import parse
+
+    mapping: dict[str, str] = {}
+    for text in options.disk:
+        path, equals, volume = text.partition("=")
+        if not equals:
+            raise UsageError(f"{text!r} is no PATH=VOLUME", "for example --disk /dev/vg/web=web")
+        mapping[path] = volume
+    try:
+        text = Path(options.file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{options.file} cannot be read: {error}", "name the configuration file") from None
+    found = parse.parse(text, options.file)
+    guest = replace(found.guest, name=options.name or found.guest.name)
+    disks: list[Disk] = []
+    problems: list[StorkitError] = []
+    for disk, source in zip(guest.disks, found.sources, strict=True):
+        place = source.path or source.export
+        if place in mapping:
+            disks.append(replace(disk, volume=mapping[place]))
+        else:
+            problems.append(UsageError(f"disk {place} has no volume yet", f"import it, then: --disk {place}=VOLUME"))
+    raise_problems(problems)
+    for warning in found.warnings:
+        session.warn(f"storkit: {options.file}: {warning}")
+    save(session, replace(guest, disks=bind(session, disks)))
+
+
+def clone(session: Session, options: Namespace) -> None:
+    from storkit.guests import clone as cloning
+
+    source = files.load(session.guests, options.source)
+    guest = cloning.clone(source, options.name, options.set)
+    shared = {disk.volume for disk in source.disks if not disk.readonly}
+    both = [disk.volume for disk in guest.disks if disk.volume in shared and not disk.readonly]
+    if both:
+        session.warn(f"storkit: {options.name} names the disk {both[0]} of {source.name}: only one of them can run")
+        session.warn(f"  next: storkit volume clone {both[0]} {options.name}, then --set disks.0.volume={options.name}")
+    save(session, replace(guest, disks=bind(session, guest.disks)))
+
+
+def save(session: Session, guest: Guest, replace_: bool = False) -> None:
+    """Write a guest's file and say where it is."""
+    if session.options.dry_run:
+        session.result(codec.dump(guest), files.dumps(guest))
+        return
+    if replace_ and guest.name in files.names(session.guests):
+        old = files.load(session.guests, guest.name)
+        guest = replace(guest, uuid=old.uuid)
+    path = files.save(session.guests, guest, replace_)
+    session.result(codec.dump(guest), f"{guest.name}: {path}")
+
+
+def bind(session: Session, disks: list[Disk]) -> list[Disk]:
+    """Disks with the UUIDs of their volumes: the record then names the disk itself, whatever its name stands for."""
+    if not disks:
+        return []
+    volumes = session.survey.find_all([disk.volume for disk in disks])
+    for disk, volume in zip(disks, volumes, strict=True):
+        if volume.kind != "disk" and not disk.readonly:
+            raise Conflict(
+                f"volume {volume.name} is a golden image or a snapshot: no guest can write it",
+                f"storkit volume clone {volume.name} NEW, or --disk {volume.name}:ro",
+            )
+    return [replace(disk, uuid=volume.uuid) for disk, volume in zip(disks, volumes, strict=True)]
+
+
+def subject(session: Session, name: str, *hosts: str) -> Subject:
+    """A guest, its volumes and what is true of both. `hosts` are asked beside those that have its disks.
+
+    A guest can only run where its disks are exported to: other hosts need not answer.
+    """
+    guest = files.load(session.guests, name)
+    volumes = session.survey.find_all([disk.volume for disk in guest.disks])
+    for disk, volume in zip(guest.disks, volumes, strict=True):
+        if disk.uuid and disk.uuid != volume.uuid:
+            raise Unsafe(
+                f"volume {volume.name} is not the disk of guest {name} any more: UUID {volume.uuid}, not {disk.uuid}",
+                f"bring the right volume back, or storkit guest define {name} --replace ...",
+            )
+    guest = replace(guest, disks=[replace(d, uuid=v.uuid) for d, v in zip(guest.disks, volumes, strict=True)])
+    exports = session.survey.exports(volumes)
+    asked = dict.fromkeys([*(export.client for export in exports), *hosts])
+    if not volumes:
+        asked = dict.fromkeys([*session.inventory.hosts, *hosts])
+    for host in asked:
+        session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
+    target = f"hypervisor:{guest.hypervisor}"
+    places = session.survey.where(name, target, asked)
+    running = [host for host, status in places.items() if status in ("running", "paused")]
+    machine = guest.machine
+    if running:
+        states = session.survey.guests(running[:1], target, [name])
+        machine = states[running[0]][0].machine or machine
+    return Subject(guest, volumes, exports, places, session.survey.transport, machine, _shared(session, guest, volumes))
+
+
+def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[str]:
+    """The read-only volumes of a guest that other guests have as well."""
+    readonly = {disk.volume for disk in guest.disks if disk.readonly}
+    if not readonly:
+        return frozenset()
+    others = [other for other in files.load_all(session.guests) if other.name != guest.name]
+    used = {disk.volume for other in others for disk in other.disks}
+    return frozenset(volume.uuid for volume in volumes if volume.name in readonly & used)
+
+
+def start(session: Session, options: Namespace) -> None:
+    guest = files.load(session.guests, options.name)
+    given = options.on or (session.survey.volume(guest.disks[0].volume).host if guest.disks else "local")
+    host = session.inventory.host(given).name
+
+    def build() -> Plan:
+        what = subject(session, options.name, host)
+        if not what.running:
+            call = {"guest": codec.dump(what.guest)}
+            problems = session.connections.to(host).call(what.target, "check", call)
+            raise_problems([Conflict(f"{host}: {problem}", f"storkit host check {host}") for problem in problems])
+        return migration.start(what, host, session.inventory)
+
+    if session.change(build):
+        session.result({"guest": options.name, "host": host, "status": "running"}, f"{options.name} runs on {host}")
+
+
+def stop(session: Session, options: Namespace) -> None:
+    def build() -> Plan:
+        what = subject(session, options.name)
+        return migration.stop(what, options.force, options.timeout, session.inventory)
+
+    if session.change(build):
+        session.result({"guest": options.name, "status": "stopped"}, f"{options.name} is stopped")
+
+
+def delete(session: Session, options: Namespace) -> None:
+    what = subject(session, options.name)
+    what.known()
+    if what.places:
+        raise Conflict(f"guest {options.name} is on {', '.join(what.places)}", f"storkit guest stop {options.name}")
+    if not session.options.dry_run:
+        files.delete(session.guests, options.name)
+    session.result({"deleted": options.name})
+
+
+def list_(session: Session, options: Namespace) -> None:
+    rows, data = [], []
+    for guest in files.load_all(session.guests):
+        try:
+            volumes = session.survey.find_all([disk.volume for disk in guest.disks])
+            hosts = session.survey.hosts(volumes)
+        except NotFound:
+            hosts = list(session.inventory.hosts)
+        places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts)
+        running = {host: status for host, status in places.items() if status != "unknown"}
+        shown = ", ".join(f"{status} on {host}" for host, status in running.items()) or "stopped"
+        disks = ", ".join(disk.volume for disk in guest.disks)
+        rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
+        data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", ")})
+    header = ("NAME", "STATE", "MEMORY", "VCPUS", "HYPERVISOR", "DISKS")
+    session.result(data, output.table(header, rows))
+
+
+def show(session: Session, options: Namespace) -> None:
+    what = subject(session, options.name)
+    data = {**codec.dump(what.guest), "places": what.places}
+    lines: list[tuple[str, object]] = [
+        ("name", what.name),
+        ("uuid", what.guest.uuid),
+        ("memory", format_size(what.guest.memory)),
+        ("vcpus", what.guest.vcpus),
+        ("hypervisor", what.guest.hypervisor),
+        ("state", ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped"),
+    ]
+    lines += [(f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}") for n, v in enumerate(what.volumes)]
+    session.result(data, output.fields(lines))
+
+
+def render(session: Session, options: Namespace) -> None:
+    from storkit.guests import render as rendering
+
+    what = subject(session, options.name)
+    kind = options.kind or what.guest.hypervisor
+    host = session.inventory.host(options.on).name if options.on else next(iter(what.running), "")
+    sources: list[DiskSource] = []
+    if host:
+        found = {a.uuid: a.source for a in session.survey.attachments([host], what.volumes)[host]}
+        missing = [volume.name for volume in what.volumes if volume.uuid not in found]
+        if missing:
+            raise NotFound(
+                f"{', '.join(missing)} is not attached on {host}", f"storkit attach {missing[0]} --on {host}"
+            )
+        sources = [found[volume.uuid] for volume in what.volumes]
+    else:
+        sources = [DiskSource("block", path=f"/dev/storkit/{volume.name}") for volume in what.volumes]
+    text = rendering.render(what.guest, sources, kind, templates=[session.inventory.directory / "templates"])
+    session.result({"guest": options.name, "for": kind, "text": text}, text.rstrip("\n"))
+
+
+def _absolute(path: str | None) -> str:
+    return str(Path(path).absolute()) if path else ""

@@ -1,0 +1,114 @@
+"""`storkit host ...`, pool list, status, agent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from typing import Any
+
+import storkit
+from storkit.cli import output
+from storkit.cli.session import Session
+from storkit.core import codec
+from storkit.core.errors import HostUnreachable, StorkitError
+from storkit.core.units import format_size
+
+CLOCK_SKEW = 2.0
+"""Seconds that two hosts' clocks may differ without a word."""
+
+
+def list_(session: Session, options: Namespace) -> None:
+    hosts = list(session.inventory.hosts.values())
+    rows = [(host.name, host.url, host.reach, host.state) for host in hosts]
+    session.result(codec.dump(hosts), output.table(("HOST", "URL", "ADDRESS", "STATE"), rows))
+
+
+def check(session: Session, options: Namespace) -> int:
+    """1 if anything is missing; 7 if a host does not answer."""
+    worst, rows, data = 0, [], []
+    for name in options.hosts or list(session.inventory.hosts):
+        try:
+            before = time.time()
+            facts = session.connections.to(name).facts()
+            middle = (before + time.time()) / 2
+        except StorkitError as error:
+            rows.append((name, "unreachable" if isinstance(error, HostUnreachable) else "broken", error.message))
+            data.append({"host": name, "error": error.to_json()})
+            worst = max(worst, error.exit_code)
+            continue
+        problems = [
+            f"{miss['needs']} for {miss['backend']}" + (f" (apt install {miss['package']})" if miss["package"] else "")
+            for miss in facts["missing"]
+        ]
+        if facts["version"] != storkit.__version__:
+            problems.append(f"storkit {facts['version']} there, {storkit.__version__} here")
+        if abs(facts["clock"] - middle) > CLOCK_SKEW:
+            problems.append(f"its clock is {facts['clock'] - middle:+.0f} s off")
+        worst = max(worst, 1 if problems else 0)
+        rows.append((name, "incomplete" if problems else "ready", "; ".join(problems) or f"Linux {facts['kernel']}"))
+        data.append({"host": name, **facts, "problems": problems})
+    session.result(data, output.table(("HOST", "STATE", "DETAILS"), rows))
+    return worst
+
+
+def restore(session: Session, options: Namespace) -> None:
+    """Start the servers of this host's exports again, with the rights they had."""
+    local = [host.name for host in session.inventory.hosts.values() if host.machine == "local"]
+    back: list[Any] = []
+    for name in local:
+        back += session.connections.to(name).call(session.survey.transport, "restore", {}) or []
+    session.result(back, f"{len(back)} exports are back")
+
+
+def pools(session: Session, options: Namespace) -> None:
+    usages = session.survey.usage()
+    rows = [
+        (u.pool, u.host, session.inventory.pools[u.pool].type, *(format_size(n) for n in
+         (u.total, u.free, u.provisioned, u.allocated)))
+        for u in usages
+    ]  # fmt: skip
+    session.result(
+        codec.dump(usages), output.table(("POOL", "HOST", "TYPE", "SIZE", "FREE", "PROVISIONED", "ALLOCATED"), rows)
+    )
+    for usage in usages:
+        for warning in usage.warnings:
+            session.warn(f"storkit: pool {usage.pool}: {warning}")
+
+
+def status(session: Session, options: Namespace) -> None:
+    from storkit.core.journal import Journals
+
+    exports = session.survey.all_exports()
+    attachments = session.survey.attachments(session.inventory.hosts)
+    journals = Journals(session.state / "plans")
+    open_plans = []
+    for plan in journals.ids():
+        try:
+            record = journals.read(plan)
+            if not record.end:
+                open_plans.append((plan, record.status, record.plan.title))
+        except StorkitError as error:
+            open_plans.append((plan, "damaged", error.message))
+    rows = []
+    for home, group in exports.items():
+        for export in group:
+            attached = any(a.uuid == export.uuid for a in attachments.get(export.client, []))
+            state = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
+            rows.append((export.volume, home, export.client, state, "attached" if attached else "not attached"))
+    parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
+    if open_plans:
+        parts.append(output.table(("PLAN", "STATUS", "WHAT"), open_plans))
+    data = {
+        "exports": codec.dump(exports),
+        "attachments": codec.dump(attachments),
+        "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in open_plans],
+        "silent": sorted(session.survey.silent),
+    }
+    session.result(data, "\n\n".join(parts))
+
+
+def agent(options: Namespace) -> int:
+    from storkit.hosts.agent import serve
+
+    return serve(sys.stdin)

@@ -1,0 +1,143 @@
+"""`storkit migrate ...`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from storkit.cli import output
+from storkit.cli.guest import subject
+from storkit.cli.session import Session
+from storkit.cli.volume import proof_line
+from storkit.core import codec, migration, registry
+from storkit.core.errors import Conflict, StorkitError, Unsupported, raise_problems
+from storkit.core.migration import Subject
+from storkit.core.plan import Plan
+from storkit.guests import files
+
+EVERYTHING = {"prepare", "run", "finish"}
+
+
+def run(session: Session, options: Namespace) -> None:
+    _migrate(session, options, EVERYTHING)
+
+
+def prepare(session: Session, options: Namespace) -> None:
+    _migrate(session, options, {"prepare"})
+
+
+def _migrate(session: Session, options: Namespace, parts: set[str]) -> None:
+    destination = session.inventory.host(options.to).name
+
+    def build() -> Plan:
+        what = subject(session, options.name, destination)
+        plan = migration.migrate(what, destination, parts, session.inventory)
+        if what.places.get(destination) not in (None, "incoming"):
+            raise Conflict(
+                f"guest {what.name} is {what.places[destination]} on {destination}",
+                f"storkit migrate cleanup {what.name}",
+            )
+        raise_problems(_differences(session, what, destination))
+        return plan
+
+    done = session.change(build)
+    if not done:
+        return
+    plan, results = done
+    by_verb = {step.verb: results[step.id] for step in plan.steps}
+    proofs = by_verb.get("prove") or []
+    moved = by_verb.get("send")
+    data = {"guest": options.name, "to": destination, "plan": plan.id, "proof": proofs, "migration": moved}
+    lines = [proof_line(proof) for proof in proofs]
+    if moved:
+        lines.append(
+            f"{options.name} runs on {destination}: moved in {moved['total_ms']} ms, down for {moved['downtime_ms']} ms"
+        )
+    else:
+        lines.append(
+            f"{destination} is ready and may write; move {options.name} there, then: storkit migrate finish "
+            f"{options.name} (or: storkit migrate abort {options.name})"
+        )
+    session.result(data, "\n".join(lines))
+
+
+def _differences(session: Session, what: Subject, destination: str) -> list[StorkitError]:
+    """Everything that would keep the guest from running at the destination, and what the two hosts differ in."""
+    source = what.running[0]
+    there = session.connections.to(destination)
+    guest = {"guest": codec.dump(what.guest)}
+    problems: list[StorkitError] = [
+        Conflict(f"{destination}: {problem}", f"storkit host check {destination}")
+        for problem in there.call(what.target, "check", guest)
+    ]
+    home = {volume.host for volume in what.volumes}
+    for name in sorted(home - {destination, source}):
+        session.connections.to(name)
+    if not registry.transport(what.transport.partition(":")[2]).window and what.written:
+        problems.append(
+            Unsupported(f"{what.transport} cannot give two hosts the right to write", "choose another transport")
+        )
+    ours = session.connections.to(source).call(what.target, "fingerprint", guest)
+    theirs = there.call(what.target, "fingerprint", guest)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            problems.append(
+                Conflict(
+                    f"{key} differs: {ours.get(key, 'none')} on {source}, {theirs.get(key, 'none')} on {destination}",
+                    "make them the same on both hosts, or stop the guest and start it there",
+                )
+            )
+    return problems
+
+
+def finish(session: Session, options: Namespace) -> None:
+    _settle(session, options, migration.finish)
+
+
+def cleanup(session: Session, options: Namespace) -> None:
+    _settle(session, options, migration.cleanup, over_marks=True)
+
+
+def abort(session: Session, options: Namespace) -> None:
+    _settle(session, options, migration.finish)
+
+
+def _settle(session: Session, options: Namespace, planner: Any, over_marks: bool = False) -> None:
+    def build() -> Plan:
+        hosts = session.survey.hosts()
+        plan: Plan = planner(subject(session, options.name, *hosts), session.inventory)
+        return plan
+
+    done = session.change(build, over_marks=over_marks)
+    if done:
+        what = subject(session, options.name)
+        here = ", ".join(what.running)
+        text = f"{options.name} runs on {here}, which alone may write" if here else f"{options.name} runs nowhere"
+        session.result({"guest": options.name, "places": what.places}, text)
+
+
+def status(session: Session, options: Namespace) -> None:
+    names = [options.name] if options.name else files.names(session.guests)
+    rows: list[tuple[object, ...]] = []
+    data: list[dict[str, Any]] = []
+    for name in names:
+        what = subject(session, name, *session.survey.hosts())
+        writers = sorted({export.client for export in what.exports if export.writable})
+        rows.append(
+            (
+                name,
+                ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped",
+                ", ".join(writers) or "nobody",
+                "open" if len(writers) > 1 else "closed",
+            )
+        )
+        data.append(
+            {
+                "guest": name,
+                "places": what.places,
+                "writers": writers,
+                "window": len(writers) > 1,
+                "exports": codec.dump(what.exports),
+            }
+        )
+    session.result(data, output.table(("GUEST", "STATE", "WRITERS", "WINDOW"), rows))

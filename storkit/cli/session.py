@@ -1,0 +1,145 @@
+"""One run of the command line: the inventory, the connections, the engine, and how results and errors are shown."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from storkit.core import inventory
+from storkit.core.errors import Conflict, StorkitError
+from storkit.core.plan import Plan
+
+EXIT_INTERRUPTED = 130
+"""As shells have it: 128 and SIGINT."""
+
+
+class Session:
+    """What commands work with."""
+
+    def __init__(self, options: Namespace) -> None:
+        from storkit.core.survey import Survey
+        from storkit.hosts.connection import Connections
+
+        self.options = options
+        given = Path(options.inventory) if options.inventory else None
+        self.connections = Connections(inventory.load(given))
+        self.survey = Survey(self.connections)
+        self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
+
+    @property
+    def inventory(self) -> inventory.Inventory:
+        return self.connections.inventory
+
+    @property
+    def guests(self) -> Path:
+        """The directory of guests' files."""
+        return self.inventory.directory / "guests"
+
+    def engine(self) -> Any:
+        """The engine, with a reporter that fits where stderr goes."""
+        from storkit.cli import output
+        from storkit.core.engine import Engine, Silent
+
+        reporter: Any = Silent()
+        if self.options.verbose:
+            reporter = output.Lines()
+        elif sys.stderr.isatty() and not self.options.json:
+            reporter = output.Bars()
+        return Engine(self.connections, self.state, reporter)
+
+    def change(self, build: Callable[[], Plan], *, over_marks: bool = False) -> tuple[Plan, dict[str, Any]] | None:
+        """Build a plan, lock its names, build it again from what is true now, and run it. None for a dry run.
+
+        `over_marks`: unfinished plans of the same names are given up; this plan works from the truth alone.
+        The second look is needed because another command may have ended between the first one and the lock.
+        """
+        plan = build()
+        if self.options.dry_run:
+            self.show_plan(plan)
+            return None
+        engine = self.engine()
+        if plan.holds:
+            engine.hold(plan.holds, over_marks=over_marks)
+            again = build()
+            if again.holds != plan.holds:
+                raise Conflict("another command changed the same volumes meanwhile", "look at them, then try again")
+            plan = again
+        try:
+            return plan, engine.run(plan)
+        finally:
+            self.connections.unlock()
+
+    def show_plan(self, plan: Plan) -> None:
+        """Print a plan that is not run."""
+        from storkit.cli import output
+        from storkit.core import codec
+        from storkit.core.verbs import VERBS
+
+        if self.options.json:
+            self.print_json(codec.dump(plan))
+        else:
+            print(output.describe(plan, lambda step: VERBS[step.verb].undoable))
+
+    def result(self, data: Any, text: str = "") -> None:
+        """Print what a command found or made: JSON for scripts, `text` for people."""
+        if self.options.json:
+            self.print_json(data)
+        elif text:
+            print(text)
+
+    def print_json(self, data: Any) -> None:
+        import json
+
+        print(json.dumps(data, indent=2))
+
+    def warn(self, text: str) -> None:
+        """A line for people, on stderr."""
+        from storkit.cli import output
+
+        output.say(text)
+
+
+def run(options: Namespace) -> int:
+    """Carry out a parsed command; its exit status."""
+    module, _, name = options.function.partition(":")
+    session: Session | None = None
+    try:
+        function = getattr(importlib.import_module(f"storkit.cli.{module}"), name)
+        if options.function in ("host:agent", "completion:print_"):
+            return int(function(options) or 0)
+        session = Session(options)
+        status = int(function(session, options) or 0)
+        for error in session.survey.silent.values():
+            session.warn(f"storkit: {error.message}; what is there is unknown")
+        sys.stdout.flush()
+        return status
+    except StorkitError as error:
+        return _failed(options, error)
+    except KeyboardInterrupt:
+        from storkit.cli import output
+
+        output.say("storkit: interrupted")
+        output.say("  next: storkit plan list")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`storkit volume list | head`).
+        sys.stderr.close()
+        return 0
+    finally:
+        if session is not None:
+            session.connections.close()
+
+
+def _failed(options: Namespace, error: StorkitError) -> int:
+    import json
+
+    from storkit.cli import output
+
+    if options.json:
+        print(json.dumps({"error": error.to_json()}, indent=2))
+    output.explain(error)
+    return error.exit_code

@@ -1,0 +1,302 @@
+"""`storkit volume ...`, attach, detach, verify, fence."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from storkit.cli import output
+from storkit.cli.session import Session
+from storkit.core import codec, planner
+from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.inventory import PoolConfig
+from storkit.core.model import Volume, check_name
+from storkit.core.plan import Plan
+from storkit.core.units import format_size, parse_size
+
+
+def create(session: Session, options: Namespace) -> None:
+    problems: list[StorkitError] = []
+    size = _checked(lambda: parse_size(options.size), problems)
+    pool = _checked(lambda: _pool(session, options), problems)
+    _checked(lambda: check_name("volume", options.name), problems)
+    raise_problems(problems)
+
+    def build() -> Plan:
+        _must_be_free(session, [options.name])
+        return planner.create([volume], session.inventory)
+
+    volume = _new(pool, options.name, size)
+    _report(session, session.change(build), "created")
+
+
+def import_(session: Session, options: Namespace) -> None:
+    import sys
+
+    from storkit import images
+
+    problems: list[StorkitError] = []
+    wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
+    pool = _checked(lambda: _pool(session, options), problems)
+    _checked(lambda: check_name("volume", options.name), problems)
+    raise_problems(problems)
+    _must_be_free(session, [options.name])
+    host = session.connections.to(pool.host)
+    spooled: Path | None = None
+    file = options.file
+    try:
+        if file == "-":
+            if host.config.machine != "local":
+                raise UsageError(f"standard input cannot be imported on {pool.host}", "copy the file there and name it")
+            spooled = images.spool(sys.stdin.buffer, session.state)
+            file = str(spooled)
+        elif host.config.machine == "local":
+            file = str(Path(file).absolute())
+        source = {"source": file, "format": options.format or "", "checksum": options.checksum or ""}
+        info = host.call("images", "inspect", source)
+        size = max(wanted, info["virtual_size"])
+        if wanted and wanted < info["virtual_size"]:
+            raise UsageError(
+                f"the image is {format_size(info['virtual_size'])} large, more than {format_size(wanted)}",
+                "leave --size out, or make it larger",
+            )
+        volume = _new(pool, options.name, size)
+        kind = "image" if options.golden else "disk"
+
+        def build() -> Plan:
+            _must_be_free(session, [options.name])
+            return planner.import_image(volume, source, kind, session.inventory)
+
+        _report(session, session.change(build), "imported")
+    finally:
+        if spooled is not None:
+            spooled.unlink(missing_ok=True)
+
+
+def export(session: Session, options: Namespace) -> None:
+    def build() -> Plan:
+        volume = session.survey.volume(options.name)
+        host = session.inventory.host(volume.host)
+        file = str(Path(options.file).absolute()) if host.machine == "local" else options.file
+        return planner.export_image(volume, file, options.format, options.compress, session.inventory)
+
+    done = session.change(build)
+    if done:
+        session.result({"volume": options.name, "file": options.file}, f"{options.name} is in {options.file}")
+
+
+def clone(session: Session, options: Namespace) -> None:
+    problems: list[StorkitError] = []
+    wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
+    for name in options.names:
+        _checked(lambda name=name: check_name("volume", name), problems)
+    twice = {name for name in options.names if options.names.count(name) > 1} if len(options.names) < 100 else set()
+    if twice or len(set(options.names)) < len(options.names):
+        problems.append(UsageError(f"named twice: {', '.join(sorted(twice)) or 'a volume'}", "name each clone once"))
+    raise_problems(problems)
+    volumes: list[Volume] = []
+
+    def build() -> Plan:
+        source = session.survey.volume(options.source)
+        _must_be_free(session, options.names)
+        if wanted and wanted < source.size:
+            raise UsageError(
+                f"{source.name} is {format_size(source.size)} large; a clone cannot be smaller", "leave --size out"
+            )
+        if not volumes:
+            pool = session.inventory.pool(source.pool)
+            size = wanted or source.size
+            volumes.extend(_new(pool, name, size, origin=source.uuid) for name in options.names)
+        return planner.clone(source, volumes, session.inventory)
+
+    _report(session, session.change(build), "cloned")
+
+
+def snapshot(session: Session, options: Namespace) -> None:
+    check_name("volume", options.name)
+    made: list[Volume] = []
+
+    def build() -> Plan:
+        source = session.survey.volume(options.source)
+        _must_be_free(session, [options.name])
+        if not made:
+            pool = session.inventory.pool(source.pool)
+            made.append(_new(pool, options.name, source.size, origin=source.uuid, kind="snapshot"))
+        return planner.snapshot(source, made[0], session.inventory)
+
+    _report(session, session.change(build), "made")
+
+
+def resize(session: Session, options: Namespace) -> None:
+    size = parse_size(options.size)
+
+    def build() -> Plan:
+        volume = session.survey.volume(options.name)
+        if size < volume.size and options.shrink < 2:
+            raise UsageError(
+                f"{volume.name} is {format_size(volume.size)} large; at {format_size(size)} its end would be cut off",
+                "shrink what is on it first, then say --shrink --shrink",
+            )
+        return planner.resize(volume, size, options.shrink >= 2, session.inventory)
+
+    _report(session, session.change(build), "resized")
+
+
+def delete(session: Session, options: Namespace) -> None:
+    def build() -> Plan:
+        volumes = session.survey.find_all(options.names)
+        return planner.delete(volumes, session.survey.exports(volumes), session.inventory)
+
+    if session.change(build):
+        session.result({"deleted": options.names})
+
+
+def list_(session: Session, options: Namespace) -> None:
+    pools = [session.inventory.pool(options.pool)] if options.pool else None
+    volumes = session.survey.volumes(pools=pools)
+    rows = [(v.name, format_size(v.size), v.kind, v.format, v.pool, v.host, v.made) for v in volumes]
+    header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE")
+    session.result(codec.dump(volumes) if session.options.json else None, output.table(header, rows))
+
+
+def show(session: Session, options: Namespace) -> None:
+    volume = session.survey.volume(options.name)
+    exports = session.survey.exports([volume])
+    attached = session.survey.attachments(session.survey.hosts([volume]), [volume])
+    data = {
+        **codec.dump(volume),
+        "writers": sorted(planner.writers(exports, volume)),
+        "exports": codec.dump(exports),
+        "attachments": [codec.dump(each) for group in attached.values() for each in group],
+    }
+    lines = [(key, data[key]) for key in ("name", "uuid", "kind", "format", "pool", "host", "path", "made", "created")]
+    lines.insert(2, ("size", format_size(volume.size)))
+    lines.append(("writers", ", ".join(data["writers"]) or "nobody"))
+    lines += [
+        (f"on {e.client}", ("writes" if e.writable else "reads") + ("" if e.live else ", but its server is down"))
+        for e in exports
+    ]
+    lines += [(f"at {a.host}", a.path) for group in attached.values() for a in group]
+    session.result(data, output.fields(lines))
+
+
+def attach(session: Session, options: Namespace) -> None:
+    host = session.inventory.host(options.on).name
+
+    def build() -> Plan:
+        volume = session.survey.volume(options.volume)
+        exports = session.survey.exports([volume])
+        write = not options.read_only and volume.kind == "disk"
+        return planner.attach(volume, host, exports, session.survey.transport, write, session.inventory)
+
+    done = session.change(build)
+    if done:
+        plan, results = done
+        last = next(step for step in reversed(plan.steps) if step.verb == "attach")
+        attachment = results[last.id][0]
+        session.result(attachment, attachment["path"])
+
+
+def detach(session: Session, options: Namespace) -> None:
+    host = session.inventory.host(options.on).name
+
+    def build() -> Plan:
+        volume = session.survey.volume(options.volume)
+        exports = session.survey.exports([volume])
+        return planner.detach(volume, host, exports, session.survey.transport, session.inventory)
+
+    if session.change(build):
+        session.result({"volume": options.volume, "detached": host})
+
+
+def verify(session: Session, options: Namespace) -> None:
+    def build() -> Plan:
+        volume = session.survey.volume(options.volume)
+        hosts = [session.inventory.host(name).name for name in options.on or ()]
+        if not hosts:
+            attached = session.survey.attachments(session.survey.hosts([volume]), [volume])
+            hosts = [host for host, found in attached.items() if found]
+        if not hosts:
+            raise NotFound(
+                f"volume {volume.name} is attached nowhere", f"storkit attach {volume.name} --on HOST, on two hosts"
+            )
+        return planner.verify(volume, hosts, session.survey.transport, session.inventory)
+
+    done = session.change(build)
+    if done:
+        proofs = next(iter(done[1].values()))
+        session.result(proofs, "\n".join(proof_line(proof) for proof in proofs))
+
+
+def proof_line(proof: dict[str, Any]) -> str:
+    """A proof for people."""
+    hosts = " and ".join(proof["hosts"])
+    many = "see one disk" if len(proof["hosts"]) > 1 else "sees it"
+    return (
+        f"{proof['volume']}: {hosts} {many}: {proof['identity']}, {format_size(proof['size'])}, "
+        f"{proof['blocks']} blocks alike"
+    )
+
+
+def fence(session: Session, options: Namespace) -> None:
+    _fence(session, options.host, "fence")
+
+
+def unfence(session: Session, options: Namespace) -> None:
+    _fence(session, options.host, "unfence")
+
+
+def _fence(session: Session, name: str, verb: str) -> None:
+    host = session.inventory.host(name).name
+    homes = sorted({pool.host for pool in session.inventory.pools.values()} - {host})
+    if not homes:
+        raise Conflict(f"every pool is on {host} itself: nobody else can cut it off", "take its power away")
+    done = session.change(lambda: planner.fence(host, homes, session.survey.transport, verb, session.inventory))
+    if done and verb == "fence":
+        lost = [export for result in done[1].values() for export in result]
+        names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
+        session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}")
+    elif done:
+        session.result({"host": host}, f"{host} may be given disks again")
+
+
+def _pool(session: Session, options: Namespace) -> PoolConfig:
+    return session.inventory.pool(options.pool or session.inventory.defaults.pool)
+
+
+def _new(pool: PoolConfig, name: str, size: int, *, origin: str = "", kind: str = "disk") -> Volume:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"name": name, "uuid": str(uuid4()), "size": size, "pool": pool.name, "host": pool.host,
+              "origin": origin, "kind": kind, "created": now}  # fmt: skip
+    return codec.load(Volume, record)
+
+
+def _must_be_free(session: Session, names: list[str]) -> None:
+    """A name stands for one disk on every host: it must be free in every pool that answers."""
+    taken = session.survey.volumes(names)
+    raise_problems(
+        [
+            Conflict(f"volume {volume.name} exists already in pool {volume.pool}", f"storkit volume show {volume.name}")
+            for volume in taken
+        ]
+    )
+
+
+def _checked(action: Any, problems: list[StorkitError]) -> Any:
+    try:
+        return action()
+    except StorkitError as error:
+        problems.append(error)
+        return None
+
+
+def _report(session: Session, done: Any, what: str) -> None:
+    if not done:
+        return
+    plan, results = done
+    volumes = list(results[plan.steps[-1].id])
+    text = "\n".join(f"{v['name']}: {what} ({v['made']}), {format_size(v['size'])}, {v['uuid']}" for v in volumes)
+    session.result(volumes, text)

@@ -1,0 +1,288 @@
+"""The transport `nbd`: volumes over the Network Block Device protocol, served and used in user space.
+
+It needs no kernel module and no root. QEMU opens the export itself, so an attachment is a `network` disk source. At
+the volume's home host one qemu-storage-daemon per volume is the only process that has the image open; every client
+host has an export of its own there, and the server refuses writes on an export that may not. Hosts on one machine use
+its Unix socket, others TLS with a key (or certificate) that opens their own export and nothing else.
+
+Identity on the wire is the export's description, `storkit:UUID:INSTANCE`: INSTANCE is drawn when a server starts, so
+the servers of two copies of one disk can never be taken for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import ClassVar
+
+from storkit.core.backend import Client, Needs, Transport
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    raise_problems,
+)
+from storkit.core.model import Attachment, Credential, Evidence, Export, Offer, Secret, Volume, check_name
+from storkit.system import nbdclient
+from storkit.system.nbdattach import Attachments
+from storkit.system.nbdgrant import Grant, Granted, Grants, export_name
+from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer, every
+from storkit.system.qsd import PACKAGE, PROGRAM
+
+
+class Nbd(Transport):
+    """NBD in user space, by QEMU's storage daemon."""
+
+    name = "nbd"
+    needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
+    Settings: ClassVar[type] = NbdSettings
+
+    @property
+    def _grants(self) -> Grants:
+        return Grants(self.site)
+
+    def _server(self, grant: Grant) -> VolumeServer:
+        return VolumeServer(self.site, self.settings, self._grants, grant)
+
+    # At the volume's home host.
+
+    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
+        names = {client.name for client in clients}
+        with self._grants.guard(volume.uuid for volume in volumes):
+            grants = self._extended(volumes, clients)
+            self._grants.save(grants)
+            self._serve(grants)
+        return [export for export in self.find_exports([volume.uuid for volume in volumes]) if export.client in names]
+
+    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[Grant]:
+        """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
+        found, problems = self._grants.find(volume.uuid for volume in volumes)
+        before = {grant.volume.uuid: grant for grant in found}
+        for client in clients:
+            if self._grants.fenced(client.name):
+                hint = f"once it is known to be harmless: storkit unfence {client.name}"
+                problems.append(Unsafe(f"host {client.name} is fenced on {self.site.host}", hint))
+            if not client.same_machine and not self.site.address:
+                message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
+                problems.append(Unsupported(message, f"give host {self.site.host} an address in the inventory"))
+        grants: list[Grant] = []
+        for volume in volumes:
+            check_name("volume", volume.name)
+            old = before.get(volume.uuid, Grant(volume))
+            granted = {client.name: Granted(client.same_machine) for client in clients}
+            if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
+                problems.append(
+                    Conflict(
+                        f"volume {volume.name} is served as it was before it changed", f"storkit detach {volume.name}"
+                    )
+                )
+            grants.append(Grant(volume, granted | old.clients, old.writers))
+            try:
+                self._server(grants[-1]).check()
+            except StorkitError as error:
+                problems.append(error)
+        raise_problems(problems)
+        return grants
+
+    def _serve(self, grants: list[Grant]) -> None:
+        """Bring the servers of these volumes to what was granted, starting those that do not run."""
+        servers = [self._server(grant) for grant in grants]
+        every(VolumeServer.start, servers)
+        asyncio.run(_reconcile(servers))
+        every(VolumeServer.start_fronts, servers)
+
+    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
+        uuids = [volume.uuid for volume in volumes]
+        with self._grants.guard(uuids):
+            grants, problems = self._grants.find(uuids)
+            raise_problems(problems)
+            self._withdraw(grants, clients)
+
+    def _withdraw(self, grants: list[Grant], clients: list[str], *, force: bool = False) -> None:
+        """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left.
+
+        With `force` a server that hangs is killed, and started again for its other clients.
+        """
+        servers: list[VolumeServer] = []
+        for grant in grants:
+            kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
+            servers.append(
+                self._server(Grant(grant.volume, kept, [writer for writer in grant.writers if writer in kept]))
+            )
+        staying = [server for server in servers if server.grant.clients]
+        every(lambda server: server.drop(clients), servers)
+        running = [server for server in staying if server.daemon.running()]
+        try:
+            asyncio.run(_reconcile(running))
+        except StorkitError:
+            if not force:
+                raise
+            every(lambda server: server.stop(kill=True), running)
+        every(lambda server: server.stop(kill=force), [server for server in servers if not server.grant.clients])
+        for server in servers:
+            if server.grant.clients:
+                self._grants.save([server.grant])
+            else:
+                self._grants.forget(server.volume.uuid)
+        if force:
+            self._serve([server.grant for server in staying if not server.daemon.running()])
+
+    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
+        grants, problems = self._grants.find(volumes)
+        raise_problems(problems)
+        return [export for grant in grants for export in self._observe(grant)]
+
+    def _observe(self, grant: Grant) -> list[Export]:
+        """A volume's exports as its server states them on the wire."""
+        server = self._server(grant)
+        stated = _stated(server)
+        exports = []
+        for client, granted in sorted(grant.clients.items()):
+            info = stated.get(client)
+            live = info is not None and (granted.same_machine or server.front_runs(client))
+            writable = info.writable if info is not None else client in grant.writers
+            where = str(server.socket) if granted.same_machine else f"{self.site.address}:{granted.port}"
+            volume = grant.volume
+            exports.append(Export(volume.name, volume.uuid, client, writable, self.name, live, where))
+        return exports
+
+    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
+        grants, problems = self._grants.find(volume.uuid for volume in volumes)
+        found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
+        for volume in volumes:
+            if volume.uuid not in found:
+                hint = f"storkit attach {volume.name} --on {client}"
+                problems.append(NotFound(f"volume {volume.name} is not exported to host {client}", hint))
+        raise_problems(problems)
+        return [self._offer(found[volume.uuid], client) for volume in volumes]
+
+    def _offer(self, grant: Grant, client: str) -> Offer:
+        server, granted, volume = self._server(grant), grant.clients[client], grant.volume
+        name = export_name(volume.name, client)
+        info = nbdclient.ask(str(server.socket), name)
+        common = (volume.name, volume.uuid, info.size, client, self.name, name, info.description, info.writable)
+        if granted.same_machine:
+            return Offer(*common, socket=str(server.socket))
+        credential: Credential | None = None
+        if not self.settings.plain_tcp:
+            x509 = self.settings.tls == "x509"
+            credential = Credential("x509") if x509 else Credential("psk", PSK_USER, Secret(server.key(client)))
+        return Offer(*common, server=self.site.address, port=granted.port, credential=credential)
+
+    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
+        with self._grants.guard(volume.uuid for volume in volumes):
+            grants, problems = self._grants.find(volume.uuid for volume in volumes)
+            found = {grant.volume.uuid: grant for grant in grants}
+            for volume in volumes:
+                grant = found.get(volume.uuid, Grant(volume))
+                problems.extend(_refused(volume, grant, hosts))
+                grant.writers = sorted(set(hosts))
+            raise_problems(problems)
+            self._grants.save(grants)
+            self._serve(grants)
+
+    def fence(self, client: str) -> list[Export]:
+        # The mark comes first: from then on no other command lets the host in.
+        self._grants.fence(client)
+        grants, problems = self._grants.find()
+        with self._grants.guard(grant.volume.uuid for grant in grants if client in grant.clients):
+            grants = [grant for grant in self._grants.find()[0] if client in grant.clients]
+            had = [export for grant in grants for export in self._observe(grant) if export.client == client]
+            every(lambda grant: self._withdraw([grant], [client], force=True), grants)
+            for grant in grants:
+                problems.extend(self._still_exported(grant, client))
+        raise_problems(problems)
+        return had
+
+    def _still_exported(self, grant: Grant, client: str) -> Iterable[StorkitError]:
+        """What disproves that `client` is cut off: the server is asked, and must answer if it runs."""
+        server = self._server(grant)
+        exported = server.front_runs(client)
+        if server.daemon.running():
+            try:
+                with nbdclient.Connection(str(server.socket)) as connection:
+                    exported = exported or export_name(grant.volume.name, client) in connection.names()
+            except StorkitError as error:
+                yield error
+        if exported:
+            yield Unsafe(f"volume {grant.volume.name} is still exported to {client}", f"storkit fence {client}")
+
+    def unfence(self, client: str) -> None:
+        self._grants.unfence(client)
+
+    def restore(self) -> list[Export]:
+        """Start again, with the same rights, all servers of this host that have died, and make the stable paths of its
+        attachments again: after a crash or a reboot."""
+        Attachments(self.site, self.settings).restore()
+        uuids = [grant.volume.uuid for grant in self._grants.find()[0]]
+        with self._grants.guard(uuids):
+            grants, problems = self._grants.find(uuids)
+            for grant in grants:
+                grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
+                grant.writers = [name for name in grant.writers if name in grant.clients]
+            try:
+                every(lambda grant: self._serve([grant]), [grant for grant in grants if grant.clients])
+            except StorkitError as error:
+                problems.extend(getattr(error, "problems", [error]))
+        raise_problems(problems)
+        return self.find_exports()
+
+    # At the client.
+
+    def attach(self, offers: list[Offer]) -> list[Attachment]:
+        return Attachments(self.site, self.settings).attach(offers)
+
+    def detach(self, volumes: list[Volume]) -> None:
+        Attachments(self.site, self.settings).detach(volumes)
+
+    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
+        return Attachments(self.site, self.settings).find(volumes)
+
+    def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
+        return Attachments(self.site, self.settings).evidence(volumes, offsets)
+
+
+def _image(volume: Volume) -> tuple[str, str, int, str]:
+    """What a server depends on."""
+    return volume.path, volume.format, volume.size, volume.kind
+
+
+def _refused(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
+    """Why these hosts cannot be the writers of a volume."""
+    if hosts and "disk" not in (volume.kind, grant.volume.kind):
+        yield Unsafe(
+            f"{volume.name} is a {volume.kind}: nobody writes it", "storkit volume clone it, and use the clone"
+        )
+    if hosts and volume.made == "importing":
+        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
+    for host in hosts:
+        if host not in grant.clients:
+            hint = f"storkit attach {volume.name} --on {host}"
+            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)
+
+
+def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:
+    """What a volume's server says of each granted client's export; nothing if it does not run."""
+    stated: dict[str, nbdclient.ExportInfo] = {}
+    try:
+        with nbdclient.Connection(str(server.socket)) as connection:
+            for client in server.grant.clients:
+                try:
+                    stated[client] = connection.info(export_name(server.volume.name, client))
+                except NotFound:
+                    continue
+    except (HostUnreachable, TimedOut):
+        return {}
+    return stated
+
+
+async def _reconcile(servers: list[VolumeServer]) -> None:
+    results = await asyncio.gather(*(server.reconcile() for server in servers), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, StorkitError):
+            raise result
+    raise_problems([result for result in results if isinstance(result, StorkitError)])

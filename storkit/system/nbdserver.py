@@ -1,0 +1,345 @@
+"""The servers of one volume at its home host.
+
+One storage daemon opens the image, holds the volume's use lock, and offers one NBD export per client host on a Unix
+socket: the right to write is a property of the export. For a client on another machine a second daemon, its front,
+takes TLS connections on a TCP port of that client's own and passes them on to the client's export: so a key opens one
+export and no other.
+
+Order matters everywhere below: a front dies before its export is deleted, and an export that may write is deleted, with
+its connections, before another one may write. BLOCK_EXPORT_DELETED comes when the last request has been completed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from storkit.core.backend import Site
+from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Volume
+from storkit.system import locks, nbdclient, qmp
+from storkit.system.files import make_private, write_atomic
+from storkit.system.nbdgrant import Grant, Granted, Grants, export_name, short
+from storkit.system.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
+
+T = TypeVar("T")
+
+PRIORITY = "NORMAL:-CHACHA20-POLY1305"
+"""For GnuTLS: with AES alone, hardware does the work, and a stream is more than twice as fast."""
+PSK_USER = "storkit"
+PLAIN_TCP = "unencrypted and unauthenticated"
+X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
+_QMP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class NbdSettings:
+    """What the inventory may set for the transport `nbd`."""
+
+    port_first: int = 10809
+    port_last: int = 11808
+    """TCP ports for clients on other machines, one for each volume and client."""
+    tls: Literal["psk", "x509"] = "psk"
+    tls_dir: str = ""
+    """x509: ca-cert.pem with server-cert.pem, server-key.pem (storage host) or client-cert.pem, client-key.pem
+    (client host; its common name is the host's name)."""
+    plain_tcp: str = ""
+    """TCP without TLS, for networks that are separate and trusted: only if this says what it is, word for word."""
+    cache: Literal["writeback", "none"] = "writeback"
+    """writeback: through the page cache, flushed when the guest flushes. none: O_DIRECT."""
+    aio: Literal["auto", "io_uring", "threads", "native"] = "auto"
+    """How the server does its I/O; auto: io_uring where the kernel lets it, otherwise threads."""
+
+    def __post_init__(self) -> None:
+        problems: list[StorkitError] = []
+        if not 0 < self.port_first <= self.port_last < 65536:
+            problems.append(UsageError(f"nbd: ports {self.port_first} to {self.port_last} are no range"))
+        if self.plain_tcp not in ("", PLAIN_TCP):
+            hint = f'if you mean it, write exactly: plain_tcp = "{PLAIN_TCP}"'
+            problems.append(UsageError(f"nbd: plain_tcp does not say what it does: {self.plain_tcp!r}", hint))
+        if self.tls == "x509" and not self.tls_dir:
+            problems.append(UsageError("nbd: tls = x509 needs tls_dir", "name the directory with ca-cert.pem"))
+        if self.aio == "native" and self.cache != "none":
+            problems.append(UsageError("nbd: aio = native needs cache = none", 'set cache = "none" or another aio'))
+        raise_problems(problems)
+
+
+class VolumeServer:
+    """The servers of one volume: what they are, and how to bring them to what was granted."""
+
+    def __init__(self, site: Site, settings: NbdSettings, grants: Grants, grant: Grant) -> None:
+        self.site = site
+        self.settings = settings
+        self.grant = grant
+        self.volume = grant.volume
+        self._grants = grants
+        self._run = site.run / "nbd"
+        self._stem = short(self.volume.uuid)
+        self.socket = self._run / f"{self._stem}.sock"
+        self._monitor = self._run / f"{self._stem}.qmp"
+        self.daemon = Daemon(
+            f"the NBD server of volume {self.volume.name}",
+            self._run / f"{self._stem}.pid",
+            locks.use_lock(site.run, self.volume.uuid),
+        )
+
+    def check(self) -> None:
+        """Raise what stands in the way of serving the volume here."""
+        check_socket_path(self.socket)
+        if self.settings.tls == "x509" and any(not granted.same_machine for granted in self.grant.clients.values()):
+            check_x509(Path(self.settings.tls_dir), X509_SERVER_FILES)
+        if self.volume.format not in ("raw", "qcow2"):
+            raise UsageError(f"volume {self.volume.name} has format {self.volume.format!r}; nbd serves raw and qcow2")
+        if not Path(self.volume.path).exists():
+            raise Conflict(f"volume {self.volume.name}: {self.volume.path} does not exist", "storkit volume list")
+
+    def start(self) -> None:
+        """Start the storage daemon if it does not run.
+
+        Raises Conflict: something else has the volume in use, or the image is not what the volume's record says.
+        """
+        make_private(self._run)
+        try:
+            lock = locks.acquire(self.daemon.lock, f"volume {self.volume.name}", holder=f"{self.daemon.what}\n")
+        except Conflict:
+            if self._listening():
+                return  # ours, or about to be: its sockets are there before it is
+            raise
+        try:
+            with listen_unix(self.socket) as nbd, listen_unix(self._monitor) as monitor:
+                self._launch(lock, nbd.fileno(), monitor.fileno())
+        finally:
+            lock.release()
+
+    def _launch(self, lock: locks.Lock, nbd: int, monitor: int) -> None:
+        choices = ("io_uring", "threads") if self.settings.aio == "auto" else (self.settings.aio,)
+        for aio in choices:
+            node = "n" + secrets.token_hex(8)
+            arguments = [
+                *("--chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off", "--monitor", "qmp"),
+                *("--nbd-server", json.dumps({"addr": {"type": "fd", "str": str(nbd)}})),
+                *("--blockdev", json.dumps(image_node(self.volume, node, self.settings.cache, aio))),
+            ]
+            try:
+                self.daemon.start(arguments, lock, [nbd, monitor])
+                return
+            except CommandFailed as error:
+                if aio == choices[-1] or "io_uring" not in error.stderr.replace(json.dumps(aio), ""):
+                    raise
+
+    async def reconcile(self) -> None:
+        """Give each client exactly its rights: taken first, given afterwards; what is right already is left alone.
+
+        Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
+        """
+        import asyncio
+
+        rights = {short(client): (client, write) for client, write in self.grant.rights().items()}
+        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            node = await self._node(monitor)
+            exports = await monitor.execute("query-block-exports")
+            live = {key: mode == "rw" for mode, _, key in (str(export["id"]).partition(".") for export in exports)}
+            wrong = [key for key, write in live.items() if key not in rights or rights[key][1] != write]
+            for key in sorted(wrong, key=lambda key: not live[key]):
+                await asyncio.to_thread(self._front(key).stop, kill=True)
+                await self._delete(monitor, f"{'rw' if live.pop(key) else 'ro'}.{key}")
+            for key, (client, write) in rights.items():
+                if key not in live:
+                    arguments = {
+                        "type": "nbd",
+                        "id": f"{'rw' if write else 'ro'}.{key}",
+                        "node-name": node,
+                        "name": export_name(self.volume.name, client),
+                        "writable": write,
+                        "description": f"storkit:{self.volume.uuid}:{node[1:]}",
+                    }
+                    await monitor.execute("block-export-add", arguments, timeout=_QMP_TIMEOUT)
+
+    async def _node(self, monitor: qmp.Monitor) -> str:
+        """The name of the image's node: `n` and the nonce of this run of the server."""
+        for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
+            name = str(node["node-name"])
+            if not name.startswith("#"):
+                size = int(node["image"]["virtual-size"])
+                if size != self.volume.size:
+                    raise Conflict(
+                        f"{self.volume.path} holds {size} bytes, and volume {self.volume.name} has {self.volume.size}",
+                        "storkit volume show " + self.volume.name,
+                    )
+                return name
+        raise Unsafe(f"{self.daemon.what} has no image open", "storkit host restore")
+
+    async def _delete(self, monitor: qmp.Monitor, name: str) -> None:
+        """Delete an export with its connections, and wait until none of its requests is under way."""
+        with monitor.events("BLOCK_EXPORT_DELETED") as events:
+            await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+            while (await events.next(_QMP_TIMEOUT))["data"]["id"] != name:
+                pass
+
+    # Fronts, for clients that come over the network.
+
+    def _front(self, key: str) -> Daemon:
+        stem = f"{self._stem}.{key}"
+        what = f"the TLS front of volume {self.volume.name}"
+        return Daemon(what, self._run / f"{stem}.pid", self._run / f"{stem}.lock")
+
+    def front_runs(self, client: str) -> bool:
+        return self._front(short(client)).running()
+
+    def start_fronts(self) -> None:
+        """Start the fronts that are missing, or that are not what was granted; their ports are put into the grant."""
+        for client, granted in self.grant.clients.items():
+            if not granted.same_machine:
+                self._start_front(client, granted)
+
+    def _start_front(self, client: str, granted: Granted) -> None:
+        name = export_name(self.volume.name, client)
+        inner = nbdclient.ask(str(self.socket), name)
+        tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
+        front = self._front(short(client))
+        if {*tls, *words} <= set(front.arguments()) and front.running():
+            return
+        front.stop(kill=True)
+        lock = locks.acquire(front.lock, front.what)
+        first, last = self.settings.port_first, self.settings.port_last
+        try:
+            with listen_tcp(self.site.address, first, last, granted.port) as listener:
+                port = listener.getsockname()[1]
+                if port != granted.port:
+                    granted.port = port
+                    self._grants.save([self.grant])
+                server: dict[str, Any] = {"addr": {"type": "fd", "str": str(listener.fileno())}}
+                if not self.settings.plain_tcp:
+                    server["tls-creds"] = "tls0"
+                    if self.settings.tls == "x509":
+                        server["tls-authz"] = "authz0"
+                # The daemon takes its arguments in their order.
+                front.start([*tls, "--nbd-server", json.dumps(server), *words], lock, [listener.fileno()])
+        finally:
+            lock.release()
+
+    def _tls_arguments(self, client: str) -> list[str]:
+        if self.settings.plain_tcp:
+            return []
+        creds: dict[str, Any] = {"qom-type": f"tls-creds-{self.settings.tls}", "id": "tls0", "endpoint": "server"}
+        if self.settings.tls == "psk":
+            creds |= {"dir": str(self._key(client)), "priority": PRIORITY}
+            return ["--object", json.dumps(creds)]
+        creds |= {"dir": self.settings.tls_dir, "priority": PRIORITY, "verify-peer": True}
+        return ["--object", json.dumps(creds), "--object", json.dumps(x509_authorization(client))]
+
+    def _key(self, client: str) -> Path:
+        """The directory with the client's pre-shared key, made if it is missing."""
+        directory = make_private(self._grants.keys(self.volume.uuid, client))
+        if not (directory / "keys.psk").exists():
+            write_atomic(directory / "keys.psk", f"{PSK_USER}:{secrets.token_hex(32)}\n")
+        return directory
+
+    def key(self, client: str) -> str:
+        """The client's pre-shared key, in hexadecimal."""
+        return (self._key(client) / "keys.psk").read_text().strip().partition(":")[2]
+
+    # The end.
+
+    def drop(self, clients: list[str]) -> None:
+        """Stop the fronts of these clients and delete their keys."""
+        for client in clients:
+            front = self._front(short(client))
+            front.stop(kill=True)
+            front.lock.unlink(missing_ok=True)
+            shutil.rmtree(self._grants.keys(self.volume.uuid, client), ignore_errors=True)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the server: every connection is cut, the image is flushed and closed, its sockets are removed."""
+        if self._listening() or self.daemon.arguments():
+            self.daemon.stop(kill=kill)
+        for path in (self.daemon.pidfile, self.socket, self._monitor):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._grants.keys(self.volume.uuid).rmdir()
+
+    def _listening(self) -> bool:
+        """Whether any process has our socket open for listening, without waiting for it to say anything."""
+        import socket
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self.socket))
+            except OSError:
+                return False
+        return True
+
+
+def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any]:
+    """The --blockdev of a volume's image (qemu-storage-daemon(1)). Images and snapshots are opened for reading only."""
+    frozen = volume.kind != "disk"
+    rights: dict[str, Any] = {"read-only": frozen, "auto-read-only": not frozen, "discard": "unmap"}
+    rights["cache"] = {"direct": cache == "none", "no-flush": False}
+    block = stat.S_ISBLK(os.stat(volume.path).st_mode)
+    file = {"driver": "host_device" if block else "file", "filename": volume.path, "aio": aio, **rights}
+    return {"driver": volume.format, "node-name": node, **rights, "file": file}
+
+
+def front_arguments(socket: Path, inner: nbdclient.ExportInfo) -> list[str]:
+    """The arguments of a front that passes one export on, with its name, description and rights."""
+    node = {
+        "driver": "nbd",
+        "node-name": "inner",
+        "server": {"type": "unix", "path": str(socket)},
+        "export": inner.name,
+        "read-only": not inner.writable,
+        "discard": "unmap",
+    }
+    export = {
+        "type": "nbd",
+        "id": "outer",
+        "node-name": "inner",
+        "name": inner.name,
+        "writable": inner.writable,
+        "description": inner.description,
+    }
+    return ["--blockdev", json.dumps(node), "--export", json.dumps(export)]
+
+
+def x509_authorization(client: str) -> dict[str, Any]:
+    """Let in only the certificate whose common name is `client`, wherever it stands in the subject (RFC 4514)."""
+    if not all(letter.isalnum() or letter in "._-" for letter in client):
+        raise UsageError(f"host {client!r} cannot be the common name of a certificate", "use the psk method of nbd")
+    subjects = [f"CN={client}", f"CN={client},*", f"*,CN={client}", f"*,CN={client},*"]
+    rules = [{"match": subject, "policy": "allow", "format": "glob"} for subject in subjects]
+    return {"qom-type": "authz-list", "id": "authz0", "policy": "deny", "rules": rules}
+
+
+def check_x509(directory: Path, files: tuple[str, ...]) -> None:
+    """Raise UsageError if one of the credential's files is missing."""
+    missing = [name for name in files if not (directory / name).is_file()]
+    if missing:
+        raise UsageError(f"nbd: tls_dir {directory} has no {', '.join(missing)}", "make them with certtool(1)")
+
+
+def every(action: Callable[[T], None], items: list[T]) -> None:
+    """Do `action` for all items at the same time; all that failed is raised at the end."""
+    problems: list[StorkitError] = []
+
+    def attempt(item: T) -> None:
+        try:
+            action(item)
+        except StorkitError as error:
+            problems.append(error)
+
+    if len(items) == 1:
+        attempt(items[0])
+    elif items:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(min(8, len(items))))
+            list(pool.map(attempt, items))
+    raise_problems(problems)

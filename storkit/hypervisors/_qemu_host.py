@@ -1,0 +1,161 @@
+"""What QEMU can do on one host: accelerator, machine types, firmware; and what two hosts must agree on to migrate."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from storkit.core.backend import Site
+from storkit.core.errors import StorkitError, Unsupported
+from storkit.system.files import read_json, write_atomic
+from storkit.system.run import run, which
+
+PACKAGE = "qemu-system-x86"
+PROBE_TIMEOUT = 1.5
+"""Seconds for a guest of a few instructions. Hardware virtualisation takes a tenth; an emulated KVM takes longer than
+QEMU's own translator, and is of no use."""
+
+_PROBE = bytes.fromhex(
+    "BA0105"  # mov dx, 501h: the port of isa-debug-exit
+    "B010"  # mov al, 10h
+    "EE"  # out dx, al: QEMU exits with status 10h * 2 + 1
+    "F4"  # hlt
+    "EBFD"  # jmp to hlt
+)
+_PROBE_STATUS = 0x10 * 2 + 1
+_ALIAS = re.compile(r"^(?P<alias>\S+) .*\(alias of (?P<machine>\S+)\)")
+_FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+)
+
+
+def program(binary: str) -> str:
+    """The path of QEMU. Raises Unsupported."""
+    found = which(binary)
+    if found is None:
+        raise Unsupported(f"{binary} is not installed", f"apt install {PACKAGE}")
+    return found
+
+
+def accelerator(site: Site, binary: str) -> Literal["kvm", "tcg"]:
+    """KVM where a guest really runs under it, TCG otherwise; found out once per boot of the host."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    path = program(binary)
+    key = f"{boot} {_version_of(path)} {os.geteuid()}"
+    cache = site.run / "qemu-accel.json"
+    with suppress(StorkitError, FileNotFoundError, LookupError, TypeError):
+        known = read_json(cache, "cache")
+        if known["key"] == key and known["accel"] in ("kvm", "tcg"):
+            return "kvm" if known["accel"] == "kvm" else "tcg"
+    accel: Literal["kvm", "tcg"] = "kvm" if _kvm_works(site, path) else "tcg"
+    _remember(cache, {"key": key, "accel": accel})
+    return accel
+
+
+def _kvm_works(site: Site, path: str) -> bool:
+    image = site.run / f"qemu-probe-{os.getpid()}"
+    image.write_bytes(_PROBE.ljust(510, b"\0") + b"\x55\xaa")
+    try:
+        run(
+            [
+                path, "-no-user-config", "-nodefaults", "-display", "none", "-accel", "kvm", "-M", "pc", "-m", "2",
+                "-drive", f"file={str(image).replace(',', ',,')},format=raw,if=floppy,read-only=on",
+                "-device", "isa-debug-exit,iobase=0x501,iosize=1",
+            ],
+            timeout=PROBE_TIMEOUT,
+            ok=[_PROBE_STATUS],
+        )  # fmt: skip
+    except StorkitError:
+        return False
+    finally:
+        image.unlink(missing_ok=True)
+    return True
+
+
+def machines(site: Site, binary: str) -> dict[str, str]:
+    """The machine types QEMU has, each with the versioned type it stands for (`pc`: `pc-i440fx-7.2`)."""
+    path = program(binary)
+    key = _version_of(path)
+    cache = site.run / "qemu-machines.json"
+    with suppress(StorkitError, FileNotFoundError, LookupError, TypeError, AttributeError):
+        known = read_json(cache, "cache")
+        if known["key"] == key:
+            return {str(name): str(machine) for name, machine in known["machines"].items()}
+    found = parse_machines(run([path, "-machine", "help"]).stdout)
+    _remember(cache, {"key": key, "machines": found})
+    return found
+
+
+def parse_machines(text: str) -> dict[str, str]:
+    """`qemu-system-x86_64 -machine help` as a table of machine type to versioned machine type."""
+    found: dict[str, str] = {}
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        if words:
+            alias = _ALIAS.match(line)
+            found[words[0]] = alias["machine"] if alias else words[0]
+    return found
+
+
+def version(binary: str) -> str:
+    """QEMU's version, as `7.2.22`."""
+    found = re.search(r"version (\S+)", run([program(binary), "--version"]).stdout)
+    return found[1] if found else ""
+
+
+def firmware() -> tuple[Path, Path] | None:
+    """OVMF's code and the template of its variables, if they are installed."""
+    for code, variables in _FIRMWARE:
+        if Path(code).is_file() and Path(variables).is_file():
+            return Path(code), Path(variables)
+    return None
+
+
+def copy_variables(template: Path, path: Path) -> None:
+    """Give a guest its own copy of the firmware's variables, unless it has one."""
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial")
+        shutil.copyfile(template, partial)
+        partial.rename(path)
+
+
+def memory_available() -> int:
+    """Bytes that new programs can have without swapping (MemAvailable of /proc/meminfo, proc(5))."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def processor() -> str:
+    """The host's processor model, as the kernel names it."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def digest(path: str) -> str:
+    """The SHA-256 of a file; empty for no path."""
+    if not path:
+        return ""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version_of(path: str) -> str:
+    status = Path(path).stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def _remember(cache: Path, value: object) -> None:
+    import json
+
+    with suppress(StorkitError, OSError):
+        write_atomic(cache, json.dumps(value))

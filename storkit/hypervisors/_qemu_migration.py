@@ -1,0 +1,210 @@
+"""Live migration of QEMU over QMP: the waiting side, the sending side, and what is asked of both.
+
+QEMU decides alone who runs: the source lets go only when everything has been sent, waits for the destination's word on
+the return path, and runs on by itself if that does not come (qemu.readthedocs.io, devel/migration). So after a failure
+the source is only looked at, never told to go on: that could make two of one guest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsafe
+from storkit.core.model import MigrationResult
+from storkit.system import qmp
+
+RESUME_TIMEOUT = 10.0
+"""Seconds that the source gets to run again after a failed migration; QEMU takes milliseconds."""
+TICK = 0.2
+ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
+TLS_ID = "storkit-tls"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a migration may take."""
+
+    downtime: int
+    """Milliseconds."""
+    bandwidth: int
+    """Bytes a second; 0: no limit."""
+    stall: float
+    """Seconds without a byte sent after which it is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Credentials for migration between machines: a directory as QEMU's tls-creds objects take it (qemu(1))."""
+
+    kind: str
+    directory: str
+
+    def object(self, endpoint: str) -> dict[str, Any]:
+        return {
+            "qom-type": f"tls-creds-{self.kind}",
+            "id": TLS_ID,
+            "dir": self.directory,
+            "endpoint": endpoint,
+            **({"verify-peer": True} if self.kind == "x509" else {}),
+        }
+
+
+async def listen(monitor: Path, uri: str, tls: Tls | None) -> str:
+    """Make a QEMU that was started with `-incoming defer` listen at `uri`; the URI to send to.
+
+    Asked again, the answer is where it listens already. A TCP port of 0 is replaced by the one it got.
+    """
+    async with qmp.connect(monitor) as qemu:
+        status = await qemu.execute("query-migrate")
+        # A QEMU that listens and has not been called says no more of it than its address.
+        if "socket-address" not in status and status.get("status", "none") == "none":
+            await _capabilities(qemu, {"events": True, "late-block-activate": True})
+            if tls:
+                await _credentials(qemu, tls, "server")
+            await qemu.execute("migrate-incoming", {"uri": uri})
+            status = await qemu.execute("query-migrate")
+        addresses = status.get("socket-address", [])
+        if not addresses or not uri.startswith("tcp:"):
+            return uri
+        host = uri.removeprefix("tcp:").rpartition(":")[0]
+        return f"tcp:{host}:{addresses[0]['port']}"
+
+
+async def send(
+    monitor: Path, name: str, uri: str, limits: Limits, tls: Tls | None, progress: Callable[[float, str], None]
+) -> MigrationResult:
+    """Migrate to `uri`, or go on waiting for the migration under way, or report the one that ended well.
+
+    Raises CommandFailed with QEMU's reason, TimedOut if nothing moves any more; the guest runs here then.
+    """
+    async with qmp.connect(monitor, timeout=limits.stall) as qemu:
+        with qemu.events("MIGRATION") as events:
+            runs = (await qemu.execute("query-status"))["status"]
+            status = await qemu.execute("query-migrate")
+            if runs == "postmigrate" and status.get("status") == "completed":
+                return _result(status)
+            if runs in ("inmigrate", "postmigrate"):
+                raise Conflict(f"guest {name} does not run here: {runs}", f"storkit migrate status {name}")
+            if status.get("status") not in ACTIVE:
+                await _begin(qemu, uri, limits, tls)
+            return await _wait(qemu, events, name, limits, progress)
+
+
+async def _begin(qemu: qmp.Monitor, uri: str, limits: Limits, tls: Tls | None) -> None:
+    await _capabilities(qemu, {"events": True, "late-block-activate": True, "return-path": True, "auto-converge": True})
+    parameters: dict[str, Any] = {"downtime-limit": limits.downtime, "max-bandwidth": limits.bandwidth}
+    if tls and uri.startswith("tcp:"):
+        await _credentials(qemu, tls, "client")
+        parameters["tls-hostname"] = urlsplit(f"//{uri.removeprefix('tcp:')}").hostname or ""
+    else:
+        parameters["tls-creds"] = ""
+    await qemu.execute("migrate-set-parameters", parameters)
+    await qemu.execute("migrate", {"uri": uri})
+
+
+async def _wait(
+    qemu: qmp.Monitor, events: qmp.Events, name: str, limits: Limits, progress: Callable[[float, str], None]
+) -> MigrationResult:
+    moved, sent = time.monotonic(), -1
+    while True:
+        status = await qemu.execute("query-migrate")
+        state = status.get("status")
+        if state == "completed":
+            progress(1.0, f"{name} has moved")
+            return _result(status)
+        if state not in ACTIVE:
+            await _failed(qemu, name, status)
+        ram = status.get("ram", {})
+        if ram.get("transferred", 0) != sent:
+            moved, sent = time.monotonic(), ram.get("transferred", 0)
+        _report(ram, progress)
+        if time.monotonic() - moved > limits.stall:
+            await _stalled(qemu, events, name, limits.stall)
+        try:
+            await events.next(TICK)
+        except TimedOut:
+            continue
+
+
+def _report(ram: dict[str, Any], progress: Callable[[float, str], None]) -> None:
+    total, remaining = ram.get("total", 0), ram.get("remaining", 0)
+    if total:
+        rate = ram.get("mbps", 0) / 8
+        progress(min(0.99, 1 - remaining / total), f"{(total - remaining) >> 20} of {total >> 20} MiB, {rate:.0f} MB/s")
+
+
+async def _failed(qemu: qmp.Monitor, name: str, status: dict[str, Any]) -> None:
+    """Raise what went wrong, once the guest is seen to run here again."""
+    reason = status.get("error-desc") or f"it was {status.get('status', 'lost')}"
+    runs = await _runstate(qemu, lambda state: state not in ("finish-migrate", "colo"))
+    if runs not in ("running", "paused"):
+        raise Unsafe(
+            f"the migration of guest {name} failed ({reason}), and it is {runs} here",
+            f"storkit migrate status {name}",
+        )
+    raise CommandFailed(["QMP migrate"], 1, reason, hint=f"guest {name} is still here ({runs}); mend it and try again")
+
+
+async def _stalled(qemu: qmp.Monitor, events: qmp.Events, name: str, stall: float) -> None:
+    """Give up a migration that does not move, if the source still runs.
+
+    In the switchover, with the source paused, the destination may be about to run: no cancelling then.
+    """
+    if (await qemu.execute("query-status"))["status"] != "running":
+        raise TimedOut(
+            f"guest {name} is paused here, waiting for {stall:g} seconds for the destination's word",
+            "stop the destination's process, and it runs on here; or wait: run the same command again",
+        )
+    await qemu.execute("migrate_cancel")
+    deadline = time.monotonic() + RESUME_TIMEOUT
+    while (await qemu.execute("query-migrate")).get("status") == "cancelling" and time.monotonic() < deadline:
+        with_event = max(0.0, min(TICK, deadline - time.monotonic()))
+        try:
+            await events.next(with_event)
+        except TimedOut:
+            continue
+    raise TimedOut(
+        f"the migration of guest {name} sent nothing for {stall:g} seconds and was cancelled; it runs here",
+        "check the destination, then run the same command again",
+    )
+
+
+async def _runstate(qemu: qmp.Monitor, good: Callable[[str], bool]) -> str:
+    """QEMU's run state, once it is `good` or RESUME_TIMEOUT has passed."""
+    deadline = time.monotonic() + RESUME_TIMEOUT
+    with qemu.events("RESUME", "STOP") as events:
+        while True:
+            state = str((await qemu.execute("query-status"))["status"])
+            if good(state) or time.monotonic() > deadline:
+                return state
+            try:
+                await events.next(TICK)
+            except TimedOut:
+                continue
+
+
+async def _capabilities(qemu: qmp.Monitor, wanted: dict[str, bool]) -> None:
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await qemu.execute("migrate-set-capabilities", {"capabilities": capabilities})
+
+
+async def _credentials(qemu: qmp.Monitor, tls: Tls, endpoint: str) -> None:
+    with suppress(StorkitError):
+        await qemu.execute("object-del", {"id": TLS_ID})
+    await qemu.execute("object-add", tls.object(endpoint))
+    await qemu.execute("migrate-set-parameters", {"tls-creds": TLS_ID})
+
+
+def _result(status: dict[str, Any]) -> MigrationResult:
+    return MigrationResult(
+        total_ms=status.get("total-time", 0),
+        downtime_ms=status.get("downtime", 0),
+        setup_ms=status.get("setup-time", 0),
+        transferred=status.get("ram", {}).get("transferred", 0),
+    )

@@ -1,0 +1,170 @@
+"""One guest's QEMU process on one host: its lock, its sockets, its start and its end.
+
+The process inherits a locked descriptor (flock(2)), so the kernel itself says whether it lives: also when it hangs,
+when it was killed, and when whoever started it was killed half way. Nothing else is believed, a pid file least of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, TimedOut
+from storkit.system import locks
+from storkit.system.files import make_private
+from storkit.system.run import run
+
+START_TIMEOUT = 60.0
+"""Seconds for QEMU to open its disks and be ready; an NBD server that does not answer is what takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The process of the guest `name`, alive or not. `directory` is short: 107 bytes for a socket's path (unix(7))."""
+
+    name: str
+    directory: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def monitor(self) -> Path:
+        """For whoever asks or commands."""
+        return self.directory / "qmp"
+
+    @property
+    def migration(self) -> Path:
+        """A monitor of its own for the command that watches a migration: a monitor serves one client at a time."""
+        return self.directory / "move"
+
+    @property
+    def incoming(self) -> Path:
+        return self.directory / "in"
+
+    @property
+    def pidfile(self) -> Path:
+        return self.directory / "pid"
+
+    def alive(self) -> bool:
+        """Whether the process, or a command that is starting it, exists."""
+        return locks.held(self.lock)
+
+    def pid(self) -> int:
+        """The pid; 0 if there is no process, or it is only just starting."""
+        try:
+            pid = int(self.pidfile.read_text())
+            lock = self.lock.stat()
+        except (OSError, ValueError):
+            return 0
+        return pid if self.alive() and _has_open(pid, lock) else 0
+
+    def try_lock(self) -> locks.Lock | None:
+        """The right to start the process; None while it lives."""
+        make_private(self.directory)
+        while True:
+            try:
+                lock = locks.acquire(self.lock, f"guest {self.name}", holder=f"QEMU of guest {self.name}")
+            except Conflict:
+                return None
+            if _is(lock.descriptor, self.lock):
+                return lock
+            lock.release()  # it was removed between open and flock
+            make_private(self.directory)
+
+    def launch(self, argv: Sequence[str], lock: locks.Lock) -> None:
+        """Start QEMU, which must have -daemonize: it reports what fails on stderr before it lets go of us.
+
+        Raises CommandFailed with QEMU's own words; nothing is left running then.
+        """
+        self._sweep()
+        os.set_inheritable(lock.descriptor, True)
+        run(argv, timeout=START_TIMEOUT, package="qemu-system-x86", pass_fds=[lock.descriptor])
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the process has ended; False if it has not after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        pid = self.pid()
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid) if pid else -1
+            if descriptor >= 0:
+                try:
+                    poll = select.poll()
+                    poll.register(descriptor, select.POLLIN)
+                    if self.pid() == pid and not poll.poll(max(0, int(timeout * 1000))):
+                        return False
+                finally:
+                    os.close(descriptor)
+        while self.alive():
+            # The pid is not known yet (it is starting), or its last descriptors are being closed.
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def kill(self, timeout: float = 10.0) -> None:
+        """SIGKILL, and wait for the end. The pidfd makes sure that it hits no other process."""
+        pid = self.pid()
+        if pid:
+            with suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+                try:
+                    if self.pid() == pid:
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                finally:
+                    os.close(descriptor)
+        if not self.wait(timeout):
+            raise TimedOut(
+                f"guest {self.name}'s process {pid or ''} does not end even when killed: it waits for a disk",
+                "bring its storage back, or restart the host",
+            )
+
+    def forget(self) -> None:
+        """Remove what a process that has ended left behind. Raises Conflict while it lives."""
+        if not self.directory.exists():
+            return
+        lock = self.try_lock()
+        if lock is None:
+            raise Conflict(f"guest {self.name} runs here", f"storkit guest stop {self.name}")
+        try:
+            shutil.rmtree(self.directory)
+        finally:
+            lock.release()
+
+    def _sweep(self) -> None:
+        for path in (self.monitor, self.migration, self.incoming, self.pidfile):
+            path.unlink(missing_ok=True)
+
+
+def process(site: Site, name: str) -> Process:
+    """The process of the guest `name` on the host `site`."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return Process(name, site.run.absolute() / f"qemu-{digest}")
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.path.samestat(entry.stat(), wanted):
+                    return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,445 @@
+"""Guests as plain QEMU processes, commanded over QMP: needs no daemon, and no root either.
+
+STATE/qemu/NAME/guest.json      the guest's record, its disks on this host, its pinned machine type
+STATE/qemu/NAME/args            the arguments it starts with, one a line; args.incoming: to receive a migration
+RUN/qemu-HASH/                  lock, monitors, pid file of the process (see _qemu_process)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from storkit.core import codec
+from storkit.core.backend import Hypervisor, Needs
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    UsageError,
+)
+from storkit.core.model import DiskSource, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.units import format_size
+from storkit.guests.record import Guest
+from storkit.hypervisors import _qemu_host as host
+from storkit.hypervisors._qemu_process import START_TIMEOUT, Process, process
+from storkit.system import qmp
+from storkit.system.files import make_private, read_json, write_atomic
+
+ASK_TIMEOUT = 2.0
+"""Seconds after which a guest that does not answer is `unknown`."""
+QUIT_TIMEOUT = 10.0
+"""Seconds for QEMU to write its caches back and end, before it is killed."""
+PRESS_AGAIN = 10.0
+"""Seconds between presses of the power button: a guest that is still starting loses the first one."""
+DEFAULT_MACHINE = "pc"
+
+STATUS: dict[str, GuestStatus] = {
+    "running": "running",
+    "inmigrate": "incoming",
+    "postmigrate": "migrated",
+    # Paused for the switchover, and it runs on here by itself if that fails.
+    "finish-migrate": "running",
+}
+"""QEMU's run states (QMP RunState); all others stand still until someone acts: paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuSettings:
+    """The keys of [hypervisors.qemu] in the inventory."""
+
+    binary: str = "qemu-system-x86_64"
+    accel: Literal["", "kvm", "tcg"] = ""
+    """Empty: KVM where a guest really runs under it, TCG otherwise. Both hosts of a migration need the same."""
+    templates: str = ""
+    """A directory whose qemu/guest.args.j2 is taken instead of the one that comes with storkit."""
+    downtime_limit: int = 300
+    """Milliseconds that a guest may stand still in a migration's switchover."""
+    bandwidth: int = 0
+    """Bytes a second that a migration may take; 0: no limit."""
+    stall_timeout: float = 120.0
+    """Seconds without a byte sent after which a migration is given up."""
+    migration_port: int = 0
+    """The TCP port to receive migrations on; 0: a free one."""
+    migration_tls: Literal["", "psk", "x509"] = ""
+    """Encrypt migrations between machines, with the files in `migration_tls_dir`."""
+    migration_tls_dir: str = ""
+    """psk: keys.psk with the user `qemu`; x509: ca-cert.pem and the server's or client's certificate and key."""
+    migration_plain: bool = False
+    """True: guests' memory may cross the network unencrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What is kept of a guest on one host."""
+
+    guest: Guest
+    disks: list[DiskSource]
+    machine: str
+    accel: str
+    asked: str = ""
+    """The machine type that was asked for when `machine` was pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: GuestStatus
+    migration: str = ""
+
+
+@dataclass
+class _Found:
+    name: str
+    definition: Definition
+    process: Process
+    answer: _Answer = field(default_factory=lambda: _Answer("stopped"))
+
+
+class Qemu(Hypervisor):
+    """Guests of one host."""
+
+    name: ClassVar[str] = "qemu"
+    needs: ClassVar[Needs] = Needs(tools={"qemu-system-x86_64": host.PACKAGE})
+    Settings: ClassVar[type] = QemuSettings
+    settings: QemuSettings
+
+    def find(self, guests: list[str] | None = None) -> list[GuestState]:
+        found = [_Found(name, self._definition(name), self._process(name)) for name in self._names(guests)]
+        alive = [one for one in found if one.process.alive()]
+        if alive:
+            import asyncio
+
+            asyncio.run(_ask_all(alive))
+        return [self._state(one) for one in found]
+
+    def check(self, guest: Guest) -> list[str]:
+        problems: list[str] = []
+        try:
+            machine = guest.machine or DEFAULT_MACHINE
+            if machine not in host.machines(self.site, self.settings.binary):
+                problems.append(f"QEMU here has no machine type {machine!r}: {self.settings.binary} -machine help")
+        except StorkitError as error:
+            problems.append(f"{error.message}: {error.hint}")
+        for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
+            if path and not os.access(path, os.R_OK):
+                problems.append(f"the {what} {path} is missing or not readable here: copy it to this host")
+        if guest.boot.firmware == "uefi" and host.firmware() is None:
+            problems.append("no UEFI firmware is installed here: apt install ovmf")
+        if guest.console and not os.access(Path(guest.console).parent, os.W_OK | os.X_OK):
+            problems.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
+        if self.settings.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            problems.append("accel is set to kvm, and /dev/kvm is missing or not open to this user")
+        available = host.memory_available()
+        if guest.memory > available and not self._process(guest.name).alive():
+            problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
+        return problems
+
+    def fingerprint(self, guest: Guest) -> dict[str, str]:
+        """What must be equal on both hosts of a migration, by what it is; compare before anything moves.
+
+        `machine` must be a type that the destination has as well; `qemu` may be newer there, never older.
+        """
+        binary = self.settings.binary
+        accel = self._accel()
+        return {
+            "qemu": host.version(binary),
+            "machine": self._machine(guest, ""),
+            "accel": accel,
+            "cpu": guest.cpu or "default",
+            "processor": host.processor() if accel == "kvm" else "",
+            "kernel": host.digest(guest.boot.kernel),
+            "initrd": host.digest(guest.boot.initrd),
+        }
+
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+        check_name("guest", guest.name)
+        directory = self._directory(guest.name)
+        here = self._process(guest.name)
+        if here.alive():
+            before = self._definition(guest.name)
+            if (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
+                return str(directory / "args")
+            what = "another guest of that name" if before.guest.uuid != guest.uuid else "it"
+            raise Conflict(
+                f"guest {guest.name} cannot be defined: {what} runs here", f"storkit guest stop {guest.name}"
+            )
+        pinned = self._machine(guest, machine)
+        definition = Definition(guest, disks, pinned, self._accel(), guest.machine)
+        # Rendering finds all that is wrong with the guest: before anything is written.
+        started = self._render(definition, here, incoming=False)
+        receiving = self._render(definition, here, incoming=True)
+        make_private(directory)
+        write_atomic(directory / "args", started)
+        write_atomic(directory / "args.incoming", receiving)
+        write_atomic(directory / "guest.json", json.dumps(codec.dump(definition), indent=1) + "\n")
+        return str(directory / "args")
+
+    def undefine(self, name: str) -> None:
+        check_name("guest", name)
+        here = self._process(name)
+        if here.alive():
+            raise Conflict(f"guest {name} has a process here", f"storkit guest stop {name}")
+        here.forget()
+        shutil.rmtree(self._directory(name), ignore_errors=True)
+
+    def start(self, name: str) -> GuestState:
+        self._definition(name)
+        here = self._process(name)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._launch(here, "args"):
+            state = self._one(name)
+            if state.status in ("running", "paused"):
+                return state
+            if state.status in ("incoming", "migrated"):
+                raise Conflict(f"guest {name} cannot start here: it is {state.status}", _look(name))
+            if time.monotonic() > deadline:
+                raise TimedOut(f"guest {name} has a process here that does not answer", _force(name))
+            time.sleep(0.02)  # another command is starting it, and its monitor does not listen yet
+        return self._one(name)
+
+    def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
+        check_name("guest", name)
+        here = self._process(name)
+        if not here.alive():
+            return here.forget()
+        if force:
+            return self._end(here)
+        deadline = time.monotonic() + timeout
+        status = self._answer(here).status
+        if status in ("paused", "unknown"):
+            state = "is paused" if status == "paused" else "does not answer"
+            raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
+        if status in ("incoming", "migrated"):
+            return self._end(here)
+        while True:
+            self._command(here, "system_powerdown")
+            if here.wait(min(PRESS_AGAIN, max(0.0, deadline - time.monotonic()))):
+                return here.forget()
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
+
+    def receive(self, name: str, same_machine: bool) -> str:
+        self._definition(name)
+        here = self._process(name)
+        uri = self._uri(here, same_machine)
+        if not self._launch(here, "args.incoming"):
+            status = self._answer(here).status
+            if status != "incoming":
+                raise Conflict(f"guest {name} cannot be received here: it is {status} here", _look(name))
+        import asyncio
+
+        from storkit.hypervisors import _qemu_migration as migration
+
+        return asyncio.run(migration.listen(here.monitor, uri, None if same_machine else self._tls(migration)))
+
+    def send(self, name: str, uri: str) -> MigrationResult:
+        self._definition(name)
+        here = self._process(name)
+        if not here.alive():
+            raise NotFound(f"guest {name} does not run here", _look(name))
+        if not uri.startswith(("unix:", "tcp:")):
+            raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
+        import asyncio
+
+        from storkit.hypervisors import _qemu_migration as migration
+
+        limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
+        return asyncio.run(migration.send(here.migration, name, uri, limits, self._tls(migration), self.site.progress))
+
+    def retire(self, name: str) -> None:
+        check_name("guest", name)
+        here = self._process(name)
+        if not here.alive():
+            return here.forget()
+        status = self._answer(here).status
+        if status not in ("incoming", "migrated"):
+            raise Unsafe(
+                f"guest {name} is not retired: it is {status} here"
+                + (", so it may run" if status == "unknown" else ""),
+                _look(name),
+            )
+        return self._end(here)
+
+    def _launch(self, here: Process, arguments: str) -> bool:
+        """Start the process with the arguments of a file; False if it lives already."""
+        from storkit.guests.render import read_args
+
+        lock = here.try_lock()
+        if lock is None:
+            return False
+        path = self._directory(here.name) / arguments
+        try:
+            here.launch([host.program(self.settings.binary), *read_args(path.read_text())], lock)
+        except CommandFailed as error:
+            raise CommandFailed(
+                [self.settings.binary], error.status, error.stderr, hint=f"guest {here.name}'s arguments are in {path}"
+            ) from None
+        finally:
+            lock.release()
+        return True
+
+    def _end(self, here: Process) -> None:
+        try:
+            self._command(here, "quit")
+        except StorkitError:
+            here.kill()
+        else:
+            if not here.wait(QUIT_TIMEOUT):
+                here.kill()
+        here.forget()
+
+    def _command(self, here: Process, command: str) -> None:
+        try:
+            qmp.call(here.monitor, command, timeout=ASK_TIMEOUT)
+        except qmp.Lost:
+            if not here.wait(QUIT_TIMEOUT):
+                raise
+
+    def _answer(self, here: Process) -> _Answer:
+        import asyncio
+
+        return asyncio.run(_ask(here))
+
+    def _one(self, name: str) -> GuestState:
+        return self.find([name])[0]
+
+    def _state(self, found: _Found) -> GuestState:
+        guest = found.definition.guest
+        return GuestState(
+            name=guest.name,
+            uuid=guest.uuid,
+            host=self.site.host,
+            hypervisor=self.name,
+            status=found.answer.status,
+            pid=found.process.pid(),
+            migration=found.answer.migration,
+            machine=found.definition.machine,
+            volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
+        )
+
+    def _render(self, definition: Definition, here: Process, *, incoming: bool) -> str:
+        from storkit.guests.render import Place, quote_option, render
+
+        code = variables = ""
+        if definition.guest.boot.firmware == "uefi":
+            found = host.firmware()
+            if found is None:
+                raise Unsupported("no UEFI firmware is installed here", "apt install ovmf")
+            path = make_private(self._directory(definition.guest.name)) / "uefi-vars.fd"
+            host.copy_variables(found[1], path)
+            code, variables = str(found[0]), str(path)
+        place = Place(
+            accel="kvm" if definition.accel == "kvm" else "tcg",
+            machine=definition.machine,
+            incoming=incoming,
+            daemonize=True,
+            qmp=str(here.monitor),
+            pidfile=str(here.pidfile),
+            uefi_code=code,
+            uefi_vars=variables,
+        )
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        text = render(definition.guest, definition.disks, "qemu", place, templates)
+        watch = f"socket,id=move,path={quote_option(here.migration)},server=on,wait=off"
+        return f"{text.rstrip()}\n-chardev\n{watch}\n-mon\nchardev=move,mode=control\n"
+
+    def _machine(self, guest: Guest, machine: str) -> str:
+        """The versioned machine type: the one demanded, the one pinned before, or what the record's stands for now."""
+        known = host.machines(self.site, self.settings.binary)
+        wanted = machine or guest.machine or DEFAULT_MACHINE
+        if not machine and (self._directory(guest.name) / "guest.json").exists():
+            before = self._definition(guest.name)
+            if (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) and before.machine in known:
+                return before.machine
+        if wanted not in known:
+            raise Unsupported(f"QEMU here has no machine type {wanted!r}", f"{self.settings.binary} -machine help")
+        return known[wanted]
+
+    def _accel(self) -> Literal["kvm", "tcg"]:
+        return self.settings.accel or host.accelerator(self.site, self.settings.binary)
+
+    def _uri(self, here: Process, same_machine: bool) -> str:
+        if same_machine:
+            return f"unix:{here.incoming}"
+        address = self.site.address
+        if not address:
+            raise Unsupported(
+                f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
+            )
+        if not (self.settings.migration_tls or self.settings.migration_plain or _loopback(address)):
+            raise Unsupported(
+                "a guest's memory would cross the network unencrypted",
+                "set migration_tls and migration_tls_dir in [hypervisors.qemu] of the inventory, "
+                "or migration_plain = true on a network that nobody else reaches",
+            )
+        shown = f"[{address}]" if ":" in address else address
+        return f"tcp:{shown}:{self.settings.migration_port}"
+
+    def _tls(self, migration: Any) -> Any:
+        if not self.settings.migration_tls:
+            return None
+        return migration.Tls(self.settings.migration_tls, self.settings.migration_tls_dir)
+
+    def _directory(self, name: str) -> Path:
+        return self.site.state.absolute() / "qemu" / name
+
+    def _process(self, name: str) -> Process:
+        return process(self.site, check_name("guest", name))
+
+    def _names(self, guests: list[str] | None) -> Iterable[str]:
+        base = self.site.state / "qemu"
+        if guests is None:
+            guests = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
+        return [name for name in guests if (base / check_name("guest", name) / "guest.json").exists()]
+
+    def _definition(self, name: str) -> Definition:
+        path = self._directory(check_name("guest", name)) / "guest.json"
+        try:
+            return codec.load(Definition, read_json(path, "guest record"), str(path))
+        except FileNotFoundError:
+            raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
+
+
+async def _ask(here: Process) -> _Answer:
+    """What the process says of itself; `unknown` if it does not answer while it lives."""
+    try:
+        async with qmp.connect(here.monitor, timeout=ASK_TIMEOUT) as qemu:
+            runs = await qemu.execute("query-status", timeout=ASK_TIMEOUT)
+            moves = await qemu.execute("query-migrate", timeout=ASK_TIMEOUT)
+            return _Answer(STATUS.get(runs["status"], "paused"), moves.get("status", ""))
+    except StorkitError:
+        return _Answer("unknown" if here.alive() else "stopped")
+
+
+async def _ask_all(found: list[_Found]) -> None:
+    import asyncio
+
+    for one, answer in zip(found, await asyncio.gather(*(_ask(one.process) for one in found)), strict=True):
+        one.answer = answer
+
+
+def _loopback(address: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _look(name: str) -> str:
+    return f"storkit migrate status {name}"
+
+
+def _force(name: str) -> str:
+    return f"storkit guest stop {name} --force"

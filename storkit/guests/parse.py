@@ -1,0 +1,178 @@
+"""`guest import FILE`: a guest record from what an administrator already has: libvirt XML, xl.cfg, a QEMU command line.
+
+The formats are read by parse_libvirt, parse_xl and parse_qemu. What they understand goes into the record; everything
+else is named in `warnings`, never dropped in silence. The caller turns each disk source into a volume.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Literal, get_args
+from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import uuid4
+
+from storkit.core.errors import UsageError, raise_problems
+from storkit.core.model import DiskSource
+from storkit.guests.check import MIB, check
+from storkit.guests.record import Boot, Disk, Guest, Nic
+
+MAX_TEXT = 4 * MIB
+
+Kind = Literal["libvirt", "xl", "qemu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A guest as its old configuration describes it."""
+
+    guest: Guest
+    sources: list[DiskSource]
+    """Where its disks are now, in the order of guest.disks, whose volumes are names made from these places."""
+    warnings: list[str]
+    """What was not understood or cannot be kept, each by its name."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What a format's reader has found so far."""
+
+    name: str = ""
+    uuid: str = ""
+    memory: int = 0
+    vcpus: int = 1
+    hypervisor: str = ""
+    machine: str = ""
+    cpu: str = ""
+    boot: Boot = field(default_factory=Boot)
+    disks: list[tuple[Disk, DiskSource]] = field(default_factory=list)
+    nics: list[Nic] = field(default_factory=list)
+    console: str = ""
+    extra: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def add_disk(self, source: DiskSource, target: str = "", bus: str = "virtio", readonly: bool = False) -> None:
+        """Add a disk. Its target is kept only where it is not the one it would get anyway."""
+        if bus not in ("virtio", "scsi", "ide", "sata", "xen"):
+            self.warn(f"disk {source.uri}: bus {bus} becomes virtio")
+            bus = "virtio"
+        if target and not re.fullmatch(r"(?:vd|xvd|sd|hd)[a-z]{1,2}", target):
+            self.warn(f"disk {source.uri}: target {target} is not kept")
+            target = ""
+        self.disks.append((Disk("", target, bus, readonly), source))  # type: ignore[arg-type]
+
+
+def parse(text: str, where: str = "", *, name: str = "", kind: str = "") -> Imported:
+    """The guest that `text` describes.
+
+    `where` names the file in messages; `name` renames the guest; `kind` is libvirt, xl or qemu, guessed if empty.
+
+    Raises UsageError or Problems: `text` cannot be read, with the line where the format has lines, or what it says is
+    no guest that storkit can keep.
+    """
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"{len(text)} characters are too many for a guest's configuration")
+    if kind and kind not in get_args(Kind):
+        raise UsageError(f"there is no format {kind!r}", f"known here: {', '.join(get_args(Kind))}")
+    kind = kind or sniff(text)
+    if kind == "libvirt":
+        from storkit.guests.parse_libvirt import read
+    elif kind == "xl":
+        from storkit.guests.parse_xl import read
+    else:
+        from storkit.guests.parse_qemu import read
+    where = where or f"the {kind} configuration"
+    try:
+        found = read(text)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.hint) from error
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        hint = f"it was read as {kind}; check where it comes from"
+        raise UsageError(f"{where} cannot be read: {type(error).__name__}: {error}", hint) from error
+    found.hypervisor = kind
+    return _imported(found, where, name)
+
+
+def sniff(text: str) -> Kind:
+    """Which format a text is in, by its first word."""
+    first = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
+    if first.startswith("<"):
+        return "libvirt"
+    if first.startswith("-") or re.match(r"(?:(?:exec|sudo|env) )*\S*(?:qemu-system-|qemu-kvm|/kvm\b)", first):
+        return "qemu"
+    return "xl"
+
+
+def _imported(found: Found, where: str, name: str) -> Imported:
+    if not found.uuid:
+        found.uuid = str(uuid4())
+        found.warn("uuid: there was none, a new one was made")
+    guest = Guest(
+        name=name or found.name,
+        uuid=found.uuid.lower(),
+        memory=found.memory,
+        vcpus=found.vcpus,
+        hypervisor=found.hypervisor,
+        machine=found.machine,
+        cpu=found.cpu,
+        boot=found.boot,
+        nics=[replace(nic, mac=nic.mac.lower()) for nic in found.nics],
+        console=found.console,
+        extra=found.extra,
+    )
+    disks: list[Disk] = []
+    for disk, source in found.disks:
+        taken = {other.volume for other in disks}
+        disks.append(replace(disk, volume=volume_name(source, guest.name or "disk", taken)))
+    guest = replace(guest, disks=disks)
+    raise_problems(check(guest, where))
+    derived = replace(guest, nics=[replace(nic, mac="") for nic in guest.nics])
+    nics = [replace(nic, mac="" if nic.mac == derived.mac(n) else nic.mac) for n, nic in enumerate(guest.nics)]
+    return Imported(replace(guest, nics=nics), [source for _, source in found.disks], found.warnings)
+
+
+def volume_name(source: DiskSource, otherwise: str, taken: set[str]) -> str:
+    """A name for the volume that `source` will be, from its path or its name on the wire."""
+    stem = source.export or PurePosixPath(source.path).name
+    if source.kind == "file":
+        stem = re.sub(r"\.(?:img|raw|qcow2?|vmdk|vhd|vdi|qed)$", "", stem)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
+    stem = re.sub(r"\.\.+", ".", stem).lstrip("._-")[:60] or otherwise
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def path_source(path: str, format: str) -> DiskSource:
+    """A local path as a disk source: what lies below /dev is a device."""
+    return DiskSource("block" if path.startswith("/dev/") else "file", path, format)
+
+
+def uri_source(uri: str, format: str = "raw") -> DiskSource | None:
+    """An NBD URI, or QEMU's older nbd:HOST:PORT:exportname=NAME (qemu(1)), as a disk source; None for any other."""
+    old = re.fullmatch(r"nbd:(?:unix:(?P<socket>[^:]+)|(?P<host>[^:\[\]]+|\[[^]]+\]):(?P<port>\d+))"
+                       r"(?::exportname=(?P<export>.*))?", uri)  # fmt: skip
+    if old:
+        host = (old["host"] or "").strip("[]")
+        export = old["export"] or ""
+        return DiskSource("network", "", format, "nbd", export, old["socket"] or "", host, int(old["port"] or 0))
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        return None
+    scheme, _, transport = parts.scheme.partition("+")
+    if scheme not in ("nbd", "nbds") or transport not in ("", "unix", "tcp"):
+        return None
+    socket = parse_qs(parts.query).get("socket", [""])[0] if transport == "unix" else ""
+    export = unquote(parts.path.removeprefix("/"))
+    host = "" if socket else parts.hostname or ""
+    tls: Literal["", "x509"] = "x509" if scheme == "nbds" else ""
+    return DiskSource("network", "", format, "nbd", export, socket, host, 0 if socket else port or 10809, tls)

@@ -1,0 +1,346 @@
+"""Reads a QEMU command line (qemu(1)): a file of one argument a line, as storkit renders it, or a shell command.
+
+What it does not know is kept in the guest's `extra` words and named in the warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from storkit.core.errors import UsageError
+from storkit.core.model import DiskSource
+from storkit.core.units import parse_size
+from storkit.guests.parse import Found, path_source, uri_source
+from storkit.guests.record import Nic
+
+ALONE = frozenset(
+    [
+        "-S",
+        "-daemonize",
+        "-enable-kvm",
+        "-full-screen",
+        "-mem-prealloc",
+        "-no-acpi",
+        "-no-fd-bootchk",
+        "-no-hpet",
+        "-no-reboot",
+        "-no-shutdown",
+        "-no-user-config",
+        "-nodefaults",
+        "-nographic",
+        "-only-migratable",
+        "-portrait",
+        "-preconfig",
+        "-s",
+        "-singlestep",
+        "-snapshot",
+        "-usb",
+        "-version",
+        "-win2k-hack",
+        "-xen-attach",
+        "-xen-domid-restrict",
+        "-enable-sync-profile",
+    ]
+)
+"""The options of QEMU 7.2 that take no argument (qemu-system-x86_64 -help)."""
+
+OURS = frozenset(
+    [
+        "-S",
+        "-daemonize",
+        "-no-user-config",
+        "-nodefaults",
+        "-nographic",
+        "-display",
+        "-qmp",
+        "-mon",
+        "-monitor",
+        "-pidfile",
+        "-incoming",
+    ]
+)
+"""Options that say how a guest is run here and now, not what it is: storkit says them itself."""
+
+_BLOCK_NETS = {"virtio-net-pci": "virtio", "virtio-net": "virtio", "virtio-net-device": "virtio"}
+_NICS = {**_BLOCK_NETS, **{model: model for model in ("e1000", "e1000e", "rtl8139", "vmxnet3", "ne2k_pci", "pcnet")}}
+_DISKS = {
+    "virtio-blk-pci": "virtio",
+    "virtio-blk": "virtio",
+    "virtio-blk-device": "virtio",
+    "scsi-hd": "scsi",
+    "ide-hd": "ide",
+}
+_PLACING = {"id", "bus", "addr", "unit", "scsi-id", "channel", "lun", "serial", "bootindex"}
+"""Where a device sits and what it is called: chosen anew."""
+_SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
+
+
+def read(text: str) -> Found:
+    """What a command line says. Raises UsageError for one that cannot be taken apart."""
+    return _Reader(words(text)).read()
+
+
+def words(text: str) -> list[str]:
+    """The arguments in a text: one a line if its first line is an option alone, else in the shell's quoting."""
+    lines = [line for line in text.split("\n") if line]
+    if lines and re.fullmatch(r"-[a-zA-Z0-9-]+", lines[0]):
+        return lines
+    try:
+        found = shlex.split(text, comments=True)
+    except ValueError as error:
+        raise UsageError(f"the command cannot be taken apart: {error}", "quote it as for a shell") from None
+    while found and not found[0].startswith("-"):
+        found.pop(0)
+    return found
+
+
+def options(text: str, first: str = "") -> dict[str, str]:
+    """`key=value,key=value` as a dictionary; `first` is the key that the first word may leave out.
+
+    A doubled comma is a comma in a value; a word without `=` is a switch, on.
+    """
+    found: dict[str, str] = {}
+    for number, part in enumerate(re.findall(r"((?:[^,]|,,)+)(?:,(?!,)|$)", text)):
+        key, equals, value = part.replace(",,", ",").partition("=")
+        if equals:
+            found[key] = value
+        elif number == 0 and first:
+            found[first] = key
+        else:
+            found[key] = "on"
+    return found
+
+
+class _Reader:
+    """Goes over the words once; devices and the nodes they use are put together at the end."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.words = arguments
+        self.found = Found()
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.netdevs: dict[str, dict[str, str]] = {}
+        self.chardevs: dict[str, dict[str, str]] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
+        self.devices: list[dict[str, str]] = []
+        self.serials: list[str] = []
+        self.sata: set[str] = set()
+        self.used: set[str] = set()
+        """Nodes and character devices that something refers to."""
+
+    def read(self) -> Found:
+        position = 0
+        while position < len(self.words):
+            option = self.words[position]
+            position += 1
+            if not option.startswith("-"):
+                self.found.warn(f"{option}: an image given alone is not kept; say it with -drive")
+                continue
+            option = "-" + option.lstrip("-")
+            value = ""
+            if option not in ALONE:
+                if position == len(self.words):
+                    raise UsageError(f"{option} lacks its argument")
+                value = self.words[position]
+                position += 1
+            self._option(option, value)
+        for device in self.devices:
+            self._device(device)
+        self._console()
+        for what, there in (("blockdev", self.nodes), ("chardev", self.chardevs), ("netdev", self.netdevs)):
+            for name in there.keys() - self.used:
+                self.found.warn(f"-{what} {name}: nothing that is kept uses it")
+        return self.found
+
+    def _option(self, option: str, value: str) -> None:
+        known: dict[str, Callable[[str], None]] = {
+            "-name": self._name,
+            "-uuid": lambda text: setattr(self.found, "uuid", text),
+            "-m": self._memory,
+            "-smp": self._smp,
+            "-cpu": lambda text: setattr(self.found, "cpu", text),
+            "-machine": self._machine,
+            "-M": self._machine,
+            "-accel": lambda text: None,
+            "-enable-kvm": lambda text: None,
+            "-kernel": lambda text: self._boot("kernel", text),
+            "-initrd": lambda text: self._boot("initrd", text),
+            "-append": lambda text: self._boot("cmdline", text),
+            "-blockdev": self._blockdev,
+            "-drive": self._drive,
+            "-hda": lambda text: self._drive(f"file={text.replace(',', ',,')}"),
+            "-netdev": lambda text: self._keep(self.netdevs, options(text, "type")),
+            "-chardev": lambda text: self._keep(self.chardevs, options(text, "type")),
+            "-device": self._add_device,
+            "-mon": lambda text: self.used.add(options(text, "chardev").get("chardev", "")),
+            "-serial": self.serials.append,
+        }
+        if option in known:
+            known[option](value)
+        elif option == "-object" and value.startswith("tls-creds-"):
+            self._keep(self.secrets, options(value, "type"))
+        elif option == "-boot" and value == "strict=on":
+            pass
+        elif option not in OURS:
+            self.found.extra += [option] if option in ALONE else [option, value]
+            self.found.warn(f"{' '.join(part for part in (option, value) if part)}: kept as it is, for QEMU only")
+
+    def _keep(self, where: dict[str, dict[str, str]], values: dict[str, str]) -> None:
+        where[values.get("id", "")] = values
+
+    def _name(self, text: str) -> None:
+        self.found.name = options(text, "guest").get("guest", "")
+
+    def _memory(self, text: str) -> None:
+        size = options(text, "size").get("size", "")
+        self.found.memory = parse_size(size + "M" if size.isdecimal() else size)
+        self._unknown("-m", options(text, "size"), {"size"})
+
+    def _smp(self, text: str) -> None:
+        values = options(text, "cpus")
+        self.found.vcpus = int(values["cpus"]) if values.get("cpus", "").isdecimal() else 0
+        self._unknown("-smp", values, {"cpus"})
+
+    def _machine(self, text: str) -> None:
+        values = options(text, "type")
+        self.found.machine = values.get("type", self.found.machine)
+        self.used |= {values.get("pflash0", ""), values.get("pflash1", "")}
+        if {"pflash0", "pflash1"} <= values.keys():
+            self.found.boot = replace(self.found.boot, firmware="uefi")
+        self._unknown("-machine", values, {"type", "accel", "pflash0", "pflash1"})
+
+    def _boot(self, key: str, text: str) -> None:
+        self.found.boot = replace(self.found.boot, **{key: text})  # type: ignore[arg-type]
+
+    def _blockdev(self, text: str) -> None:
+        try:
+            node: Any = json.loads(text) if text.startswith("{") else _tree(options(text, "driver"))
+        except ValueError as error:
+            raise UsageError(f"-blockdev {text!r} is no JSON: {error}") from None
+        self.nodes[str(node.get("node-name", ""))] = node
+
+    def _drive(self, text: str) -> None:
+        values = options(text)
+        identity = values.get("id", f"drive{len(self.nodes)}")
+        if values.get("media") == "cdrom":
+            self.found.warn(f"-drive {text}: a cdrom is not kept")
+            return
+        self.nodes[identity] = {
+            "uri": values.get("file", ""),
+            "driver": values.get("format", "raw"),
+            "read-only": values.get("readonly", values.get("read-only")) == "on",
+        }
+        if "format" not in values:
+            self.found.warn(f"-drive {text}: no format was given, raw is taken")
+        self._unknown("-drive", values, {"file", "format", "if", "id", "readonly", "read-only", "media", "index"})
+        kinds = {"virtio": "virtio-blk", "scsi": "scsi-hd", "ide": "ide-hd"}
+        kind = values.get("if", "ide")
+        if kind in kinds:
+            self.devices.append({"driver": kinds[kind], "drive": identity})
+        elif kind != "none":
+            self.found.warn(f"-drive {text}: if={kind} is not kept")
+
+    def _add_device(self, text: str) -> None:
+        values = {key: str(value) for key, value in json.loads(text).items()} if text.startswith("{") else None
+        device = values or options(text, "driver")
+        if device["driver"] in ("ahci", "ich9-ahci"):
+            self.sata.add(device.get("id", ""))
+        elif not device["driver"].startswith("virtio-scsi"):
+            self.devices.append(device)
+
+    def _device(self, device: dict[str, str]) -> None:
+        driver = device.pop("driver")
+        if driver in _DISKS:
+            self._disk(driver, device)
+        elif driver in _NICS:
+            self._nic(driver, device)
+        else:
+            text = ",".join([driver, *(f"{key}={value.replace(',', ',,')}" for key, value in device.items())])
+            self.found.extra += ["-device", text]
+            self.found.warn(f"-device {text}: kept as it is, for QEMU only")
+
+    def _disk(self, driver: str, device: dict[str, str]) -> None:
+        name = device.pop("drive", "")
+        self.used.add(name)
+        node = self.nodes.get(name)
+        source = self._source(node) if node is not None else None
+        if node is None or source is None:
+            self.found.warn(f"-device {driver},id={device.get('id', '')}: its storage is none that storkit knows")
+            return
+        bus = "sata" if device.get("bus", "").partition(".")[0] in self.sata else _DISKS[driver]
+        self.found.add_disk(source, "", bus, node.get("read-only") in (True, "on"))
+        for key, value in device.items():
+            if key not in _PLACING and _SAID.get(key) != value:
+                self.found.warn(f"disk {source.uri}: {key}={value} is not kept")
+
+    def _source(self, node: dict[str, Any]) -> DiskSource | None:
+        if "uri" in node:
+            uri = str(node["uri"])
+            return uri_source(uri, node["driver"]) or (path_source(uri, node["driver"]) if uri[:1] == "/" else None)
+        protocol = node.get("file", node)
+        if isinstance(protocol, str):
+            self.used.add(protocol)
+            protocol = self.nodes.get(protocol, {})
+        format = str(node.get("driver", "raw")) if protocol is not node else "raw"
+        if protocol.get("driver") in ("file", "host_device"):
+            kind = "file" if protocol["driver"] == "file" else "block"
+            return DiskSource(kind, str(protocol.get("filename", "")), format)  # type: ignore[arg-type]
+        if protocol.get("driver") != "nbd":
+            return None
+        server = protocol.get("server", {})
+        tls = self.secrets.get(str(protocol.get("tls-creds", "")), {})
+        return DiskSource(
+            kind="network",
+            format=format,
+            protocol="nbd",
+            export=str(protocol.get("export", "")),
+            socket=str(server.get("path", "")),
+            server=str(server.get("host", "")),
+            port=int(server.get("port", 0)),
+            tls=tls.get("type", "").removeprefix("tls-creds-"),  # type: ignore[arg-type]
+            tls_dir=tls.get("dir", ""),
+            tls_user=tls.get("username", ""),
+        )
+
+    def _nic(self, driver: str, device: dict[str, str]) -> None:
+        name = device.pop("netdev", "")
+        self.used.add(name)
+        netdev = self.netdevs.get(name, {})
+        bridge = netdev.get("br", "br0" if netdev.get("type") == "bridge" else "")
+        if not bridge:
+            self.found.warn(f"-device {driver}: its network {netdev.get('type', '')} is no bridge; it is not kept")
+            return
+        self.found.nics.append(Nic(bridge, device.pop("mac", ""), _NICS[driver]))
+        self._unknown(f"-device {driver}", device, _PLACING)
+
+    def _console(self) -> None:
+        for number, serial in enumerate(self.serials):
+            kind, _, rest = serial.partition(":")
+            self.used.add(rest)
+            chardev = self.chardevs.get(rest, {}) if kind == "chardev" else {}
+            path = chardev.get("path", "") if chardev.get("type") == "file" else rest if kind == "file" else ""
+            if number == 0 and path:
+                self.found.console = path
+            elif serial != "none":
+                self.found.warn(f"-serial {serial} is not kept")
+
+    def _unknown(self, option: str, values: dict[str, str], known: set[str]) -> None:
+        for key, value in values.items():
+            if key not in known:
+                self.found.warn(f"{option} {key}={value} is not kept")
+
+
+def _tree(flat: dict[str, str]) -> dict[str, Any]:
+    """`file.driver=nbd,file.server.type=unix` as nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return tree

@@ -1,0 +1,253 @@
+"""Reads a Xen guest's configuration: xl.cfg(5), with the strings of disks (xl-disk-configuration(5)) and network cards
+(xl-network-configuration(5)) in it. The grammar is that of Xen 4.17's libxlu, including escapes and `+=`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TypeAlias
+
+from storkit.core.errors import UsageError
+from storkit.guests.parse import Found, path_source
+from storkit.guests.record import Nic
+from storkit.guests.render import quote_xl
+
+Value: TypeAlias = "str | int | list[Value]"
+
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t\r\f]+|\#[^\n]*)|(?P<newline>\n|;)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"""
+    r"""|(?P<number>-?(?:0[xX][0-9a-fA-F]+|[0-9]+))(?![A-Za-z0-9_])"""
+    r"""|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<mark>\+=|[=\[\],])""",
+)
+_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"', "'": "'"}
+_EVENTS = {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "destroy"}
+_FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
+
+
+def read(text: str) -> Found:
+    """What a configuration says. Raises UsageError with the line that cannot be read."""
+    found = Found()
+    settings = read_settings(text)
+    found.memory = _number(settings, "memory", _number(settings, "maxmem", 0)) * 1024**2
+    cmdline = _compose(settings)
+    for key, value in settings.items():
+        _setting(found, key, value, settings)
+    if cmdline:
+        found.boot = replace(found.boot, cmdline=cmdline)
+    if not found.boot.kernel and cmdline:
+        found.warn(f"cmdline: {cmdline!r} is not kept: without a kernel it has no use")
+        found.boot = replace(found.boot, cmdline="")
+    return found
+
+
+def read_settings(text: str) -> dict[str, Value]:
+    """The keys and values of an xl configuration; a key said twice has its last value, as for xl."""
+    tokens = _tokens(text)
+    settings: dict[str, Value] = {}
+    position = 0
+    while position < len(tokens):
+        kind, word, line = tokens[position]
+        if kind == "newline":
+            position += 1
+            continue
+        operator = tokens[position + 1][1] if position + 1 < len(tokens) else ""
+        if kind != "name" or operator not in ("=", "+="):
+            raise UsageError(f"line {line}: {word!r} begins no setting", 'settings are written as key = "value"')
+        value, position = _value(tokens, position + 2, line)
+        if position < len(tokens) and tokens[position][0] != "newline":
+            raise UsageError(f"line {line}: {tokens[position][1]!r} follows the value of {word}")
+        settings[word] = _joined(settings.get(word), value, line) if operator == "+=" else value
+    return settings
+
+
+def _tokens(text: str) -> list[tuple[str, str, int]]:
+    tokens: list[tuple[str, str, int]] = []
+    position, line = 0, 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            rest = text[position:].split("\n", 1)[0]
+            raise UsageError(f"line {line}: {rest[:40]!r} cannot be read", "see xl.cfg(5) for the syntax")
+        kind = str(match.lastgroup)
+        if kind != "space":
+            tokens.append((kind, match[0], line))
+        line += match[0].count("\n")
+        position = match.end()
+    return tokens
+
+
+def _value(tokens: list[tuple[str, str, int]], position: int, line: int) -> tuple[Value, int]:
+    kind, word = tokens[position][:2] if position < len(tokens) else ("end", "the end")
+    if kind == "string":
+        return _unquoted(word, line), position + 1
+    if kind == "number":
+        return int(word, 0 if "x" in word.lower() else 10), position + 1
+    if word != "[":
+        raise UsageError(f"line {line}: {word!r} is no value", "values are strings in quotes, numbers and [ lists ]")
+    values: list[Value] = []
+    position = _skip(tokens, position + 1)
+    while position < len(tokens) and tokens[position][1] != "]":
+        value, position = _value(tokens, position, tokens[position][2])
+        values.append(value)
+        position = _skip(tokens, position)
+        if position < len(tokens) and tokens[position][1] == ",":
+            position = _skip(tokens, position + 1)
+        elif position < len(tokens) and tokens[position][1] != "]":
+            raise UsageError(f"line {tokens[position][2]}: a comma or ] is missing")
+    if position >= len(tokens):
+        raise UsageError(f"line {line}: the list does not end")
+    return values, position + 1
+
+
+def _skip(tokens: list[tuple[str, str, int]], position: int) -> int:
+    while position < len(tokens) and tokens[position][1] == "\n":
+        position += 1
+    return position
+
+
+def _unquoted(word: str, line: int) -> str:
+    def unescape(match: re.Match[str]) -> str:
+        if match[1] not in _ESCAPES:
+            raise UsageError(f"line {line}: {match[0]} is no escape that every xl reads alike", "write the character")
+        return _ESCAPES[match[1]]
+
+    return re.sub(r"\\(.)", unescape, word[1:-1])
+
+
+def _joined(old: Value | None, new: Value, line: int) -> Value:
+    if old is None:
+        return new
+    if isinstance(old, list) and isinstance(new, list):
+        return old + new
+    if isinstance(old, str) and isinstance(new, str):
+        return old + new
+    raise UsageError(f"line {line}: += joins two strings or two lists")
+
+
+def _number(settings: dict[str, Value], key: str, otherwise: int) -> int:
+    value = settings.get(key, otherwise)
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    if not isinstance(value, int):
+        raise UsageError(f"{key}: a whole number is wanted, not {value!r}")
+    return value
+
+
+def _compose(settings: dict[str, Value]) -> str:
+    """cmdline, or what xl makes of root and extra where there is none."""
+    if "cmdline" in settings:
+        return str(settings["cmdline"])
+    root = f"root={settings['root']}" if "root" in settings else ""
+    return " ".join(part for part in (root, str(settings.get("extra", ""))) if part)
+
+
+def _setting(found: Found, key: str, value: Value, settings: dict[str, Value]) -> None:
+    match key, value:
+        case (("name" | "uuid"), str()):
+            setattr(found, key, value)
+        case "vcpus", _:
+            found.vcpus = _number(settings, key, 1)
+        case "memory", _:
+            pass
+        case (("maxmem" | "maxvcpus"), _) if value == settings.get({"maxmem": "memory", "maxvcpus": "vcpus"}[key]):
+            pass
+        case (("type" | "builder"), _):
+            if value not in ("pvh", "hvm" if settings.get("firmware") == "uefi" else "pvh"):
+                found.warn(f"{key}: {value} becomes pvh")
+        case (("firmware" | "bios"), ("uefi" | "ovmf")):
+            found.boot = replace(found.boot, firmware="uefi")
+        case "kernel", str():
+            found.boot = replace(found.boot, kernel=value)
+        case "ramdisk", str():
+            found.boot = replace(found.boot, initrd=value)
+        case (("cmdline" | "root" | "extra"), _):
+            if key != "cmdline" and "cmdline" in settings:
+                found.warn(f"{key}: {value} is not kept: there is a cmdline")
+        case "bootloader", "pygrub" if "kernel" not in settings:
+            pass
+        case "serial", (str() | [str()]) if str(value if isinstance(value, str) else value[0]).startswith("file:"):
+            found.console = str(value if isinstance(value, str) else value[0]).removeprefix("file:")
+        case "disk", list():
+            for spec in value:
+                _disk(found, str(spec))
+        case "vif", list():
+            for spec in value:
+                _vif(found, str(spec))
+        case (("on_poweroff" | "on_reboot" | "on_crash"), _) if value == _EVENTS[key]:
+            pass
+        case _:
+            found.extra.append(f"{key} = {_written(value)}")
+            found.warn(f"{key}: kept as it is, for Xen only")
+
+
+def _written(value: Value) -> str:
+    if isinstance(value, list):
+        return "[ " + ", ".join(_written(item) for item in value) + " ]" if value else "[ ]"
+    return str(value) if isinstance(value, int) else quote_xl(value)
+
+
+def read_disk(spec: str) -> dict[str, str]:
+    """A disk's string as its parameters; a flag stands for itself."""
+    parameters: dict[str, str] = {}
+    positional = ["target", "format", "vdev", "access"]
+    rest = spec.lstrip()
+    old = re.match(r"(phy|file|raw|qcow2?|vhd|tap2?|aio|tapdisk):(?:(aio|raw|qcow2?|vhd):)?", rest)
+    if old:
+        parameters["prefix"] = old[1]
+        if {old[1], old[2]} & set(_FORMATS):
+            parameters["format"] = old[1] if old[1] in _FORMATS else old[2]
+        positional.remove("format")
+        rest = rest[old.end() :]
+    while rest:
+        if rest.startswith("target="):
+            # libxlu_disk_l.l takes one comma off the end
+            parameters["target"] = rest.removeprefix("target=").removesuffix(",")
+            break
+        word, _, rest = rest.partition(",")
+        rest = rest.lstrip(" \t\n")
+        key, equals, value = word.partition("=")
+        if equals:
+            parameters[key.strip()] = value
+        elif word in ("cdrom", "discard", "no-discard", "direct-io-safe", "trusted", "untrusted", "colo", "no-colo"):
+            parameters[word] = ""
+        elif positional:
+            name = positional.pop(0)
+            if name in parameters and positional:
+                name = positional.pop(0)
+            if word:
+                parameters[name] = word
+    return parameters
+
+
+def _disk(found: Found, spec: str) -> None:
+    parameters = read_disk(spec)
+    vdev, _, kind = parameters.pop("vdev", "").partition(":")
+    target = parameters.pop("target", "")
+    prefix, place = parameters.pop("prefix", ""), f"disk {vdev or spec}"
+    if kind == "cdrom" or "cdrom" in parameters or parameters.get("devtype") == "cdrom" or not target:
+        found.warn(f"{place}: a cdrom is not kept")
+        return
+    if "script" in parameters:
+        found.warn(f"{place}: script={parameters['script']} with target {target} is not kept")
+        return
+    path = target if target.startswith("/") else f"/dev/{target}"
+    source = path_source(path, parameters.pop("format", "raw"))
+    if prefix == "phy" or parameters.get("backendtype") == "phy":
+        source = replace(source, kind="block")
+        parameters.pop("backendtype", None)
+    readonly = parameters.pop("access", "rw") in ("r", "ro")
+    for key, value in parameters.items():
+        if (key, value) not in (("devtype", "disk"), ("discard", "")):
+            found.warn(f"{place}: {key}{'=' + value if value else ''} is not kept")
+    found.add_disk(source, vdev, readonly=readonly)
+
+
+def _vif(found: Found, spec: str) -> None:
+    parameters = {
+        key.strip(): value.strip() for key, _, value in (part.partition("=") for part in spec.split(",")) if key.strip()
+    }
+    bridge, mac = parameters.pop("bridge", "xenbr0"), parameters.pop("mac", "")
+    found.nics.append(Nic(bridge, mac, parameters.pop("model", "virtio")))
+    for key, value in parameters.items():
+        found.warn(f"vif {len(found.nics)}: {key}={value} is not kept")

@@ -154,7 +154,8 @@ class Pool(Backend):
 
 class Transport(Backend):
     """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence`,
-    `unfence` and `restore` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the client."""
+    `unfence` and `restore` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the
+    client."""
 
     window: ClassVar[bool] = True
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""

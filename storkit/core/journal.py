@@ -170,8 +170,9 @@ class Journals:
 
 
 def new_id() -> str:
-    """A plan's id: its time in UTC, and four hex digits that keep two of one second apart."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + os.urandom(2).hex()
+    """A plan's id: its time in UTC to the millisecond, and two hex digits that keep two of one millisecond apart."""
+    now = time.time()
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"-{int(now * 1000) % 1000:03d}{os.urandom(1).hex()}"
 
 
 def _apply(record: Record, entry: dict[str, Any]) -> None:

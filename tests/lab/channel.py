@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -40,10 +41,8 @@ class Channel:
 
     def close(self) -> None:
         # shutdown, as close alone would leave the reading thread asleep
-        try:
+        with contextlib.suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def _receive(self) -> None:
         buffered = bytearray()

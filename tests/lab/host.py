@@ -27,6 +27,7 @@ class Result:
     status: int
     stdout: str
     stderr: str
+    seconds: float
 
 
 class Command:
@@ -35,6 +36,7 @@ class Command:
     def __init__(self, host: Host, channel: Channel, id: int, argv: list[str], answer: Future[dict[str, Any]]) -> None:
         self._host, self._channel, self._id, self._answer = host, channel, id, answer
         self.argv = argv
+        self._started = time.monotonic()
         self._result: Result | None = None
 
     def running(self) -> bool:
@@ -50,11 +52,12 @@ class Command:
                 answer = self._answer.result(timeout)
             except TimeoutError:
                 raise LabError(f"on {self._host.name}: {shlex.join(self.argv)}\nstill runs after {timeout} s") from None
-            self._result = Result(self.argv, answer["status"], self._text(answer["stdout"]), self._text(answer["stderr"]))
+            seconds = time.monotonic() - self._started
+            stdout, stderr = self._text(answer["stdout"]), self._text(answer["stderr"])
+            self._result = Result(self.argv, answer["status"], stdout, stderr, seconds)
             self._host.log.append(self._result)
             if answer["timed_out"]:
-                out = self._result
-                raise CommandFailed(self._host.name, self.argv, out.status, out.stdout, out.stderr + "\n(timed out)")
+                raise CommandFailed(self._host.name, self.argv, answer["status"], stdout, stderr + "\n(timed out)")
         result = self._result
         if check and result.status:
             raise CommandFailed(self._host.name, result.argv, result.status, result.stdout, result.stderr)

@@ -59,15 +59,14 @@ def _dependencies() -> list[str]:
 
 
 def _key() -> str:
-    parts = [(HERE / "recipe.toml").read_text(), _INIT, *_hooks(Path("site"), Path("init")), *_dependencies(), *_sources()]
+    hooks = _hooks(Path("site"), Path("init"))
+    parts = [(HERE / "recipe.toml").read_text(), _INIT, *hooks, *_dependencies(), *_sources()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _sources() -> list[str]:
     """This machine's own apt sources of its Debian release, as one-line entries."""
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     suite = release.get("VERSION_CODENAME", "").strip('"')
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
@@ -83,8 +82,7 @@ def _sources() -> list[str]:
 def _hooks(site: Path, init: Path) -> list[str]:
     """Shell commands that mmdebstrap runs at the end, with the new root directory as $1."""
     return [
-        f'mkdir -p "$1{SITE}" "$1/storkit" "$1/lab" "$1/lib/modules" "$1/etc/rtslib-fb-target" "$1/etc/target"',
-        'mkdir -p "$1/var/target/pr" "$1/var/target/alua"',
+        f'mkdir -p "$1{SITE}" "$1/storkit" "$1/lab" "$1/lib/modules"',
         f'cp -a {shlex.quote(str(site))}/. "$1{SITE}/"',
         f'install -m 0755 {shlex.quote(str(init))} "$1/sbin/lab-init"',
         f'chroot "$1" python3 -m compileall -q {SITE} || true',
@@ -123,7 +121,9 @@ def _call(cell: Cell, argv: list[str]) -> None:
     done = subprocess.run(cell.argv(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace", timeout=1800)  # fmt: skip
     if done.returncode:
-        raise LabError(f"building the image failed (status {done.returncode}): {shlex.join(argv)}\n{done.stdout[-6000:]}")
+        raise LabError(
+            f"building the image failed (status {done.returncode}):\n{shlex.join(argv)}\n{done.stdout[-6000:]}"
+        )
 
 
 @contextmanager

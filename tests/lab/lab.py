@@ -118,14 +118,12 @@ class Lab:
         return list(self._hosts.values())
 
     def tidy(self) -> None:
-        """Make every host fit for the next test: those that were left as they were stay up, the others are thrown away."""
+        """Make every host fit for the next test: those left as they were stay up, the others are thrown away."""
         for host in self._hosts.values():
             host.resume()
             host.heal()
             host.log.clear()
-            if host.is_on() and host.dirt():
-                host.discard()
-            elif not host.is_on():
+            if host.dirt():
                 host.discard()
 
     def ssh(self, name: str, argv: Sequence[str], *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -147,5 +145,3 @@ class Lab:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,8 @@ class Uml:
             *settings.extra,
             *(f"{name}={value}" for name, value in settings.environment.items()),
         ]  # fmt: skip
-        self.argv = argv
+        # a kernel takes the name of a dead one for in use: both are the same process id of their own namespaces
+        shutil.rmtree(cell.path(directory / "uml"), ignore_errors=True)
         try:
             with cell.path(directory / "console").open("ab") as console:
                 self._process = cell.spawn(

@@ -80,7 +80,8 @@ def status(session: Session, options: Namespace) -> None:
     from storkit.core.journal import Journals
 
     exports = session.survey.all_exports()
-    attachments = session.survey.attachments(session.inventory.hosts)
+    clients = {export.client for group in exports.values() for export in group}
+    attachments = session.survey.attachments(dict.fromkeys([*session.inventory.hosts, *sorted(clients)]))
     journals = Journals(session.state / "plans")
     open_plans = []
     for plan in journals.ids():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from storkit.cli import output
@@ -65,7 +66,7 @@ def _differences(session: Session, what: Subject, destination: str) -> list[Stor
     """Everything that would keep the guest from running at the destination, and what the two hosts differ in."""
     source = what.running[0]
     there = session.connections.to(destination)
-    guest = {"guest": codec.dump(what.guest)}
+    guest = {"guest": codec.dump(replace(what.guest, machine=what.machine))}
     problems: list[StorkitError] = [
         Conflict(f"{destination}: {problem}", f"storkit host check {destination}")
         for problem in there.call(what.target, "check", guest)

@@ -125,10 +125,17 @@ def run(options: Namespace) -> int:
         output.say("storkit: interrupted")
         output.say("  next: storkit plan list")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`storkit volume list | head`).
-        sys.stderr.close()
-        return 0
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read our output has seen enough (`storkit volume list | head`).
+            sys.stderr.close()
+            return 0
+        import traceback
+
+        traceback.print_exc()
+        return _failed(
+            options, StorkitError(f"a bug in storkit: {type(error).__name__}: {error}", "report it; storkit plan list")
+        )
     finally:
         if session is not None:
             session.connections.close()

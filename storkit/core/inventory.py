@@ -17,6 +17,8 @@ from storkit.core.codec import convert
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.model import check_name
 
+SYSTEM_STATE = Path("/var/lib/storkit")
+"""Where the state of a host is when root runs storkit; sockets and stable paths are then in /run and /dev."""
 HOST_SCHEMES = "local, local:DIR or ssh://[USER@]HOST[:PORT]"
 
 
@@ -114,7 +116,7 @@ def config_directory() -> Path:
 def state_directory() -> Path:
     """Where this host's state is by default: /var/lib/storkit for root, else below $XDG_STATE_HOME."""
     if os.geteuid() == 0 and "XDG_STATE_HOME" not in os.environ:
-        return Path("/var/lib/storkit")
+        return SYSTEM_STATE
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "storkit"
 
 

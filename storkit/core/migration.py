@@ -222,8 +222,8 @@ def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -
     if not keep and subject.written:
         _set_writers(stages, subject, set(), "nobody writes")
     stages.then(
-        *(step("detach", host, transport, f"detach {names_of(mine)} from {host}", volumes=mine, peer=home)
-          for host in hosts for home, mine in by_host(mine).items())
+        *(step("detach", host, transport, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
+          for host in hosts for home, group in by_host(mine).items())
     )  # fmt: skip
     stages.then(
         *(step("unexport", home, transport, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)

@@ -76,7 +76,7 @@ class Agent:
             return given_up
         if do == "unlock":
             while self._held:
-                self._held.pop().release()
+                self._held.pop().release(remove=True)
             return None
         if do == "mark":
             return self._guard.mark(request["plan"], request["names"], request["title"], request["coordinator"])

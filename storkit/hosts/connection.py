@@ -73,7 +73,7 @@ class LocalConnection(Connection):
 
     def unlock(self) -> None:
         while self._held:
-            self._held.pop().release()
+            self._held.pop().release(remove=True)
 
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         self._guard.mark(plan, names, title, coordinator)

@@ -63,7 +63,7 @@ class Guard:
                     )
         except BaseException:
             for lock in taken:
-                lock.release()
+                lock.release(remove=True)
             raise
         return taken, given_up
 

@@ -16,7 +16,7 @@ from typing import Any
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, Site
 from storkit.core.errors import StorkitError, UsageError, raise_problems
-from storkit.core.inventory import HostConfig, Inventory, state_directory
+from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.system.files import make_private
 
 
@@ -38,6 +38,8 @@ class Setup:
     pools: dict[str, PoolSettings] = field(default_factory=dict)
     transports: dict[str, dict[str, Any]] = field(default_factory=dict)
     hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    templates: str = ""
+    """The administrator's own templates, for backends that have a setting of that name."""
 
 
 def setup(inventory: Inventory, config: HostConfig) -> Setup:
@@ -48,21 +50,19 @@ def setup(inventory: Inventory, config: HostConfig) -> Setup:
         for pool in inventory.pools.values()
         if pool.host == config.name
     }
-    templates = inventory.directory / "templates"
-    hypervisors = dict(inventory.hypervisors)
-    if templates.is_dir() and config.machine == "local":
-        hypervisors["templates"] = {"directory": str(templates)}
-    return Setup(config.name, config.reach, state, pools, inventory.transports, hypervisors)
+    own = inventory.directory / "templates"
+    templates = str(own) if own.is_dir() and config.machine == "local" else ""
+    return Setup(config.name, config.reach, state, pools, inventory.transports, inventory.hypervisors, templates)
 
 
 def site(given: Setup, *, separate: bool) -> Site:
     """The directories of a host, made if they are missing. `separate`: everything lies below its state directory,
     so that one machine can stand for several hosts."""
     state = Path(given.state).absolute() if given.state else state_directory()
-    if separate or given.state or os.geteuid() != 0:
-        run, dev = _runtime(state), state / "dev"
-    else:
+    if not separate and state == SYSTEM_STATE:
         run, dev = Path("/run/storkit"), Path("/dev/storkit")
+    else:
+        run, dev = _runtime(state), state / "dev"
     try:
         for directory in (state, run, dev):
             make_private(directory)
@@ -139,8 +139,9 @@ class Performer:
             raise explain(error, Path(str(error.filename or self.site.state))) from error
         return codec.dump(result, reveal=verb in SECRET_VERBS)
 
-    @staticmethod
-    def _settings(cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
+    def _settings(self, cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
+        if self.setup.templates and "templates" in cls.Settings.__dataclass_fields__:  # type: ignore[attr-defined]
+            settings = {"templates": self.setup.templates, **settings}
         return codec.load(cls.Settings, settings, target)
 
 

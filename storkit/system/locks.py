@@ -28,32 +28,51 @@ class Lock:
         self.path = path
         self.descriptor = descriptor
 
-    def release(self) -> None:
+    def release(self, *, remove: bool = False) -> None:
+        """Let go. `remove`: of the file as well, unless someone else holds it too (a shared lock)."""
+        if remove:
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.unlink(missing_ok=True)
+            except BlockingIOError:
+                pass
         os.close(self.descriptor)
 
 
 def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wait: float = 0.0) -> Lock:
-    """Lock `path`, or raise Conflict with what the holder wrote of itself. The file stays after release.
+    """Lock `path`, or raise Conflict with what the holder wrote of itself.
 
     `wait` is for how many seconds to go on asking; 0: ask once.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + wait
     while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            break
         except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.01)
-                continue
-        who = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
+            who = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            if time.monotonic() >= deadline:
+                raise Conflict(
+                    f"{what} is locked by {who}", "wait until that command has ended, then try again"
+                ) from None
+            time.sleep(0.01)
+            continue
+        if _same_file(path, descriptor):
+            break
+        # Its holder removed the file between our open and our lock: the lock that counts is on the new one.
         os.close(descriptor)
-        raise Conflict(f"{what} is locked by {who}", "wait until that command has ended, then try again") from None
     if not shared:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode(), 0)
     return Lock(path, descriptor)
+
+
+def _same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def held(path: Path) -> bool:

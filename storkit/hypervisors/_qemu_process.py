@@ -18,13 +18,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, TimedOut
-from storkit.system import locks
+from storkit.core.errors import Conflict, StorkitError, TimedOut
+from storkit.core.model import GuestStatus
+from storkit.system import locks, qmp
 from storkit.system.files import make_private
 from storkit.system.run import run
 
 START_TIMEOUT = 60.0
 """Seconds for QEMU to open its disks and be ready; an NBD server that does not answer is what takes long."""
+
+ASK_TIMEOUT = 2.0
+"""Seconds after which a guest that does not answer is `unknown`."""
+STATUS: dict[str, GuestStatus] = {
+    "running": "running",
+    "inmigrate": "incoming",
+    "postmigrate": "migrated",
+    # Paused for the switchover, and it runs on here by itself if that fails.
+    "finish-migrate": "running",
+}
+"""QEMU's run states (QMP RunState); all others stand still until someone acts: paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a process says of itself."""
+
+    status: GuestStatus
+    migration: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +78,14 @@ class Process:
 
     def alive(self) -> bool:
         """Whether the process, or a command that is starting it, exists."""
-        return locks.held(self.lock)
+        for _ in range(4):
+            if not locks.held(self.lock):
+                return False
+            if self.pid():
+                return True
+            # It is being started; or somebody else asks the same question, which takes the lock for an instant.
+            time.sleep(0.001)
+        return True
 
     def pid(self) -> int:
         """The pid; 0 if there is no process, or it is only just starting."""
@@ -67,7 +94,7 @@ class Process:
             lock = self.lock.stat()
         except (OSError, ValueError):
             return 0
-        return pid if self.alive() and _has_open(pid, lock) else 0
+        return pid if _has_open(pid, lock) else 0
 
     def try_lock(self) -> locks.Lock | None:
         """The right to start the process; None while it lives."""
@@ -76,7 +103,9 @@ class Process:
             try:
                 lock = locks.acquire(self.lock, f"guest {self.name}", holder=f"QEMU of guest {self.name}")
             except Conflict:
-                return None
+                if self.alive():
+                    return None
+                continue
             if _is(lock.descriptor, self.lock):
                 return lock
             lock.release()  # it was removed between open and flock
@@ -150,6 +179,33 @@ def process(site: Site, name: str) -> Process:
     """The process of the guest `name` on the host `site`."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
     return Process(name, site.run.absolute() / f"qemu-{digest}")
+
+
+def ask(processes: Sequence[Process]) -> dict[str, Answer]:
+    """What all these processes say of themselves, by guest, asked at the same time.
+
+    One that lives and does not answer is `unknown`. No library is loaded where none lives.
+    """
+    alive = [one for one in processes if one.alive()]
+    answers = {one.name: Answer("stopped") for one in processes}
+    if alive:
+        import asyncio
+
+        async def ask_all() -> list[Answer]:
+            return await asyncio.gather(*(_ask(one) for one in alive))
+
+        answers.update(zip([one.name for one in alive], asyncio.run(ask_all()), strict=True))
+    return answers
+
+
+async def _ask(process: Process) -> Answer:
+    try:
+        async with qmp.connect(process.monitor, timeout=ASK_TIMEOUT) as qemu:
+            runs = await qemu.execute("query-status", timeout=ASK_TIMEOUT)
+            moves = await qemu.execute("query-migrate", timeout=ASK_TIMEOUT)
+            return Answer(STATUS.get(runs["status"], "paused"), moves.get("status", ""))
+    except StorkitError:
+        return Answer("unknown" if process.alive() else "stopped")
 
 
 def _is(descriptor: int, path: Path) -> bool:

@@ -7,16 +7,14 @@ RUN/qemu-HASH/                  lock, monitors, pid file of the process (see _qe
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from storkit.core import codec
 from storkit.core.backend import Hypervisor, Needs
 from storkit.core.errors import (
     CommandFailed,
@@ -31,27 +29,17 @@ from storkit.core.errors import (
 from storkit.core.model import DiskSource, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
+from storkit.hypervisors import _qemu_definition as definitions
 from storkit.hypervisors import _qemu_host as host
-from storkit.hypervisors._qemu_process import START_TIMEOUT, Process, process
+from storkit.hypervisors._qemu_definition import Definition
+from storkit.hypervisors._qemu_process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system import qmp
-from storkit.system.files import make_private, read_json, write_atomic
 
-ASK_TIMEOUT = 2.0
-"""Seconds after which a guest that does not answer is `unknown`."""
 QUIT_TIMEOUT = 10.0
 """Seconds for QEMU to write its caches back and end, before it is killed."""
 PRESS_AGAIN = 10.0
 """Seconds between presses of the power button: a guest that is still starting loses the first one."""
 DEFAULT_MACHINE = "pc"
-
-STATUS: dict[str, GuestStatus] = {
-    "running": "running",
-    "inmigrate": "incoming",
-    "postmigrate": "migrated",
-    # Paused for the switchover, and it runs on here by itself if that fails.
-    "finish-migrate": "running",
-}
-"""QEMU's run states (QMP RunState); all others stand still until someone acts: paused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +67,6 @@ class QemuSettings:
     """True: guests' memory may cross the network unencrypted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """What is kept of a guest on one host."""
-
-    guest: Guest
-    disks: list[DiskSource]
-    machine: str
-    accel: str
-    asked: str = ""
-    """The machine type that was asked for when `machine` was pinned."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: GuestStatus
-    migration: str = ""
-
-
-@dataclass
-class _Found:
-    name: str
-    definition: Definition
-    process: Process
-    answer: _Answer = field(default_factory=lambda: _Answer("stopped"))
-
-
 class Qemu(Hypervisor):
     """Guests of one host."""
 
@@ -114,13 +76,9 @@ class Qemu(Hypervisor):
     settings: QemuSettings
 
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
-        found = [_Found(name, self._definition(name), self._process(name)) for name in self._names(guests)]
-        alive = [one for one in found if one.process.alive()]
-        if alive:
-            import asyncio
-
-            asyncio.run(_ask_all(alive))
-        return [self._state(one) for one in found]
+        known = {name: self._definition(name) for name in self._names(guests)}
+        answers = ask([self._process(name) for name in known])
+        return [self._state(definition, answers[name]) for name, definition in known.items()]
 
     def check(self, guest: Guest) -> list[str]:
         problems: list[str] = []
@@ -168,21 +126,15 @@ class Qemu(Hypervisor):
         if here.alive():
             before = self._definition(guest.name)
             if (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
-                return str(directory / "args")
+                return str(directory / definitions.START)
             what = "another guest of that name" if before.guest.uuid != guest.uuid else "it"
             raise Conflict(
                 f"guest {guest.name} cannot be defined: {what} runs here", f"storkit guest stop {guest.name}"
             )
         pinned = self._machine(guest, machine)
         definition = Definition(guest, disks, pinned, self._accel(), guest.machine)
-        # Rendering finds all that is wrong with the guest: before anything is written.
-        started = self._render(definition, here, incoming=False)
-        receiving = self._render(definition, here, incoming=True)
-        make_private(directory)
-        write_atomic(directory / "args", started)
-        write_atomic(directory / "args.incoming", receiving)
-        write_atomic(directory / "guest.json", json.dumps(codec.dump(definition), indent=1) + "\n")
-        return str(directory / "args")
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        return str(definitions.save(directory, definition, here, templates))
 
     def undefine(self, name: str) -> None:
         check_name("guest", name)
@@ -196,7 +148,7 @@ class Qemu(Hypervisor):
         self._definition(name)
         here = self._process(name)
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._launch(here, "args"):
+        while not self._launch(here, definitions.START):
             state = self._one(name)
             if state.status in ("running", "paused"):
                 return state
@@ -215,7 +167,7 @@ class Qemu(Hypervisor):
         if force:
             return self._end(here)
         deadline = time.monotonic() + timeout
-        status = self._answer(here).status
+        status = self._status(here)
         if status in ("paused", "unknown"):
             state = "is paused" if status == "paused" else "does not answer"
             raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
@@ -232,8 +184,8 @@ class Qemu(Hypervisor):
         self._definition(name)
         here = self._process(name)
         uri = self._uri(here, same_machine)
-        if not self._launch(here, "args.incoming"):
-            status = self._answer(here).status
+        if not self._launch(here, definitions.RECEIVE):
+            status = self._status(here)
             if status != "incoming":
                 raise Conflict(f"guest {name} cannot be received here: it is {status} here", _look(name))
         import asyncio
@@ -261,7 +213,7 @@ class Qemu(Hypervisor):
         here = self._process(name)
         if not here.alive():
             return here.forget()
-        status = self._answer(here).status
+        status = self._status(here)
         if status not in ("incoming", "migrated"):
             raise Unsafe(
                 f"guest {name} is not retired: it is {status} here"
@@ -305,59 +257,31 @@ class Qemu(Hypervisor):
             if not here.wait(QUIT_TIMEOUT):
                 raise
 
-    def _answer(self, here: Process) -> _Answer:
-        import asyncio
-
-        return asyncio.run(_ask(here))
+    def _status(self, here: Process) -> GuestStatus:
+        return ask([here])[here.name].status
 
     def _one(self, name: str) -> GuestState:
         return self.find([name])[0]
 
-    def _state(self, found: _Found) -> GuestState:
-        guest = found.definition.guest
+    def _state(self, definition: Definition, answer: Answer) -> GuestState:
+        guest = definition.guest
         return GuestState(
             name=guest.name,
             uuid=guest.uuid,
             host=self.site.host,
             hypervisor=self.name,
-            status=found.answer.status,
-            pid=found.process.pid(),
-            migration=found.answer.migration,
-            machine=found.definition.machine,
+            status=answer.status,
+            pid=self._process(guest.name).pid(),
+            migration=answer.migration,
+            machine=definition.machine,
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
         )
-
-    def _render(self, definition: Definition, here: Process, *, incoming: bool) -> str:
-        from storkit.guests.render import Place, quote_option, render
-
-        code = variables = ""
-        if definition.guest.boot.firmware == "uefi":
-            found = host.firmware()
-            if found is None:
-                raise Unsupported("no UEFI firmware is installed here", "apt install ovmf")
-            path = make_private(self._directory(definition.guest.name)) / "uefi-vars.fd"
-            host.copy_variables(found[1], path)
-            code, variables = str(found[0]), str(path)
-        place = Place(
-            accel="kvm" if definition.accel == "kvm" else "tcg",
-            machine=definition.machine,
-            incoming=incoming,
-            daemonize=True,
-            qmp=str(here.monitor),
-            pidfile=str(here.pidfile),
-            uefi_code=code,
-            uefi_vars=variables,
-        )
-        templates = [Path(self.settings.templates)] if self.settings.templates else []
-        text = render(definition.guest, definition.disks, "qemu", place, templates)
-        watch = f"socket,id=move,path={quote_option(here.migration)},server=on,wait=off"
-        return f"{text.rstrip()}\n-chardev\n{watch}\n-mon\nchardev=move,mode=control\n"
 
     def _machine(self, guest: Guest, machine: str) -> str:
         """The versioned machine type: the one demanded, the one pinned before, or what the record's stands for now."""
         known = host.machines(self.site, self.settings.binary)
         wanted = machine or guest.machine or DEFAULT_MACHINE
-        if not machine and (self._directory(guest.name) / "guest.json").exists():
+        if not machine and (self._directory(guest.name) / definitions.RECORD).exists():
             before = self._definition(guest.name)
             if (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) and before.machine in known:
                 return before.machine
@@ -400,32 +324,13 @@ class Qemu(Hypervisor):
         base = self.site.state / "qemu"
         if guests is None:
             guests = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-        return [name for name in guests if (base / check_name("guest", name) / "guest.json").exists()]
+        return [name for name in guests if (base / check_name("guest", name) / definitions.RECORD).exists()]
 
     def _definition(self, name: str) -> Definition:
-        path = self._directory(check_name("guest", name)) / "guest.json"
         try:
-            return codec.load(Definition, read_json(path, "guest record"), str(path))
+            return definitions.load(self._directory(check_name("guest", name)))
         except FileNotFoundError:
             raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
-
-
-async def _ask(here: Process) -> _Answer:
-    """What the process says of itself; `unknown` if it does not answer while it lives."""
-    try:
-        async with qmp.connect(here.monitor, timeout=ASK_TIMEOUT) as qemu:
-            runs = await qemu.execute("query-status", timeout=ASK_TIMEOUT)
-            moves = await qemu.execute("query-migrate", timeout=ASK_TIMEOUT)
-            return _Answer(STATUS.get(runs["status"], "paused"), moves.get("status", ""))
-    except StorkitError:
-        return _Answer("unknown" if here.alive() else "stopped")
-
-
-async def _ask_all(found: list[_Found]) -> None:
-    import asyncio
-
-    for one, answer in zip(found, await asyncio.gather(*(_ask(one.process) for one in found)), strict=True):
-        one.answer = answer
 
 
 def _loopback(address: str) -> bool:

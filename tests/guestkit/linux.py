@@ -1,6 +1,6 @@
 """A tiny Linux guest: Debian's cloud kernel, busybox, and a root disk to whose file it appends numbered lines.
 
-    python -m tests.guestkit.linux OUTDIR       makes vmlinux (or vmlinuz), initrd and root.img there
+    python -m tests.guestkit.linux OUTDIR       makes vmlinuz, initrd and root.img there
 
 Needs apt, dpkg-deb and mke2fs, no root, and installs nothing: the packages come from the machine's own registries.
 What is built is kept below $XDG_CACHE_HOME/storkit, by a hash of everything in this directory that goes into it.
@@ -154,8 +154,10 @@ def _root(tree: Path, busybox: bytes, image: Path) -> None:
     for program in ("bin/busybox", "sbin/init"):
         (tree / program).chmod(0o755)
     (tree / "data/log").touch()
-    words = ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", tree, image]
-    run([*words, f"{ROOT_SIZE >> 10}k"], package="e2fsprogs")
+    run(
+        ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", tree, image, f"{ROOT_SIZE >> 10}k"],
+        package="e2fsprogs",
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -101,6 +101,8 @@ class Nbd(Transport):
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
             self._withdraw(grants, clients)
+            for uuid in set(uuids) - {grant.volume.uuid for grant in grants}:
+                self._grants.forget(uuid)
 
     def _withdraw(self, grants: list[Grant], clients: list[str], *, force: bool = False) -> None:
         """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left.
@@ -152,6 +154,7 @@ class Nbd(Transport):
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
+        raise_problems(problems)
         found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
         for volume in volumes:
             if volume.uuid not in found:
@@ -176,6 +179,7 @@ class Nbd(Transport):
     def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
         with self._grants.guard(volume.uuid for volume in volumes):
             grants, problems = self._grants.find(volume.uuid for volume in volumes)
+            raise_problems(problems)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))

@@ -29,7 +29,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import nbdclient
-from storkit.system.files import make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
 from storkit.system.nbdgrant import codec_text
 from storkit.system.nbdserver import NbdSettings, check_x509, every
 from storkit.system.qsd import check_socket_path
@@ -78,8 +78,8 @@ class Attachments:
             except StorkitError as error:
                 problems.append(error)
         raise_problems(problems)
-        make_private(self._directory)
-        make_private(self.site.dev)
+        for directory in (self._directory.parent, self._directory, self.site.dev):
+            make_private(directory)
         every(self._verify, pending)
         write_many((self._record(one.offer.uuid), codec_text(one.record)) for one in pending)
         for one in pending:
@@ -156,7 +156,7 @@ class Attachments:
         path = Path(record.attachment.path)
         if path.is_symlink() and str(path.readlink()) == record.target:
             return
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(path.name + PARTIAL)
         partial.unlink(missing_ok=True)
         partial.symlink_to(record.target)
         partial.rename(path)
@@ -164,12 +164,14 @@ class Attachments:
     def detach(self, volumes: list[Volume]) -> None:
         for record in self._records([volume.uuid for volume in volumes]):
             path = Path(record.attachment.path)
-            path.with_name(path.name + ".partial").unlink(missing_ok=True)
+            path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
             if path.is_symlink():
                 path.unlink()
         for volume in volumes:
             shutil.rmtree(self._directory / volume.uuid, ignore_errors=True)
-            self._record(volume.uuid).unlink(missing_ok=True)
+            record = self._record(volume.uuid)
+            for path in (record, record.with_name(record.name + PARTIAL)):
+                path.unlink(missing_ok=True)
         if self._directory.is_dir():
             sync_directory(self._directory)
 

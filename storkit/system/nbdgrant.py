@@ -20,7 +20,7 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.model import Volume
-from storkit.system.files import make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
 
 GUARD_TIMEOUT = 30.0
 
@@ -99,7 +99,9 @@ class Grants:
         write_many((self.path(grant.volume.uuid), codec_text(grant)) for grant in grants)
 
     def forget(self, uuid: str) -> None:
-        self.path(uuid).unlink(missing_ok=True)
+        path = self.path(uuid)
+        for file in (path, path.with_name(path.name + PARTIAL)):
+            file.unlink(missing_ok=True)
         if self._directory.is_dir():
             sync_directory(self._directory)
 

@@ -1,0 +1,214 @@
+"""Every verb of the transport nbd, killed at every point where it changes something: done again, or undone, it leaves
+what it should, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core.model import Volume
+from storkit.nbd import Nbd
+from storkit.system import qmp
+from tests.unit.test_nbd_server import A, B, Hosts, N, hosts, offer, rights
+
+__all__ = ["hosts"]
+
+pytestmark = pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="qemu-system-common not installed")
+
+CHANGES = {
+    *("os.rename", "os.remove", "os.rmdir", "os.symlink", "os.mkdir", "os.fork", "os.truncate", "shutil.rmtree"),
+    *("socket.bind", "socket.connect", "fcntl.flock", "signal.pidfd_send_signal"),
+}
+
+
+def killed_at(number: int, verb: Callable[[], object]) -> bool:
+    """Run `verb` in a process that kills itself just before its change number `number`; whether it came to that."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _arm(number)
+            verb()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, waited = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(waited):
+        assert os.WTERMSIG(waited) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(waited) == 0, "the verb failed"
+    return False
+
+
+def _arm(number: int) -> None:
+    own, left = os.getpid(), [number]
+
+    def count() -> None:
+        if os.getpid() == own:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(own, signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in CHANGES or writes:
+            count()
+
+    execute = qmp.Monitor.execute
+
+    async def counted(self: qmp.Monitor, *arguments: Any, **options: Any) -> Any:
+        count()
+        result = await execute(self, *arguments, **options)
+        count()
+        return result
+
+    qmp.Monitor.execute = counted  # type: ignore[method-assign]
+    sys.addaudithook(audit)
+
+
+def points(verb: Callable[[], object], after: Callable[[int], None]) -> int:
+    """Kill `verb` at its first change, its second, ... until it comes through, calling `after` each time."""
+    number = 0
+    while killed_at(number, verb):
+        after(number)
+        number += 1
+    after(number)
+    return number
+
+
+@pytest.fixture(autouse=True)
+def warm() -> Iterator[None]:
+    """Import what verbs import lazily, so that a forked child need not."""
+    import qemu.qmp  # noqa: F401
+    import sh  # noqa: F401
+
+    yield
+
+
+def test_export(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    everyone = ["a", B.name, "n"]
+
+    def undone(number: int) -> None:
+        a.unexport([volume], everyone)
+        hosts.assert_clean()
+
+    def resumed(number: int) -> None:
+        assert len(a.export([volume], [A, B, N])) == 3
+        a.set_writers([volume], ["n"])
+        assert rights(a, volume) == {"a": False, B.name: False, "n": True}
+        undone(number)
+
+    def restored(number: int) -> None:
+        assert all(export.live for export in a.restore())
+        undone(number)
+
+    def fenced(number: int) -> None:
+        a.fence("n")
+        assert "n" not in {export.client for export in a.find_exports()}
+        a.unfence("n")
+        undone(number)
+
+    for after in (undone, resumed, restored, fenced):
+        assert points(lambda: a.export([volume], [A, B, N]), after) > 30
+
+
+def test_set_writers(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    a.export([volume], [A, B, N])
+
+    def never_more(number: int) -> None:
+        now = rights_now(a, volume)
+        assert {client for client, writable in now.items() if writable} <= {"a", "n"}, (number, now)
+
+    def again(number: int) -> None:
+        never_more(number)
+        a.set_writers([volume], ["n"])
+        assert rights(a, volume) == {"a": False, B.name: False, "n": True}
+        a.set_writers([volume], ["a"])
+
+    def back(number: int) -> None:
+        never_more(number)
+        a.set_writers([volume], ["a"])
+        assert rights(a, volume) == {"a": True, B.name: False, "n": False}
+
+    for after in (again, back):
+        a.set_writers([volume], ["a"])
+        assert points(lambda: a.set_writers([volume], ["n"]), after) > 10
+
+
+def rights_now(a: Nbd, volume: Volume) -> dict[str, bool]:
+    return {export.client: export.writable for export in a.find_exports([volume.uuid]) if export.live}
+
+
+def test_unexport(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    for clients in (["n"], ["a", B.name, "n"]):
+
+        def ended(number: int, clients: list[str] = clients) -> None:
+            a.unexport([volume], clients)
+            assert {export.client for export in a.find_exports()} == {"a", B.name, "n"} - set(clients)
+            if len(clients) == 3:
+                hosts.assert_clean()
+            a.export([volume], [A, B, N])
+
+        a.export([volume], [A, B, N])
+        assert points(lambda clients=clients: a.unexport([volume], clients), ended) > 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("client", [B, N])
+def test_attach_and_detach(hosts: Hosts, client: Any) -> None:
+    a, b = hosts.nbd("a"), hosts.nbd("b")
+    volume = hosts.volume()
+    a.export([volume], [client])
+    given = offer(a, volume, client)
+    side = hosts.root / "b"
+
+    def clean() -> None:
+        assert [path for path in side.rglob("*") if path.is_symlink() or not path.is_dir()] == []
+
+    def undone(number: int) -> None:
+        b.detach([volume])
+        clean()
+
+    def resumed(number: int) -> None:
+        (attachment,) = b.attach([given])
+        assert Path(attachment.path).is_symlink()
+        undone(number)
+
+    def detached(number: int) -> None:
+        b.detach([volume])
+        clean()
+        b.attach([given])
+
+    assert points(lambda: b.attach([given]), undone) > 3
+    assert points(lambda: b.attach([given]), resumed) > 3
+    b.attach([given])
+    assert points(lambda: b.detach([volume]), detached) > 1
+
+
+def test_fence(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+
+    def again(number: int) -> None:
+        a.fence("n")
+        assert "n" not in {export.client for export in a.find_exports()}
+        a.unfence("n")
+        a.export([volume], [A, N])
+
+    a.export([volume], [A, N])
+    assert points(lambda: a.fence("n"), again) > 5

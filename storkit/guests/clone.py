@@ -25,7 +25,8 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
 
     Raises UsageError or Problems: everything that is wrong with the overrides and with what comes of them.
     """
-    check_name("guest", name)
+    if check_name("guest", name) == guest.name:
+        raise UsageError(f"the clone of {name!r} cannot have its name", "name it otherwise")
     renamed = volume_names(guest, name) if volumes is None else dict(volumes)
     disks = [_moved(disk, renamed.get(disk.volume, disk.volume)) for disk in guest.disks]
     new = dataclasses.replace(

@@ -1,0 +1,410 @@
+"""Disk images in and out: look at one, refuse what is hostile or damaged, fill a volume from it, export a volume.
+
+An image is told apart by its magic number and its header is read here first (storkit.system.imageheaders); qemu-img
+sees it afterwards with its format named, its memory and time limited, and no backing file. A volume is filled while it
+is marked as importing, so that nothing can use it before its size, content and checksum have been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from storkit.core.backend import Site
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.core.model import Volume
+from storkit.core.units import SECTOR, format_size
+from storkit.system import clonefile, files, imageheaders, locks, qemuimg, unpack, volumefile
+from storkit.system.sidecar import SPOOL, rename_new
+
+VERBS = frozenset({"inspect", "fill", "export_image"})
+"""What plans and other hosts may call."""
+MAX_SIZE = 64 << 40
+"""The largest disk that is imported unless another limit is given: 64 TiB."""
+EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
+_DIGESTS = {"sha256": 64, "sha512": 128}
+_CHUNK = 1 << 20
+_KEEP_FREE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image file is, and what it will take. Sizes in bytes."""
+
+    source: str
+    format: str
+    """Of the disk image itself: raw, qcow2, vmdk, vpc or vdi."""
+    compression: str
+    """gz, xz, zst, or empty."""
+    file_size: int
+    virtual_size: int
+    """The size of the disk, in whole sectors."""
+    required: int
+    """About what a volume with this content will allocate; 0: not known before it is unpacked."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What qemu-img says of the format."""
+
+
+def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_size: int = 0) -> ImageInfo:
+    """What is in the image file `source` on this host; nothing is changed.
+
+    `format` is asked for only where a file must be taken as raw though it looks like something else. `checksum` is
+    `sha256:HEX` or `sha512:HEX` of the file as it is. Raises, together: NotFound; UsageError: damaged, truncated,
+    too large (`max_size`, or 64 TiB), wrong checksum; Unsafe: it points to other files; Unsupported.
+    """
+    limit = max_size or MAX_SIZE
+    digest = _digest(checksum)
+    if format and format not in imageheaders.FORMATS:
+        known = ", ".join(imageheaders.FORMATS)
+        raise UsageError(f"{format!r} is not a format of disk images that can be imported", f"known: {known}")
+    with _opened(source) as (path, file):
+        kind = "" if format == "raw" else unpack.compression(os.pread(file, 16, 0))
+        if kind:
+            info = _inspect_compressed(site, path, file, kind, format, limit)
+        else:
+            info = _inspect_plain(path, file, format, limit)
+        if digest:
+            _verify(site, path, file, *digest)
+    return info
+
+
+def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: str = "", max_size: int = 0) -> ImageInfo:
+    """Write the image `source` into `volume`, which must be marked as importing; it starts anew when called again.
+
+    What lies beyond the image's end reads as zeros. Raises as `inspect`, and Conflict: no room, or the volume is in
+    use; Unsafe: the file was changed meanwhile, or the volume is not one that is being imported.
+    """
+    if volume.made != "importing":
+        raise Unsafe(f"volume {volume.name} is not being imported: its content is not written over", "use a new name")
+    if not volume.path:
+        raise UsageError(f"volume {volume.name} has no path on {site.host}", "its pool cannot be filled from an image")
+    target = Path(volume.path)
+    lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="image import")
+    try:
+        with _opened(source) as (path, file):
+            before = _fingerprint(file)
+            info = inspect(site, source, format, checksum, max_size)
+            if info.compression:
+                with _spooled(site, volume, path, info.compression, max_size or MAX_SIZE) as spool:
+                    unpacked = inspect(site, str(spool), format or info.format, "", max_size)
+                    _convert_in(site, volume, target, spool, unpacked)
+                    info = _with_source(unpacked, info)
+            else:
+                _convert_in(site, volume, target, path, info)
+            if _fingerprint(file) != before:
+                raise Unsafe(f"{path} was changed while it was imported", "import it again when nobody writes it")
+    finally:
+        lock.release()
+    return info
+
+
+def export_image(
+    site: Site, volume: Volume, dest: str, format: str = "qcow2", compress: bool = False
+) -> dict[str, Any]:
+    """Write a volume to a new image file, whole or not at all. Returns the file and its size in bytes.
+
+    Raises Conflict: the file exists, the volume is in use, or there is no room; UsageError: the format cannot be
+    compressed, or no directory for the file.
+    """
+    final = Path(dest).absolute()
+    _export_problems(volume, final, format, compress)
+    partial = final.with_name(final.name + files.PARTIAL)
+    with _locked_file(partial, f"{final}"):
+        use = locks.use_lock(site.run, volume.uuid)
+        lock = locks.acquire(use, f"volume {volume.name}", shared=True) if volume.kind == "disk" else None
+        try:
+            arguments = [*_export_options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
+
+            def progress(part: float) -> None:
+                site.progress(part, f"exporting {volume.name}")
+
+            qemuimg.convert([*arguments, str(partial)], volume.size, partial, progress)
+            volumefile.flush(partial)
+            partial.chmod(0o600)
+            rename_new(partial, final)
+            files.sync_directory(final.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+            if lock:
+                lock.release()
+    return {"file": str(final), "size": final.stat().st_size}
+
+
+def spool(stream: BinaryIO, state: Path) -> Path:
+    """Keep a stream (standard input) as a file below `state` until it is imported; the caller removes it.
+
+    What is left there by commands that were killed is removed. Raises Conflict: no room.
+    """
+    directory = files.make_private(state / SPOOL)
+    for old in directory.glob(f"*{files.PARTIAL}"):
+        if not locks.held(old):
+            old.unlink(missing_ok=True)
+    path = directory / f"stream-{os.getpid()}-{os.urandom(4).hex()}{files.PARTIAL}"
+    # Locked for the life of this process, so that nobody takes it for a leftover.
+    _kept.append(locks.acquire(path, str(path), holder=f"import (pid {os.getpid()})"))
+    try:
+        with path.open("wb") as file:
+            _write_sparse(path, file.fileno(), iter(lambda: stream.read(_CHUNK), b""), MAX_SIZE)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+_kept: list[locks.Lock] = []
+
+
+# Looking
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[Path, int]]:
+    path = Path(source)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}", "name the image file on the pool's host") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "check its owner and permissions") from error
+    try:
+        mode = os.fstat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise UsageError(f"{path} is neither a file nor a block device", "give a stream on standard input, as -")
+        yield path, file
+    finally:
+        os.close(file)
+
+
+def _fingerprint(file: int) -> tuple[int, ...]:
+    now = os.fstat(file)
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def _inspect_plain(path: Path, file: int, format: str, limit: int) -> ImageInfo:
+    size = os.lseek(file, 0, os.SEEK_END)
+    view = imageheaders.View(
+        os.pread(file, imageheaders.HEAD, 0),
+        size,
+        os.pread(file, 512, max(0, size - 512)),
+        lambda offset, length: os.pread(file, length, offset),
+    )
+    found = format or imageheaders.recognise(view)
+    header = _examine(path, view, found, format, limit)
+    details = qemuimg.info(path, found)
+    seen = int(details["virtual-size"])
+    if seen != header:
+        raise Unsafe(f"{path} contradicts itself: a disk of {header} bytes, or of {seen}", "do not use this file")
+    qemuimg.check(path, found)
+    specific = details.get("format-specific", {}).get("data", {})
+    return ImageInfo(str(path), found, "", size, header, qemuimg.required(path, found), specific)
+
+
+def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: str, limit: int) -> ImageInfo:
+    """The header is enough for formats that have one; a raw image is unpacked once to know its size."""
+    size = os.fstat(file).st_size
+    pieces = unpack.unpack(path, kind)
+    head, total, data, tail = b"", 0, 0, b""
+    zeros = bytes(_CHUNK)
+    try:
+        for piece in pieces:
+            if len(head) < imageheaders.HEAD:
+                head += piece
+            total += len(piece)
+            if total > limit:
+                raise _too_large(path, f"more than {format_size(limit)} when unpacked", limit)
+            data += len(piece) if piece != zeros[: len(piece)] else 0
+            tail = (tail + piece)[-512:]
+            found = format or imageheaders.recognise(imageheaders.View(head, -1))
+            if len(head) >= imageheaders.HEAD and found != "raw":
+                break
+            site.progress(0.0, f"looking into {path.name}: {format_size(total)}")
+        else:
+            view = imageheaders.View(head[: imageheaders.HEAD], total, tail)
+            found = format or imageheaders.recognise(view)
+            return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), data)
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
+    view = imageheaders.View(head[: imageheaders.HEAD], -1)
+    return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), 0)
+
+
+def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit: int) -> int:
+    """The disk's size, if nothing speaks against the image."""
+    if found not in imageheaders.FORMATS:
+        article = found if found.startswith(("a ", "an ")) or " " in found else f"a {found} image"
+        raise Unsupported(f"{path} is {article}, which cannot be imported", "convert or unpack it first")
+    looks = imageheaders.recognise(view)
+    if format not in ("", "raw") and looks != format:
+        raise UsageError(f"{path} is not a {format} image: it looks like {looks}", "leave --format out")
+    findings = imageheaders.examine(view, found, str(path))
+    size = -(-findings.virtual_size // SECTOR) * SECTOR
+    if not findings.problems and size <= 0:
+        findings.bad("the disk in it has no bytes")
+    if size > limit:
+        findings.problems.append(_too_large(path, f"a disk of {size} bytes", limit))
+    raise_problems(findings.problems)
+    return size
+
+
+def _too_large(path: Path, what: str, limit: int) -> StorkitError:
+    return UsageError(f"{path}: {what}, and {format_size(limit)} is the limit", "set the limit with --max-size")
+
+
+# Filling
+
+
+def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: ImageInfo) -> None:
+    if volume.size < info.virtual_size:
+        raise UsageError(
+            f"volume {volume.name} of {format_size(volume.size)} is smaller than the image "
+            f"({format_size(info.virtual_size)})",
+            f"make it {info.virtual_size} bytes or larger",
+        )
+    arguments = ["-n", "--target-image-opts", "-S", "64k"]
+    if not target.is_block_device():
+        free = os.statvfs(target.parent)
+        if info.required > free.f_bavail * free.f_frsize:
+            needed = format_size(info.required)
+            raise Conflict(f"no room for {volume.name}: it takes {needed}", f"free some: df -h {target.parent}")
+        # Emptied first, by storkit: what an attempt before this one left would show through.
+        descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            volumefile.make_empty(descriptor, volume.format, volume.size)
+        finally:
+            os.close(descriptor)
+        arguments.append("--target-is-zero")
+    arguments += [qemuimg.node(info.format, source, alone=True), qemuimg.target_options(volume.format, target)]
+
+    def progress(part: float) -> None:
+        site.progress(part, f"importing {volume.name}")
+
+    qemuimg.convert(arguments, volume.size, target, progress)
+    volumefile.flush(target)
+
+
+@contextmanager
+def _spooled(site: Site, volume: Volume, path: Path, kind: str, limit: int) -> Iterator[Path]:
+    """The unpacked image while it is needed: beside the volume, or below the state directory for a device."""
+    target = Path(volume.path)
+    directory = files.make_private(site.state / SPOOL) if target.is_block_device() else target.parent
+    partial = directory / f"{volume.name}.{SPOOL}{files.PARTIAL}"
+    with _locked_file(partial, f"the import of {volume.name}") as descriptor:
+
+        def progress(offset: int) -> None:
+            site.progress(0.0, f"unpacking {path.name}: {format_size(offset)}")
+
+        try:
+            _write_sparse(partial, descriptor, unpack.unpack(path, kind), limit, progress)
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked_file(path: Path, what: str) -> Iterator[int]:
+    """A partial file of this process's own: another one's that is dead is taken over, a living one is a Conflict."""
+    lock = locks.acquire(path, what, holder=f"pid {os.getpid()}")
+    try:
+        os.ftruncate(lock.descriptor, 0)
+        yield lock.descriptor
+    finally:
+        lock.release()
+
+
+def _write_sparse(
+    path: Path, descriptor: int, pieces: Iterator[bytes], limit: int, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write a stream without its zeros, stopping before the file system is full."""
+    offset = checked = 0
+    try:
+        for piece in pieces:
+            if offset + len(piece) > limit:
+                raise _too_large(path, f"more than {format_size(limit)}", limit)
+            if offset >= checked:
+                room = os.fstatvfs(descriptor)
+                if room.f_bavail * room.f_frsize < _KEEP_FREE:
+                    raise Conflict(f"no space left for {path}", f"free some: df -h {path.parent}")
+                checked = offset + _KEEP_FREE // 4
+            clonefile.write_sparse(descriptor, piece, offset)
+            offset += len(piece)
+            if progress is not None:
+                progress(offset)
+        os.ftruncate(descriptor, offset)
+    except OSError as error:
+        raise files.explain(error, path) from error
+
+
+def _with_source(unpacked: ImageInfo, packed: ImageInfo) -> ImageInfo:
+    from dataclasses import replace
+
+    return replace(unpacked, source=packed.source, compression=packed.compression, file_size=packed.file_size)
+
+
+# Checksums
+
+
+def _digest(checksum: str) -> tuple[str, str] | None:
+    if not checksum:
+        return None
+    name, _, value = checksum.partition(":")
+    value = value.strip().lower()
+    if name not in _DIGESTS or len(value) != _DIGESTS[name] or not re.fullmatch(r"[0-9a-f]+", value):
+        raise UsageError(f"{checksum!r} is not a checksum", "write sha256:HEX or sha512:HEX, as by sha256sum FILE")
+    return name, value
+
+
+def _verify(site: Site, path: Path, file: int, name: str, wanted: str) -> None:
+    size = max(1, os.lseek(file, 0, os.SEEK_END))
+    digest = hashlib.new(name)
+    offset = 0
+    while piece := os.pread(file, _CHUNK, offset):
+        digest.update(piece)
+        offset += len(piece)
+        if offset % (64 * _CHUNK) == 0:
+            site.progress(0.0, f"checksum of {path.name}: {100 * offset // size}%")
+    if digest.hexdigest() != wanted:
+        found = f"{name}:{digest.hexdigest()}"
+        raise UsageError(f"{path} has the checksum {found}, not {name}:{wanted}", "get the file again")
+
+
+# Exporting
+
+
+def _export_problems(volume: Volume, final: Path, format: str, compress: bool) -> None:
+    problems: list[StorkitError] = []
+    if format not in EXPORT_FORMATS:
+        problems.append(UsageError(f"{format!r} is not a format to export to", f"known: {', '.join(EXPORT_FORMATS)}"))
+    elif compress and format not in ("qcow2", "vmdk"):
+        problems.append(UsageError(f"{format} images are not compressed", "leave --compress out, or choose qcow2"))
+    if not final.parent.is_dir():
+        problems.append(UsageError(f"there is no directory {final.parent}", f"mkdir -p {final.parent}"))
+    if os.path.lexists(final):
+        problems.append(Conflict(f"{final} exists already", "choose another name, or remove it"))
+    if volume.made == "importing":
+        problems.append(Conflict(f"the import of volume {volume.name} has not ended", "wait for it"))
+    if not volume.path:
+        problems.append(Unsupported(f"volume {volume.name} has no path on its host", "copy it by its guest"))
+    raise_problems(problems)
+
+
+def _export_options(format: str, compress: bool) -> list[str]:
+    if format == "vmdk" and compress:
+        return ["-c", "-o", "subformat=streamOptimized"]
+    if format == "vpc":
+        return ["-o", "force_size=on"]  # otherwise the disk grows to whole cylinders
+    return ["-c"] if compress else []

@@ -1,0 +1,100 @@
+"""qemu-img(1) on a leash: formats and files are always named, memory and time are limited, nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, Unsupported, UsageError
+from storkit.system.run import Result, run, which
+
+_AGAIN = "get the file again, and check its size and checksum"
+_MEMORY = 4 << 30
+_NO_CHECK, _LEAKS = 63, 3
+"""Exit statuses of `qemu-img check`: the format has no check; space is lost, which does no harm."""
+
+
+def node(format: str, path: str | Path, *, alone: bool = False) -> str:
+    """A block node that names its format and file, as a file name for qemu-img.
+
+    `alone`: without a backing file, whatever the header says. A vpc image has the size in its footer, not the
+    cylinders' (which may be less).
+    """
+    driver = "host_device" if Path(path).is_block_device() else "file"
+    options: dict[str, Any] = {"driver": format, "file": {"driver": driver, "filename": str(path)}}
+    if format == "vpc":
+        options["force_size_calc"] = "current_size"
+    if alone and format == "qcow2":
+        options["backing"] = None
+    return f"json:{json.dumps(options)}"
+
+
+def target_options(format: str, path: Path) -> str:
+    """The same for `--target-image-opts`."""
+    driver = "host_device" if path.is_block_device() else "file"
+    return f"driver={format},file.driver={driver},file.filename={str(path).replace(',', ',,')}"
+
+
+def info(path: Path, format: str) -> dict[str, Any]:
+    """`qemu-img info` of an untrusted image. Raises UsageError: damaged; Unsafe: it is not one file by itself."""
+    try:
+        found: dict[str, Any] = json.loads(_limited(["info", "--output=json", node(format, path, alone=True)]).stdout)
+    except CommandFailed as error:
+        raise _explained(path, "damaged", error) from error
+    specific = found.get("format-specific", {}).get("data", {})
+    if found.get("backing-filename") or specific.get("data-file") or found.get("encrypted"):
+        raise Unsafe(f"{path} points to other files, or is encrypted", "do not use this file")
+    return found
+
+
+def check(path: Path, format: str) -> None:
+    """`qemu-img check` of an untrusted image: tables that point beyond its end would be read as zeros."""
+    if format not in ("qcow2", "vmdk", "vdi"):
+        return
+    try:
+        _limited(["check", "-q", node(format, path, alone=True)], ok=(0, _LEAKS, _NO_CHECK), seconds=600)
+    except CommandFailed as error:
+        raise _explained(path, "damaged or truncated", error) from error
+
+
+def required(path: Path, format: str) -> int:
+    """About how many bytes the content of an image takes, without its holes (`qemu-img measure -O qcow2`)."""
+    argv = ["measure", "--output=json", "-O", "qcow2", node(format, path, alone=True)]
+    return int(json.loads(_limited(argv, seconds=600).stdout)["required"])
+
+
+def convert(arguments: Sequence[str], size: int, target: Path, progress: Callable[[float], None]) -> None:
+    """`qemu-img convert`. `progress` gets the fraction done. It does not flush: the caller must (fsync(2)).
+
+    Raises Conflict: no room; CommandFailed.
+    """
+
+    def on_line(line: str) -> None:
+        if match := re.search(r"\(([0-9.]+)/100%\)", line):
+            progress(float(match[1]) / 100)
+
+    argv = ["qemu-img", "convert", "-p", *arguments]
+    try:
+        run(argv, package="qemu-utils", timeout=3600 + size / (4 << 20), on_line=on_line)
+    except CommandFailed as error:
+        if "No space left" in error.stderr:
+            raise Conflict(f"no space left for {target}", f"free some: df -h {target.parent}") from error
+        raise
+
+
+def _limited(arguments: Sequence[str], ok: Sequence[int] = (0,), seconds: int = 60) -> Result:
+    if which("qemu-img") is None:
+        raise Unsupported("qemu-img is not installed", "apt install qemu-utils")
+    limits = ["prlimit", f"--as={_MEMORY}", f"--cpu={seconds}", "--core=0"]
+    return run([*limits, "qemu-img", *arguments], ok=ok, package="util-linux", timeout=5 * seconds)
+
+
+def _explained(path: Path, what: str, error: CommandFailed) -> StorkitError:
+    if "lock" in error.stderr and "another process" in error.stderr:
+        return Conflict(f"{path} is in use by another program", "stop it, or import a copy of the file")
+    lines = [line for line in error.stderr.splitlines() if line.strip()]
+    reason = re.sub(r"'?json:\{.*\}'?:? ?|qemu-img: ", "", lines[0]).strip() if lines else f"status {error.status}"
+    return UsageError(f"{path} is {what}: {reason}", _AGAIN)

@@ -31,7 +31,8 @@ FILES = {"qemu": "guest.args", "libvirt": "guest.xml", "xl": "guest.cfg", "uml":
 class Place:
     """How a guest runs on one host: what its record, the same on every host, leaves open."""
 
-    accel: Literal["kvm", "tcg"] = "tcg"
+    accel: Literal["", "kvm", "tcg"] = ""
+    """Empty: QEMU takes KVM where it works, else TCG; libvirt KVM."""
     machine: str = ""
     """The machine type with its version, pinned when the guest first started; empty: the record's, or the default."""
     incoming: bool = False

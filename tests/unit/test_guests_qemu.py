@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(not which(QEMU), reason=f"{QEMU} is not installe
 
 def ask(guest: Guest, sources: list[DiskSource], place: Place | None = None, *commands: str) -> list[Any]:
     """Start QEMU with the rendered arguments, without running the guest, and return its answers."""
-    args = read_args(render(guest, sources, "qemu", place or Place()))
+    args = read_args(render(guest, sources, "qemu", replace(place or Place(), accel="tcg")))
     words = ["qmp_capabilities", *commands, "quit"]
     text = "".join(json.dumps({"execute": word}) for word in words)
     result = run([QEMU, *args, "-S", "-qmp", "stdio"], stdin=text, timeout=60)
@@ -92,7 +93,7 @@ def test_a_second_qemu_is_kept_off_a_local_file(tmp_path: Path) -> None:
     """locking=on: QEMU's own image lock is asked for in so many words."""
     source, monitor = raw(tmp_path / "one.raw"), tmp_path / "qmp"
     pidfile = tmp_path / "pid"
-    place = Place(qmp=str(monitor), pidfile=str(pidfile), daemonize=True)
+    place = Place("tcg", qmp=str(monitor), pidfile=str(pidfile), daemonize=True)
     one = guest(disks=[Disk("web")])
     run([QEMU, *read_args(render(one, [source], "qemu", place)), "-S"])
     pid = int(pidfile.read_text())
@@ -178,7 +179,7 @@ def test_losing_the_right_to_write_pauses_the_guest(tmp_path: Path) -> None:
     """rerror=stop and werror=stop are on every bus: seen in the device tree, not in the text."""
     disks = [Disk("one"), Disk("two", bus="scsi"), Disk("three", bus="sata"), Disk("four", bus="ide")]
     sources = [raw(tmp_path / f"{disk.volume}.raw") for disk in disks]
-    args = read_args(render(guest(disks=disks), sources, "qemu"))
+    args = read_args(render(guest(disks=disks), sources, "qemu", Place("tcg")))
     asked = "".join(
         f"qom-get /machine/peripheral/{device_id(n)} {key}\n" for n in range(4) for key in ("rerror", "werror")
     )

@@ -73,14 +73,18 @@ class Nbd(Transport):
         for volume in volumes:
             check_name("volume", volume.name)
             old = before.get(volume.uuid, Grant(volume))
-            granted = {client.name: Granted(client.same_machine) for client in clients}
+            granted = dict(old.clients)
+            for client in clients:
+                known = granted.get(client.name)
+                if known is None or known.same_machine != client.same_machine:
+                    granted[client.name] = Granted(client.same_machine)
             if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
                 problems.append(
                     Conflict(
                         f"volume {volume.name} is served as it was before it changed", f"storkit detach {volume.name}"
                     )
                 )
-            grants.append(Grant(volume, granted | old.clients, old.writers))
+            grants.append(Grant(volume, granted, old.writers))
             try:
                 self._server(grants[-1]).check()
             except StorkitError as error:
@@ -166,7 +170,10 @@ class Nbd(Transport):
     def _offer(self, grant: Grant, client: str) -> Offer:
         server, granted, volume = self._server(grant), grant.clients[client], grant.volume
         name = export_name(volume.name, client)
-        info = nbdclient.ask(str(server.socket), name)
+        try:
+            info = nbdclient.ask(str(server.socket), name)
+        except (HostUnreachable, NotFound) as error:
+            raise HostUnreachable(error.message, f"storkit host restore {self.site.host}") from error
         common = (volume.name, volume.uuid, info.size, client, self.name, name, info.description, info.writable)
         if granted.same_machine:
             return Offer(*common, socket=str(server.socket))

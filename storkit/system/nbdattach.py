@@ -169,8 +169,8 @@ class Attachments:
                 path.unlink()
         for volume in volumes:
             shutil.rmtree(self._directory / volume.uuid, ignore_errors=True)
-            record = self._record(volume.uuid)
-            for path in (record, record.with_name(record.name + PARTIAL)):
+            file = self._record(volume.uuid)
+            for path in (file, file.with_name(file.name + PARTIAL)):
                 path.unlink(missing_ok=True)
         if self._directory.is_dir():
             sync_directory(self._directory)

@@ -212,6 +212,8 @@ class VolumeServer:
         for client, granted in self.grant.clients.items():
             if not granted.same_machine:
                 self._start_front(client, granted)
+            elif self._front(short(client)).lock.exists():
+                self.drop([client])  # it came over the network before
 
     def _start_front(self, client: str, granted: Granted) -> None:
         name = export_name(self.volume.name, client)

@@ -616,6 +616,22 @@ def test_plain_tcp_only_in_so_many_words(hosts: Hosts) -> None:
     assert Path(volume.path).read_bytes()[:4096] == b"n" * 4096
 
 
+def test_a_host_that_moves_nearer(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    a.export([volume], [N])
+    a.set_writers([volume], ["n"])
+    port = offer(a, volume, N).port
+    a.export([volume], [Client("n", True)])
+    assert offer(a, volume, N).socket and rights(a, volume) == {"n": True}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 1)
+    a.export([volume], [N])
+    assert offer(a, volume, N).port and rights(a, volume) == {"n": True}
+    a.unexport([volume], ["n"])
+    hosts.assert_clean()
+
+
 def test_a_taken_port_is_passed_over(hosts: Hosts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

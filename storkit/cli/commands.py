@@ -74,6 +74,7 @@ COMMANDS = (
             arg("--format", help="the image's format (default: by its content)", choices=FORMATS),
             arg("--golden", help="a golden image: never written, cheap to clone", action="store_true"),
             arg("--size", help="make the volume larger than the image", metavar="SIZE"),
+            arg("--max-size", help="refuse a larger image (default: 64TiB)", metavar="SIZE"),
             arg("--checksum", help="refuse the file unless it has this digest", metavar="sha256:HEX"),
         ),
     ),

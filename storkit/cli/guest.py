@@ -180,10 +180,12 @@ def stop(session: Session, options: Namespace) -> None:
 
 
 def delete(session: Session, options: Namespace) -> None:
-    what = subject(session, options.name)
-    what.known()
-    if what.places:
-        raise Conflict(f"guest {options.name} is on {', '.join(what.places)}", f"storkit guest stop {options.name}")
+    guest = files.load(session.guests, options.name)
+    hosts = session.survey.hosts(session.survey.volumes([disk.volume for disk in guest.disks]))
+    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts)
+    if places:
+        where = ", ".join(f"{status} on {host}" for host, status in places.items())
+        raise Conflict(f"guest {options.name} is {where}", f"storkit guest stop {options.name}")
     if not session.options.dry_run:
         files.delete(session.guests, options.name)
     session.result({"deleted": options.name})

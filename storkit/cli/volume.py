@@ -40,6 +40,7 @@ def import_(session: Session, options: Namespace) -> None:
 
     problems: list[StorkitError] = []
     wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
+    limit = _checked(lambda: parse_size(options.max_size), problems) if options.max_size else 0
     pool = _checked(lambda: _pool(session, options), problems)
     _checked(lambda: check_name("volume", options.name), problems)
     raise_problems(problems)
@@ -55,7 +56,8 @@ def import_(session: Session, options: Namespace) -> None:
             file = str(spooled)
         elif host.config.machine == "local":
             file = str(Path(file).absolute())
-        source = {"source": file, "format": options.format or "", "checksum": options.checksum or ""}
+        source = {"source": file, "format": options.format or "", "checksum": options.checksum or "",
+                  "max_size": limit}  # fmt: skip
         info = host.call("images", "inspect", source)
         size = max(wanted, info["virtual_size"])
         if wanted and wanted < info["virtual_size"]:

@@ -54,7 +54,15 @@ def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: I
         step("create", volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}", volumes=[empty])
     )
     stages.then(
-        step("fill", volume.host, "images", f"copy {source['source']} into {volume.name}", volume=empty, **source)
+        step(
+            "fill",
+            volume.host,
+            "images",
+            f"copy {source['source']} into {volume.name}",
+            volume=empty,
+            pool=target,
+            **source,
+        )
     )
     final = _with(volume, kind=kind, made="imported")
     what = "seal" if kind == "image" else "publish"
@@ -66,7 +74,13 @@ def export_image(volume: Volume, file: str, format: str, compress: bool, invento
     """Write a volume to an image file on its host."""
     stages = Stages()
     title = f"write {volume.name} to {file}"
-    call: dict[str, Any] = {"volume": volume, "dest": file, "format": format, "compress": compress}
+    call: dict[str, Any] = {
+        "volume": volume,
+        "pool": f"pool:{volume.pool}",
+        "file": file,
+        "format": format,
+        "compress": compress,
+    }
     stages.then(step("export_image", volume.host, "images", title, **call))
     return finish_plan(title, stages, holds([volume]), inventory)
 

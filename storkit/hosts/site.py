@@ -125,6 +125,8 @@ class Performer:
                 raise UsageError(f"there is no verb {verb!r} of {target}")
             method = getattr(images, verb)
             values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
+            if "volume" in values:
+                values["volume"] = self._here(values["volume"])
         else:
             backend = self.backend(target, place)
             method = getattr(backend, verb, None)

@@ -1,0 +1,32 @@
+"""Fixtures of the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.world import World
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """Makes worlds that are cleared at the end, also after a failure."""
+    worlds: list[World] = []
+
+    def make(format: str = "raw", inventory: str = "") -> World:
+        directory = tmp_path / f"w{len(worlds)}"
+        directory.mkdir()
+        worlds.append(World(directory, format, inventory))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.clear()
+
+
+@pytest.fixture(params=["raw", "qcow2"])
+def world(request: pytest.FixtureRequest, make_world: Callable[..., World]) -> World:
+    """A world, once with raw and once with qcow2 volumes."""
+    return make_world(request.param)

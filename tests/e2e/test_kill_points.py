@@ -1,0 +1,115 @@
+"""Killed after any step, a command can be resumed and can be rolled back, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.world import World
+from tests.guestkit import bootsector
+
+KILLED = -9
+
+
+def kill(world: World, point: str, *words: str) -> str:
+    """Run a command that is killed at `point`; the id of its plan, or nothing if it had ended before."""
+    done = world.storkit(*words, argv=[sys.executable, "-m", "tests.e2e.killed", point], ok=None)
+    assert done.status in (0, KILLED), done.stderr
+    return "" if done.status == 0 else last_plan(world)
+
+
+def last_plan(world: World) -> str:
+    plans = world.storkit("--json", "plan", "list").json
+    return str(plans[-1]["id"])
+
+
+def points(steps: int) -> list[str]:
+    """Every place where a plan of so many steps can be cut: after its plan, and on both sides of each entry."""
+    return ["after:0", *(f"{when}:{entry}" for entry in range(1, 2 * steps + 1) for when in ("before", "after"))]
+
+
+def walk(world: World, words: tuple[str, ...], mend: str, check: Callable[[str, str], None]) -> list[str]:
+    """Cut the command at every point in turn, mend it by `resume` or `rollback`, and check what is then so."""
+    walked: list[str] = []
+    steps = len([s for stage in world.storkit("--json", "-n", *words).json["stages"] for s in stage])
+    for point in points(steps):
+        plan = kill(world, point, *words)
+        if not plan:
+            break
+        assert world.storkit("plan", mend, plan, ok=None).status == 0, f"{mend} after {point}"
+        check(point, plan)
+        walked.append(point)
+    print(f"{' '.join(words)}: {mend} from {len(walked)} points: {' '.join(walked)}")
+    return walked
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+def test_migration(make_world: Callable[..., World], mend: str) -> None:
+    """`migrate run`, cut everywhere: the guest runs on exactly one host, which alone writes, and lost nothing."""
+    world = make_world("raw")
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    here, there = "a", "b"
+    steps = len(
+        [s for stage in world.storkit("--json", "-n", "migrate", "run", "g", "--to", "b").json["stages"] for s in stage]
+    )
+    walked = []
+    for point in points(steps):
+        plan = kill(world, point, "migrate", "run", "g", "--to", there)
+        if not plan:
+            break
+        done = world.storkit("plan", mend, plan, ok=None)
+        assert done.status == 0, f"{mend} after {point}: {done.stderr}"
+        if mend == "resume":
+            here, there = there, here
+        status = world.status()
+        assert status["places"] == {here: "running"}, f"{mend} after {point}"
+        assert status["writers"] == [here], f"{mend} after {point}"
+        assert [export["client"] for export in status["exports"]] == [here], f"{mend} after {point}"
+        assert world.wait_for_writes(world.disk(), world.written()) > 0
+        walked.append(point)
+    world.storkit("guest", "stop", "g", "--force")
+    report = bootsector.verify(world.disk())
+    assert report.clean, report
+    assert world.leftovers() == []
+    assert len(walked) > 2 * steps
+    print(f"migrate run: {mend} from {len(walked)} points: {' '.join(walked)}")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+def test_clone(world: World, mend: str) -> None:
+    world.storkit("volume", "create", "gold", "4MiB")
+
+    def check(point: str, plan: str) -> None:
+        names = {volume["name"] for volume in world.storkit("--json", "volume", "list").json}
+        wanted = {"gold", "one", "two"} if mend == "resume" else {"gold"}
+        assert names == wanted, f"{mend} after {point}"
+        if mend == "resume":
+            world.storkit("volume", "delete", "one", "two")
+        files = {path.name for path in (world.directory / "a/volumes").iterdir() if not path.name.startswith(".")}
+        assert {name.partition(".")[0] for name in files} == {"gold"}, f"{mend} after {point}"
+
+    walked = walk(world, ("volume", "clone", "gold", "one", "two"), mend, check)
+    assert len(walked) >= 4
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+def test_import(world: World, mend: str) -> None:
+    image = world.directory / "boot.img"
+    bootsector.make_disk(image)
+
+    def check(point: str, plan: str) -> None:
+        volumes = world.storkit("--json", "volume", "list").json
+        if mend == "resume":
+            assert [(v["name"], v["made"], v["kind"]) for v in volumes] == [("gold", "imported", "image")], point
+            assert world.disk("gold").read_bytes()[:512] == image.read_bytes()[:512]
+            world.storkit("volume", "delete", "gold")
+        assert world.storkit("--json", "volume", "list").json == [], point
+
+    walked = walk(world, ("volume", "import", str(image), "gold", "--golden"), mend, check)
+    assert len(walked) >= 9

@@ -1,0 +1,144 @@
+"""A machine of its own for one test: hosts a and b as directories, a real guest, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.guestkit import bootsector
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+INVENTORY = """\
+[hosts.a]
+url = "local:a"
+[hosts.b]
+url = "local:b"
+[pools.default]
+host = "a"
+format = "{format}"
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+class World:
+    """One inventory, in one directory."""
+
+    def __init__(self, directory: Path, format: str = "raw", inventory: str = "") -> None:
+        self.directory = directory
+        self.inventory = directory / "inventory.toml"
+        self.inventory.write_text(inventory or INVENTORY.format(format=format))
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.argv = [sys.executable, "-m", "storkit"]
+
+    def words(self, *words: object) -> list[str]:
+        options = ["--inventory", str(self.inventory), "--state", str(self.directory / "coordinator")]
+        return [*options, *(str(word) for word in words)]
+
+    def storkit(self, *words: object, ok: int | None = 0, argv: list[str] | None = None) -> Done:
+        """Run a command; `ok` is the exit status it must have, None for any."""
+        done = subprocess.run(
+            [*(argv or self.argv), *self.words(*words)],
+            capture_output=True, text=True, env=self.environment, timeout=120, check=False,
+        )  # fmt: skip
+        if ok is not None:
+            assert done.returncode == ok, f"storkit {' '.join(map(str, words))}: {done.returncode}\n{done.stderr}"
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def popen(self, *words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.argv, *self.words(*words)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment,
+        )  # fmt: skip
+
+    def guest(self, name: str = "g") -> None:
+        """Define a guest of one boot sector, with its disk."""
+        image = self.directory / "boot.img"
+        bootsector.make_disk(image)
+        self.storkit("volume", "import", image, name)
+        self.storkit("guest", "define", name, "--disk", name, "--memory", "16MiB")
+
+    def disk(self, name: str = "g") -> Path:
+        """The raw bytes of a volume that nobody has open."""
+        volume = self.storkit("--json", "volume", "show", name).json
+        path = Path(volume["path"])
+        if volume["format"] == "raw":
+            return path
+        raw = self.directory / f"{name}.check"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(path), str(raw)], check=True)
+        return raw
+
+    def status(self, name: str = "g") -> dict[str, Any]:
+        found: dict[str, Any] = self.storkit("--json", "migrate", "status", name).json[0]
+        return found
+
+    def running(self, name: str = "g") -> list[str]:
+        return [host for host, status in self.status(name)["places"].items() if status in ("running", "paused")]
+
+    def written(self, name: str = "g") -> int:
+        """The number of the guest's last record, as the server's file has it now."""
+        volume = self.storkit("--json", "volume", "show", name).json
+        return bootsector.last_record(Path(volume["path"]))
+
+    def wait_for_writes(self, path: Path, above: int, deadline: float = 20.0) -> int:
+        """Wait until the guest has written a record with a number above `above` into a raw file."""
+        end = time.monotonic() + deadline
+        while (last := bootsector.last_record(path)) <= above:
+            assert time.monotonic() < end, f"no record after {last} within {deadline} s"
+            time.sleep(0.02)
+        return last
+
+    def processes(self) -> list[str]:
+        """The command lines of processes that have to do with this directory."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.directory) in line and ("qemu" in line or "storkit" in line):
+                found.append(f"{entry.name}: {line}")
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Sockets, links, grants, locks and guests' files that are still there."""
+        left = self.processes()
+        for host in ("a", "b"):
+            base = self.directory / host
+            for path in base.rglob("*") if base.exists() else ():
+                if path.is_dir() and not path.is_symlink():
+                    continue
+                relative = path.relative_to(base)
+                kept = relative.parts[0] == "volumes" or relative.name in ("qemu-accel.json", "qemu-machines.json")
+                if not kept:
+                    left.append(str(path))
+        return left
+
+    def clear(self) -> None:
+        """End whatever a failed test left running in this directory, by its own pid."""
+        for line in self.processes():
+            pid = int(line.partition(":")[0])
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                continue

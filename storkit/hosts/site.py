@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core import codec, registry
-from storkit.core.backend import Backend, Site
-from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.backend import Backend, Pool, Site
+from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
+from storkit.core.model import Volume
 from storkit.system.files import make_private
 
 

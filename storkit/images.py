@@ -12,8 +12,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +73,7 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
         known = ", ".join(imageheaders.FORMATS)
         raise UsageError(f"{format!r} is not a format of disk images that can be imported", f"known: {known}")
     with _opened(source) as (path, file):
-        kind = "" if format == "raw" else unpack.compression(os.pread(file, 16, 0))
+        kind = unpack.compression(os.pread(file, 16, 0))
         if kind:
             info = _inspect_compressed(site, path, file, kind, format, limit)
         else:
@@ -98,13 +98,13 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     try:
         with _opened(source) as (path, file):
             before = _fingerprint(file)
-            info = inspect(site, source, format, checksum, max_size)
-            if info.compression:
-                with _spooled(site, volume, path, info.compression, max_size or MAX_SIZE) as spool:
-                    unpacked = inspect(site, str(spool), format or info.format, "", max_size)
-                    _convert_in(site, volume, target, spool, unpacked)
-                    info = _with_source(unpacked, info)
+            kind = unpack.compression(os.pread(file, 16, 0))
+            if kind:
+                if wanted := _digest(checksum):
+                    _verify(site, path, file, *wanted)
+                info = _fill_unpacked(site, volume, path, kind, format, max_size or MAX_SIZE)
             else:
+                info = inspect(site, source, format, checksum, max_size)
                 _convert_in(site, volume, target, path, info)
             if _fingerprint(file) != before:
                 raise Unsafe(f"{path} was changed while it was imported", "import it again when nobody writes it")
@@ -124,24 +124,21 @@ def export_image(
     final = Path(dest).absolute()
     _export_problems(volume, final, format, compress)
     partial = final.with_name(final.name + files.PARTIAL)
-    with _locked_file(partial, f"{final}"):
-        use = locks.use_lock(site.run, volume.uuid)
-        lock = locks.acquire(use, f"volume {volume.name}", shared=True) if volume.kind == "disk" else None
-        try:
-            arguments = [*_export_options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
+    with ExitStack() as stack:
+        if volume.kind == "disk":
+            use = locks.use_lock(site.run, volume.uuid)
+            stack.callback(locks.acquire(use, f"volume {volume.name}", shared=True).release)
+        stack.enter_context(_partial_file(partial, f"{final}"))
+        arguments = [*_export_options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
 
-            def progress(part: float) -> None:
-                site.progress(part, f"exporting {volume.name}")
+        def progress(part: float) -> None:
+            site.progress(part, f"exporting {volume.name}")
 
-            qemuimg.convert([*arguments, str(partial)], volume.size, partial, progress)
-            volumefile.flush(partial)
-            partial.chmod(0o600)
-            rename_new(partial, final)
-            files.sync_directory(final.parent)
-        finally:
-            partial.unlink(missing_ok=True)
-            if lock:
-                lock.release()
+        qemuimg.convert([*arguments, str(partial)], volume.size, partial, progress)
+        volumefile.flush(partial)
+        partial.chmod(0o600)
+        rename_new(partial, final)
+        files.sync_directory(final.parent)
     return {"file": str(final), "size": final.stat().st_size}
 
 
@@ -268,13 +265,23 @@ def _too_large(path: Path, what: str, limit: int) -> StorkitError:
 # Filling
 
 
+def _fill_unpacked(site: Site, volume: Volume, path: Path, kind: str, format: str, limit: int) -> ImageInfo:
+    with _spooled(site, volume, path, kind, format, limit) as spool:
+        try:
+            info = inspect(site, str(spool), format, "", limit)
+        except StorkitError as error:
+            # The spool is nobody's concern: the file that was given is what is wrong.
+            for problem in getattr(error, "problems", [error]):
+                problem.message = problem.message.replace(str(spool), str(path))
+                problem.args = (problem.message,)
+            raise
+        _convert_in(site, volume, Path(volume.path), spool, info)
+    return replace(info, source=str(path), compression=kind, file_size=path.stat().st_size)
+
+
 def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: ImageInfo) -> None:
     if volume.size < info.virtual_size:
-        raise UsageError(
-            f"volume {volume.name} of {format_size(volume.size)} is smaller than the image "
-            f"({format_size(info.virtual_size)})",
-            f"make it {info.virtual_size} bytes or larger",
-        )
+        raise _too_small(volume, format_size(info.virtual_size))
     arguments = ["-n", "--target-image-opts", "-S", "64k"]
     if not target.is_block_device():
         free = os.statvfs(target.parent)
@@ -298,31 +305,47 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
 
 
 @contextmanager
-def _spooled(site: Site, volume: Volume, path: Path, kind: str, limit: int) -> Iterator[Path]:
+def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, limit: int) -> Iterator[Path]:
     """The unpacked image while it is needed: beside the volume, or below the state directory for a device."""
     target = Path(volume.path)
     directory = files.make_private(site.state / SPOOL) if target.is_block_device() else target.parent
     partial = directory / f"{volume.name}.{SPOOL}{files.PARTIAL}"
-    with _locked_file(partial, f"the import of {volume.name}") as descriptor:
+    with _partial_file(partial, f"the import of {volume.name}") as descriptor:
 
         def progress(offset: int) -> None:
             site.progress(0.0, f"unpacking {path.name}: {format_size(offset)}")
 
-        try:
-            _write_sparse(partial, descriptor, unpack.unpack(path, kind), limit, progress)
-            yield partial
-        finally:
-            partial.unlink(missing_ok=True)
+        pieces = _fitting(volume, unpack.unpack(path, kind), format)
+        _write_sparse(partial, descriptor, pieces, limit, progress)
+        yield partial
+
+
+def _fitting(volume: Volume, pieces: Iterator[bytes], format: str) -> Iterator[bytes]:
+    """A raw disk is given up as soon as it is larger than its volume (one that turns out to be vpc has a footer)."""
+    head, total = b"", 0
+    for piece in pieces:
+        if len(head) < imageheaders.HEAD:
+            head += piece
+        total += len(piece)
+        if total > volume.size + SECTOR and (format or imageheaders.recognise(imageheaders.View(head, -1))) == "raw":
+            raise _too_small(volume, "more")
+        yield piece
+
+
+def _too_small(volume: Volume, wanted: str) -> StorkitError:
+    message = f"volume {volume.name} of {format_size(volume.size)} is smaller than the image ({wanted})"
+    return UsageError(message, f"import it anew: storkit volume delete {volume.name}, then import without --size")
 
 
 @contextmanager
-def _locked_file(path: Path, what: str) -> Iterator[int]:
-    """A partial file of this process's own: another one's that is dead is taken over, a living one is a Conflict."""
+def _partial_file(path: Path, what: str) -> Iterator[int]:
+    """A partial file of this process's own, gone afterwards: a dead one's is taken over, a living one's a Conflict."""
     lock = locks.acquire(path, what, holder=f"pid {os.getpid()}")
     try:
         os.ftruncate(lock.descriptor, 0)
         yield lock.descriptor
     finally:
+        path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -347,12 +370,6 @@ def _write_sparse(
         os.ftruncate(descriptor, offset)
     except OSError as error:
         raise files.explain(error, path) from error
-
-
-def _with_source(unpacked: ImageInfo, packed: ImageInfo) -> ImageInfo:
-    from dataclasses import replace
-
-    return replace(unpacked, source=packed.source, compression=packed.compression, file_size=packed.file_size)
 
 
 # Checksums

@@ -142,6 +142,15 @@ class Performer:
             raise explain(error, Path(str(error.filename or self.site.state))) from error
         return codec.dump(result, reveal=verb in SECRET_VERBS)
 
+    def _here(self, volume: Volume) -> Volume:
+        """The volume as its pool on this host has it: where its bytes lie is never taken from another host's word."""
+        pool = self.backend(f"pool:{volume.pool}")
+        assert isinstance(pool, Pool)
+        for found in pool.find([volume.name]):
+            if found.uuid == volume.uuid:
+                return found
+        raise NotFound(f"pool {volume.pool} has no volume {volume.name} with UUID {volume.uuid}", "storkit volume list")
+
     def _settings(self, cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
         if self.setup.templates and "templates" in cls.Settings.__dataclass_fields__:  # type: ignore[attr-defined]
             settings = {"templates": self.setup.templates, **settings}

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from storkit.core.errors import CommandFailed, NotFound, TimedOut
 
 if TYPE_CHECKING:
+    import socket
+
     from qemu.qmp import EventListener, QMPClient
 
 TIMEOUT = 10.0
@@ -114,8 +116,8 @@ class Monitor:
 
 
 @asynccontextmanager
-async def connect(socket: Path, *, timeout: float = TIMEOUT) -> AsyncIterator[Monitor]:
-    """A connection to the monitor that listens at `socket`.
+async def connect(path: Path, *, timeout: float = TIMEOUT) -> AsyncIterator[Monitor]:
+    """A connection to the monitor that listens at `path`.
 
     Raises NotFound: nobody listens there. TimedOut: it takes connections and does not greet (stopped or hanging).
     """
@@ -129,15 +131,18 @@ async def connect(socket: Path, *, timeout: float = TIMEOUT) -> AsyncIterator[Mo
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
     client = QMPClient()
+
+    async def greet() -> None:
+        await client.connect(await _connected(path))
+
     try:
-        await asyncio.wait_for(client.connect(str(socket)), timeout)
+        await asyncio.wait_for(greet(), timeout)
     except TimeoutError:
-        raise TimedOut(f"{socket} does not answer within {timeout:g} seconds") from None
-    except (QMPError, OSError, EOFError) as error:
-        cause = getattr(error, "exc", error)
-        if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
-            raise NotFound(f"nothing listens on {socket}") from None
-        raise Lost(f"greeting on {socket}") from None
+        raise TimedOut(f"{path} does not answer within {timeout:g} seconds") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NotFound(f"nothing listens on {path}") from None
+    except (QMPError, OSError, EOFError):
+        raise Lost(f"greeting on {path}") from None
     try:
         yield Monitor(client)
     finally:
@@ -146,16 +151,39 @@ async def connect(socket: Path, *, timeout: float = TIMEOUT) -> AsyncIterator[Mo
 
 
 def call(
-    socket: Path, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = TIMEOUT, hint: str = ""
+    path: Path, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = TIMEOUT, hint: str = ""
 ) -> Any:
     """Connect, run one command, disconnect: for code that is not asynchronous. Raises as `connect` and `execute`."""
     import asyncio
 
     async def once() -> Any:
-        async with connect(socket, timeout=timeout) as qmp:
+        async with connect(path, timeout=timeout) as qmp:
             return await qmp.execute(command, arguments, timeout=timeout, hint=hint)
 
     return asyncio.run(once())
+
+
+async def _connected(path: Path) -> socket.socket:
+    """A connected socket.
+
+    QEMU's listen queue holds one client. When it is full, connect(2) of a non-blocking Unix socket says EAGAIN, which
+    asyncio takes for a connection on its way: the first read would then fail with EINVAL.
+    """
+    import asyncio
+    import socket
+
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(str(path))
+                return connection
+            except BlockingIOError:
+                await asyncio.sleep(0.002)
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _gone(client: QMPClient) -> None:

@@ -220,6 +220,11 @@ class Qemu(Hypervisor):
                 + (", so it may run" if status == "unknown" else ""),
                 _look(name),
             )
+        if status == "migrated":
+            # Its disks have been the destination's since the switchover: it has nothing to write back, and would
+            # only wait for a server that has cut it off.
+            here.kill()
+            return here.forget()
         return self._end(here)
 
     def _launch(self, here: Process, arguments: str) -> bool:

@@ -114,14 +114,14 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
 
 
 def export_image(
-    site: Site, volume: Volume, dest: str, format: str = "qcow2", compress: bool = False
+    site: Site, volume: Volume, file: str, format: str = "qcow2", compress: bool = False
 ) -> dict[str, Any]:
     """Write a volume to a new image file, whole or not at all. Returns the file and its size in bytes.
 
     Raises Conflict: the file exists, the volume is in use, or there is no room; UsageError: the format cannot be
     compressed, or no directory for the file.
     """
-    final = Path(dest).absolute()
+    final = Path(file).absolute()
     _export_problems(volume, final, format, compress)
     partial = final.with_name(final.name + files.PARTIAL)
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ Value: TypeAlias = "str | int | list[Value]"
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\f]+|\#[^\n]*)|(?P<newline>\n|;)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"""
-    r"""|(?P<number>-?(?:0[xX][0-9a-fA-F]+|[0-9]+))(?![A-Za-z0-9_])"""
+    r"""|(?P<number>[0-9][0-9a-fx]*)(?![A-Za-z0-9_])"""
     r"""|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<mark>\+=|[=\[\],])""",
 )
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"', "'": "'"}
@@ -82,7 +82,7 @@ def _value(tokens: list[tuple[str, str, int]], position: int, line: int) -> tupl
     if kind == "string":
         return _unquoted(word, line), position + 1
     if kind == "number":
-        return int(word, 0 if "x" in word.lower() else 10), position + 1
+        return _integer(word, line), position + 1
     if word != "[":
         raise UsageError(f"line {line}: {word!r} is no value", "values are strings in quotes, numbers and [ lists ]")
     values: list[Value] = []
@@ -98,6 +98,14 @@ def _value(tokens: list[tuple[str, str, int]], position: int, line: int) -> tupl
     if position >= len(tokens):
         raise UsageError(f"line {line}: the list does not end")
     return values, position + 1
+
+
+def _integer(word: str, line: int) -> int:
+    """As strtoul(3) with base 0: 0x is hexadecimal, a leading 0 octal."""
+    try:
+        return int(word, 16 if word.startswith("0x") else 8 if word.startswith("0") else 10)
+    except ValueError:
+        raise UsageError(f"line {line}: {word!r} is no number") from None
 
 
 def _skip(tokens: list[tuple[str, str, int]], position: int) -> int:

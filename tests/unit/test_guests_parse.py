@@ -252,8 +252,8 @@ def test_a_target_takes_the_rest_of_the_string() -> None:
 
 
 def test_numbers_lists_and_escapes_of_xl() -> None:
-    text = 'a = 0x10\nb = [ "x\\"y", \'p"q\', 3, ]\nc = -1 # end\nd = [\n ]\n'
-    assert read_settings(text) == {"a": 16, "b": ['x"y', 'p"q', 3], "c": -1, "d": []}
+    text = 'a = 0x10\nb = [ "x\\"y", \'p"q\', 3, ]\nc = 017 # end\nd = [\n ]\n'
+    assert read_settings(text) == {"a": 16, "b": ['x"y', 'p"q', 3], "c": 15, "d": []}
 
 
 SHELL = r"""

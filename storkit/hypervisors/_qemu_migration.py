@@ -19,8 +19,8 @@ from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut,
 from storkit.core.model import MigrationResult
 from storkit.system import qmp
 
-RESUME_TIMEOUT = 10.0
-"""Seconds that the source gets to run again after a failed migration; QEMU takes milliseconds."""
+SETTLE_TIMEOUT = 10.0
+"""Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
 TLS_ID = "storkit-tls"
@@ -116,8 +116,10 @@ async def _wait(
         status = await qemu.execute("query-migrate")
         state = status.get("status")
         if state == "completed":
+            # The times are there only when the run state says so too (migration_iteration_finish in QEMU).
+            await _runstate(qemu, lambda runs: runs == "postmigrate")
             progress(1.0, f"{name} has moved")
-            return _result(status)
+            return _result(await qemu.execute("query-migrate"))
         if state not in ACTIVE:
             await _failed(qemu, name, status)
         ram = status.get("ram", {})
@@ -162,7 +164,7 @@ async def _stalled(qemu: qmp.Monitor, events: qmp.Events, name: str, stall: floa
             "stop the destination's process, and it runs on here; or wait: run the same command again",
         )
     await qemu.execute("migrate_cancel")
-    deadline = time.monotonic() + RESUME_TIMEOUT
+    deadline = time.monotonic() + SETTLE_TIMEOUT
     while (await qemu.execute("query-migrate")).get("status") == "cancelling" and time.monotonic() < deadline:
         with_event = max(0.0, min(TICK, deadline - time.monotonic()))
         try:
@@ -176,17 +178,15 @@ async def _stalled(qemu: qmp.Monitor, events: qmp.Events, name: str, stall: floa
 
 
 async def _runstate(qemu: qmp.Monitor, good: Callable[[str], bool]) -> str:
-    """QEMU's run state, once it is `good` or RESUME_TIMEOUT has passed."""
-    deadline = time.monotonic() + RESUME_TIMEOUT
-    with qemu.events("RESUME", "STOP") as events:
-        while True:
-            state = str((await qemu.execute("query-status"))["status"])
-            if good(state) or time.monotonic() > deadline:
-                return state
-            try:
-                await events.next(TICK)
-            except TimedOut:
-                continue
+    """QEMU's run state, once it is `good` or SETTLE_TIMEOUT has passed. Not every change of it has an event."""
+    import asyncio
+
+    deadline = time.monotonic() + SETTLE_TIMEOUT
+    while True:
+        state = str((await qemu.execute("query-status"))["status"])
+        if good(state) or time.monotonic() > deadline:
+            return state
+        await asyncio.sleep(0.003)
 
 
 async def _capabilities(qemu: qmp.Monitor, wanted: dict[str, bool]) -> None:

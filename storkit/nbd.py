@@ -55,6 +55,11 @@ class Nbd(Transport):
         with self._grants.guard(volume.uuid for volume in volumes):
             grants = self._extended(volumes, clients)
             self._grants.save(grants)
+            # A `fence` that began meanwhile has either read these grants, and waits, or its mark is seen here.
+            fenced = [client for client in sorted(names) if self._grants.fenced(client)]
+            if fenced:
+                self._withdraw(grants, fenced)
+                raise_problems([self._fenced(client) for client in fenced])
             self._serve(grants)
         return [export for export in self.find_exports([volume.uuid for volume in volumes]) if export.client in names]
 
@@ -64,8 +69,7 @@ class Nbd(Transport):
         before = {grant.volume.uuid: grant for grant in found}
         for client in clients:
             if self._grants.fenced(client.name):
-                hint = f"once it is known to be harmless: storkit unfence {client.name}"
-                problems.append(Unsafe(f"host {client.name} is fenced on {self.site.host}", hint))
+                problems.append(self._fenced(client.name))
             if not client.same_machine and not self.site.address:
                 message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
                 problems.append(Unsupported(message, f"give host {self.site.host} an address in the inventory"))
@@ -91,6 +95,10 @@ class Nbd(Transport):
                 problems.append(error)
         raise_problems(problems)
         return grants
+
+    def _fenced(self, client: str) -> StorkitError:
+        hint = f"once it is known to be harmless: storkit unfence {client}"
+        return Unsafe(f"host {client} is fenced on {self.site.host}", hint)
 
     def _serve(self, grants: list[Grant]) -> None:
         """Bring the servers of these volumes to what was granted, starting those that do not run."""
@@ -200,8 +208,9 @@ class Nbd(Transport):
         # The mark comes first: from then on no other command lets the host in.
         self._grants.fence(client)
         grants, problems = self._grants.find()
-        with self._grants.guard(grant.volume.uuid for grant in grants if client in grant.clients):
-            grants = [grant for grant in self._grants.find()[0] if client in grant.clients]
+        uuids = [grant.volume.uuid for grant in grants if client in grant.clients]
+        with self._grants.guard(uuids):
+            grants = [grant for grant in self._grants.find(uuids)[0] if client in grant.clients]
             had = [export for grant in grants for export in self._observe(grant) if export.client == client]
             every(lambda grant: self._withdraw([grant], [client], force=True), grants)
             for grant in grants:

@@ -109,7 +109,8 @@ class Attachments:
             directory = user = ""
             if offer.credential is not None and offer.credential.method != "chap":
                 tls, user = offer.credential.method, offer.credential.user
-                directory = self.settings.tls_dir if tls == "x509" else str(self._directory / offer.uuid)
+                own = self._directory / offer.uuid
+                directory = str(Path(self.settings.tls_dir).absolute() if tls == "x509" else own)
             source = DiskSource(
                 "network",
                 protocol="nbd",

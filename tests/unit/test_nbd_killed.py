@@ -4,7 +4,6 @@ what it should, and nothing else."""
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -17,11 +16,11 @@ import pytest
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import qmp
-from tests.unit.test_nbd_server import A, B, Hosts, N, hosts, offer, rights
+from tests.unit.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
 
 __all__ = ["hosts"]
 
-pytestmark = pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="qemu-system-common not installed")
+pytestmark = NEEDS_SERVER
 
 CHANGES = {
     *("os.rename", "os.remove", "os.rmdir", "os.symlink", "os.mkdir", "os.fork", "os.truncate", "shutil.rmtree"),
@@ -83,6 +82,7 @@ def points(verb: Callable[[], object], after: Callable[[int], None]) -> int:
         after(number)
         number += 1
     after(number)
+    print(f"{number} points")
     return number
 
 

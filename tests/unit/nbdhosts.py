@@ -1,0 +1,123 @@
+"""Hosts on one machine for the tests of the transport nbd, and what clients do there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core.backend import Client, Site
+from storkit.core.model import Offer, Volume
+from storkit.nbd import Nbd
+from storkit.system.nbdclient import FLUSH, WRITE, Connection
+from storkit.system.nbdserver import NbdSettings
+
+MIB = 1 << 20
+A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)
+NEEDS_SERVER = pytest.mark.skipif(
+    shutil.which("qemu-storage-daemon") is None, reason="qemu-system-common not installed"
+)
+
+
+class Hosts:
+    """Hosts on this machine, each with directories of its own below a short path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def site(self, name: str, address: str = "127.0.0.1") -> Site:
+        base = self.root / name
+        for directory in ("state", "run", "dev"):
+            (base / directory).mkdir(parents=True, exist_ok=True)
+        return Site(name, base / "state", base / "run", base / "dev", address)
+
+    def nbd(self, name: str, **settings: Any) -> Nbd:
+        return Nbd(self.site(name), NbdSettings(**settings))
+
+    def volume(self, name: str = "disk", *, format: str = "raw", size: int = 16 * MIB, **fields: Any) -> Volume:
+        path = self.root / f"{name}.{format}"
+        subprocess.run(["qemu-img", "create", "-q", "-f", format, str(path), str(size)], check=True)
+        return Volume(name, str(uuid.uuid4()), size, "pool", "a", format=format, path=str(path), **fields)
+
+    def servers(self) -> list[int]:
+        """The pids of all daemons that serve from these directories."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            except OSError:
+                continue
+            if words and words[0].endswith(b"qemu-storage-daemon") and str(self.root) in str(words):
+                found.append(int(entry.name))
+        return sorted(found)
+
+    def leftovers(self) -> list[str]:
+        """Every file, socket and link below the hosts' directories, but for the pool's lock files."""
+        return sorted(
+            str(path.relative_to(self.root))
+            for host in self.root.iterdir()
+            if host.is_dir() and host.name != "x509"
+            for path in host.rglob("*")
+            if (path.is_symlink() or not path.is_dir()) and path.parent.name != "use"
+        )
+
+    def assert_clean(self) -> None:
+        deadline = time.monotonic() + 5
+        while self.servers() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self.servers() == []
+        assert self.leftovers() == []
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    # Not tmp_path: pytest's names are too long for Unix sockets.
+    root = Path(tempfile.mkdtemp(prefix="nbd", dir="/tmp"))
+    made = Hosts(root)
+    yield made
+    for pid in made.servers():
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(root)
+
+
+def write(connection: Connection, offset: int, data: bytes) -> None:
+    connection.request(WRITE, offset, payload=data)
+    connection.request(FLUSH)
+
+
+def refused() -> AbstractContextManager[object]:
+    """The server's answer to a write on an export that may not: EROFS, which QEMU 7.2 puts on the wire as EINVAL."""
+    return pytest.raises(OSError, match=r"Invalid argument|Operation not permitted")
+
+
+def use(offer: Offer) -> Connection:
+    """A client's connection to its own export over the Unix socket."""
+    connection = Connection(offer.socket)
+    connection.go(offer.name)
+    return connection
+
+
+def offer(home: Nbd, volume: Volume, client: Client) -> Offer:
+    return home.offers([volume], client.name)[0]
+
+
+def rights(home: Nbd, volume: Volume) -> dict[str, bool]:
+    assert all(export.live for export in home.find_exports([volume.uuid]))
+    return {export.client: export.writable for export in home.find_exports([volume.uuid])}
+
+
+def wait_until(true: Callable[[], bool], timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.005)

@@ -1,0 +1,58 @@
+"""User-Mode Linux boots with what is rendered for it: a guest whose init reads its disks, and halts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from storkit.core.model import DiskSource
+from storkit.guests.record import Boot, Disk, Guest
+from storkit.guests.render import read_args, render
+from storkit.system.run import run, which
+
+BUSYBOX = Path("/bin/busybox")
+INIT = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+echo "memory: $(/bin/busybox awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)"
+echo "words: $(/bin/busybox cat /proc/cmdline)"
+echo "data: $(/bin/busybox head -c 9 /dev/ubdb)"
+echo x 2>/dev/null >/dev/ubdb && echo "data: written" || echo "data: read-only"
+/bin/busybox poweroff -f
+"""
+
+
+@pytest.mark.skipif(
+    not (which("linux.uml") and which("mke2fs") and BUSYBOX.exists()),
+    reason="linux.uml, mke2fs or busybox is not installed (user-mode-linux, e2fsprogs, busybox-static)",
+)
+def test_a_guest_boots_from_its_disks(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("bin", "dev", "proc"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin" / "busybox")
+    (root / "init").write_text(INIT)
+    (root / "init").chmod(0o755)
+    image, data = tmp_path / "root.img", tmp_path / "data=1.img"
+    run(["mke2fs", "-q", "-t", "ext4", "-d", root, image, "16M"])
+    data.write_bytes(b"storkit!\n".ljust(1024**2, b"\0"))
+    guest = Guest(
+        name=f"storkit-test-{os.getpid()}",
+        uuid="a8098c1a-f86e-41da-bd1a-00112444be1e",
+        memory=96 * 1024**2,
+        hypervisor="uml",
+        boot=Boot(cmdline="root=/dev/ubda ro quiet init=/init a='b c'"),
+        disks=[Disk("root"), Disk("data", readonly=True)],
+        console="/var/log/console",
+        extra=[f"uml_dir={tmp_path}"],
+    )
+    args = read_args(render(guest, [DiskSource("file", str(image)), DiskSource("file", str(data))]))
+    seen = run(args, timeout=120, env={"TMPDIR": str(tmp_path)}, ok=range(256)).stdout
+    assert "data: storkit!" in seen
+    assert "data: read-only" in seen
+    assert "a='b c'" in seen
+    assert any(80 <= int(line.split()[-1]) <= 96 for line in seen.splitlines() if line.startswith("memory:")), seen
+    assert data.read_bytes().startswith(b"storkit!\n")

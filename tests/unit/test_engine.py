@@ -1,0 +1,229 @@
+"""Plans, journal and engine, with verbs that only keep a list: what is written when, and what undoes what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core import verbs
+from storkit.core.engine import Engine
+from storkit.core.errors import Conflict, HostUnreachable, NotFound, StepFailed, StorkitError, Unsafe
+from storkit.core.inventory import HostConfig, Inventory
+from storkit.core.journal import Journals, new_id
+from storkit.core.plan import Hold, Plan, Stages, Step, step
+from storkit.core.verbs import Run, Verb
+from storkit.hosts.connection import Connections
+
+
+class Note(Verb):
+    """Writes what happens to it into `log`, and fails once when told."""
+
+    def __init__(self, log: list[str], barrier: bool = False, undoable: bool = True) -> None:
+        self.log = log
+        self.failed: set[str] = set()
+        self.barrier = barrier  # type: ignore[misc]
+        self.undoable = undoable  # type: ignore[misc]
+
+    def find(self, run: Run, step: Step) -> Any:
+        return {"seen": len(self.log)}
+
+    def act(self, run: Run, step: Step) -> Any:
+        error = step.args.get("fail")
+        if error and step.title not in self.failed:
+            self.failed.add(step.title)
+            raise {"conflict": Conflict("no room", "make room"), "silent": HostUnreachable("gone", "look")}[error]
+        self.log.append(f"do {step.title}")
+        return step.title
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        if step.args.get("stuck"):
+            raise Conflict("stuck", "")
+        assert "seen" in before
+        self.log.append(f"undo {step.title}")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    entries: list[str] = []
+    monkeypatch.setitem(verbs.VERBS, "note", Note(entries))
+    monkeypatch.setitem(verbs.VERBS, "gate", Note(entries, barrier=True))
+    monkeypatch.setitem(verbs.VERBS, "final", Note(entries, undoable=False))
+    yield entries
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    hosts = {"h": HostConfig("h", f"local:{tmp_path}/h")}
+    return Engine(Connections(Inventory(hosts, {})), tmp_path / "coordinator")
+
+
+def plan(*stages: list[Step], holds: list[Hold] | None = None) -> Plan:
+    collected = Stages()
+    for stage in stages:
+        collected.then(*stage)
+    return Plan(new_id(), "a test", collected.stages, holds or [])
+
+
+def note(title: str, verb: str = "note", **args: Any) -> Step:
+    return step(verb, "h", "none", title, **args)
+
+
+def test_runs_in_order_and_journals(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("two")])
+    assert engine.run(made) == {"1.1": "one", "2.1": "two"}
+    assert log == ["do one", "do two"]
+    record = engine.journals.read(made.id)
+    assert record.status == "completed" and record.done == {"1.1": "one", "2.1": "two"}
+    with pytest.raises(Unsafe, match="has been completed"):
+        engine.rollback(made.id)
+
+
+def test_steps_of_a_stage_run_together(engine: Engine, log: list[str]) -> None:
+    engine.run(plan([note(f"n{number}") for number in range(20)]))
+    assert sorted(log) == sorted(f"do n{number}" for number in range(20))
+
+
+def test_failure_puts_everything_back(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("two", fail="conflict")], [note("three")])
+    with pytest.raises(Conflict, match="no room"):
+        engine.run(made)
+    assert log == ["do one", "undo two", "undo one"]
+    assert engine.journals.read(made.id).end == "failed and rolled back"
+
+
+def test_failed_undo_does_not_stop_the_others(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("two", stuck=True)], [note("three", fail="conflict")])
+    with pytest.raises(StepFailed, match="stuck") as caught:
+        engine.run(made)
+    assert log == ["do one", "do two", "undo three", "undo one"]
+    assert f"storkit plan rollback {made.id}" in caught.value.hint
+
+
+def test_nothing_is_put_back_behind_a_barrier(engine: Engine, log: list[str]) -> None:
+    """A guest that has moved is not moved back because something after it failed: resume is right."""
+    made = plan([note("one")], [note("moved", "gate")], [note("three", fail="conflict")])
+    with pytest.raises(StepFailed) as caught:
+        engine.run(made)
+    assert log == ["do one", "do moved"]
+    assert f"storkit plan resume {made.id}" in caught.value.hint
+
+
+def test_barrier_that_cannot_be_undone_keeps_what_it_rests_on(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("moved", "gate", stuck=True)], [note("three", fail="conflict")])
+    with pytest.raises(StepFailed):
+        engine.run(made)
+    with pytest.raises(StepFailed, match="cannot be taken back"):
+        engine.rollback(made.id)
+    assert "undo one" not in log
+
+
+def test_silent_host_is_left_for_resume(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("two", fail="silent")])
+    with pytest.raises(StepFailed, match="gone"):
+        engine.run(made)
+    assert log == ["do one"]
+    assert engine.resume(made.id)["2.1"] == "two"
+    assert log == ["do one", "do two"]
+
+
+def test_final_steps_say_so(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one", "final")], [note("two", fail="silent")])
+    with pytest.raises(StepFailed):
+        engine.run(made)
+    with pytest.raises(StepFailed, match="nothing takes this back"):
+        engine.rollback(made.id)
+
+
+def test_resume_after_rollback_was_cut_short(engine: Engine, log: list[str]) -> None:
+    """Steps that were undone are done again, the others are not."""
+    made = plan([note("one")], [note("two")], [note("three")])
+    journal = engine.journals.create(made)
+    for number in ("1.1", "2.1"):
+        journal.start(number, {"seen": 0})
+        journal.done(number, number)
+    journal.undo("2.1")
+    journal.undone("2.1")
+    journal.close()
+    engine.resume(made.id)
+    assert log == ["do two", "do three"]
+
+
+def test_cut_short_line_was_never_written(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    made = plan([note("one")])
+    journal = journals.create(made)
+    journal.start("1.1", None)
+    journal.close()
+    path = tmp_path / f"{made.id}.jsonl"
+    with path.open("a") as file:
+        file.write('{"done": "1.1", "resu')
+    assert journals.read(made.id).done == {}
+    again = journals.reopen(made.id)
+    again.done("1.1", 5)
+    again.close()
+    assert [list(json.loads(line)) for line in path.read_text().splitlines()][1:] == [
+        ["start", "before"],
+        ["done", "result"],
+    ]
+
+
+@pytest.mark.parametrize("damage", ["garbage\n", '{"what": 1}\n', '{"start": "1.1"}\n'])
+def test_damaged_journal_is_named_and_kept(tmp_path: Path, damage: str) -> None:
+    journals = Journals(tmp_path)
+    made = plan([note("one")])
+    journals.create(made).close()
+    path = tmp_path / f"{made.id}.jsonl"
+    path.write_text(path.read_text() + damage + '{"end": "completed"}\n')
+    before = path.read_bytes()
+    with pytest.raises(Unsafe, match="line 2"):
+        journals.read(made.id)
+    assert path.read_bytes() == before
+
+
+def test_no_such_plan(tmp_path: Path) -> None:
+    for name in ("nothing", "../../etc/passwd", ""):
+        with pytest.raises(NotFound):
+            Journals(tmp_path).read(name)
+
+
+def test_old_plans_are_forgotten_unfinished_ones_never(tmp_path: Path, engine: Engine, log: list[str]) -> None:
+    journals = engine.journals
+    first = plan([note("unfinished")])
+    journals.create(first).close()
+    for _ in range(60):
+        engine.run(plan([note("x")]))
+    assert first.id in journals.ids()
+    assert len(journals.ids()) <= 53
+
+
+def test_names_are_held_and_marked(engine: Engine, log: list[str], tmp_path: Path) -> None:
+    """A second coordinator is refused while the first runs, and after it was killed until its plan has ended."""
+    other = Engine(Connections(engine.connections.inventory), tmp_path / "other")
+    made = plan([note("one", fail="silent")], holds=[Hold("h", ["volume"])])
+    engine.hold(made.holds)
+    with pytest.raises(Conflict, match="is locked by storkit"):
+        other.hold(made.holds)
+    with pytest.raises(StepFailed):
+        engine.run(made)
+    engine.connections.unlock()
+    with pytest.raises(Conflict, match="has not ended") as caught:
+        other.hold(made.holds)
+    assert made.id in caught.value.hint
+    engine.resume(made.id)
+    engine.connections.unlock()
+    other.hold(made.holds)
+    other.connections.unlock()
+    assert list((tmp_path / "h/run/locks").iterdir()) == []
+
+
+def test_shared_holds(engine: Engine, tmp_path: Path) -> None:
+    other = Engine(Connections(engine.connections.inventory), tmp_path / "other")
+    shared = [Hold("h", ["gold"], shared=True)]
+    engine.hold(shared)
+    other.hold(shared)
+    with pytest.raises(StorkitError):
+        other.hold([Hold("h", ["gold"])])

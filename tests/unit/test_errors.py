@@ -1,0 +1,46 @@
+"""Errors keep their kind and content from one host to another, and each kind has its own exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from storkit.core import errors
+from storkit.core.errors import CommandFailed, Conflict, Problems, StepFailed, StorkitError, Unsafe, UsageError
+
+ALL: list[StorkitError] = [
+    UsageError("a", "b"),
+    errors.Unsupported("a", "b"),
+    errors.NotFound("a", "b"),
+    Conflict("a", "b"),
+    CommandFailed(["lvs", "-a"], 5, "one\ntwo", host="h", hint="b"),
+    errors.HostUnreachable("a", "b"),
+    errors.TimedOut("a", "b"),
+    Unsafe("a", "b"),
+    StepFailed("a", "b", plan="p", cause=Conflict("c", "d")),
+    Problems([UsageError("a"), Conflict("b")]),
+]
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: error.kind)
+def test_round_trip(error: StorkitError) -> None:
+    back = errors.from_json(json.loads(json.dumps(error.to_json())))
+    assert type(back) is type(error)
+    assert back.to_json() == error.to_json()
+    assert back.exit_code == error.exit_code
+
+
+def test_exit_codes_differ() -> None:
+    codes = [error.exit_code for error in ALL if not isinstance(error, Problems)]
+    assert codes == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_command_failure_shows_its_last_line() -> None:
+    assert CommandFailed(["lvs"], 5, "one\ntwo\n", host="h").message == "lvs on h failed with status 5: two"
+
+
+def test_one_problem_is_raised_as_itself() -> None:
+    with pytest.raises(Conflict):
+        errors.raise_problems([Conflict("x")])
+    errors.raise_problems([])

@@ -63,8 +63,12 @@ def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wa
         # Its holder removed the file between our open and our lock: the lock that counts is on the new one.
         os.close(descriptor)
     if not shared:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
+        except OSError:  # a full disk: a descriptor left open would hold the lock
+            os.close(descriptor)
+            raise
     return Lock(path, descriptor)
 
 

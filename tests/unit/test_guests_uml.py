@@ -16,7 +16,6 @@ from storkit.system.run import run, which
 BUSYBOX = Path("/bin/busybox")
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t devtmpfs dev /dev
 echo "memory: $(/bin/busybox awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)"
 echo "words: $(/bin/busybox cat /proc/cmdline)"
 echo "data: $(/bin/busybox head -c 9 /dev/ubdb)"
@@ -42,7 +41,7 @@ def test_a_guest_boots_from_its_disks(tmp_path: Path) -> None:
     guest = Guest(
         name=f"storkit-test-{os.getpid()}",
         uuid="a8098c1a-f86e-41da-bd1a-00112444be1e",
-        memory=96 * 1024**2,
+        memory=256 * 1024**2,
         hypervisor="uml",
         boot=Boot(cmdline="root=/dev/ubda ro quiet init=/init a='b c'"),
         disks=[Disk("root"), Disk("data", readonly=True)],
@@ -54,5 +53,6 @@ def test_a_guest_boots_from_its_disks(tmp_path: Path) -> None:
     assert "data: storkit!" in seen
     assert "data: read-only" in seen
     assert "a='b c'" in seen
-    assert any(80 <= int(line.split()[-1]) <= 96 for line in seen.splitlines() if line.startswith("memory:")), seen
+    # the kernel itself, and up to 32 MiB of a randomised program break, come off
+    assert any(200 <= int(line.split()[-1]) <= 256 for line in seen.splitlines() if line.startswith("memory:")), seen
     assert data.read_bytes().startswith(b"storkit!\n")

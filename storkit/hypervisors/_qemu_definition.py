@@ -17,6 +17,8 @@ from storkit.system.files import make_private, read_json, write_atomic
 RECORD = "guest.json"
 START = "args"
 RECEIVE = "args.incoming"
+LOG = "log"
+"""QEMU's messages since its last start: a daemon's stderr would be lost, and with it why a migration did not arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ def save(directory: Path, definition: Definition, process: Process, templates: l
     Raises everything that is wrong with the guest before anything is written.
     """
     firmware = _firmware(definition.guest, directory)
-    started = _render(definition, process, firmware, templates, incoming=False)
-    receiving = _render(definition, process, firmware, templates, incoming=True)
+    started = _render(definition, process, directory, firmware, templates, incoming=False)
+    receiving = _render(definition, process, directory, firmware, templates, incoming=True)
     make_private(directory)
     if firmware:
         host.copy_variables(firmware[1], Path(firmware[2]))
@@ -68,6 +70,7 @@ def _firmware(guest: Guest, directory: Path) -> tuple[Path, Path, Path] | None:
 def _render(
     definition: Definition,
     process: Process,
+    directory: Path,
     firmware: tuple[Path, Path, Path] | None,
     templates: list[Path],
     *,
@@ -86,5 +89,13 @@ def _render(
         uefi_vars=str(firmware[2]) if firmware else "",
     )
     text = render(definition.guest, definition.disks, "qemu", place, templates)
-    watch = f"socket,id=move,path={quote_option(process.migration)},server=on,wait=off"
-    return f"{text.rstrip()}\n-chardev\n{watch}\n-mon\nchardev=move,mode=control\n"
+    # -D keeps stderr only if something is logged: system calls, of which system emulation has none.
+    log = str(directory / LOG)
+    added = [
+        "-chardev",
+        f"socket,id=move,path={quote_option(process.migration)},server=on,wait=off",
+        "-mon",
+        "chardev=move,mode=control",
+        *(["-D", log, "-d", "strace"] if "%" not in log else []),  # a template there, which has no quoting
+    ]
+    return "\n".join([text.rstrip(), *added, ""])

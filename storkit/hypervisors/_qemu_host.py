@@ -107,12 +107,6 @@ def parse_machines(text: str) -> dict[str, str]:
     return found
 
 
-def version(binary: str) -> str:
-    """QEMU's version, as `7.2.22`."""
-    found = re.search(r"version (\S+)", run([program(binary), "--version"]).stdout)
-    return found[1] if found else ""
-
-
 def firmware() -> tuple[Path, Path] | None:
     """OVMF's code and the template of its variables, if they are installed."""
     for code, variables in _FIRMWARE:

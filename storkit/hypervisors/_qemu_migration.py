@@ -150,7 +150,8 @@ async def _failed(qemu: qmp.Monitor, name: str, status: dict[str, Any]) -> None:
             f"the migration of guest {name} failed ({reason}), and it is {runs} here",
             f"storkit migrate status {name}",
         )
-    raise CommandFailed(["QMP migrate"], 1, reason, hint=f"guest {name} is still here ({runs}); mend it and try again")
+    hint = f"guest {name} is still {runs} here; the destination's own reason is in its STATE/qemu/{name}/log"
+    raise CommandFailed(["QMP migrate"], 1, reason, hint=hint)
 
 
 async def _stalled(qemu: qmp.Monitor, events: qmp.Events, name: str, stall: float) -> None:

@@ -103,18 +103,16 @@ class Qemu(Hypervisor):
         return problems
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
-        """What must be equal on both hosts of a migration, by what it is; compare before anything moves.
-
-        `machine` must be a type that the destination has as well; `qemu` may be newer there, never older.
-        """
-        binary = self.settings.binary
+        """What must be alike. QEMU's own version need not be: a versioned machine type is the same in all of them."""
         accel = self._accel()
+        if self._process(guest.name).alive():
+            accel = self._definition(guest.name).accel
+        # Named processor models are the same everywhere; these two are whatever the host has.
+        native = accel == "kvm" and guest.cpu.partition(",")[0] in ("host", "max")
         return {
-            "qemu": host.version(binary),
-            "machine": self._machine(guest, ""),
-            "accel": accel,
-            "cpu": guest.cpu or "default",
-            "processor": host.processor() if accel == "kvm" else "",
+            "accelerator": accel,
+            "machine type": self._machine(guest, ""),
+            "processor": host.processor() if native else "",
             "kernel": host.digest(guest.boot.kernel),
             "initrd": host.digest(guest.boot.initrd),
         }
@@ -234,12 +232,16 @@ class Qemu(Hypervisor):
         lock = here.try_lock()
         if lock is None:
             return False
-        path = self._directory(here.name) / arguments
+        directory = self._directory(here.name)
+        log = directory / definitions.LOG
+        log.unlink(missing_ok=True)
         try:
-            here.launch([host.program(self.settings.binary), *read_args(path.read_text())], lock)
+            words = read_args((directory / arguments).read_text())
+            here.launch([host.program(self.settings.binary), *words], lock)
         except CommandFailed as error:
+            said = error.stderr or (log.read_text(errors="replace") if log.exists() else "")
             raise CommandFailed(
-                [self.settings.binary], error.status, error.stderr, hint=f"guest {here.name}'s arguments are in {path}"
+                [self.settings.binary], error.status, said, hint=f"its arguments are in {directory / arguments}"
             ) from None
         finally:
             lock.release()
@@ -294,7 +296,7 @@ class Qemu(Hypervisor):
             raise Unsupported(f"QEMU here has no machine type {wanted!r}", f"{self.settings.binary} -machine help")
         return known[wanted]
 
-    def _accel(self) -> Literal["kvm", "tcg"]:
+    def _accel(self) -> str:
         return self.settings.accel or host.accelerator(self.site, self.settings.binary)
 
     def _uri(self, here: Process, same_machine: bool) -> str:

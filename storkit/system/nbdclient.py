@@ -118,14 +118,20 @@ class Connection:
 
     def request(self, command: int, offset: int = 0, length: int = 0, payload: bytes = b"") -> bytes:
         """Send one request and wait for its reply; the data, for READ."""
-        self._cookie += 1
-        self._send(struct.pack(">IHHQQI", _REQUEST, 0, command, self._cookie, offset, length or len(payload)) + payload)
+        self.send((command, offset, payload), length=length)
         magic, error, cookie = struct.unpack(">IIQ", self._receive(16))
         if magic != _SIMPLE or cookie != self._cookie:
             raise Unsafe(f"the NBD server at {self.where} sent a reply that is none")
         if error:
             raise OSError(error, os.strerror(error))
         return self._receive(length) if command == READ else b""
+
+    def send(self, *requests: tuple[int, int, bytes], length: int = 0) -> None:
+        """Send requests (command, offset, payload) without waiting for replies."""
+        for command, offset, payload in requests:
+            self._cookie += 1
+            header = struct.pack(">IHHQQI", _REQUEST, 0, command, self._cookie, offset, length or len(payload))
+            self._send(header + payload)
 
     def _info(self, option: int, name: str) -> ExportInfo:
         encoded = name.encode()

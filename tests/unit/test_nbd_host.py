@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from storkit.core.backend import Client
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe
+from storkit.core.errors import Conflict, HostUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.nbdgrant import Grants
+from storkit.system.qsd import Daemon
 from tests.unit.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -141,6 +142,13 @@ def test_a_recycled_pid_is_not_killed(hosts: Hosts) -> None:
         pidfile.write_text(f"{bystander.pid}\n")
         a.unexport([volume], ["a"])
         assert bystander.poll() is None
+        # Also while someone else holds the lock, so that something seems to run.
+        lock = locks.acquire(hosts.root / "lock", "lock")
+        pidfile.write_text(f"{bystander.pid}\n")
+        with pytest.raises(TimedOut):
+            Daemon("a server", pidfile, lock.path).stop(kill=True, timeout=0.2)
+        assert bystander.poll() is None
+        pidfile.unlink()
     finally:
         bystander.kill()
         bystander.wait()

@@ -16,6 +16,8 @@ import pytest
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import qmp
+from storkit.system.nbdclient import Connection
+from storkit.system.nbdserver import PLAIN_TCP
 from tests.unit.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
 
 __all__ = ["hosts"]
@@ -125,7 +127,7 @@ def test_export(hosts: Hosts) -> None:
 
 
 def test_set_writers(hosts: Hosts) -> None:
-    a = hosts.nbd("a")
+    a = hosts.nbd("a", plain_tcp=PLAIN_TCP)
     volume = hosts.volume()
     a.export([volume], [A, B, N])
 
@@ -137,12 +139,22 @@ def test_set_writers(hosts: Hosts) -> None:
         never_more(number)
         a.set_writers([volume], ["n"])
         assert rights(a, volume) == {"a": False, B.name: False, "n": True}
+        assert n_may_write()
         a.set_writers([volume], ["a"])
 
     def back(number: int) -> None:
         never_more(number)
         a.set_writers([volume], ["a"])
         assert rights(a, volume) == {"a": True, B.name: False, "n": False}
+        assert not n_may_write()
+
+    def n_may_write() -> bool:
+        """As seen over the network, with the whole way to the disk."""
+        given = offer(a, volume, N)
+        with Connection((given.server, given.port)) as connection:
+            writable = connection.go(given.name).writable
+            assert connection.read(0, 4096) == bytes(4096)
+            return writable
 
     for after in (again, back):
         a.set_writers([volume], ["a"])

@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -19,7 +20,7 @@ from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
 from storkit.system.nbdclient import WRITE, Connection
-from tests.unit.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, write
+from tests.unit.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
 
@@ -123,6 +124,40 @@ def test_no_write_of_a_revoked_host_lands_later(hosts: Hosts) -> None:
             thread.join(20)
             assert not thread.is_alive()
             assert all(on_b.read(number * MIB, MIB) == b"b" * MIB for number in range(64))
+
+
+def test_the_right_is_gone_only_when_the_last_write_is_done(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_storage(hosts.root, monkeypatch)
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    a.export([volume], [A])
+    a.set_writers([volume], ["a"])
+    connection = use(offer(a, volume, A))
+    connection.send(*((WRITE, number * MIB, b"a" * MIB) for number in range(4)))
+    wait_until(lambda: Path(volume.path).read_bytes()[:1] == b"a")  # the server has begun
+    a.set_writers([volume], [])
+    then = Path(volume.path).read_bytes()
+    a.unexport([volume], ["a"])
+    assert Path(volume.path).read_bytes() == then
+
+
+def slow_storage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that takes 2 MiB a second: the storage daemon is given a throttle below its image."""
+    wrapper = root / "qemu-storage-daemon"
+    wrapper.write_text(
+        f"""#!{sys.executable}
+import json, os, sys
+words = sys.argv[1:]
+place = words.index("--blockdev")
+node = json.loads(words[place + 1])
+node["file"] = {{"driver": "throttle", "throttle-group": "slow", "file": node["file"]}}
+words[place:place + 2] = [
+    "--object", "throttle-group,id=slow,x-bps-write=2097152,x-bps-write-max=2097152", "--blockdev", json.dumps(node)]
+os.execv({shutil.which("qemu-storage-daemon")!r}, ["qemu-storage-daemon", *words])
+"""
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{root}:{os.environ['PATH']}")
 
 
 def test_another_disk_at_the_same_socket_is_refused(hosts: Hosts) -> None:

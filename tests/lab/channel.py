@@ -7,12 +7,14 @@ import json
 import os
 import socket
 import threading
+from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
 from tests.lab.errors import LabError
 
-# The line discipline of the serial line holds 4 KiB before it drops: no request may be longer than that.
+# The serial line's discipline holds 4 KiB; a line that was full once may stay silent. So a request is shorter than
+# that, and the next one is sent when the agent has said that it got the last.
 LONGEST = 3000
 
 
@@ -21,6 +23,8 @@ class Channel:
         self.name, self._line = name, line
         self._lock = threading.Lock()
         self._next = 0
+        self._queue: deque[bytes] = deque()
+        self._on_the_line = False
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._gone = False
         self.hello: Future[None] = Future()
@@ -33,11 +37,16 @@ class Channel:
             self._next += 1
             id, answer = self._next, Future[dict[str, Any]]()
             self._waiting[id] = answer
-            try:
-                self._line.sendall(json.dumps({"id": id, "do": do, **fields}).encode() + b"\n")
-            except OSError as error:
-                raise LabError(f"the connection to host {self.name} broke: {error}") from error
+            self._queue.append(json.dumps({"id": id, "do": do, **fields}).encode() + b"\n")
+            self._send_next()
         return id, answer
+
+    def _send_next(self) -> None:
+        if self._queue and not self._on_the_line:
+            self._on_the_line = True
+            # a line that broke is noticed by the receiver
+            with contextlib.suppress(OSError):
+                self._line.sendall(self._queue.popleft())
 
     def close(self) -> None:
         # shutdown, as close alone would leave the reading thread asleep
@@ -75,6 +84,11 @@ class Channel:
         if "hello" in answer:
             if not self.hello.done():
                 self.hello.set_result(None)
+            return
+        if "got" in answer:
+            with self._lock:
+                self._on_the_line = False
+                self._send_next()
             return
         with self._lock:
             future = self._waiting.pop(answer["id"], None)

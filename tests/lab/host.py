@@ -75,8 +75,8 @@ class Command:
 class Host:
     """One machine. It has a root disk that is a copy-on-write layer over the image, and a port on every network."""
 
-    def __init__(self, cell: Cell, name: str, index: int, image: Path, memory: str) -> None:
-        self.name, self.index, self.memory = name, index, memory
+    def __init__(self, cell: Cell, name: str, index: int, image: Path) -> None:
+        self.name, self.index, self.memory = name, index, ""
         self.log: list[Result] = []
         self._cell, self._image = cell, image
         self._directory = cell.run_dir / "hosts" / name
@@ -280,7 +280,11 @@ class Host:
             return ["the host is off or was never clean"]
         if self._cuts or self._paused:
             return ["a network is cut or the host is paused"]
-        now, lines = self.state(), []
+        try:
+            now = self.state()
+        except (LabError, TimeoutError) as error:
+            return [f"the host does not answer: {error}"]
+        lines = []
         for kind, before in self._clean.items():
             lines += [f"+ {kind}: {entry}" for entry in sorted(set(now[kind]) - set(before))]
             lines += [f"- {kind}: {entry}" for entry in sorted(set(before) - set(now[kind]))]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -89,20 +90,25 @@ class Lab:
             lines += [f"{names[0]} {host.name}", *names[1:]]
         (self.shared / "hosts").write_text("\n".join(lines) + "\n")
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str, memory: str = MEMORY) -> Host:
         """A host that is up, booted first if need be."""
-        return self.hosts(name)[0]
+        return self.hosts(name, memory=memory)[0]
 
-    def hosts(self, *names: str) -> list[Host]:
-        """Several hosts that are up; those that are not boot at the same time."""
+    def hosts(self, *names: str, memory: str = MEMORY) -> list[Host]:
+        """Several hosts that are up; those that are not boot at the same time, with fresh disks if their `memory` was
+        another so far."""
         new = [name for name in names if name not in self._hosts]
         for name in new:
             if not (name.isalnum() and name.islower() and len(name) <= 8):
                 raise ValueError(f"a host's name is up to 8 lower-case letters and digits, not {name!r}")
-            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), self._image, MEMORY)
+            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), self._image)
         if new:
             self._write_names()
         wanted = [self._hosts[name] for name in names]
+        for host in wanted:
+            if host.memory != memory:
+                host.discard()
+                host.memory = memory
         booting = [host for host in wanted if not host.is_on()]
         for host in booting:
             host.start()
@@ -119,12 +125,16 @@ class Lab:
 
     def tidy(self) -> None:
         """Make every host fit for the next test: those left as they were stay up, the others are thrown away."""
-        for host in self._hosts.values():
+
+        def tidy(host: Host) -> None:
             host.resume()
             host.heal()
             host.log.clear()
             if host.dirt():
                 host.discard()
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(tidy, self._hosts.values()))
 
     def ssh(self, name: str, argv: Sequence[str], *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in a host as a person would, through ssh from the cell."""

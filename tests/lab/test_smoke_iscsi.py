@@ -62,7 +62,7 @@ def test_lvm_thin_on_iscsi_moves_between_hosts(lab: Lab) -> None:
 
 def test_clone_pulls_a_remote_disk_under_a_reader(lab: Lab) -> None:
     a, s = lab.hosts("a", "s")
-    size = 64 << 20
+    size = 32 << 20
     source = s.add_disk(size)
     s.run(["sh", "-c", f"head -c {size} /dev/urandom | dd of={source} bs=1M oflag=direct iflag=fullblock"])
     remote = iscsi.login(a, s, iscsi.export(s, "disk", source, clients=[a]))
@@ -71,7 +71,8 @@ def test_clone_pulls_a_remote_disk_under_a_reader(lab: Lab) -> None:
     sectors = size // 512
     a.run(["dmsetup", "create", "moving", "--table", f"0 {sectors} linear {remote} 0"])
     wanted = s.run(["md5sum", source]).stdout.split()[0]
-    reader = a.spawn(["sh", "-c", "set -e; while [ ! -e /tmp/stop ]; do md5sum /dev/mapper/moving; done"])
+    # a pause between passes, as dm-clone copies only while nobody else uses the disk
+    reader = a.spawn(["sh", "-c", "set -e; while [ ! -e /tmp/stop ]; do md5sum /dev/mapper/moving; sleep 1; done"])
 
     def swap(table: str) -> None:
         a.run(["dmsetup", "suspend", "moving"])
@@ -79,6 +80,8 @@ def test_clone_pulls_a_remote_disk_under_a_reader(lab: Lab) -> None:
         a.run(["dmsetup", "resume", "moving"])
 
     swap(f"0 {sectors} clone {metadata} {local} {remote} {REGION}")
+    a.run(["dmsetup", "message", "moving", "0", "hydration_threshold", "16"])
+    a.run(["dmsetup", "message", "moving", "0", "hydration_batch_size", "16"])
     regions = sectors // REGION
     done = f" {regions}/{regions} 0 "
     a.wait_for(lambda: done in a.run(["dmsetup", "status", "moving"]).stdout, "end of the hydration", 60)

@@ -16,7 +16,9 @@ defaults {
     max_polling_interval 2
     no_path_retry queue
 }
-blacklist { devnode "^(ubd|loop|ram)" }
+blacklist {
+    devnode "^(ubd|loop|ram)"
+}
 """
 # Give a path up within seconds: multipath, not the session, is to hold the I/O.
 QUICK = {
@@ -51,6 +53,10 @@ def count(host: Host) -> int:
     return int(host.run(["cat", "/tmp/count"], check=False).stdout or 0)
 
 
+def wait_for_count(host: Host, enough: int) -> None:
+    host.wait_for(lambda: count(host) > enough, f"write number {enough}", 30)
+
+
 def test_either_network_may_go(lab: Lab) -> None:
     a, s = lab.hosts("a", "s")
     a.put(CONFIGURATION, "/etc/multipath.conf")
@@ -58,21 +64,20 @@ def test_either_network_may_go(lab: Lab) -> None:
     iqn = iscsi.export(s, "disk", s.add_disk(1 << 30), clients=[a], networks=("san1", "san2"))
     for network in ("san1", "san2"):
         iscsi.login(a, s, iqn, network, QUICK)
-    a.wait_for(lambda: paths(a, "active") == 2, "two active paths")
+    a.wait_for(lambda: paths(a, "ready") == 2, "two active paths")
     writer = a.spawn(["/usr/bin/python3", "-c", _WRITER, "/dev/mapper/mpatha"])
-    a.wait_for(lambda: count(a) > 0, "first write")
+    wait_for_count(a, 0)
 
     for network in ("san1", "san2"):
         a.cut(network)
-        a.wait_for(lambda: paths(a, "failed") == 1, f"path lost with {network}", 30)
-        before = count(a)
-        a.wait_for(lambda: count(a) > before + 10, "writes over the other path", 30)
+        a.wait_for(lambda: paths(a, "faulty") == 1, f"path lost with {network}", 30)
+        enough = count(a) + 10
+        wait_for_count(a, enough)
         a.heal(network)
-        a.wait_for(lambda: paths(a, "active") == 2, f"path back with {network}", 30)
+        a.wait_for(lambda: paths(a, "ready") == 2, f"path back with {network}", 30)
 
     a.run(["touch", "/tmp/stop"])
     written = writer.wait().stdout.split()
-    assert int.from_bytes(
-        s.run(["head", "-c", "8", "/dev/ubdb"]).stdout.encode(errors="surrogateescape"), "little"
-    ) == int(written[0])
+    on_disk = s.run(["od", "-An", "-tu8", "-N8", "/dev/ubdb"]).stdout
+    assert int(on_disk) == int(written[0])
     print(f"{written[0]} writes, the longest took {float(written[1]):.1f} s")

@@ -1,7 +1,8 @@
 """Runs inside a host of the lab: takes commands as JSON lines from a serial line, answers on it. Standard library only.
 
-A request is {"id", "do", ...} and gets one answer {"id", ...}; commands run side by side. A command's output goes to
-files and only its own process is waited for, so a daemon that it leaves behind delays nothing.
+A request is {"id", "do", ...}. It gets {"got"} at once, as the line holds no more than one request, and its answer
+{"id", ...} later; commands run side by side. A command's output goes to files and only its own process is waited for,
+so a daemon that it leaves behind delays nothing.
 """
 
 import json
@@ -36,6 +37,7 @@ class Agent:
             buffered += received
             *requests, buffered = buffered.split(b"\n")
             for request in requests:
+                self.answer(got=1)
                 self.handle(json.loads(request))
 
     def handle(self, request: dict) -> None:

@@ -62,7 +62,7 @@ class Directory(Pool):
 
             made = [Sidecar(VERSION, _fresh(volume, format, volume.made or "created")) for volume in todo]
             self._make(directory, made, make)
-        return self.find([volume.name for volume in volumes])
+        return self._found(volumes)
 
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
         return self._derive("clone", source, volumes)
@@ -88,7 +88,7 @@ class Directory(Pool):
                     self._resize(directory, sidecar, volume.size)
                 finally:
                     lock.release()
-        return self.find([volume.name for volume in volumes])
+        return self._found(volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("relabel") as directory:
@@ -106,7 +106,7 @@ class Directory(Pool):
                 for volume, sidecar in zip(volumes, known, strict=True)
             ]
             directory.write([now for now, was in zip(changed, known, strict=True) if now != was])
-        return self.find([volume.name for volume in volumes])
+        return self._found(volumes)
 
     def delete(self, volumes: list[Volume]) -> None:
         if not self._exists():
@@ -178,6 +178,11 @@ class Directory(Pool):
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:
         return self._files.select(names) if self._exists() else []
 
+    def _found(self, volumes: Sequence[Volume]) -> list[Volume]:
+        """The volumes as they are now, in the order asked for."""
+        found = {volume.name: volume for volume in self.find([volume.name for volume in volumes])}
+        return [found[volume.name] for volume in volumes if volume.name in found]
+
     def _volume(self, sidecar: Sidecar) -> Volume:
         volume = sidecar.volume
         path = f"{self.path}/{volume.name}.{volume.format}"
@@ -203,7 +208,6 @@ class Directory(Pool):
 
     def _derive(self, verb: str, source: Volume, volumes: Sequence[Volume]) -> list[Volume]:
         """Clones and snapshots: by reflink, overlay or copy."""
-        names = [volume.name for volume in volumes]
         with ExitStack() as stack:
             with self._locked(verb) as directory:
                 (origin,) = directory.known([source])
@@ -215,13 +219,13 @@ class Directory(Pool):
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, file)
                 if self._by_reflink(directory, origin, file, todo) or self._by_overlay(directory, origin, todo):
-                    return self.find(names)
+                    return self._found(volumes)
                 raise_problems(busy)
                 for lock in self._claim(directory, verb, origin, todo):
                     stack.callback(lock.release)
             # A copy takes long: the directory is free for others, the names are held by their locked claims.
             self._by_copy(directory, origin, file, todo)
-        return self.find(names)
+        return self._found(volumes)
 
     def _derive_problems(
         self, directory: VolumeDirectory, old: Volume, volumes: Sequence[Volume]

@@ -240,8 +240,14 @@ class VolumeDirectory:
                 self.sidecar(sidecar.volume.name).rename(self.claim(sidecar.volume.name))
         files.sync_directory(self.path)
         for sidecar in sidecars:
-            self.data(sidecar.volume.name, sidecar.volume.format).unlink(missing_ok=True)
-            self.claim(sidecar.volume.name).unlink(missing_ok=True)
+            self._retire(sidecar)
+
+    def _retire(self, sidecar: Sidecar) -> None:
+        making, claim = self._partials(sidecar)
+        with suppress(FileNotFoundError):
+            self.data(sidecar.volume.name, sidecar.volume.format).rename(making)
+        claim.unlink(missing_ok=True)
+        making.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what commands that were killed left. The directory's lock must be held."""
@@ -254,9 +260,9 @@ class VolumeDirectory:
         """Remove the partial files of a name, unless a living command has them locked (`mine`: it is this one).
 
         A claim that is a whole sidecar was written after the volume's file was made under its `making` name. So if
-        that name is gone, the file has been renamed to its own (or a removal had begun), and is ours to remove; if it
-        is still there, a file with the volume's own name is somebody else's. The claim goes last in the one case and
-        first in the other, so that a kill in here leaves the same evidence.
+        that name is gone, the file has been renamed to its own (or its removal had begun), and is ours to remove; if
+        it is still there, a file with the volume's own name is somebody else's. The claim goes before the file with
+        the `making` name, so that a kill in here never leaves other evidence than that.
         """
         claim = self.claim(name)
         spool = self.path / f"{name}.{SPOOL}{PARTIAL}"
@@ -266,12 +272,9 @@ class VolumeDirectory:
             return
         making = [path for path in (self.making(name, format) for format in FORMATS) if path.exists()]
         if not making and not self.sidecar(name).exists():
-            try:
-                sidecar = self._read(claim, name)
-            except Unsafe:  # never finished, so nothing was renamed
-                sidecar = None
-            if sidecar is not None:
-                self.data(name, sidecar.volume.format).unlink(missing_ok=True)
+            with suppress(Unsafe):  # a claim that was never finished: nothing was renamed
+                if sidecar := self._read(claim, name):
+                    self._retire(sidecar)
         claim.unlink(missing_ok=True)
         for path in making:
             path.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def make(disk: Path, format: str, *options: str) -> Path:
 
 
 def importing(site: Site, format: str, size: int = SIZE) -> Volume:
-    pool = Directory(site, DirectorySettings(format=format))
+    pool = Directory(site, DirectorySettings(format=format))  # type: ignore[arg-type]
     (volume,) = pool.create([Volume("v", str(uuid.uuid4()), size, made="importing")])
     return volume
 
@@ -132,7 +132,7 @@ def pack(path: Path, packer: str) -> Path:
     if packer == "zst":
         subprocess.run(["zstd", "-q", "-f", path, "-o", packed], check=True)
     else:
-        packed.write_bytes({"gz": gzip, "xz": lzma}[packer].compress(path.read_bytes()))  # type: ignore[attr-defined]
+        packed.write_bytes({"gz": gzip, "xz": lzma}[packer].compress(path.read_bytes()))
     return packed
 
 

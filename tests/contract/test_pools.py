@@ -1,0 +1,296 @@
+"""What storkit.core.backend.Pool promises, asked of every pool there is."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from storkit.core import codec
+from storkit.core.backend import Pool
+from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, UsageError
+from storkit.core.model import Usage, Volume
+from storkit.system import locks
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+
+
+def new(name: str, size: int = SIZE, **more: str) -> Volume:
+    return Volume(name, str(uuid4()), size, **more)  # type: ignore[arg-type]
+
+
+def write(volume: Volume, pattern: int, offset: int = 0, length: int = MIB) -> None:
+    command = f"write -P {pattern} {offset} {length}"
+    subprocess.run(["qemu-io", "-f", volume.format, "-c", command, volume.path], check=True, capture_output=True)
+
+
+def holds(volume: Volume, pattern: int, offset: int = 0, length: int = MIB) -> bool:
+    """Whether the volume reads as `pattern` there."""
+    argv = ["qemu-io", "-r", "-f", volume.format, "-c", f"read -P {pattern} {offset} {length}", volume.path]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    return done.returncode == 0 and "verification failed" not in done.stdout
+
+
+def names(pool: Pool) -> list[str]:
+    return [volume.name for volume in pool.find()]
+
+
+def in_use(pool: Pool, volume: Volume) -> locks.Lock:
+    return locks.acquire(locks.use_lock(pool.site.run, volume.uuid), volume.name, holder="a server")
+
+
+def golden(pool: Pool) -> Volume:
+    """An image with the pattern 7 in its first and last MiB."""
+    (volume,) = pool.create([new("golden")])
+    write(volume, 7)
+    write(volume, 7, SIZE - MIB)
+    (image,) = pool.relabel([replace(volume, kind="image", made="imported")])
+    return image
+
+
+def test_a_new_pool_is_empty(pool: Pool) -> None:
+    assert pool.find() == [] and pool.find(["any"]) == []
+    pool.delete([new("any")])
+
+
+def test_created_volumes_are_found_and_read_as_zeros(pool: Pool) -> None:
+    wanted = [new("b"), new("a", 2 * SIZE), new("a.b-c_1")]
+    made = pool.create(wanted)
+    assert names(pool) == ["a", "a.b-c_1", "b"]
+    assert [volume.name for volume in made] == [volume.name for volume in wanted]
+    assert sorted(made, key=lambda volume: volume.name) == pool.find()
+    by_name = {volume.name: volume for volume in made}
+    for volume in wanted:
+        found = by_name[volume.name]
+        assert (found.uuid, found.size, found.kind) == (volume.uuid, volume.size, "disk")
+        assert (found.pool, found.host, found.made) == ("tested", "here", "created")
+        assert found.path and found.format and found.created
+        assert holds(found, 0, 0, volume.size)
+        assert codec.load(Volume, codec.dump(found)) == found
+    assert pool.find(["b", "none", "a"]) == [by_name["a"], by_name["b"]]
+
+
+def test_creating_again_changes_nothing(pool: Pool) -> None:
+    (volume,) = pool.create([new("v")])
+    write(volume, 5)
+    assert pool.create([volume, new("w")])[0] == volume
+    assert holds(volume, 5) and names(pool) == ["v", "w"]
+
+
+def test_a_taken_name_is_a_conflict_and_nothing_of_the_batch_is_made(pool: Pool) -> None:
+    (volume,) = pool.create([new("v")])
+    for wanted in (new("v"), replace(volume, size=2 * SIZE)):
+        with pytest.raises(Conflict, match="exists already"):
+            pool.create([new("w"), wanted])
+    assert pool.find() == [volume]
+
+
+BAD_NAMES = ["", "a/b", "..", ".", "a..b", "-a", "a\0b", "a\nb", "a b", "x" * 64, "ä", ".hidden"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+def test_bad_names_are_refused_before_anything_changes(pool: Pool, name: str) -> None:
+    with pytest.raises(UsageError):
+        pool.create([new("good"), new(name)])
+    with pytest.raises(UsageError):
+        pool.find([name])
+    assert pool.find() == []
+
+
+def test_all_problems_of_a_request_are_reported_at_once(pool: Pool) -> None:
+    pool.create([new("taken")])
+    same = new("twice")
+    bad = [new("taken"), new("a/b"), new("none", 0), new("minus", -SIZE), new("odd", 1000), new("huge", 2**63)]
+    with pytest.raises(Problems) as caught:
+        pool.create([new("good"), *bad, same, replace(same, uuid=str(uuid4())), Volume("id", "../x", SIZE)])
+    assert len(caught.value.problems) == len(bad) + 2
+    assert names(pool) == ["taken"]
+
+
+def test_clones_have_the_content_and_are_independent(pool: Pool) -> None:
+    image = golden(pool)
+    one, two = pool.clone(image, [new("one"), new("two")])
+    assert one.made == two.made and one.made in ("reflink", "overlay", "copy", "thin")
+    assert one.origin == two.origin == image.uuid
+    for volume in (one, two):
+        assert holds(volume, 7) and holds(volume, 7, SIZE - MIB) and holds(volume, 0, MIB, SIZE - 2 * MIB)
+    write(one, 9)
+    assert holds(one, 9) and holds(two, 7) and holds(image, 7)
+    assert pool.clone(image, [one]) == [one]
+
+
+def test_a_clone_may_be_larger_and_reads_zeros_beyond_but_never_smaller(pool: Pool) -> None:
+    image = golden(pool)
+    small, large, also = pool.clone(image, [new("small"), new("large", 2 * SIZE), new("also", 2 * SIZE)])
+    assert (small.size, large.size, also.size) == (SIZE, 2 * SIZE, 2 * SIZE)
+    for volume in (large, also):
+        assert holds(volume, 7, SIZE - MIB) and holds(volume, 0, SIZE, SIZE)
+        write(volume, 3, 2 * SIZE - MIB)
+    with pytest.raises(UsageError, match="smaller"):
+        pool.clone(image, [new("good"), new("bad", SIZE - MIB)])
+    assert "good" not in names(pool)
+
+
+def test_a_disk_is_cloned_only_while_nobody_writes_it(pool: Pool) -> None:
+    (disk,) = pool.create([new("disk")])
+    write(disk, 4)
+    lock = in_use(pool, disk)
+    with pytest.raises(Conflict, match="in use"):
+        pool.clone(disk, [new("c")])
+    lock.release()
+    (clone,) = pool.clone(disk, [new("c")])
+    write(disk, 5)
+    assert holds(clone, 4)
+
+
+def test_nothing_is_cloned_from_a_half_import_or_a_volume_that_is_another(pool: Pool) -> None:
+    (half,) = pool.create([new("half", made="importing")])
+    assert half.made == "importing"
+    with pytest.raises(Conflict, match="import"):
+        pool.clone(half, [new("c")])
+    with pytest.raises(Conflict, match="another one"):
+        pool.clone(replace(half, uuid=str(uuid4())), [new("c")])
+    with pytest.raises(NotFound):
+        pool.clone(new("none"), [new("c")])
+    assert names(pool) == ["half"]
+
+
+def test_an_image_with_dependents_can_be_deleted_only_with_them(pool: Pool) -> None:
+    image = golden(pool)
+    clones = pool.clone(image, [new(f"c{number}") for number in range(7)])
+    if clones[0].made in ("overlay", "thin"):
+        with pytest.raises(Conflict, match="c0, c1, c2, c3, c4 and 2 more"):
+            pool.delete([image])
+        with pytest.raises(Conflict):
+            pool.relabel([replace(image, kind="disk")])
+        pool.delete([image, *clones])
+        assert pool.find() == []
+    else:
+        pool.delete([image])
+        assert all(holds(clone, 7) for clone in clones)
+
+
+def test_images_and_snapshots_are_never_resized(pool: Pool) -> None:
+    image = golden(pool)
+    for shrink in (False, True):
+        with pytest.raises(Conflict, match="never changed"):
+            pool.resize([replace(image, size=2 * SIZE)], shrink=shrink)
+    assert pool.find() == [image]
+
+
+def test_a_snapshot_keeps_the_moment(pool: Pool) -> None:
+    if not pool.snapshots:
+        pytest.skip("this pool makes no snapshots")
+    (disk,) = pool.create([new("disk")])
+    write(disk, 1)
+    (kept,) = pool.snapshot(disk, [new("kept")])
+    assert (kept.kind, kept.origin, kept.size) == ("snapshot", disk.uuid, SIZE)
+    write(disk, 2)
+    assert holds(kept, 1) and holds(disk, 2)
+    assert pool.snapshot(disk, [replace(kept)]) == [kept] and holds(kept, 1)
+    (back,) = pool.clone(kept, [new("back")])
+    assert back.kind == "disk" and holds(back, 1)
+    write(back, 3)
+    assert holds(kept, 1)
+
+
+def test_a_snapshot_of_a_disk_in_use_is_whole_or_refused(pool: Pool) -> None:
+    (disk,) = pool.create([new("disk")])
+    write(disk, 1)
+    lock = in_use(pool, disk)
+    try:
+        (kept,) = pool.snapshot(disk, [new("kept")])
+        assert holds(kept, 1)
+    except Conflict as error:
+        assert "in use" in error.message and names(pool) == ["disk"]
+    lock.release()
+
+
+def test_resize_grows_and_shrinks_only_when_told(pool: Pool) -> None:
+    disk, other = pool.create([new("disk"), new("other")])
+    write(disk, 6)
+    (grown,) = pool.resize([replace(disk, size=2 * SIZE)])
+    assert grown.size == 2 * SIZE and holds(grown, 6) and holds(grown, 0, SIZE, SIZE)
+    write(grown, 8, 2 * SIZE - MIB)
+    with pytest.raises(Conflict, match="cuts off"):
+        pool.resize([replace(other, size=2 * SIZE), replace(grown, size=SIZE)])
+    assert pool.find(["other"])[0].size == SIZE
+    (shrunk,) = pool.resize([replace(grown, size=SIZE)], shrink=True)
+    assert shrunk.size == SIZE and holds(shrunk, 6)
+    (again,) = pool.resize([replace(shrunk, size=2 * SIZE)])
+    assert holds(again, 0, SIZE, SIZE)
+    assert pool.resize([again]) == [again]
+    lock = in_use(pool, again)
+    with pytest.raises(Conflict, match="in use"):
+        pool.resize([replace(again, size=3 * SIZE)])
+    lock.release()
+    for size in (0, -SIZE, SIZE + 1, 2**63):
+        with pytest.raises(UsageError):
+            pool.resize([replace(again, size=size)], shrink=True)
+    assert pool.find(["disk"]) == [again]
+
+
+def test_relabel_seals_an_image_and_nothing_else(pool: Pool) -> None:
+    disk, other = pool.create([new("disk", made="importing"), new("other")])
+    (image,) = pool.relabel([replace(disk, kind="image", made="imported")])
+    assert (image.kind, image.made, image.uuid, image.size) == ("image", "imported", disk.uuid, SIZE)
+    assert pool.find(["other"]) == [other]
+    lock = in_use(pool, other)
+    with pytest.raises(Conflict, match="in use"):
+        pool.relabel([replace(other, kind="image")])
+    lock.release()
+    (back,) = pool.relabel([replace(image, kind="disk")])
+    write(back, 1)
+
+
+def test_delete_knows_volumes_by_uuid_and_is_all_or_none(pool: Pool) -> None:
+    one, two, three = pool.create([new("one"), new("two"), new("three")])
+    with pytest.raises(Conflict, match="another one"):
+        pool.delete([one, replace(two, uuid=str(uuid4()))])
+    lock = in_use(pool, two)
+    with pytest.raises(Conflict, match="in use"):
+        pool.delete([one, two])
+    lock.release()
+    assert len(pool.find()) == 3
+    pool.delete([one, two, new("never-was")])
+    pool.delete([one, two])
+    assert pool.find() == [three]
+
+
+def test_capacity(pool: Pool) -> None:
+    (volume,) = pool.create([new("v")])
+    write(volume, 1, 0, 4 * MIB)
+    usage = pool.capacity()
+    assert (usage.pool, usage.host, usage.provisioned) == ("tested", "here", SIZE)
+    assert 0 < usage.free < usage.total and usage.warnings == []
+    assert 4 * MIB <= usage.allocated <= 2 * SIZE
+    pool.create([new("vast", -(-2 * usage.total // MIB) * MIB)])
+    assert any("over-committed" in warning for warning in pool.capacity().warnings)
+    assert codec.load(Usage, codec.dump(usage)) == usage
+
+
+def test_of_many_who_make_one_name_at_once_exactly_one_wins(pool: Pool) -> None:
+    start = threading.Barrier(8)
+    won: list[Volume] = []
+    lost: list[StorkitError] = []
+
+    def contend(number: int) -> None:
+        mine = [new("same"), new(f"own{number}")]
+        other = type(pool)(pool.site, pool.settings, pool.pool)
+        start.wait()
+        try:
+            won.extend(other.create(mine))
+        except Conflict as error:
+            lost.append(error)
+
+    threads = [threading.Thread(target=contend, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 2 and len(lost) == 7
+    assert pool.find() == sorted(won, key=lambda volume: volume.name)

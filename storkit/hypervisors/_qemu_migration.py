@@ -150,7 +150,7 @@ async def _failed(qemu: qmp.Monitor, name: str, status: dict[str, Any]) -> None:
             f"the migration of guest {name} failed ({reason}), and it is {runs} here",
             f"storkit migrate status {name}",
         )
-    hint = f"guest {name} is still {runs} here; the destination's own reason is in its STATE/qemu/{name}/log"
+    hint = f"guest {name} is still {runs} here; QEMU's log at the destination may say more: STATE/qemu/{name}/log"
     raise CommandFailed(["QMP migrate"], 1, reason, hint=hint)
 
 

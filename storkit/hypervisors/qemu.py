@@ -206,6 +206,11 @@ class Qemu(Hypervisor):
         limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
         return asyncio.run(migration.send(here.migration, name, uri, limits, self._tls(migration), self.site.progress))
 
+    def messages(self, name: str) -> str:
+        """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""
+        log = self._directory(check_name("guest", name)) / definitions.LOG
+        return log.read_text(errors="replace").strip() if log.exists() else ""
+
     def retire(self, name: str) -> None:
         check_name("guest", name)
         here = self._process(name)

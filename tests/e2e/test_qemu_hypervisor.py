@@ -323,7 +323,7 @@ def test_migration_that_the_destination_cannot_take_says_why_there(hosts: Hosts)
         hosts.a.send(NAME, uri)
     hosts.writes_on()
     wait_until(lambda: status(hosts.b) == "stopped", "the destination does not end")
-    assert "Size mismatch" in (hosts.b.site.state / "qemu" / NAME / "log").read_text()
+    assert "Size mismatch" in hosts.b.messages(NAME)
 
 
 def test_source_killed_in_the_middle_leaves_nothing_running(hosts: Hosts) -> None:

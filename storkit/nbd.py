@@ -11,7 +11,6 @@ the servers of two copies of one disk can never be taken for one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -104,7 +103,7 @@ class Nbd(Transport):
         """Bring the servers of these volumes to what was granted, starting those that do not run."""
         servers = [self._server(grant) for grant in grants]
         every(VolumeServer.start, servers)
-        asyncio.run(_reconcile(servers))
+        _reconcile(servers)
         every(VolumeServer.start_fronts, servers)
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
@@ -131,7 +130,7 @@ class Nbd(Transport):
         every(lambda server: server.drop(clients), servers)
         running = [server for server in staying if server.daemon.running()]
         try:
-            asyncio.run(_reconcile(running))
+            _reconcile(running)
         except StorkitError:
             if not force:
                 raise
@@ -300,9 +299,15 @@ def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:
     return stated
 
 
-async def _reconcile(servers: list[VolumeServer]) -> None:
-    results = await asyncio.gather(*(server.reconcile() for server in servers), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, StorkitError):
-            raise result
-    raise_problems([result for result in results if isinstance(result, StorkitError)])
+def _reconcile(servers: list[VolumeServer]) -> None:
+    """Bring all these servers to their grants at the same time; all that failed is raised at the end."""
+    import asyncio
+
+    async def together() -> list[BaseException | None]:
+        return await asyncio.gather(*(server.reconcile() for server in servers), return_exceptions=True)
+
+    failed = [result for result in asyncio.run(together()) if result is not None] if servers else []
+    for failure in failed:
+        if not isinstance(failure, StorkitError):
+            raise failure
+    raise_problems([failure for failure in failed if isinstance(failure, StorkitError)])

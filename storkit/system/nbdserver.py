@@ -17,8 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -155,20 +154,20 @@ class VolumeServer:
         """
         import asyncio
 
-        rights = {short(client): (client, write) for client, write in self.grant.rights().items()}
         async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
             node = await self._node(monitor)
             exports = await monitor.execute("query-block-exports")
-            live = {key: mode == "rw" for mode, _, key in (str(export["id"]).partition(".") for export in exports)}
-            wrong = [key for key, write in live.items() if key not in rights or rights[key][1] != write]
-            for key in sorted(wrong, key=lambda key: not live[key]):
-                await asyncio.to_thread(self._front(key).stop, kill=True)
-                await self._delete(monitor, f"{'rw' if live.pop(key) else 'ro'}.{key}")
-            for key, (client, write) in rights.items():
-                if key not in live:
+            live = {str(export["id"]) for export in exports}
+            right = {export_id(client, write) for client, write in self.grant.rights().items()}
+            right -= {str(export["id"]) for export in exports if export["shutting-down"]}
+            for wrong in sorted(live - right, reverse=True):  # rw before ro
+                await asyncio.to_thread(self._front(wrong.partition(".")[2]).stop, kill=True)
+                await self._delete(monitor, wrong)
+            for client, write in self.grant.rights().items():
+                if export_id(client, write) not in live & right:
                     arguments = {
                         "type": "nbd",
-                        "id": f"{'rw' if write else 'ro'}.{key}",
+                        "id": export_id(client, write),
                         "node-name": node,
                         "name": export_name(self.volume.name, client),
                         "writable": write,
@@ -193,7 +192,11 @@ class VolumeServer:
     async def _delete(self, monitor: qmp.Monitor, name: str) -> None:
         """Delete an export with its connections, and wait until none of its requests is under way."""
         with monitor.events("BLOCK_EXPORT_DELETED") as events:
-            await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+            exports = {export["id"]: export for export in await monitor.execute("query-block-exports")}
+            if name not in exports:
+                return
+            if not exports[name]["shutting-down"]:  # as it is after an earlier attempt that took too long
+                await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
             while (await events.next(_QMP_TIMEOUT))["data"]["id"] != name:
                 pass
 
@@ -304,6 +307,11 @@ class VolumeServer:
         return True
 
 
+def export_id(client: str, write: bool) -> str:
+    """QEMU's id of a client's export. It says whether it may write: query-block-exports does not."""
+    return f"{'rw' if write else 'ro'}.{short(client)}"
+
+
 def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any]:
     """The --blockdev of a volume's image (qemu-storage-daemon(1)). Images and snapshots are opened for reading only."""
     frozen = volume.kind != "disk"
@@ -364,7 +372,8 @@ def every(action: Callable[[T], None], items: list[T]) -> None:
     if len(items) == 1:
         attempt(items[0])
     elif items:
-        with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(min(8, len(items))))
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(8, len(items))) as pool:
             list(pool.map(attempt, items))
     raise_problems(problems)

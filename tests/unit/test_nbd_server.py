@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe, Unsupported, UsageError
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    UsageError,
+)
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
@@ -126,7 +135,10 @@ def test_no_write_of_a_revoked_host_lands_later(hosts: Hosts) -> None:
             assert all(on_b.read(number * MIB, MIB) == b"b" * MIB for number in range(64))
 
 
-def test_the_right_is_gone_only_when_the_last_write_is_done(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("next_writers", [[], ["a"]])
+def test_the_right_is_gone_only_when_the_last_write_is_done(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, next_writers: list[str]
+) -> None:
     slow_storage(hosts.root, monkeypatch)
     a = hosts.nbd("a")
     volume = hosts.volume()
@@ -135,8 +147,13 @@ def test_the_right_is_gone_only_when_the_last_write_is_done(hosts: Hosts, monkey
     connection = use(offer(a, volume, A))
     connection.send(*((WRITE, number * MIB, b"a" * MIB) for number in range(4)))
     wait_until(lambda: Path(volume.path).read_bytes()[:1] == b"a")  # the server has begun
-    a.set_writers([volume], [])
+    with monkeypatch.context() as impatient:
+        impatient.setattr("storkit.system.nbdserver._QMP_TIMEOUT", 0.2)
+        with pytest.raises(TimedOut):
+            a.set_writers([volume], [])
+    a.set_writers([volume], next_writers)
     then = Path(volume.path).read_bytes()
+    assert rights(a, volume) == {"a": "a" in next_writers}
     a.unexport([volume], ["a"])
     assert Path(volume.path).read_bytes() == then
 

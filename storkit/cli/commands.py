@@ -190,7 +190,7 @@ COMMANDS = (
     Command(
         "guest",
         "clone",
-        "describe a new guest like another one",
+        "make a new guest like another one, with clones of its disks",
         "guest:clone",
         (
             arg("source", help="the guest to copy", **GUEST),

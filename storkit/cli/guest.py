@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from storkit.cli import output
 from storkit.cli.session import Session
-from storkit.core import codec, migration
+from storkit.cli.volume import must_be_free, new_volume
+from storkit.core import codec, migration, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.migration import Subject
 from storkit.core.model import DiskSource, Volume, check_name
@@ -58,8 +59,8 @@ def import_(session: Session, options: Namespace) -> None:
         text = Path(options.file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{options.file} cannot be read: {error}", "name the configuration file") from None
-    found = parse.parse(text, options.file)
-    guest = replace(found.guest, name=options.name or found.guest.name)
+    found = parse.parse(text, options.file, name=options.name or "")
+    guest = found.guest
     disks: list[Disk] = []
     problems: list[StorkitError] = []
     for disk, source in zip(guest.disks, found.sources, strict=True):
@@ -75,15 +76,31 @@ def import_(session: Session, options: Namespace) -> None:
 
 
 def clone(session: Session, options: Namespace) -> None:
+    """A guest like another one, with clones of the disks that it writes."""
     from storkit.guests import clone as cloning
 
     source = files.load(session.guests, options.source)
+    if options.name in files.names(session.guests):
+        raise Conflict(f"guest {options.name} exists already", f"storkit guest show {options.name}")
     guest = cloning.clone(source, options.name, options.set)
-    shared = {disk.volume for disk in source.disks if not disk.readonly}
-    both = [disk.volume for disk in guest.disks if disk.volume in shared and not disk.readonly]
-    if both:
-        session.warn(f"storkit: {options.name} names the disk {both[0]} of {source.name}: only one of them can run")
-        session.warn(f"  next: storkit volume clone {both[0]} {options.name}, then --set disks.0.volume={options.name}")
+    copies = {
+        old.volume: new.volume
+        for old, new in zip(source.disks, guest.disks, strict=False)
+        if new.volume == cloning.volume_names(source, options.name).get(old.volume)
+    }
+    made: list[tuple[Volume, list[Volume]]] = []
+
+    def build() -> Plan:
+        originals = session.survey.find_all(list(copies))
+        must_be_free(session, list(copies.values()))
+        if not made:
+            for volume in originals:
+                pool = session.inventory.pool(volume.pool)
+                made.append((volume, [new_volume(pool, copies[volume.name], volume.size, origin=volume.uuid)]))
+        return planner.clone(made, session.inventory)
+
+    if copies and session.change(build) is None:
+        return
     save(session, replace(guest, disks=bind(session, guest.disks)))
 
 

@@ -26,10 +26,10 @@ def create(session: Session, options: Namespace) -> None:
     raise_problems(problems)
 
     def build() -> Plan:
-        _must_be_free(session, [options.name])
+        must_be_free(session, [options.name])
         return planner.create([volume], session.inventory)
 
-    volume = _new(pool, options.name, size)
+    volume = new_volume(pool, options.name, size)
     _report(session, session.change(build), "created")
 
 
@@ -44,7 +44,7 @@ def import_(session: Session, options: Namespace) -> None:
     pool = _checked(lambda: _pool(session, options), problems)
     _checked(lambda: check_name("volume", options.name), problems)
     raise_problems(problems)
-    _must_be_free(session, [options.name])
+    must_be_free(session, [options.name])
     host = session.connections.to(pool.host)
     spooled: Path | None = None
     file = options.file
@@ -65,11 +65,11 @@ def import_(session: Session, options: Namespace) -> None:
                 f"the image is {format_size(info['virtual_size'])} large, more than {format_size(wanted)}",
                 "leave --size out, or make it larger",
             )
-        volume = _new(pool, options.name, size)
+        volume = new_volume(pool, options.name, size)
         kind = "image" if options.golden else "disk"
 
         def build() -> Plan:
-            _must_be_free(session, [options.name])
+            must_be_free(session, [options.name])
             return planner.import_image(volume, source, kind, session.inventory)
 
         _report(session, session.change(build), "imported")
@@ -103,7 +103,7 @@ def clone(session: Session, options: Namespace) -> None:
 
     def build() -> Plan:
         source = session.survey.volume(options.source)
-        _must_be_free(session, options.names)
+        must_be_free(session, options.names)
         if wanted and wanted < source.size:
             raise UsageError(
                 f"{source.name} is {format_size(source.size)} large; a clone cannot be smaller", "leave --size out"
@@ -111,8 +111,8 @@ def clone(session: Session, options: Namespace) -> None:
         if not volumes:
             pool = session.inventory.pool(source.pool)
             size = wanted or source.size
-            volumes.extend(_new(pool, name, size, origin=source.uuid) for name in options.names)
-        return planner.clone(source, volumes, session.inventory)
+            volumes.extend(new_volume(pool, name, size, origin=source.uuid) for name in options.names)
+        return planner.clone([(source, volumes)], session.inventory)
 
     _report(session, session.change(build), "cloned")
 
@@ -123,10 +123,10 @@ def snapshot(session: Session, options: Namespace) -> None:
 
     def build() -> Plan:
         source = session.survey.volume(options.source)
-        _must_be_free(session, [options.name])
+        must_be_free(session, [options.name])
         if not made:
             pool = session.inventory.pool(source.pool)
-            made.append(_new(pool, options.name, source.size, origin=source.uuid, kind="snapshot"))
+            made.append(new_volume(pool, options.name, source.size, origin=source.uuid, kind="snapshot"))
         return planner.snapshot(source, made[0], session.inventory)
 
     _report(session, session.change(build), "made")
@@ -269,14 +269,15 @@ def _pool(session: Session, options: Namespace) -> PoolConfig:
     return session.inventory.pool(options.pool or session.inventory.defaults.pool)
 
 
-def _new(pool: PoolConfig, name: str, size: int, *, origin: str = "", kind: str = "disk") -> Volume:
+def new_volume(pool: PoolConfig, name: str, size: int, *, origin: str = "", kind: str = "disk") -> Volume:
+    """A volume that is yet to be made, with a UUID of its own."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"name": name, "uuid": str(uuid4()), "size": size, "pool": pool.name, "host": pool.host,
               "origin": origin, "kind": kind, "created": now}  # fmt: skip
     return codec.load(Volume, record)
 
 
-def _must_be_free(session: Session, names: list[str]) -> None:
+def must_be_free(session: Session, names: list[str]) -> None:
     """A name stands for one disk on every host: it must be free in every pool that answers."""
     taken = session.survey.volumes(names)
     raise_problems(

@@ -85,12 +85,17 @@ def export_image(volume: Volume, file: str, format: str, compress: bool, invento
     return finish_plan(title, stages, holds([volume]), inventory)
 
 
-def clone(source: Volume, volumes: list[Volume], inventory: Inventory) -> Plan:
-    """Make clones of a volume in its own pool."""
+def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Plan:
+    """Make clones of volumes, each in its source's own pool."""
     stages = Stages()
-    title = f"clone {source.name} to {names_of(volumes)}"
-    stages.then(step("clone", source.host, f"pool:{source.pool}", title, source=source, volumes=volumes))
-    return finish_plan(title, stages, holds([source], shared=True), inventory)
+    titles = [f"clone {source.name} to {names_of(volumes)}" for source, volumes in copies]
+    stages.then(
+        *(
+            step("clone", source.host, f"pool:{source.pool}", title, source=source, volumes=volumes)
+            for title, (source, volumes) in zip(titles, copies, strict=True)
+        )
+    )
+    return finish_plan("; ".join(titles), stages, holds([source for source, _ in copies], shared=True), inventory)
 
 
 def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:

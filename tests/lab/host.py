@@ -195,7 +195,7 @@ class Host:
 
     def python(self, code: str, *args: str, timeout: float = 60) -> str:
         """Run Python code in the host, with storkit's tree and dependencies importable; returns what it prints."""
-        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/pyc"}
+        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
         return self.run(["/usr/bin/python3", "-", *args], input=code, timeout=timeout, env=env).stdout
 
     def put(self, content: str | bytes | Path, path: str, mode: int = 0o644) -> None:

@@ -65,7 +65,7 @@ class Lab:
     def _furnish(self) -> None:
         run = self.cell.run_dir
         self.shared = self.cell.path(run / "shared")
-        for directory in (self.shared / "ssh", self.cell.path(run / "pyc"), self.cell.path(run / "tree")):
+        for directory in (self.shared / "ssh", self.cell.path(run / "common"), self.cell.path(run / "tree")):
             directory.mkdir(parents=True)
         self.cell.run(["mount", "--bind", "-o", "ro", str(image.TREE), str(run / "tree")])
         network.make_bridges(self.cell)

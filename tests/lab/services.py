@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.lab.host import Host
 
+CAPABILITIES = "/var/cache/libvirt/qemu/capabilities"
+
 
 def iscsid(host: Host) -> None:
     if _listens(host, "@ISCSIADM_ABSTRACT_NAMESPACE"):
@@ -42,16 +44,19 @@ def nfs_server(host: Host) -> None:
 
 
 def libvirtd(host: Host) -> None:
-    """libvirtd and what it needs, reachable by other hosts' ssh."""
+    """libvirtd and what it needs, reachable by other hosts' ssh. What it finds out about QEMU in 20 s is kept for the
+    lab's other hosts, which have the same programs."""
     if host.run(["virsh", "-q", "version"], check=False).status == 0:
         return
-    host.run(["mkdir", "-p", "/run/dbus"])
+    host.run(["mkdir", "-p", "/run/dbus", CAPABILITIES])
+    host.run(["sh", "-c", f"cp -p /lab/common/libvirt/* {CAPABILITIES}"], check=False)
     host.run(["modprobe", "tun"])
     if not _listens(host, "/run/dbus/system_bus_socket"):
         host.run(["dbus-daemon", "--system", "--fork"])
     host.run(["virtlogd", "--daemon"])
     host.run(["libvirtd", "--daemon"])
     host.wait_for(lambda: host.run(["virsh", "-q", "version"], check=False).status == 0, "libvirtd", 60)
+    host.run(["sh", "-c", f"mkdir -p /lab/common/libvirt && cp -p {CAPABILITIES}/* /lab/common/libvirt/"])
 
 
 def _listens(host: Host, socket: str) -> bool:

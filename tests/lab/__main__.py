@@ -1,0 +1,127 @@
+"""`make lab`: three hosts with real kernels, storkit on each and ssh between them, until you leave the prompt.
+
+With a terminal it opens a shell; without one it reads commands from standard input, so `echo "a storkit host list" |
+make lab` works too. Everything is gone when the shell ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from tests.lab import Lab, LabError, Unsupported
+
+INVENTORY = "/etc/storkit/inventory.toml"
+
+_GREETING = """\
+
+Three hosts are up: a and b run guests, s holds disks (/dev/ubdb, 4 GiB, blank). In this shell:
+
+    a COMMAND...            run it on host a, through ssh; likewise b and s. `a` alone is a shell on a
+    a storkit host check    storkit is on every host, from this working tree; {inventory} joins the three
+    power_cut s; power_on s     pull a host's plug; boot it with the same disks
+    cut a san1; heal a san1     lose every frame of a host on a network: lan, san1 or san2
+
+Leave with `exit` or Ctrl-D; nothing stays behind.
+"""
+
+
+def inventory(hosts: Sequence[str]) -> str:
+    """The inventory of the lab: every host over ssh, and one pool on the storage host."""
+    lines = [f'[hosts.{name}]\nurl = "ssh://root@{name}"\n' for name in hosts]
+    lines.append('[pools.default]\nhost = "s"\ntype = "directory"\npath = "/var/lib/storkit/volumes"\n')
+    return "\n".join(lines)
+
+
+def open_lab(lab: Lab, names: Sequence[str]) -> None:
+    started = time.monotonic()
+    hosts = lab.hosts(*names)
+    print(f"hosts {', '.join(names)} up in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    for host in hosts:
+        host.put(inventory(names), INVENTORY)
+        host.put("", "/root/.hushlogin")
+    if "s" in names:
+        lab.host("s").add_disk(4 << 30)
+
+
+def shell_file(lab: Lab, names: Sequence[str], greeting: bool) -> str:
+    """Bash's start-up file: one function for each host, and what can be done to them."""
+    to = lab.cell.run_dir / "shared"
+    ssh = f"ssh -F {to}/ssh/config"
+    lines = [f'{name}() {{ if [ $# = 0 ]; then {ssh} {name}; else {ssh} $LAB_TTY {name} -- "${{@@Q}}"; fi; }}'
+             for name in names]  # fmt: skip
+    lines += [f'{verb}() {{ echo "{verb} $*" >{to}/asked; cat {to}/told; }}'
+              for verb in ("power_cut", "power_on", "cut", "heal")]  # fmt: skip
+    lines += ["PS1='lab> '", f"alias ssh='{ssh}'", f"alias scp='scp -F {to}/ssh/config'", "unset HISTFILE"]
+    if greeting:
+        lines.append(f"cat {to}/greeting")
+        (lab.shared / "greeting").write_text(_GREETING.format(inventory=INVENTORY))
+    (lab.shared / "shellrc").write_text("\n".join(lines) + "\n")
+    return str(to / "shellrc")
+
+
+def obey(lab: Lab) -> None:
+    """Answer the shell's power and network functions, which reach us through two named pipes."""
+    while True:
+        try:
+            verb, *words = (lab.shared / "asked").read_text().split() or [""]
+        except FileNotFoundError:
+            return  # the lab is closed
+        try:
+            if verb in ("power_cut", "power_on"):
+                for name in words:
+                    host = next(host for host in lab.known() if host.name == name)
+                    host.power_off() if verb == "power_cut" else host.boot()
+            elif verb in ("cut", "heal"):
+                host = next(host for host in lab.known() if host.name == words[0])
+                (host.cut if verb == "cut" else host.heal)(*words[1:])
+            told = ""
+        except (LabError, StopIteration, IndexError, ValueError) as error:
+            told = f"{verb}: {error or 'no such host'}\n"
+        (lab.shared / "told").write_text(told)
+
+
+def shell(lab: Lab, names: Sequence[str]) -> int:
+    for pipe in ("asked", "told"):
+        os.mkfifo(lab.shared / pipe)
+    threading.Thread(target=obey, args=(lab,), daemon=True).start()
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    size = shutil.get_terminal_size()
+    os.environ["LAB_TTY"] = "-t" if terminal else "-T"
+    file = shell_file(lab, names, greeting=terminal)
+    if not terminal:
+        script = f". {file}; shopt -s expand_aliases; . /dev/stdin"
+        return subprocess.run(lab.cell.argv(["bash", "--norc", "-c", script])).returncode
+    # a terminal of the shell's own, for it to be in the cell's PID namespace and still have job control
+    line = f"stty rows {size.lines} cols {size.columns}; exec bash --rcfile {file} -i"
+    status = pty.spawn(lab.cell.argv(["setsid", "--ctty", "--wait", "bash", "-c", line]))
+    return os.waitstatus_to_exitcode(status)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__.splitlines()[0])
+    parser.add_argument("hosts", nargs="*", default=["a", "b", "s"], help="names of the hosts (a b s)")
+    names = parser.parse_args().hosts
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    try:
+        with Lab(lambda text: print(text, file=sys.stderr)) as lab:
+            open_lab(lab, names)
+            return shell(lab, names)
+    except Unsupported as reason:
+        print(f"no lab here: {reason}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""What storkit.core.backend.Transport promises, asked of every transport there is, with its real servers and clients.
+
+A transport without `tests/contract/transport_NAME.py` (tests/contract/rig.py says what that is) fails here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storkit.core import codec, registry
+from storkit.core.backend import Client, Transport
+from storkit.core.errors import NotFound, StorkitError, Unsafe
+from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
+from tests.contract.rig import BLOCK, Rig, RigSetup, access
+
+REFUSED = (OSError, StorkitError)
+
+
+def transport_setups() -> dict[str, RigSetup]:
+    """`technology-variant` to what prepares its rig."""
+    found: dict[str, RigSetup] = {}
+    for name in registry.names(Transport):  # type: ignore[type-abstract]
+        file = Path(__file__).with_name(f"transport_{name}.py")
+        assert file.exists(), f"transport {name} has no {file.name}: its contract is not tested"
+        spec = importlib.util.spec_from_file_location(f"contract_transport_{name}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found |= {f"{name}-{variant}": setup for variant, setup in module.setups().items()}
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "rig_setup" in metafunc.fixturenames:
+        setups = transport_setups()
+        metafunc.parametrize("rig_setup", list(setups.values()), ids=list(setups))
+
+
+@pytest.fixture
+def rig(rig_setup: RigSetup) -> Iterator[Rig]:
+    """A rig; a test that passes must be able to take everything back by the undo verbs, with nothing left."""
+    with rig_setup() as made:
+        yield made
+        made.home.unfence("b")
+        for export in made.home.find_exports():
+            volume = Volume(export.volume, export.uuid, 0)
+            for site in (made.home, made.far):
+                site.detach([volume])
+            made.home.unexport([volume], [export.client])
+        for site in (made.home, made.far):
+            found = site.find_attachments()
+            site.detach([Volume(attachment.volume, attachment.uuid, attachment.size) for attachment in found])
+        assert made.leftovers() == []
+
+
+def attach(rig: Rig, volumes: list[Volume], client: Client) -> list[Attachment]:
+    return (rig.home if client is rig.a else rig.far).attach(rig.home.offers(volumes, client.name))
+
+
+def both(rig: Rig, volume: Volume) -> tuple[Attachment, Attachment]:
+    """The volume exported to and attached on a and b; nobody writes it yet."""
+    rig.home.export([volume], [rig.a, rig.b])
+    return attach(rig, [volume], rig.a)[0], attach(rig, [volume], rig.b)[0]
+
+
+def can_write(attachment: Attachment, byte: int, offset: int = 0) -> bool:
+    """Try to write a block. What is said must be so: the block is read again."""
+    block = bytes([byte]) * BLOCK
+    try:
+        with access(attachment) as disk:
+            disk.write(offset, block)
+    except REFUSED:
+        with access(attachment) as disk:
+            assert disk.read(offset, BLOCK) != block, "the write was refused, and done"
+        return False
+    with access(attachment) as disk:
+        assert disk.read(offset, BLOCK) == block, "the write was accepted, and lost"
+    return True
+
+
+def rights(rig: Rig, volume: Volume) -> dict[str, bool]:
+    exports = rig.home.find_exports([volume.uuid])
+    assert all(export.live for export in exports)
+    return {export.client: export.writable for export in exports}
+
+
+def test_nothing_is_exported_at_first(rig: Rig) -> None:
+    volume = rig.volume("v")
+    assert rig.home.find_exports() == [] and rig.far.find_attachments() == []
+    with pytest.raises(NotFound, match="not exported"):
+        rig.home.offers([volume], "b")
+    rig.home.unexport([volume], ["b"])
+    rig.far.detach([volume])
+
+
+def test_an_offer_is_for_the_client_it_was_exported_to(rig: Rig) -> None:
+    one, two = rig.volume("one"), rig.volume("two")
+    rig.home.export([one], [rig.b])
+    (offer,) = rig.home.offers([one], "b")
+    assert (offer.volume, offer.uuid, offer.size, offer.client) == ("one", one.uuid, one.size, "b")
+    assert not offer.writable and one.uuid in offer.identity
+    for volumes, client in (([one], "a"), ([two], "b"), ([one, two], "b")):
+        with pytest.raises(NotFound, match="not exported"):
+            rig.home.offers(volumes, client)
+
+
+def test_every_record_crosses_to_another_host_as_json(rig: Rig) -> None:
+    volume = rig.volume("v")
+    there = both(rig, volume)[1]
+    offers = rig.home.offers([volume], "b")
+    assert codec.load(list[Offer], json.loads(json.dumps(codec.dump(offers, reveal=True)))) == offers
+    assert codec.load(Attachment, codec.dump(there)) == there
+    exports = rig.home.find_exports()
+    assert codec.load(list[Export], codec.dump(exports)) == exports
+    evidence = rig.far.evidence([volume])
+    assert codec.load(list[Evidence], codec.dump(evidence)) == evidence
+    for offer in offers:
+        if offer.credential and offer.credential.secret:
+            shown = json.dumps([codec.dump(offers), codec.dump(there), codec.dump(exports)]) + repr(offers)
+            assert offer.credential.secret.reveal() not in shown
+
+
+def test_exporting_and_attaching_again_changes_nothing(rig: Rig) -> None:
+    volumes = [rig.volume(name) for name in ("one", "two", "three")]
+    exports = rig.home.export(volumes, [rig.a, rig.b])
+    assert sorted((export.volume, export.client, export.writable) for export in exports) == [
+        (name, client, False) for name in ("one", "three", "two") for client in ("a", "b")
+    ]
+    rig.home.set_writers(volumes, ["a"])
+    first = attach(rig, volumes, rig.b)
+    assert [attachment.volume for attachment in first] == ["one", "two", "three"]
+    assert len(rig.home.export(volumes, [rig.b])) == 3
+    assert attach(rig, volumes, rig.b) == first
+    assert rig.far.find_attachments([volumes[1].uuid]) == [first[1]]
+    assert all(rights(rig, volume) == {"a": True, "b": False} for volume in volumes)
+    for _ in range(2):
+        rig.far.detach(volumes)
+        assert rig.far.find_attachments() == []
+    for _ in range(2):
+        rig.home.unexport(volumes, ["b"])
+        assert {export.client for export in rig.home.find_exports()} == {"a"}
+    assert rights(rig, volumes[0]) == {"a": True}
+
+
+def test_the_stable_path_is_the_same_name_on_every_host(rig: Rig) -> None:
+    here, there = both(rig, rig.volume("web"))
+    assert Path(here.path).name == Path(there.path).name == "web"
+    assert Path(here.path).parent == rig.home.site.dev and Path(there.path).parent == rig.far.site.dev
+
+
+def test_the_server_decides_who_writes(rig: Rig) -> None:
+    volume = rig.volume("v")
+    here, there = both(rig, volume)
+    assert not can_write(here, 1) and not can_write(there, 2)
+    rig.home.set_writers([volume], ["a"])
+    here, there = both(rig, volume)
+    assert can_write(here, 3) and not can_write(there, 4)
+    if type(rig.home).window:
+        rig.home.set_writers([volume], ["a", "b"])
+        here, there = both(rig, volume)
+        assert can_write(here, 5) and can_write(there, 6, BLOCK)
+        with access(here) as disk:
+            assert disk.read(BLOCK, BLOCK) == bytes([6]) * BLOCK
+    rig.home.set_writers([volume], ["b"])
+    here, there = both(rig, volume)
+    assert rights(rig, volume) == {"a": False, "b": True}
+    assert not can_write(here, 7) and can_write(there, 8)
+    rig.home.set_writers([volume], [])
+    here, there = both(rig, volume)
+    assert not can_write(here, 9) and not can_write(there, 10)
+
+
+def test_a_right_is_taken_from_a_disk_that_is_in_use(rig: Rig) -> None:
+    volume = rig.volume("v")
+    rig.home.export([volume], [rig.a, rig.b])
+    rig.home.set_writers([volume], ["a"])
+    here, there = both(rig, volume)
+    with access(here) as disk:
+        disk.write(0, b"a" * BLOCK)
+        rig.home.set_writers([volume], ["b"])
+        with access(there) as other:
+            other.write(0, b"b" * BLOCK)
+        with pytest.raises(REFUSED):
+            disk.write(0, b"x" * BLOCK)
+    with access(there) as other:
+        assert other.read(0, BLOCK) == b"b" * BLOCK
+
+
+def test_only_hosts_with_an_export_can_be_writers(rig: Rig) -> None:
+    one, two = rig.volume("one"), rig.volume("two")
+    rig.home.export([one, two], [rig.a])
+    rig.home.export([one], [rig.b])
+    with pytest.raises(NotFound, match="not exported"):
+        rig.home.set_writers([one, two], ["b"])
+    assert rights(rig, one) == {"a": False, "b": False} and rights(rig, two) == {"a": False}
+
+
+@pytest.mark.parametrize("fields", [{"kind": "image"}, {"kind": "snapshot"}, {"made": "importing"}], ids=str)
+def test_nobody_writes_images_snapshots_and_unfinished_imports(rig: Rig, fields: dict[str, str]) -> None:
+    volume = rig.volume("v", **fields)
+    here, _ = both(rig, volume)
+    with pytest.raises(Unsafe):
+        rig.home.set_writers([volume], ["a"])
+    assert rights(rig, volume) == {"a": False, "b": False}
+    assert not can_write(here, 1)
+    rig.home.set_writers([volume], [])
+
+
+def test_another_disk_than_the_one_meant_is_refused(rig: Rig) -> None:
+    mine, theirs = rig.volume("mine"), rig.volume("theirs")
+    rig.home.export([mine, theirs], [rig.b])
+    wanted, other = rig.home.offers([mine, theirs], "b")
+    # The right place and another identity; another place and the right identity.
+    for false in (
+        replace(wanted, identity=other.identity),
+        replace(other, volume="mine", uuid=wanted.uuid, identity=wanted.identity),
+        replace(wanted, size=wanted.size * 2),
+    ):
+        with pytest.raises(Unsafe):
+            rig.far.attach([false])
+        assert rig.far.find_attachments() == []
+        assert not (rig.far.site.dev / "mine").is_symlink() and not (rig.far.site.dev / "mine").exists()
+    assert rig.far.attach([wanted])[0].uuid == mine.uuid
+
+
+def test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk(rig: Rig) -> None:
+    volume, other = rig.volume("v"), rig.volume("other")
+    for disk in (volume, other):
+        rig.home.export([disk], [rig.a, rig.b])
+        rig.home.set_writers([disk], ["a"])
+        both(rig, disk)
+    assert can_write(rig.home.find_attachments([volume.uuid])[0], 5)
+    (here,), (there,) = rig.home.evidence([volume]), rig.far.evidence([volume])
+    assert (here.host, there.host) == ("a", "b")
+    assert (here.identity, here.size, here.blocks) == (there.identity, there.size, there.blocks)
+    assert here.size == volume.size and "0" in here.blocks and len(here.blocks) > 1
+    (another,) = rig.far.evidence([other], [int(offset) for offset in here.blocks])
+    assert another.identity != there.identity and another.blocks.keys() == there.blocks.keys()
+    assert another.blocks["0"] != there.blocks["0"]
+    assert can_write(rig.home.find_attachments([volume.uuid])[0], 6)
+    (later,) = rig.far.evidence([volume], [0])
+    assert later.blocks.keys() == {"0"} and later.blocks["0"] != there.blocks["0"]  # never from a cache
+    with pytest.raises(NotFound):
+        rig.far.evidence([rig.volume("unattached")])
+
+
+def test_a_fenced_host_is_cut_off_and_kept_out(rig: Rig) -> None:
+    volume, other = rig.volume("v"), rig.volume("other")
+    rig.home.export([volume, other], [rig.a, rig.b])
+    rig.home.set_writers([volume], ["b"])
+    rig.home.set_writers([other], ["a"])
+    mine = attach(rig, [other], rig.a)[0]
+    there = attach(rig, [volume], rig.b)[0]
+    with access(there) as disk:
+        disk.write(0, b"b" * BLOCK)
+        had = rig.home.fence("b")
+        assert sorted((export.volume, export.client, export.writable) for export in had) == [
+            ("other", "b", False),
+            ("v", "b", True),
+        ]
+        with pytest.raises(REFUSED):
+            disk.write(0, b"x" * BLOCK)
+    with pytest.raises(REFUSED), access(there) as disk:
+        disk.read(0, BLOCK)
+    assert {export.client for export in rig.home.find_exports()} == {"a"}
+    assert can_write(mine, 3)
+    assert rig.home.fence("b") == []
+    with pytest.raises(Unsafe, match="fenced"):
+        rig.home.export([volume], [rig.b])
+    rig.home.unfence("b")
+    rig.home.unfence("b")
+    assert {export.client for export in rig.home.find_exports()} == {"a"}
+    rig.home.export([volume], [rig.b])
+    assert rights(rig, volume)["b"] is False
+
+
+def test_a_host_is_detached_though_the_server_is_dead(rig: Rig) -> None:
+    volume = rig.volume("v")
+    both(rig, volume)
+    rig.kill_servers()
+    assert [export.live for export in rig.home.find_exports([volume.uuid])] == [False, False]
+    rig.far.detach([volume])
+    assert rig.far.find_attachments() == []
+    assert not (rig.far.site.dev / "v").is_symlink() and not (rig.far.site.dev / "v").exists()
+    rig.home.unexport([volume], ["a", "b"])
+    assert rig.home.find_exports() == []
+
+
+def test_restore_brings_servers_back_with_the_rights_they_had(rig: Rig) -> None:
+    volume, other = rig.volume("v"), rig.volume("other")
+    rig.home.export([volume, other], [rig.a, rig.b])
+    rig.home.set_writers([volume], ["b"])
+    there = both(rig, volume)[1]
+    assert can_write(there, 4)
+    rig.kill_servers()
+    back = rig.home.restore()
+    assert len(back) == 4 and all(export.live for export in back)
+    assert rights(rig, volume) == {"a": False, "b": True} and rights(rig, other) == {"a": False, "b": False}
+    here, there = both(rig, volume)
+    with access(there) as disk:
+        assert disk.read(0, BLOCK) == bytes([4]) * BLOCK
+    assert can_write(there, 5) and not can_write(here, 6)
+    assert rig.home.restore() == rig.home.find_exports()
+
+
+def test_a_right_that_was_taken_before_a_kill_stays_taken(rig: Rig) -> None:
+    volume = rig.volume("v")
+    rig.home.export([volume], [rig.a, rig.b])
+    rig.home.set_writers([volume], ["a"])
+    rig.home.fence("b")
+    rig.kill_servers()
+    rig.home.restore()
+    assert rights(rig, volume) == {"a": True}
+    with pytest.raises(NotFound):
+        rig.home.offers([volume], "b")

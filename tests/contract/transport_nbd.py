@@ -1,0 +1,69 @@
+"""NBD to test: over the Unix socket with both formats, and over TCP with a pre-shared key."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core.backend import Client
+from storkit.core.model import Volume
+from tests.contract.rig import Rig, RigSetup
+from tests.unit.nbdhosts import Hosts, wait_until
+
+
+class NbdRig(Rig):
+    def __init__(self, hosts: Hosts, format: str, same_machine: bool) -> None:
+        self._hosts, self._format = hosts, format
+        self.home, self.far = hosts.nbd("a"), hosts.nbd("b")
+        self.a, self.b = Client("a", True), Client("b", same_machine)
+
+    def volume(self, name: str, size: int = 16 << 20, **fields: Any) -> Volume:
+        return self._hosts.volume(name, format=self._format, size=size, **fields)
+
+    def kill_servers(self) -> None:
+        pids = self._hosts.servers()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(_lives, pids)))
+
+    def leftovers(self) -> list[str]:
+        return [f"process {pid}" for pid in self._hosts.servers()] + self._hosts.leftovers()
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process still has its files, and their locks, open: they go after its memory and its command line."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextmanager
+def _rig(format: str, same_machine: bool) -> Iterator[Rig]:
+    if shutil.which("qemu-storage-daemon") is None:
+        pytest.skip("qemu-system-common not installed")
+    # Not pytest's tmp_path: its names are too long for Unix sockets.
+    root = Path(tempfile.mkdtemp(prefix="nbd", dir="/tmp"))
+    rig = NbdRig(Hosts(root), format, same_machine)
+    try:
+        yield rig
+    finally:
+        rig.kill_servers()
+        shutil.rmtree(root)
+
+
+def setups() -> dict[str, RigSetup]:
+    return {
+        "unix-raw": partial(_rig, "raw", True),
+        "unix-qcow2": partial(_rig, "qcow2", True),
+        "psk": partial(_rig, "raw", False),
+    }

@@ -54,7 +54,7 @@ RigSetup = Callable[[], AbstractContextManager[Rig]]
 
 
 class Access(ABC):
-    """The bytes behind an attachment, as a guest reaches them. What is refused or fails raises OSError or StorkitError."""
+    """The bytes behind an attachment, as a guest reaches them. Whatever is refused raises OSError or StorkitError."""
 
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes: ...

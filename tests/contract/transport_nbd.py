@@ -16,6 +16,7 @@ import pytest
 
 from storkit.core.backend import Client
 from storkit.core.model import Volume
+from storkit.system import locks
 from tests.contract.rig import Rig, RigSetup
 from tests.unit.nbdhosts import Hosts, wait_until
 
@@ -30,21 +31,13 @@ class NbdRig(Rig):
         return self._hosts.volume(name, format=self._format, size=size, **fields)
 
     def kill_servers(self) -> None:
-        pids = self._hosts.servers()
-        for pid in pids:
+        for pid in self._hosts.servers():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(_lives, pids)))
+        # A process loses its command line first, and its last thread closes its files, and with them its locks, later.
+        wait_until(lambda: not any(map(locks.held, self._hosts.root.rglob("*.lock"))))
 
     def leftovers(self) -> list[str]:
         return [f"process {pid}" for pid in self._hosts.servers()] + self._hosts.leftovers()
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process still has its files, and their locks, open: they go after its memory and its command line."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @contextmanager

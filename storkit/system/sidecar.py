@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -153,7 +153,10 @@ class VolumeDirectory:
         problems: list[StorkitError] = []
         todo: list[Volume] = []
         seen: set[str] = set()
+        with os.scandir(self.path) as entries:
+            present = {entry.name for entry in entries}
         for volume in volumes:
+            sidecar = None
             try:
                 check_name("volume", volume.name)
                 if not _UUID.fullmatch(volume.uuid):
@@ -161,14 +164,15 @@ class VolumeDirectory:
                 if volume.name in seen:
                     raise UsageError(f"volume {volume.name} is asked for twice", "give each its own name")
                 seen.add(volume.name)
-                sidecar = self.read(volume.name)
+                if f"{volume.name}.json" in present:
+                    sidecar = self.read(volume.name)
             except StorkitError as error:
                 problems.append(error)
                 continue
             problems += volumefile.size_problems(volume, format)
             if sidecar is None:
                 todo.append(volume)
-                if way := self.taken(volume.name):
+                if way := self.taken(volume.name, present):
                     problems.append(Conflict(way, "choose another name"))
             elif (sidecar.volume.uuid, sidecar.volume.size) != (volume.uuid, volume.size):
                 hint = f"choose another name, or look at it: storkit volume show {volume.name}"
@@ -286,13 +290,13 @@ class VolumeDirectory:
         who = self.claim(name).read_text(errors="replace").strip()
         return f"volume {name} is being made by {who if 0 < len(who) < 200 else 'another command'}"
 
-    def taken(self, name: str) -> str:
-        """What stands in the way of a new volume of this name, "" if nothing does."""
-        if maker := self.maker(name):
+    def taken(self, name: str, present: Collection[str]) -> str:
+        """What among the files `present` stands in the way of a new volume of this name, "" if nothing does."""
+        if f"{name}.json{PARTIAL}" in present and (maker := self.maker(name)):
             return maker
-        for path in (self.data(name, format) for format in FORMATS):
-            if os.path.lexists(path):
-                return f"{path} is in the way: a file that storkit did not make"
+        for format in FORMATS:
+            if f"{name}.{format}" in present:
+                return f"{self.data(name, format)} is in the way: a file that storkit did not make"
         return ""
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from tests.lab import Lab, LabError, Unsupported
 
 INVENTORY = "/etc/storkit/inventory.toml"
+VOLUMES = "/var/lib/storkit/volumes"
 
 _GREETING = """\
 
@@ -37,7 +38,7 @@ Leave with `exit` or Ctrl-D; nothing stays behind.
 def inventory(hosts: Sequence[str]) -> str:
     """The inventory of the lab: every host over ssh, and one pool on the storage host."""
     lines = [f'[hosts.{name}]\nurl = "ssh://root@{name}"\n' for name in hosts]
-    lines.append('[pools.default]\nhost = "s"\ntype = "directory"\npath = "/var/lib/storkit/volumes"\n')
+    lines.append(f'[pools.default]\nhost = "s"\ntype = "directory"\npath = "{VOLUMES}"\n')
     return "\n".join(lines)
 
 
@@ -49,7 +50,9 @@ def open_lab(lab: Lab, names: Sequence[str]) -> None:
         host.put(inventory(names), INVENTORY)
         host.put("", "/root/.hushlogin")
     if "s" in names:
-        lab.host("s").add_disk(4 << 30)
+        storage = lab.host("s")
+        storage.add_disk(4 << 30)
+        storage.run(["mkdir", "-p", "-m", "700", VOLUMES])
 
 
 def shell_file(lab: Lab, names: Sequence[str], greeting: bool) -> str:
@@ -100,9 +103,14 @@ def shell(lab: Lab, names: Sequence[str]) -> int:
     if not terminal:
         script = f". {file}; shopt -s expand_aliases; . /dev/stdin"
         return subprocess.run(lab.cell.argv(["bash", "--norc", "-c", script])).returncode
-    # a terminal of the shell's own, for it to be in the cell's PID namespace and still have job control
+    # The shell has a terminal and a PID namespace of its own: so it has job control, and what it leaves in the
+    # background, which would keep that terminal open, ends with it.
     line = f"stty rows {size.lines} cols {size.columns}; exec bash --rcfile {file} -i"
-    status = pty.spawn(lab.cell.argv(["setsid", "--ctty", "--wait", "bash", "-c", line]))
+    status = pty.spawn(
+        lab.cell.argv(
+            ["unshare", "--pid", "--fork", "--kill-child", "--", "setsid", "--ctty", "--wait", "bash", "-c", line]
+        )
+    )
     return os.waitstatus_to_exitcode(status)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from storkit.core.model import (
     Attachment,
+    Credential,
     DiskSource,
     Evidence,
     Export,
@@ -260,12 +261,27 @@ class Hypervisor(Backend):
 
     @abstractmethod
     def receive(self, name: str, same_machine: bool) -> str:
-        """Get ready to receive the guest by live migration; the URI for `send`."""
+        """Get ready to receive the guest by live migration; the URI for `send`. It will not run before `resume`."""
+
+    def credential(self, name: str) -> Credential | None:
+        """What `send` must show to be let in where `receive` waits; None where nothing is asked for."""
+        return None
 
     @abstractmethod
-    def send(self, name: str, uri: str) -> MigrationResult:
+    def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         """Migrate the running guest to `uri` and wait for the end. Raises, with the guest still running here, if it
         fails. Called again during or after the same migration, it waits for it or reports it."""
+
+    @abstractmethod
+    def resume(self, name: str, run: bool = True) -> None:
+        """Let a guest that has arrived go on, or leave it paused as it was (`run` false); running already is fine.
+
+        Called only once the source has let go of it, so that it cannot run twice. Raises Unsafe: it has not arrived.
+        """
+
+    def messages(self, name: str) -> str:
+        """What the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
+        return ""
 
     @abstractmethod
     def retire(self, name: str) -> None:

@@ -126,7 +126,7 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
         stages.then(
             step(
                 "send", source, subject.target, f"move {subject.name} from {source} to {destination}",
-                name=subject.name, receive=receive.id, peer=destination,
+                name=subject.name, receive=receive.id, paused=subject.places[source] == "paused", peer=destination,
             )
         )  # fmt: skip
     if "finish" in parts:
@@ -151,10 +151,15 @@ def finish(subject: Subject, inventory: Inventory) -> Plan:
 def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     """Make rights and attachments match where the guest runs, from the truth alone."""
     subject.known()
-    if len(subject.running) > 1:
+    arrived = [host for host, status in subject.places.items() if status == "arrived"]
+    if len(subject.running) > 1 or (len(arrived) > 1 and not subject.running):
         raise _running_problem(subject)
     stages = Stages()
-    if subject.running:
+    if arrived and not subject.running:
+        here = arrived[0]
+        stages.then(step("resume", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+        _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+    elif subject.running:
         here = subject.running[0]
         _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
     else:

@@ -205,8 +205,9 @@ class Evidence:
     """Byte offset of a 4 KiB block to the SHA-256 of its content."""
 
 
-GuestStatus = Literal["stopped", "running", "paused", "incoming", "migrated", "unknown"]
-"""migrated: the process of a guest that has moved away. unknown: it does not answer, so it may still run."""
+GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "unknown"]
+"""arrived: whole, and waiting for `resume`; it has never run here. migrated: what is left of a guest that has moved away.
+unknown: it does not answer, so it may still run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from storkit.core import codec
 from storkit.core.backend import Client
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
+from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
 from storkit.core.model import Evidence, GuestState, Volume
 from storkit.core.plan import Step
 
@@ -295,33 +295,51 @@ class Receive(Verb):
 class Send(Verb):
     """The live migration itself, from `host` to `peer`. Undone by migrating back.
 
-    A barrier: while the guest runs at the destination, its disk must not be taken away from there.
+    The guest goes on at the destination only when the source says that it has let go: a network cut in the switchover
+    cannot leave it running on both. A barrier: while it runs at the destination, its disk must not be taken from there.
     """
 
     barrier = True
 
     def act(self, run: Run, step: Step) -> Any:
-        uri = run.result(step.args["receive"])
-        return run.call(step.host, step.target, "send", name=step.args["name"], uri=uri)
+        name, paused = step.args["name"], step.args["paused"]
+        return self._move(run, step.target, name, step.host, step.peer, run.result(step.args["receive"]), not paused)
+
+    def _move(self, run: Run, target: str, name: str, source: str, destination: str, uri: str, go_on: bool) -> Any:
+        credential = run.call(destination, target, "credential", name=name)
+        try:
+            result = run.call(source, target, "send", name=name, uri=uri, credential=credential)
+        except CommandFailed as error:
+            said = run.call(destination, target, "messages", name=name)
+            raise CommandFailed(
+                error.argv, error.status, f"{said}\n{error.stderr}" if said else error.stderr,
+                host=error.host, hint=error.hint,
+            ) from None  # fmt: skip
+        run.call(destination, target, "resume", name=name, run=go_on)
+        return result
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
         name, origin, destination = step.args["name"], step.host, step.peer
+        go_on = not step.args["paused"]
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
-        if there != "running":
-            if here == "migrated":
-                # The guest's state has left the source and has not come to life at the destination.
-                raise Unsafe(
-                    f"guest {name} is {there} on {destination} and {here} on {origin}",
-                    f"storkit plan resume, or storkit guest stop {name} --force and start it again",
-                )
-            return
         if here in ("running", "paused"):
-            raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
+            if there in ("running", "paused"):
+                raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
+            return
+        if there == "arrived":
+            run.call(destination, step.target, "resume", name=name, run=go_on)
+        elif there not in ("running", "paused"):
+            if here == "stopped":
+                return
+            raise Unsafe(
+                f"guest {name} is {there} on {destination} and {here} on {origin}",
+                f"storkit plan resume, or storkit guest stop {name} --force and start it again",
+            )
         run.call(origin, step.target, "retire", name=name)
         same = run.same_machine(origin, destination)
         uri = run.call(origin, step.target, "receive", name=name, same_machine=same)
-        run.call(destination, step.target, "send", name=name, uri=uri)
+        self._move(run, step.target, name, destination, origin, uri, go_on)
 
     def by_hand(self, step: Step) -> str:
         return f"storkit migrate cleanup {step.args['name']}"
@@ -391,6 +409,7 @@ VERBS: dict[str, Verb] = {
     "receive": Receive(),
     "send": Send(),
     "confirm": Confirm(),
+    "resume": Verb(),
     "retire": Verb(),
     "fence": Fence(),
     "unfence": Fence(),

@@ -157,8 +157,8 @@ class Performer:
         return codec.load(cls.Settings, settings, target)
 
 
-SECRET_VERBS = frozenset({"offers"})
-"""Verbs whose results hold credentials: never journalled, only passed on to the client host's `attach`."""
+SECRET_VERBS = frozenset({"offers", "credential"})
+"""Verbs whose results hold credentials: never journalled, only passed on to the other host's `attach` or `send`."""
 
 
 def bind(method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:

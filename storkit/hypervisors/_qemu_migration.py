@@ -7,6 +7,7 @@ the source is only looked at, never told to go on: that could make two of one gu
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,14 +17,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsafe
-from storkit.core.model import MigrationResult
+from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system import qmp
+from storkit.system.files import make_private, write_atomic
+from storkit.system.nbdserver import DH_PARAMETERS
 
 SETTLE_TIMEOUT = 10.0
 """Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
 TLS_ID = "storkit-tls"
+KEYS = "keys.psk"
+USER = "storkit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Tls:
 
     kind: str
     directory: str
+    user: str = ""
+    """psk: whose key; empty: QEMU's default, `qemu`."""
 
     def object(self, endpoint: str) -> dict[str, Any]:
         return {
@@ -52,7 +59,35 @@ class Tls:
             "dir": self.directory,
             "endpoint": endpoint,
             **({"verify-peer": True} if self.kind == "x509" else {}),
+            **({"username": self.user} if self.user and endpoint == "client" else {}),
         }
+
+
+def new_key(directory: Path) -> Tls:
+    """A pre-shared key for one migration, made at the destination; the one there is, if it was made already."""
+    make_private(directory)
+    if not (directory / KEYS).exists():
+        # Without it QEMU searches for a prime at every start, for up to two seconds.
+        write_atomic(directory / "dh-params.pem", DH_PARAMETERS)
+        write_atomic(directory / KEYS, f"{USER}:{secrets.token_hex(32)}\n")
+    return Tls("psk", str(directory), USER)
+
+
+def read_key(directory: Path) -> Credential | None:
+    """The key of the migration that is awaited, for its source."""
+    path = directory / KEYS
+    if not path.exists():
+        return None
+    user, _, key = path.read_text().strip().partition(":")
+    return Credential("psk", user, Secret(key))
+
+
+def write_key(directory: Path, credential: Credential) -> Tls:
+    """Keep the key that the destination gave, where QEMU reads it."""
+    assert credential.secret is not None
+    make_private(directory)
+    write_atomic(directory / KEYS, f"{credential.user}:{credential.secret.reveal()}\n")
+    return Tls("psk", str(directory), credential.user)
 
 
 async def listen(monitor: Path, uri: str, tls: Tls | None) -> str:

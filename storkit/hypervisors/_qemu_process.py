@@ -73,6 +73,16 @@ class Process:
         return self.directory / "in"
 
     @property
+    def arriving(self) -> Path:
+        """A mark: this process was started to receive the guest, and has not been let go on."""
+        return self.directory / "arriving"
+
+    @property
+    def keys(self) -> Path:
+        """A migration's pre-shared key, 0700."""
+        return self.directory / "tls"
+
+    @property
     def pidfile(self) -> Path:
         return self.directory / "pid"
 
@@ -111,12 +121,14 @@ class Process:
             lock.release()  # it was removed between open and flock
             make_private(self.directory)
 
-    def launch(self, argv: Sequence[str], lock: locks.Lock) -> None:
+    def launch(self, argv: Sequence[str], lock: locks.Lock, *, receives: bool = False) -> None:
         """Start QEMU, which must have -daemonize: it reports what fails on stderr before it lets go of us.
 
         Raises CommandFailed with QEMU's own words; nothing is left running then.
         """
         self._sweep()
+        if receives:
+            self.arriving.touch(0o600)
         os.set_inheritable(lock.descriptor, True)
         run(argv, timeout=START_TIMEOUT, package="qemu-system-x86", pass_fds=[lock.descriptor])
 
@@ -171,7 +183,7 @@ class Process:
             lock.release()
 
     def _sweep(self) -> None:
-        for path in (self.monitor, self.migration, self.incoming, self.pidfile):
+        for path in (self.monitor, self.migration, self.incoming, self.pidfile, self.arriving):
             path.unlink(missing_ok=True)
 
 
@@ -203,7 +215,10 @@ async def _ask(process: Process) -> Answer:
         async with qmp.connect(process.monitor, timeout=ASK_TIMEOUT) as qemu:
             runs = await qemu.execute("query-status", timeout=ASK_TIMEOUT)
             moves = await qemu.execute("query-migrate", timeout=ASK_TIMEOUT)
-            return Answer(STATUS.get(runs["status"], "paused"), moves.get("status", ""))
+            status = STATUS.get(runs["status"], "paused")
+            if status == "paused" and process.arriving.exists():
+                status = "arrived"
+            return Answer(status, moves.get("status", ""))
     except StorkitError:
         return Answer("unknown" if process.alive() else "stopped")
 

@@ -26,7 +26,7 @@ from storkit.core.errors import (
     Unsupported,
     UsageError,
 )
-from storkit.core.model import DiskSource, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
 from storkit.hypervisors import _qemu_definition as definitions
@@ -60,7 +60,7 @@ class QemuSettings:
     migration_port: int = 0
     """The TCP port to receive migrations on; 0: a free one."""
     migration_tls: Literal["", "psk", "x509"] = ""
-    """Encrypt migrations between machines, with the files in `migration_tls_dir`."""
+    """Encrypt migrations between machines by the files in `migration_tls_dir`; empty: by a key made for each one."""
     migration_tls_dir: str = ""
     """psk: keys.psk with the user `qemu`; x509: ca-cert.pem and the server's or client's certificate and key."""
     migration_plain: bool = False
@@ -150,7 +150,7 @@ class Qemu(Hypervisor):
             state = self._one(name)
             if state.status in ("running", "paused"):
                 return state
-            if state.status in ("incoming", "migrated"):
+            if state.status in ("incoming", "arrived", "migrated"):
                 raise Conflict(f"guest {name} cannot start here: it is {state.status}", _look(name))
             if time.monotonic() > deadline:
                 raise TimedOut(f"guest {name} has a process here that does not answer", _force(name))
@@ -169,7 +169,7 @@ class Qemu(Hypervisor):
         if status in ("paused", "unknown"):
             state = "is paused" if status == "paused" else "does not answer"
             raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
-        if status in ("incoming", "migrated"):
+        if status in ("incoming", "arrived", "migrated"):
             return self._end(here)
         while True:
             self._command(here, "system_powerdown")
@@ -184,15 +184,34 @@ class Qemu(Hypervisor):
         uri = self._uri(here, same_machine)
         if not self._launch(here, definitions.RECEIVE):
             status = self._status(here)
-            if status != "incoming":
+            if status not in ("incoming", "arrived"):
                 raise Conflict(f"guest {name} cannot be received here: it is {status} here", _look(name))
         import asyncio
 
         from storkit.hypervisors import _qemu_migration as migration
 
-        return asyncio.run(migration.listen(here.monitor, uri, None if same_machine else self._tls(migration)))
+        tls = None if same_machine else self._tls(migration)
+        if tls is None and not same_machine and not self.settings.migration_plain:
+            tls = migration.new_key(here.keys)
+        return asyncio.run(migration.listen(here.monitor, uri, tls))
 
-    def send(self, name: str, uri: str) -> MigrationResult:
+    def credential(self, name: str) -> Credential | None:
+        from storkit.hypervisors import _qemu_migration as migration
+
+        return migration.read_key(self._process(name).keys)
+
+    def resume(self, name: str, run: bool = True) -> None:
+        here = self._process(name)
+        status = self._status(here)
+        if status not in ("arrived", "running", "paused"):
+            raise Unsafe(f"guest {name} cannot go on here: it is {status}", _look(name))
+        shutil.rmtree(here.keys, ignore_errors=True)
+        # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
+        here.arriving.unlink(missing_ok=True)
+        if run and status != "running":
+            qmp.call(here.monitor, "cont")
+
+    def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         self._definition(name)
         here = self._process(name)
         if not here.alive():
@@ -204,7 +223,8 @@ class Qemu(Hypervisor):
         from storkit.hypervisors import _qemu_migration as migration
 
         limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
-        return asyncio.run(migration.send(here.migration, name, uri, limits, self._tls(migration), self.site.progress))
+        tls = self._tls(migration) or (migration.write_key(here.keys, credential) if credential else None)
+        return asyncio.run(migration.send(here.migration, name, uri, limits, tls, self.site.progress))
 
     def messages(self, name: str) -> str:
         """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""
@@ -217,7 +237,7 @@ class Qemu(Hypervisor):
         if not here.alive():
             return here.forget()
         status = self._status(here)
-        if status not in ("incoming", "migrated"):
+        if status not in ("incoming", "arrived", "migrated"):
             raise Unsafe(
                 f"guest {name} is not retired: it is {status} here"
                 + (", so it may run" if status == "unknown" else ""),
@@ -242,7 +262,7 @@ class Qemu(Hypervisor):
         log.unlink(missing_ok=True)
         try:
             words = read_args((directory / arguments).read_text())
-            here.launch([host.program(self.settings.binary), *words], lock)
+            here.launch([host.program(self.settings.binary), *words], lock, receives=arguments == definitions.RECEIVE)
         except CommandFailed as error:
             said = error.stderr or (log.read_text(errors="replace") if log.exists() else "")
             raise CommandFailed(
@@ -312,12 +332,6 @@ class Qemu(Hypervisor):
             raise Unsupported(
                 f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
             )
-        if not (self.settings.migration_tls or self.settings.migration_plain or _loopback(address)):
-            raise Unsupported(
-                "a guest's memory would cross the network unencrypted",
-                "set migration_tls and migration_tls_dir in [hypervisors.qemu] of the inventory, "
-                "or migration_plain = true on a network that nobody else reaches",
-            )
         shown = f"[{address}]" if ":" in address else address
         return f"tcp:{shown}:{self.settings.migration_port}"
 
@@ -343,15 +357,6 @@ class Qemu(Hypervisor):
             return definitions.load(self._directory(check_name("guest", name)))
         except FileNotFoundError:
             raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
-
-
-def _loopback(address: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _look(name: str) -> str:

@@ -292,6 +292,8 @@ class VolumeServer:
             self.daemon.stop(kill=kill)
         for path in (self.daemon.pidfile, self.socket, self._monitor):
             path.unlink(missing_ok=True)
+        with suppress(Conflict):
+            locks.acquire(self.daemon.lock, self.volume.name).release(remove=True)
         with suppress(OSError):
             self._grants.keys(self.volume.uuid).rmdir()
 

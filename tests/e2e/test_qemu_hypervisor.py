@@ -29,7 +29,7 @@ from storkit.core.errors import (
     Unsupported,
     UsageError,
 )
-from storkit.core.model import DiskSource
+from storkit.core.model import DiskSource, Secret
 from storkit.core.registry import hypervisor
 from storkit.guests.record import Boot, Disk, Guest
 from storkit.hypervisors._qemu_host import accelerator, parse_machines
@@ -140,6 +140,9 @@ def test_guest_moves_there_and_back_and_loses_nothing(hosts: Hosts) -> None:
         result = here.send(NAME, uri)
         assert result.total_ms > 0 and result.transferred > 0
         assert here.send(NAME, uri) == result
+        assert (status(here), status(there)) == ("migrated", "arrived")
+        there.resume(NAME)
+        there.resume(NAME)
         assert (status(here), status(there)) == ("migrated", "running")
         here.retire(NAME)
         here.retire(NAME)
@@ -168,6 +171,7 @@ def test_linux_guest_moves_there_and_back_and_loses_nothing(hosts: Hosts) -> Non
         for _ in range(2):
             uri = there.receive(NAME, same_machine=True)
             results.append(here.send(NAME, uri))
+            there.resume(NAME)
             here.retire(NAME)
             watch.wait_for_more(30)
             here, there = there, here
@@ -309,6 +313,7 @@ def test_destination_killed_in_the_middle_leaves_the_source_running(hosts: Hosts
     assert (status(hosts.a), status(hosts.b)) == ("running", "stopped")
     hosts.writes_on()
     hosts.a.send(NAME, hosts.b.receive(NAME, same_machine=True))
+    hosts.b.resume(NAME)
     hosts.writes_on()
     hosts.end()
     assert bootsector.verify(hosts.disk).clean
@@ -366,6 +371,7 @@ Qemu(site, QemuSettings(accel="tcg", bandwidth=200_000)).send({NAME!r}, {uri!r})
     assert hosts.a.find()[0].migration == "active"
     result = hosts.a.send(NAME, uri)
     assert result.total_ms > 500
+    hosts.b.resume(NAME)
     assert (status(hosts.a), status(hosts.b)) == ("migrated", "running")
     hosts.writes_on()
 
@@ -391,8 +397,6 @@ def test_migration_over_tcp_is_encrypted_or_refused(hosts: Hosts) -> None:
     hosts.start(hosts.boot_sector())
     with pytest.raises(Unsupported, match="no address"):
         hosts.b.receive(NAME, same_machine=False)
-    with pytest.raises(Unsupported, match="unencrypted"):
-        hosts.host("b", address="192.0.2.1").receive(NAME, same_machine=False)
     tls = QemuSettings(accel="tcg", migration_tls="psk", migration_tls_dir=str(keys))
     uri = hosts.host("b", tls, address="127.0.0.1").receive(NAME, same_machine=False)
     assert uri.startswith("tcp:127.0.0.1:") and not uri.endswith(":0")
@@ -403,8 +407,41 @@ def test_migration_over_tcp_is_encrypted_or_refused(hosts: Hosts) -> None:
     hosts.b.retire(NAME)
     uri = hosts.host("b", tls, address="127.0.0.1").receive(NAME, same_machine=False)
     hosts.host("a", tls).send(NAME, uri)
+    hosts.b.resume(NAME)
     assert (status(hosts.a), status(hosts.b)) == ("migrated", "running")
     hosts.writes_on()
+
+
+def test_migration_between_machines_has_a_key_of_its_own(hosts: Hosts) -> None:
+    """Without any setting: the destination makes a key, only its holder is let in, and it is gone afterwards."""
+    hosts.start(hosts.boot_sector())
+    there = hosts.host("b", address="127.0.0.1")
+    uri = there.receive(NAME, same_machine=False)
+    key = there.credential(NAME)
+    assert key is not None and key.secret is not None and key.secret.reveal() not in repr(key)
+    for wrong in (None, replace(key, secret=Secret("00" * 32))):
+        with pytest.raises(CommandFailed):
+            hosts.a.send(NAME, uri, wrong)
+        assert status(hosts.a) == "running"
+        there.retire(NAME)
+        uri = there.receive(NAME, same_machine=False)
+        key = there.credential(NAME)
+        assert key is not None
+    hosts.a.send(NAME, uri, key)
+    there.resume(NAME)
+    assert (status(hosts.a), status(there)) == ("migrated", "running")
+    assert there.credential(NAME) is None
+    hosts.a.retire(NAME)
+    hosts.writes_on()
+    assert list(hosts.base.rglob("keys.psk")) == []
+
+
+def test_guest_that_has_not_arrived_cannot_go_on(hosts: Hosts) -> None:
+    hosts.start(hosts.boot_sector())
+    hosts.b.receive(NAME, same_machine=True)
+    with pytest.raises(Unsafe, match="incoming"):
+        hosts.b.resume(NAME)
+    hosts.b.retire(NAME)
 
 
 def test_defining_a_running_guest_anew_is_refused(hosts: Hosts) -> None:

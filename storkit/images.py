@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,18 +152,20 @@ def spool(stream: BinaryIO, state: Path) -> Path:
         if not locks.held(old):
             old.unlink(missing_ok=True)
     path = directory / f"stream-{os.getpid()}-{os.urandom(4).hex()}{files.PARTIAL}"
-    # Locked for the life of this process, so that nobody takes it for a leftover.
-    _kept.append(locks.acquire(path, str(path), holder=f"import (pid {os.getpid()})"))
+    lock = locks.acquire(path, str(path), holder=f"import (pid {os.getpid()})")
     try:
-        with path.open("wb") as file:
-            _write_sparse(path, file.fileno(), iter(lambda: stream.read(_CHUNK), b""), MAX_SIZE)
+        os.ftruncate(lock.descriptor, 0)
+        _write_sparse(path, lock.descriptor, iter(lambda: stream.read(_CHUNK), b""), MAX_SIZE)
     except BaseException:
         path.unlink(missing_ok=True)
+        lock.release()
         raise
+    _kept.append(lock)
     return path
 
 
 _kept: list[locks.Lock] = []
+"""Spooled streams stay locked for the life of this process, so that nobody takes them for leftovers."""
 
 
 # Looking
@@ -214,10 +216,10 @@ def _inspect_plain(path: Path, file: int, format: str, limit: int) -> ImageInfo:
 def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: str, limit: int) -> ImageInfo:
     """The header is enough for formats that have one; a raw image is unpacked once to know its size."""
     size = os.fstat(file).st_size
-    pieces = unpack.unpack(path, kind)
     head, total, data, tail = b"", 0, 0, b""
     zeros = bytes(_CHUNK)
-    try:
+    ended = True
+    with closing(unpack.unpack(path, kind)) as pieces:
         for piece in pieces:
             if len(head) < imageheaders.HEAD:
                 head += piece
@@ -226,18 +228,14 @@ def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: st
                 raise _too_large(path, f"more than {format_size(limit)} when unpacked", limit)
             data += len(piece) if piece != zeros[: len(piece)] else 0
             tail = (tail + piece)[-512:]
-            found = format or imageheaders.recognise(imageheaders.View(head, -1))
-            if len(head) >= imageheaders.HEAD and found != "raw":
-                break
             site.progress(0.0, f"looking into {path.name}: {format_size(total)}")
-        else:
-            view = imageheaders.View(head[: imageheaders.HEAD], total, tail)
-            found = format or imageheaders.recognise(view)
-            return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), data)
-    finally:
-        pieces.close()  # type: ignore[attr-defined]
-    view = imageheaders.View(head[: imageheaders.HEAD], -1)
-    return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), 0)
+            if len(head) >= imageheaders.HEAD and imageheaders.recognise(imageheaders.View(head, -1)) != "raw":
+                ended = format == "raw"
+                if not ended:
+                    break
+    view = imageheaders.View(head[: imageheaders.HEAD], total if ended else -1, tail if ended else b"")
+    found = format or imageheaders.recognise(view)
+    return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), data if ended else 0)
 
 
 def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit: int) -> int:
@@ -315,8 +313,8 @@ def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, lim
         def progress(offset: int) -> None:
             site.progress(0.0, f"unpacking {path.name}: {format_size(offset)}")
 
-        pieces = _fitting(volume, unpack.unpack(path, kind), format)
-        _write_sparse(partial, descriptor, pieces, limit, progress)
+        with closing(unpack.unpack(path, kind)) as pieces:
+            _write_sparse(partial, descriptor, _fitting(volume, pieces, format), limit, progress)
         yield partial
 
 

@@ -331,4 +331,4 @@ def _libc() -> ctypes.CDLL:
 
 
 def _text(sidecar: Sidecar) -> str:
-    return json.dumps(codec.dump(sidecar), indent=1) + "\n"
+    return json.dumps(codec.dump(sidecar)) + "\n"  # indented, it would take three times as long

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ def compression(head: bytes) -> str:
     return next((name for magic, name in _MAGIC if head.startswith(magic)), "")
 
 
-def unpack(path: Path, kind: str) -> Iterator[bytes]:
+def unpack(path: Path, kind: str) -> Generator[bytes, None, None]:
     """The uncompressed bytes of a file in pieces of 1 MiB or less.
 
     Raises UsageError: damaged, or cut short; Unsupported: the zstd program is missing.
@@ -36,7 +36,7 @@ def unpack(path: Path, kind: str) -> Iterator[bytes]:
     return _stream(path, kind)
 
 
-def _stream(path: Path, kind: str) -> Iterator[bytes]:
+def _stream(path: Path, kind: str) -> Generator[bytes, None, None]:
     import lzma
     import zlib
 
@@ -83,7 +83,7 @@ def _decoder(kind: str) -> Any:
     return zlib.decompressobj(wbits=31)
 
 
-def _zstd(path: Path) -> Iterator[bytes]:
+def _zstd(path: Path) -> Generator[bytes, None, None]:
     """zstd writes into a pipe from a thread, so that what it makes is counted and bounded like the others'."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_inheritable(writer, True)  # sh keeps it open in the child, but leaves close-on-exec as it is

@@ -22,6 +22,7 @@ from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsa
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import locks
+from tests.filesystems import mounted
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -344,7 +345,8 @@ def test_a_stream_is_kept_until_it_is_imported(site: Site, disk: Path) -> None:
     assert path.stat().st_blocks * 512 < SIZE // 2
     dead = path.with_name("stream-1-dead.partial")
     dead.touch()
-    second = images.spool(io.BytesIO(b"x" * 512), site.state)
+    second = images.spool(io.BytesIO(bytes(MIB)), site.state)
+    assert second.read_bytes() == bytes(MIB)
     assert path.exists() and second.exists() and not dead.exists()
     assert images.inspect(site, str(path)).virtual_size == SIZE
 
@@ -354,6 +356,31 @@ def test_progress_is_reported(tmp_path: Path, disk: Path) -> None:
     site = Site("h", tmp_path / "s", tmp_path / "r", tmp_path / "d", progress=lambda part, text: seen.append(part))
     images.fill(site, importing(site, "raw"), str(disk))
     assert seen and seen[-1] == 1.0 and seen == sorted(seen)
+
+
+def test_a_file_that_changes_while_it_is_imported_is_refused(tmp_path: Path, disk: Path) -> None:
+    site = Site("h", tmp_path / "s", tmp_path / "r", tmp_path / "d", progress=lambda part, text: os.utime(disk))
+    with pytest.raises(Unsafe, match="was changed while"):
+        images.fill(site, importing(site, "raw"), str(disk))
+
+
+def test_a_full_disk_stops_the_import_and_leaves_no_spool(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    noise = tmp_path / "noise.raw"
+    noise.write_bytes(random.Random(3).randbytes(96 * MIB))
+    subprocess.run(["zstd", "-q", noise], check=True)
+    with mounted("tmpfs", place, 80 * MIB):
+        site = Site("h", place, tmp_path / "run", tmp_path / "dev")
+        volume = importing(site, "raw", 96 * MIB)
+        for source, reason in ((noise, "no room for v"), (noise.with_name("noise.raw.zst"), "no space left")):
+            with pytest.raises(Conflict, match=reason):
+                images.fill(site, volume, str(source))
+            assert Path(volume.path).stat().st_blocks == 0
+            assert not list(Path(volume.path).parent.glob("*.partial"))
+        with pytest.raises(Conflict, match="no space left"):
+            images.spool(io.BytesIO(noise.read_bytes()), place)
+        assert not list((place / "spool").iterdir())
 
 
 @pytest.mark.parametrize("format", images.EXPORT_FORMATS)

@@ -42,23 +42,29 @@ def names(kind: type[B]) -> list[str]:
 @cache
 def _modules() -> dict[str, str]:
     """Backend name to module path. Files of the package win over entry points of the same name."""
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry.module for entry in entry_points(group=ENTRY_POINTS)}
+    return dict(sorted({**found, **_own()}.items()))
+
+
+@cache
+def _own() -> dict[str, str]:
+    """As `_modules`, of this package alone: without importlib.metadata, which costs more than all else that
+    `storkit volume list` imports."""
     import storkit
     import storkit.hypervisors
 
     found: dict[str, str] = {}
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group=ENTRY_POINTS):
-        found[entry.name] = entry.module
     for package in (storkit, storkit.hypervisors):
         for module in pkgutil.iter_modules(package.__path__):
             if not module.ispkg and not module.name.startswith("_"):
                 found[module.name] = f"{package.__name__}.{module.name}"
-    return dict(sorted(found.items()))
+    return found
 
 
 def _classes(name: str, kind: type[B]) -> list[type[B]]:
-    module = importlib.import_module(_modules()[name])
+    module = importlib.import_module(_own().get(name) or _modules()[name])
     return [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
@@ -67,7 +73,7 @@ def _classes(name: str, kind: type[B]) -> list[type[B]]:
 
 
 def _find(kind: type[B], what: str, name: str) -> type[B]:
-    if name in _modules():
+    if name in _own() or name in _modules():
         for cls in _classes(name, kind):
             return cls
     known = ", ".join(names(kind))

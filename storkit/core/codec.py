@@ -22,12 +22,16 @@ def dump(value: Any, *, reveal: bool = False) -> Any:
     """`value` as JSON-able data. Secrets become stars unless `reveal` (only for the agent's pipe and 0600 files)."""
     if isinstance(value, Secret):
         return value.reveal() if reveal else "***"
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: dump(getattr(value, name), reveal=reveal) for name in _hints(type(value))}
+        return {
+            name: item if type(item) in _PLAIN else dump(item, reveal=reveal)
+            for name in _hints(type(value))
+            for item in (getattr(value, name),)
+        }
     if isinstance(value, dict):
-        return {key: dump(item, reveal=reveal) for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else dump(item, reveal=reveal) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
         return [dump(item, reveal=reveal) for item in items]
@@ -52,8 +56,7 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         place = ": ".join(part for part in (where, key) if part)
         problems.append(UsageError(f"{place}: {message}" if place else message))
 
-    origin = typing.get_origin(hint)
-    args = typing.get_args(hint)
+    origin, args = _parts(hint)
     if hint is Any:
         return data
     if origin in (types.UnionType, typing.Union):
@@ -92,19 +95,40 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
 
 
 def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list[StorkitError]) -> Any:
-    hints = _hints(cls)
+    fields = _fields(cls)
     place = ": ".join(part for part in (where, key) if part)
-    for name in data.keys() - hints.keys():
-        known = ", ".join(sorted(hints))
+    for name in data.keys() - fields.keys():
+        known = ", ".join(sorted(fields))
         problems.append(UsageError(f"{place}: unknown key {name!r}".lstrip(": "), f"known here: {known}"))
     values: dict[str, Any] = {}
     count = len(problems)
-    for field in dataclasses.fields(cls):
-        if field.name in data:
-            values[field.name] = convert(hints[field.name], data[field.name], where, _join(key, field.name), problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(UsageError(f"{place}: {field.name!r} is missing".lstrip(": ")))
+    for name, (hint, required) in fields.items():
+        if name in data:
+            value = data[name]
+            # Nearly all there is: text and numbers that are just what is wanted.
+            values[name] = value if type(value) is hint else convert(hint, value, where, _join(key, name), problems)
+        elif required:
+            problems.append(UsageError(f"{place}: {name!r} is missing".lstrip(": ")))
     return cls(**values) if len(problems) == count else None
+
+
+_PLAIN = frozenset({str, int, bool, float, type(None)})
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
+@cache
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """A record's fields: the type of each, and whether it must be there."""
+    hints = _hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(cls)
+    }
 
 
 @cache

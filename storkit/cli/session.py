@@ -7,11 +7,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from storkit.core import inventory
 from storkit.core.errors import Conflict, StorkitError
-from storkit.core.plan import Plan
+
+if TYPE_CHECKING:
+    from storkit.core.inventory import Inventory
+    from storkit.core.plan import Plan
 
 EXIT_INTERRUPTED = 130
 """As shells have it: 128 and SIGINT."""
@@ -21,6 +23,7 @@ class Session:
     """What commands work with."""
 
     def __init__(self, options: Namespace) -> None:
+        from storkit.core import inventory
         from storkit.core.survey import Survey
         from storkit.hosts.connection import Connections
 
@@ -31,7 +34,7 @@ class Session:
         self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
 
     @property
-    def inventory(self) -> inventory.Inventory:
+    def inventory(self) -> Inventory:
         return self.connections.inventory
 
     @property

@@ -5,7 +5,6 @@ The coordinator uses it in process for local hosts, and `storkit agent` for its 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import typing
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core import codec, registry
-from storkit.core.backend import Backend, Pool, Site
+from storkit.core.backend import Backend, Pool, Site, Transport
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
@@ -80,6 +79,8 @@ def _runtime(state: Path) -> Path:
     run = state / "run"
     if len(os.fsencode(run)) <= 70:
         return run
+    import hashlib
+
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/storkit-{os.geteuid()}")
     make_private(base)
     if base.stat().st_uid != os.geteuid():
@@ -127,13 +128,15 @@ class Performer:
             method = getattr(images, verb)
             values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
             if "volume" in values:
-                values["volume"] = self._here(values["volume"])
+                (values["volume"],) = self._here([values["volume"]])
         else:
             backend = self.backend(target, place)
             method = getattr(backend, verb, None)
             if verb.startswith("_") or not inspect.ismethod(method):
                 raise UsageError(f"there is no verb {verb!r} of {target}")
             values = bind(method, args, f"{target}.{verb}")
+            if verb in SERVING_VERBS and isinstance(backend, Transport):
+                values["volumes"] = self._here(values["volumes"])
         try:
             result = method(**values)
         except OSError as error:
@@ -142,14 +145,25 @@ class Performer:
             raise explain(error, Path(str(error.filename or self.site.state))) from error
         return codec.dump(result, reveal=verb in SECRET_VERBS)
 
-    def _here(self, volume: Volume) -> Volume:
-        """The volume as its pool on this host has it: where its bytes lie is never taken from another host's word."""
-        pool = self.backend(f"pool:{volume.pool}")
-        assert isinstance(pool, Pool)
-        for found in pool.find([volume.name]):
-            if found.uuid == volume.uuid:
-                return found
-        raise NotFound(f"pool {volume.pool} has no volume {volume.name} with UUID {volume.uuid}", "storkit volume list")
+    def _here(self, volumes: list[Volume]) -> list[Volume]:
+        """The volumes as their pools on this host have them: where the bytes lie, and what may be done with them, is
+        never taken from another host's word."""
+        found: dict[str, Volume] = {}
+        for name in {volume.pool for volume in volumes}:
+            pool = self.backend(f"pool:{name}")
+            assert isinstance(pool, Pool)
+            wanted = [volume.name for volume in volumes if volume.pool == name]
+            found.update((volume.uuid, volume) for volume in pool.find(wanted))
+        raise_problems(
+            [
+                NotFound(
+                    f"pool {volume.pool} has no volume {volume.name} with UUID {volume.uuid}", "storkit volume list"
+                )
+                for volume in volumes
+                if volume.uuid not in found
+            ]
+        )
+        return [found[volume.uuid] for volume in volumes]
 
     def _settings(self, cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
         if self.setup.templates and "templates" in cls.Settings.__dataclass_fields__:  # type: ignore[attr-defined]
@@ -159,6 +173,10 @@ class Performer:
 
 SECRET_VERBS = frozenset({"offers", "credential"})
 """Verbs whose results hold credentials: never journalled, only passed on to the other host's `attach` or `send`."""
+
+
+SERVING_VERBS = frozenset({"export", "set_writers"})
+"""Verbs of transports that open a volume's bytes."""
 
 
 def bind(method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:

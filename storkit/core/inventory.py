@@ -183,7 +183,7 @@ def parse(text: str, path: Path) -> Inventory:
     if "pool" not in tables["defaults"] and len(pools) == 1:
         defaults = replace(defaults, pool=next(iter(pools)))
     if not pools and "pools" not in data:
-        first = next(iter(hosts))
+        first = next(iter(hosts), "local")
         pools = {"default": PoolConfig("default", first, "directory")}
     elif pools and defaults.pool not in pools and "pool" in tables["defaults"]:
         problems.append(

@@ -206,7 +206,7 @@ class Evidence:
 
 
 GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "unknown"]
-"""arrived: whole, and waiting for `resume`; it has never run here. migrated: what is left of a guest that has moved away.
+"""arrived: whole, and waiting for `resume`; it has never run here. migrated: the rest of a guest that has moved away.
 unknown: it does not answer, so it may still run."""
 
 

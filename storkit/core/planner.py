@@ -60,7 +60,6 @@ def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: I
             "images",
             f"copy {source['source']} into {volume.name}",
             volume=empty,
-            pool=target,
             **source,
         )
     )
@@ -76,7 +75,6 @@ def export_image(volume: Volume, file: str, format: str, compress: bool, invento
     title = f"write {volume.name} to {file}"
     call: dict[str, Any] = {
         "volume": volume,
-        "pool": f"pool:{volume.pool}",
         "file": file,
         "format": format,
         "compress": compress,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from storkit.core import codec
 from storkit.core.backend import Client
-from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
+from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsafe
 from storkit.core.model import Evidence, GuestState, Volume
 from storkit.core.plan import Step
 
@@ -90,18 +90,7 @@ class Final(Verb):
 
 
 class Fill(Verb):
-    """fill, export_image: images.py works on the volume's path, which its pool knows.
-
-    Undone by deleting the volume, which the step that made it does.
-    """
-
-    def act(self, run: Run, step: Step) -> Any:
-        args = dict(step.args)
-        wanted = args["volume"]
-        found = run.call(step.host, args.pop("pool"), "find", names=[wanted["name"]])
-        if not found or found[0]["uuid"] != wanted["uuid"]:
-            raise NotFound(f"volume {wanted['name']} is gone", "storkit volume list")
-        return run.call(step.host, step.target, step.verb, **{**args, "volume": found[0]})
+    """Undone by deleting the volume, which the step that made it does."""
 
 
 class Export(Verb):
@@ -395,7 +384,7 @@ VERBS: dict[str, Verb] = {
     "relabel": Relabel(),
     "resize": Final(),
     "delete": Final(),
-    "export_image": Fill(),
+    "export_image": Verb(),
     "export": Export(),
     "unexport": Export(),
     "set_writers": SetWriters(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,8 @@ set -e
 mount -t tmpfs -o mode=0755,size=90% storkit-lab "$1"
 mount -t proc proc /proc
 [ "$2" = shared ] || ip link set lo up
+shift 2
+for mounted; do umount -l "$mounted" || :; done
 echo ready
 trap '' INT TERM HUP
 cat >/dev/null
@@ -33,10 +36,11 @@ class Cell:
     def __init__(self, run: Path, share_network: bool = False) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self.run_dir = run
-        namespaces = ["--mount", "--pid"] if share_network else ["--mount", "--pid", "--net"]
+        flags = ["--mount", "--pid"] if share_network else ["--mount", "--pid", "--net"]
         self._unshare = subprocess.Popen(
-            ["unshare", *namespaces, "--fork", "--kill-child", "--",
-             "sh", "-c", _FIRST_PROCESS, "storkit-lab", str(run), "shared" if share_network else "own"],
+            ["unshare", *flags, "--propagation", "slave", "--fork", "--kill-child", "--",
+             "sh", "-c", _FIRST_PROCESS, "storkit-lab", str(run), "shared" if share_network else "own",
+             *_foreign_mounts(run)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert self._unshare.stdin and self._unshare.stdout and self._unshare.stderr
@@ -47,7 +51,6 @@ class Cell:
             self._unshare.wait()
             raise LabError(f"cannot make the lab's namespaces: {reason}")
         self.pid = child_of(self._unshare.pid)
-        flags = ["--mount", "--pid"] if share_network else ["--mount", "--pid", "--net"]
         self._enter = ["nsenter", f"--target={self.pid}", *flags, "--"]
 
     def argv(self, argv: Sequence[str]) -> list[str]:
@@ -83,6 +86,18 @@ class Cell:
         for stream in (self._unshare.stdout, self._unshare.stderr):
             if stream:
                 stream.close()
+
+
+def _foreign_mounts(run: Path) -> list[str]:
+    """Mounted disks that the cell has no use for: its copy of the mount would keep their devices busy after others have
+    unmounted them, as a copy made of private mounts does not follow."""
+    wanted = [str(run), str(Path(__file__)), sys.prefix, sys.base_prefix, "/usr/bin", "/etc", "/var/lib", "/tmp"]
+    found = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        device, where = (word.replace("\\040", " ") for word in line.split()[:2])
+        if device.startswith("/dev/") and not any(f"{path}/".startswith(f"{where.rstrip('/')}/") for path in wanted):
+            found.append(where)
+    return found[::-1]
 
 
 def child_of(pid: int) -> int:

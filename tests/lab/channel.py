@@ -72,9 +72,10 @@ class Channel:
             waiting, self._waiting = list(self._waiting.values()), {}
         self._line.close()
         gone = LabError(f"host {self.name} went off")
-        for future in [*waiting, self.hello]:
-            if not future.done():
-                future.set_exception(gone)
+        for future in waiting:
+            future.set_exception(gone)
+        if not self.hello.done():
+            self.hello.set_exception(gone)
 
     def _answered(self, line: bytes) -> None:
         try:

@@ -64,10 +64,10 @@ class Command:
         return result
 
     def _text(self, output: Any) -> str:
-        if isinstance(output, str):
-            return output
+        if not isinstance(output, dict):
+            return str(output)
         file = self._host.own / output["file"]
-        data = file.read_bytes()
+        data: bytes = file.read_bytes()
         file.unlink()
         return data.decode(errors="surrogateescape")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import Lab, image
 from tests.lab.lab import missing
+from tests.lab.network import NETWORKS
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
@@ -29,8 +30,8 @@ def machine() -> dict[str, object]:
     """What a lab could leave behind on this machine."""
     run = image.cache() / "run"
     return {
-        "mounts": Path("/proc/self/mounts").read_text(),
-        "links": sorted(Path("/sys/class/net").iterdir()),
+        "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if "storkit-lab" in line],
+        "links": [link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith(NETWORKS)],
         "run": list(run.iterdir()) if run.exists() else [],
         "cache": sorted(image.cache().rglob("*")),
         "tmp": [path for path in Path("/tmp").iterdir() if "uml" in path.name.lower() or "storkit-lab" in path.name],

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import tty
+from typing import IO, Any
 
 OWN = "/lab/own"  # seen by the test process too: large answers travel there
 INLINE = 32768
@@ -40,7 +41,7 @@ class Agent:
                 self.answer(got=1)
                 self.handle(json.loads(request))
 
-    def handle(self, request: dict) -> None:
+    def handle(self, request: dict[str, Any]) -> None:
         id, do = request["id"], request["do"]
         if do == "run":
             threading.Thread(target=self.run, args=(id, request), daemon=True).start()
@@ -56,14 +57,14 @@ class Agent:
         elif do == "state":
             threading.Thread(target=lambda: self.answer(id=id, state=state()), daemon=True).start()
 
-    def run(self, id: int, request: dict) -> None:
+    def run(self, id: int, request: dict[str, Any]) -> None:
         with tempfile.TemporaryFile(dir="/run/lab") as out, tempfile.TemporaryFile(dir="/run/lab") as err:
-            stdin = subprocess.DEVNULL
-            if request.get("input") is not None:
-                stdin = tempfile.TemporaryFile(dir="/run/lab")  # noqa: SIM115
-                stdin.write(request["input"].encode(errors="surrogateescape"))
-                stdin.seek(0)
             try:
+                stdin: Any = subprocess.DEVNULL
+                if request["input"] is not None:
+                    stdin = tempfile.TemporaryFile(dir="/run/lab")  # noqa: SIM115
+                    stdin.write(request["input"].encode(errors="surrogateescape"))
+                    stdin.seek(0)
                 process = subprocess.Popen(
                     request["argv"], stdin=stdin, stdout=out, stderr=err, start_new_session=True,
                     env={**os.environ, **request.get("env", {})}, cwd=request.get("cwd") or "/root",
@@ -83,7 +84,7 @@ class Agent:
             self.answer(id=id, status=process.returncode, stdout=self.text(out), stderr=self.text(err),
                         timed_out=timed_out)  # fmt: skip
 
-    def text(self, file: tempfile._TemporaryFileWrapper) -> object:
+    def text(self, file: IO[bytes]) -> object:
         file.seek(0)
         data = file.read()
         if len(data) <= INLINE:

@@ -1,0 +1,28 @@
+"""A machine that cannot run the lab says why, in words that a skipped test can show."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.lab.lab import missing
+
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="the check for packages comes after the one for root")
+
+
+@NEEDS_ROOT
+def test_absent_packages_are_named_with_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = missing()
+    assert "apt-get install" in reason
+    packages = (Path(__file__).parent / "packages.txt").read_text().split()
+    assert set(reason.split("install ")[1].split()) - {"apt"} == set(packages)
+
+
+def test_without_root_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "needs root" in missing()

@@ -1,0 +1,206 @@
+"""What commands print with --json has the keys that docs/json.md says, no more and no fewer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.cli.commands import COMMANDS
+from storkit.cli.main import main
+from storkit.core import errors
+from storkit.core.inventory import HostConfig
+from storkit.core.model import Attachment, DiskSource, Export, MigrationResult, Usage, Volume
+from storkit.core.plan import Hold, Plan, Step
+from storkit.guests.record import Guest
+from tests.guestkit import bootsector
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
+RECORDS: dict[str, Any] = {
+    "Host": HostConfig,
+    "Volume": Volume,
+    "Usage": Usage,
+    "Export": Export,
+    "Attachment": Attachment,
+    "DiskSource": DiskSource,
+    "Guest": Guest,
+    "Migration": MigrationResult,
+    "Plan": Plan,
+    "Step": Step,
+    "Hold": Hold,
+}
+
+INVENTORY = """\
+[hosts.a]
+url = "local:a"
+[hosts.b]
+url = "local:b"
+[pools.default]
+host = "a"
+"""
+
+Run = Callable[..., Any]
+
+
+def record(name: str) -> set[str]:
+    """The keys of a record, as the page has them."""
+    match = re.search(rf"^### {name}$\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/json.md has no record {name}"
+    return set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", match[1])))
+
+
+def shapes() -> dict[str, tuple[bool, set[str]]]:
+    """Command to whether it prints a list, and the keys of its object."""
+    found = {}
+    for command, shape in re.findall(r"^\| `([a-z ]+)` \| `([^`]+)`", PAGE, re.MULTILINE):
+        keys: set[str] = set()
+        for part in shape.strip("[]").split(" + "):
+            keys |= set(part.strip("{}").split(", ")) if part.startswith("{") else record(part)
+        found[command] = (shape.startswith("["), keys)
+    return found
+
+
+def test_every_command_has_its_shape_on_the_page() -> None:
+    commands = {f"{command.noun} {command.verb}".strip() for command in COMMANDS}
+    assert shapes().keys() == commands - {"completion", "agent"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_have_the_keys_of_the_page(name: str) -> None:
+    assert record(name) == {field.name for field in dataclasses.fields(RECORDS[name])}
+
+
+def test_errors_have_the_keys_of_the_page() -> None:
+    base = {"kind", "message", "hint"}
+    problem = errors.NotFound("there is no volume web", "storkit volume list")
+    assert json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]) == {"error": problem.to_json()}
+    for error, more in (
+        (errors.CommandFailed(["lvs"], 5), {"argv", "status", "stderr", "host"}),
+        (errors.StepFailed("x", cause=problem), {"plan", "cause"}),
+        (errors.Problems([problem]), {"problems"}),
+    ):
+        assert error.to_json().keys() == base | more
+        assert all(f"`{key}`" in PAGE for key in more)
+
+
+@pytest.fixture
+def storkit(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs a command in this process, with hosts a and b; its JSON, checked against the page."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86 not installed")
+    monkeypatch.chdir(tmp_path)
+    Path("inventory.toml").write_text(INVENTORY)
+    documented = shapes()
+
+    def run(*words: str, status: int = 0) -> Any:
+        options = ["--inventory", "inventory.toml", "--state", "coordinator", "--json"]
+        assert main([*options, *words]) == status, capsys.readouterr().err
+        result = json.loads(capsys.readouterr().out)
+        if status == 0:
+            command = next(name for name in (" ".join(words[:2]), words[0]) if name in documented)
+            is_list, wanted = documented[command]
+            assert isinstance(result, list) is is_list
+            assert not is_list or result, f"{command} printed an empty list: nothing was checked"
+            for item in result if is_list else [result]:
+                assert item.keys() == wanted, command
+        checked.add(command if status == 0 else "")
+        return result
+
+    checked: set[str] = set()
+    run.checked = checked  # type: ignore[attr-defined]
+    yield run
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if os.fsencode(tmp_path) in line and b"qemu" in line:
+            os.kill(int(entry.name), 9)
+
+
+def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
+    bootsector.make_disk(Path("boot.img"))
+    storkit("host", "list")
+    storkit("host", "check")
+    storkit("volume", "create", "data", "1MiB")
+    storkit("volume", "import", "boot.img", "golden", "--golden")
+    storkit("volume", "clone", "golden", "g", "other")
+    storkit("volume", "snapshot", "data", "kept")
+    storkit("volume", "resize", "data", "2MiB")
+    storkit("volume", "export", "data", "data.img")
+    storkit("volume", "list")
+    storkit("pool", "list")
+    storkit("guest", "define", "g", "--disk", "g", "--memory", "16MiB")
+    storkit("guest", "clone", "g", "h", "--set", "disks.0.volume=other")
+    Path("i.args").write_text("qemu-system-x86_64 -name i -m 64 -drive file=/dev/vg/i,if=virtio,format=raw\n")
+    storkit("guest", "import", "i.args", "--disk", "/dev/vg/i=data")
+    storkit("guest", "start", "g")
+    storkit("guest", "list")
+    storkit("guest", "show", "g")
+    storkit("guest", "render", "g")
+    storkit("volume", "show", "g")
+    prepared = storkit("migrate", "prepare", "g", "--to", "b")
+    assert prepared["migration"] is None and prepared["proof"][0].keys() == record("Proof")
+    proof = storkit("verify", "g")[0]
+    assert sorted(proof["hosts"]) == ["a", "b"]
+    assert storkit("migrate", "status")[0]["window"] is True
+    storkit("migrate", "abort", "g")
+    moved = storkit("migrate", "run", "g", "--to", "b")
+    assert moved["migration"].keys() == record("Migration")
+    storkit("migrate", "finish", "g")
+    storkit("migrate", "cleanup", "g")
+    storkit("host", "restore")
+    seen = storkit("status")
+    assert seen["exports"]["a"][0].keys() == record("Export")
+    attached = storkit("attach", "data", "--on", "b")
+    assert attached["source"].keys() == record("DiskSource")
+    storkit("detach", "data", "--on", "b")
+    storkit("guest", "stop", "g", "--force")
+    storkit("attach", "data", "--on", "b")
+    assert storkit("fence", "b")["lost"][0].keys() == record("Export")
+    storkit("unfence", "b")
+    storkit("detach", "data", "--on", "b")
+    for guest in ("g", "h", "i"):
+        storkit("guest", "delete", guest)
+    plans = storkit("plan", "list")
+    shown = storkit("plan", "show", plans[-1]["id"])
+    assert shown["plan"].keys() == record("Plan") and shown["plan"]["stages"][0][0].keys() == record("Step")
+    storkit("volume", "delete", "g", "other", "golden", "data", "kept")
+    assert storkit("volume", "show", "g", status=4)["error"].keys() == {"kind", "message", "hint"}
+    checked = storkit.checked  # type: ignore[attr-defined]
+    assert shapes().keys() - checked == {"plan resume", "plan rollback"}
+
+
+def test_a_dry_run_prints_the_plan(storkit: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--inventory", "inventory.toml", "--state", "coordinator", "--json", "-n"]
+    assert main([*options, "volume", "create", "data", "1MiB"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan.keys() == record("Plan") and plan["stages"][0][0].keys() == record("Step")
+    assert not Path("a/volumes").exists()
+
+
+@pytest.mark.parametrize("verb", ["resume", "rollback"])
+def test_an_interrupted_plan(storkit: Run, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storkit.core.journal import Journal
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "done", stop)
+        with pytest.raises(Stopped):
+            storkit("volume", "create", "data", "1MiB")
+    (plan,) = storkit("plan", "list")
+    assert plan["status"] == "interrupted"
+    storkit("plan", verb, plan["id"])
+    assert len(list(Path("a/volumes").glob("*.json"))) == (1 if verb == "resume" else 0)

@@ -97,7 +97,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
 def test_syntax_error_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="line 2"):
-        parse('[hosts.a]\nurl = x', tmp_path / "inventory.toml")
+        parse("[hosts.a]\nurl = x", tmp_path / "inventory.toml")
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -
     """Retire what is left of a guest on hosts, and take its disks away from them."""
     name, target, transport = subject.name, subject.target, subject.transport
     stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
-    stages.then(*(step("undefine", host, target, f"forget {name} on {host}", name=name) for host in hosts))
+    stages.then(*(_define(subject, host, "undefine", f"forget {name} on {host}") for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     if not mine or not hosts:
         return
@@ -236,9 +236,9 @@ def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -
     )  # fmt: skip
 
 
-def _define(subject: Subject, host: str) -> Step:
+def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:
     return step(
-        "define", host, subject.target, f"render {subject.name}'s configuration on {host}",
+        verb, host, subject.target, title or f"render {subject.name}'s configuration on {host}",
         guest=subject.guest, volumes=subject.volumes, machine=subject.machine, transport=subject.transport,
     )  # fmt: skip
 

@@ -230,12 +230,18 @@ class Define(Verb):
     """define, undefine: the guest's configuration on a host, rendered from its attachments there."""
 
     def find(self, run: Run, step: Step) -> Any:
-        name = step.args["name"] if step.verb == "undefine" else step.args["guest"]["name"]
-        return run.call(step.host, step.target, "find", guests=[name])
+        return run.call(step.host, step.target, "find", guests=[step.args["guest"]["name"]])
 
     def act(self, run: Run, step: Step) -> Any:
-        if step.verb == "undefine":
-            return run.call(step.host, step.target, "undefine", name=step.args["name"])
+        return self._define(run, step) if step.verb == "define" else self._undefine(run, step)
+
+    def undo(self, run: Run, step: Step, before: Any) -> None:
+        if step.verb == "define" and not before:
+            self._undefine(run, step)
+        if step.verb == "undefine" and before:
+            self._define(run, step)
+
+    def _define(self, run: Run, step: Step) -> Any:
         found = run.call(step.host, step.args["transport"], "find_attachments", volumes=_uuids(step))
         sources = {attachment["uuid"]: attachment["source"] for attachment in found}
         gone = [volume["name"] for volume in step.args["volumes"] if volume["uuid"] not in sources]
@@ -246,9 +252,8 @@ class Define(Verb):
             step.host, step.target, "define", guest=step.args["guest"], disks=disks, machine=step.args["machine"]
         )
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        if step.verb == "define" and not before:
-            run.call(step.host, step.target, "undefine", name=step.args["guest"]["name"])
+    def _undefine(self, run: Run, step: Step) -> Any:
+        return run.call(step.host, step.target, "undefine", name=step.args["guest"]["name"])
 
 
 class Start(Verb):

@@ -13,7 +13,7 @@ from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.migration import Subject
-from storkit.core.model import DiskSource, Volume, check_name
+from storkit.core.model import DiskSource, Export, Volume, check_name
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 from storkit.guests import files
@@ -151,13 +151,18 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     for host in asked:
         session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
     target = f"hypervisor:{guest.hypervisor}"
-    places = session.survey.where(name, target, asked)
+    places = session.survey.where(name, target, asked, _able(exports) if volumes else None)
     running = [host for host, status in places.items() if status in ("running", "paused")]
     machine = guest.machine
     if running:
         states = session.survey.guests(running[:1], target, [name])
         machine = states[running[0]][0].machine or machine
     return Subject(guest, volumes, exports, places, session.survey.transport, machine, _shared(session, guest, volumes))
+
+
+def _able(exports: list[Export]) -> set[str]:
+    """The hosts that can run a guest with disks: without an export no server lets them in."""
+    return {export.client for export in exports}
 
 
 def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[str]:
@@ -198,8 +203,9 @@ def stop(session: Session, options: Namespace) -> None:
 
 def delete(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
-    hosts = session.survey.hosts(session.survey.volumes([disk.volume for disk in guest.disks]))
-    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts)
+    volumes = session.survey.volumes([disk.volume for disk in guest.disks])
+    able = _able(session.survey.exports(volumes)) if volumes else None
+    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", session.survey.hosts(volumes), able)
     if places:
         where = ", ".join(f"{status} on {host}" for host, status in places.items())
         raise Conflict(f"guest {options.name} is {where}", f"storkit guest stop {options.name}")
@@ -211,14 +217,15 @@ def delete(session: Session, options: Namespace) -> None:
 def list_(session: Session, options: Namespace) -> None:
     rows, data = [], []
     for guest in files.load_all(session.guests):
+        able = None
         try:
             volumes = session.survey.find_all([disk.volume for disk in guest.disks])
             hosts = session.survey.hosts(volumes)
+            able = _able(session.survey.exports(volumes)) if volumes else None
         except NotFound:
             hosts = list(session.inventory.hosts)
-        places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts)
-        running = {host: status for host, status in places.items() if status != "unknown"}
-        shown = ", ".join(f"{status} on {host}" for host, status in running.items()) or "stopped"
+        places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+        shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
         disks = ", ".join(disk.volume for disk in guest.disks)
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
         data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", ")})

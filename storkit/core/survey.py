@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from storkit.core import codec
@@ -108,14 +108,20 @@ class Survey:
 
         return self._each(list(hosts), ask, str)
 
-    def where(self, guest: str, target: str, hosts: Iterable[str]) -> dict[str, str]:
-        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`."""
+    def where(
+        self, guest: str, target: str, hosts: Iterable[str], able: Collection[str] | None = None
+    ) -> dict[str, str]:
+        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`.
+
+        `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out.
+        """
         wanted = list(hosts)
         answers = self.guests(wanted, target, [guest])
         places: dict[str, str] = {}
         for host in wanted:
             if host not in answers:
-                places[host] = "unknown"
+                if able is None or host in able:
+                    places[host] = "unknown"
             elif answers[host] and answers[host][0].status != "stopped":
                 places[host] = answers[host][0].status
         return places

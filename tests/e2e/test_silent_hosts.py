@@ -1,0 +1,55 @@
+"""A host that does not answer stops what it could spoil, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.world import INVENTORY, World
+
+pytestmark = pytest.mark.e2e
+
+SILENT = INVENTORY.format(format="raw") + '[hosts.c]\nurl = "ssh://127.0.0.9:1"\n'
+"""Nobody listens there: ssh fails at once."""
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world(inventory=SILENT)
+
+
+def test_a_silent_host_without_the_disk_stops_nothing(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.storkit("migrate", "prepare", "g", "--to", "b")
+    for verb in ("abort", "cleanup", "finish"):
+        assert "runs on a, which alone may write" in world.storkit("migrate", verb, "g").stdout
+    world.storkit("migrate", "run", "g", "--to", "b")
+    assert world.status()["places"] == {"b": "running"}
+    listed = world.storkit("guest", "list")
+    assert "running on b" in listed.stdout and "what is there is unknown" in listed.stderr
+    world.storkit("guest", "stop", "g", "--force")
+    world.storkit("guest", "delete", "g")
+
+
+def test_it_can_be_given_no_guest(world: World) -> None:
+    world.guest()
+    assert "host c cannot be reached" in world.storkit("guest", "start", "g", "--on", "c", ok=7).stderr
+    world.storkit("guest", "start", "g", "--on", "a")
+    assert "host c cannot be reached" in world.storkit("migrate", "run", "g", "--to", "c", ok=7).stderr
+    assert world.status()["writers"] == ["a"]
+
+
+def test_a_silent_host_with_the_disk_may_run_the_guest_until_it_is_fenced(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "b")
+    text = world.inventory.read_text()
+    world.inventory.write_text(text.replace('[hosts.b]\nurl = "local:b"', '[hosts.b]\nurl = "ssh://127.0.0.8:1"'))
+    assert "unknown on b" in world.storkit("guest", "list").stdout
+    for words in (("guest", "start", "g", "--on", "a"), ("migrate", "cleanup", "g"), ("guest", "stop", "g")):
+        assert "storkit fence b" in world.storkit(*words, ok=9).stderr
+    world.storkit("guest", "delete", "g", ok=5)
+    world.storkit("fence", "b")
+    world.storkit("guest", "start", "g", "--on", "a")
+    assert world.status()["places"] == {"a": "running"} and world.status()["writers"] == ["a"]

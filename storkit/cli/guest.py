@@ -11,7 +11,7 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.migration import Subject
 from storkit.core.model import DiskSource, Export, Volume, check_name
 from storkit.core.plan import Plan
@@ -224,8 +224,12 @@ def list_(session: Session, options: Namespace) -> None:
             able = _able(session.survey.exports(volumes)) if volumes else None
         except NotFound:
             hosts = list(session.inventory.hosts)
-        places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
-        shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
+        try:
+            places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+            shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
+        except Unsupported as error:
+            places, shown = {}, "unsupported"
+            session.warn(f"storkit: guest {guest.name}: {error.message}")
         disks = ", ".join(disk.volume for disk in guest.disks)
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
         data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", ")})

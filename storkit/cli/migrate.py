@@ -122,7 +122,13 @@ def status(session: Session, options: Namespace) -> None:
     rows: list[tuple[object, ...]] = []
     data: list[dict[str, Any]] = []
     for name in names:
-        what = subject(session, name, *session.survey.hosts())
+        try:
+            what = subject(session, name, *session.survey.hosts())
+        except Unsupported as error:
+            if options.name:
+                raise
+            session.warn(f"storkit: guest {name}: {error.message}")
+            continue
         writers = sorted({export.client for export in what.exports if export.writable})
         rows.append(
             (

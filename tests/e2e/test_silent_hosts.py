@@ -53,3 +53,14 @@ def test_a_silent_host_with_the_disk_may_run_the_guest_until_it_is_fenced(world:
     world.storkit("fence", "b")
     world.storkit("guest", "start", "g", "--on", "a")
     assert world.status()["places"] == {"a": "running"} and world.status()["writers"] == ["a"]
+
+
+def test_a_guest_of_a_hypervisor_that_is_not_there_hides_no_other(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.guest()
+    world.storkit("guest", "define", "other", "--hypervisor", "vmm")
+    listed = world.storkit("guest", "list")
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["g", "stopped"], ["other", "unsupported"]]
+    assert "guest other: there is no hypervisor 'vmm'" in listed.stderr
+    assert [line.split()[0] for line in world.storkit("migrate", "status").stdout.splitlines()[1:]] == ["g"]
+    assert "no hypervisor 'vmm'" in world.storkit("migrate", "status", "other", ok=3).stderr

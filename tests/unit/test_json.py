@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from storkit.cli.commands import COMMANDS
 from storkit.cli.main import main
 from storkit.core import errors
 from storkit.core.inventory import HostConfig
-from storkit.core.model import Attachment, DiskSource, Export, MigrationResult, Usage, Volume
+from storkit.core.model import (
+    Attachment,
+    DiskSource,
+    Export,
+    GuestStatus,
+    MigrationResult,
+    Usage,
+    Volume,
+    VolumeKind,
+)
 from storkit.core.plan import Hold, Plan, Step
 from storkit.guests.record import Guest
 from tests.guestkit import bootsector
@@ -75,6 +85,12 @@ def test_every_command_has_its_shape_on_the_page() -> None:
 @pytest.mark.parametrize("name", RECORDS)
 def test_records_have_the_keys_of_the_page(name: str) -> None:
     assert record(name) == {field.name for field in dataclasses.fields(RECORDS[name])}
+
+
+def test_the_page_names_every_status_and_kind() -> None:
+    text = re.sub(r"\s+", " ", PAGE)
+    for word in (*typing.get_args(GuestStatus), *typing.get_args(VolumeKind)):
+        assert re.search(rf"\b{word}\b", text), word
 
 
 def test_errors_have_the_keys_of_the_page() -> None:

@@ -6,8 +6,11 @@ Two hosts on one machine; a boot-sector guest of 16 MiB and a Linux guest of 112
 the same kind of storage server (qemu-storage-daemon, one export per host), the same QEMU arguments, capabilities and
 limits, but no locks, journal, proof or rights: an export is added for the destination, QEMU started there, the guest
 migrated, the source's QEMU ended and its export deleted; the guest goes on when it has arrived, not when the source is
-known to have let go. The two take turns, and the one that waits is paused. Total and downtime are QEMU's own; the
-stall is the longest time without a new write, seen from outside; the wall time is the whole command's.
+known to have let go. The two take turns, and the one that waits is paused.
+
+Total and downtime are QEMU's own. Switchover and stall are the longest times without a new write, seen from outside:
+during the move itself, and during the whole command, in which the guest also loses processors to everything else that
+runs here. The wall time is the whole command's.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,7 +45,7 @@ from storkit.hypervisors.qemu import QemuSettings
 from storkit.system import qmp
 from storkit.system.nbdserver import image_node
 from storkit.system.run import run
-from tests.guestkit import bootsector, linux, log
+from tests.guestkit import bootsector, linux
 
 BETWEEN = 40
 """Writes before and after each migration."""
@@ -55,28 +59,21 @@ host = "a"
 """
 
 
-class Writes(Protocol):
-    """The guest's writes, seen from outside."""
-
-    longest_gap_ms: float
-
-    def wait_for_more(self, count: int, timeout: float = 60.0) -> None: ...
-
-
-class BootWrites:
-    """Follows the boot sector's records in the server's file: each next one has its place."""
+class Writes:
+    """The guest's writes as they are seen from outside, and the gaps between them; a thread looks every millisecond."""
 
     TICK = 0.001
 
-    def __init__(self, disk: Path) -> None:
-        self.longest_gap_ms = 0.0
-        self._disk = disk
-        self._last = 0
+    def __init__(self, look: Callable[[int], int]) -> None:
+        """`look` gives the number of the last write there is, from the one that was last before."""
+        self.gaps: list[tuple[float, float]] = []
+        """Begin and end (time.monotonic)."""
+        self.last = 0
+        self._look = look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> BootWrites:
-        self._last = bootsector.last_record(self._disk)
+    def __enter__(self) -> Writes:
         self._thread.start()
         return self
 
@@ -85,26 +82,61 @@ class BootWrites:
         self._thread.join()
 
     def wait_for_more(self, count: int, timeout: float = 60.0) -> None:
-        wanted, end = self._last + count, time.monotonic() + timeout
-        while self._last < wanted:
+        wanted, end = self.last + count, time.monotonic() + timeout
+        while self.last < wanted:
             if time.monotonic() > end:
-                raise TimeoutError(f"no record {wanted} within {timeout:g} s, the last is {self._last}")
+                raise TimeoutError(f"no write {wanted} within {timeout:g} s, the last is {self.last}")
             time.sleep(self.TICK)
+
+    def longest(self, begin: float, end: float) -> float:
+        """The longest gap that overlaps a time, in milliseconds."""
+        return max((to - since for since, to in self.gaps if since < end and to > begin), default=0.0) * 1000
 
     def _follow(self) -> None:
         at = time.monotonic()
-        with self._disk.open("rb", buffering=0) as disk:
-            while not self._stop.wait(self.TICK):
-                before = self._last
-                while self._number(disk.fileno(), self._last + 1) == self._last + 1:
-                    self._last += 1
-                if self._last > before:
-                    now = time.monotonic()
-                    self.longest_gap_ms, at = max(self.longest_gap_ms, (now - at) * 1000), now
+        while not self._stop.wait(self.TICK):
+            now_at = self._look(self.last)
+            if now_at > self.last:
+                now = time.monotonic()
+                self.gaps.append((at, now))
+                self.last, at = now_at, now
 
-    def _number(self, descriptor: int, number: int) -> int:
-        sector = os.pread(descriptor, 16, (1 + number % bootsector.REGION) * bootsector.SECTOR)
+
+def boot_writes(disk: Path) -> Callable[[int], int]:
+    """Looks for the boot sector's records in the server's file: each next one has its place."""
+    file = disk.open("rb", buffering=0)
+
+    def number(wanted: int) -> int:
+        place = (1 + wanted % bootsector.REGION) * bootsector.SECTOR
+        sector = os.pread(file.fileno(), 16, place)
         return int.from_bytes(sector[4:8], "little") if sector[:4] == bootsector.MAGIC else 0
+
+    def look(last: int) -> int:
+        last = last or bootsector.last_record(disk)
+        while number(last + 1) == last + 1:
+            last += 1
+        return last
+
+    return look
+
+
+def linux_writes(console: Path) -> Callable[[int], int]:
+    """Looks for the Linux guest's words on its console: one for each fsync that has ended."""
+    offset, rest = 0, b""
+
+    def look(last: int) -> int:
+        nonlocal offset, rest
+        if console.exists():
+            with console.open("rb") as file:
+                file.seek(offset)
+                read = file.read()
+            offset += len(read)
+            *lines, rest = (rest + read).split(b"\n")
+            numbers = [int(line[4:]) for line in lines if line.startswith(b"seq ") and line[4:].strip().isdigit()]
+            last = max([last, *numbers])
+        return last
+
+    return look
 
 
 @dataclass(frozen=True)
@@ -113,12 +145,18 @@ class Moved:
 
     total: float
     downtime: float
+    switchover: float
     stall: float
     wall: float
 
 
+_MOVE = re.compile(r"(\d+) ms  move g from")
+
+
 class Storkit:
     """storkit's own way, by its command line."""
+
+    moving_since = moved_at = 0.0
 
     def __init__(self, base: Path, image: Path, define: list[str]) -> None:
         self.base = base
@@ -131,12 +169,28 @@ class Storkit:
         self.command("guest", "start", "g", "--on", "a")
 
     def command(self, *words: str) -> Any:
-        options = ["--inventory", str(self.base / "inventory.toml"), "--state", str(self.base / "plans"), "--json"]
-        done = subprocess.run([sys.executable, "-m", "storkit", *options, *words], env=_table.environment(), text=True,
-                              capture_output=True, check=False)  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"storkit {' '.join(words)}: {done.stderr}")
-        return json.loads(done.stdout) if done.stdout else None
+        options = [
+            "--inventory",
+            str(self.base / "inventory.toml"),
+            "--state",
+            str(self.base / "plans"),
+            "--json",
+            "-v",
+        ]
+        process = subprocess.Popen([sys.executable, "-m", "storkit", *options, *words], env=_table.environment(),
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        with process:
+            assert process.stdout is not None and process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if match := _MOVE.search(line):
+                    self.moved_at = time.monotonic()
+                    self.moving_since = self.moved_at - int(match[1]) / 1000
+            output = process.stdout.read()
+        if process.returncode:
+            raise SystemExit(f"storkit {' '.join(words)}: {''.join(said)}")
+        return json.loads(output) if output else None
 
     @property
     def monitor(self) -> Path:
@@ -156,6 +210,8 @@ class Storkit:
 
 class ByHand:
     """What an administrator's script does."""
+
+    moving_since = moved_at = 0.0
 
     def __init__(self, base: Path, image: Path, definition: definitions.Definition) -> None:
         self.base = base
@@ -196,7 +252,9 @@ class ByHand:
     def migrate(self) -> dict[str, Any]:
         self.export(self.there)
         self.launch(self.there, incoming=True)
+        self.moving_since = time.monotonic()
         status = asyncio.run(self._move())
+        self.moved_at = time.monotonic()
         quit_qemu(self.qmp(self.here), self.base / f"{self.here}.pid")
         qmp.call(self.base / "qsd.qmp", "block-export-del", {"id": self.here, "mode": "hard"})
         self.here, self.there = self.there, self.here
@@ -251,40 +309,45 @@ def measure(side: Side, other: Side, writes: Writes) -> Moved:
     qmp.call(other.monitor, "stop")
     try:
         writes.wait_for_more(BETWEEN)
-        writes.longest_gap_ms = 0.0
-        start = time.perf_counter()
+        writes.gaps.clear()
+        start = time.monotonic()
         status = side.migrate()
-        wall = (time.perf_counter() - start) * 1000
+        end = time.monotonic()
         writes.wait_for_more(BETWEEN)
-        return Moved(status["total-time"], status["downtime"], writes.longest_gap_ms, wall)
+        switchover = writes.longest(side.moving_since, side.moved_at)
+        return Moved(
+            status["total-time"], status["downtime"], switchover, writes.longest(start, end), (end - start) * 1000
+        )
     finally:
         qmp.call(other.monitor, "cont")
 
 
-def compare(title: str, runs: int, image: Path, define: list[str], watch: Callable[[Side], Any]) -> None:
+def compare(
+    title: str, runs: int, image: Path, define: list[str], watch: Callable[[Side], Callable[[int], int]]
+) -> None:
     with scratch() as base:
-        ours = Storkit(base / "s", image, define)
-        hand = ByHand(base / "h", image, ours.definition())
+        own = Storkit(base / "s", image, define)
+        hand = ByHand(base / "h", image, own.definition())
         taken: dict[str, list[Moved]] = {"by hand over QMP": [], "storkit migrate run": []}
-        with watch(ours) as ours_writes, watch(hand) as hand_writes:
+        with Writes(watch(own)) as ours_writes, Writes(watch(hand)) as hand_writes:
             ours_writes.wait_for_more(BETWEEN)
             hand_writes.wait_for_more(BETWEEN)
-            turns: list[tuple[Side, Side, Writes]] = [(hand, ours, hand_writes), (ours, hand, ours_writes)]
+            turns: list[tuple[Side, Side, Writes]] = [(hand, own, hand_writes), (own, hand, ours_writes)]
             for number in range(runs + 1):
                 for name, (side, other, writes) in zip(taken, turns, strict=True):
                     moved = measure(side, other, writes)
                     if number:  # the first round warms the caches
                         taken[name].append(moved)
-        ours.end()
+        own.end()
         hand.end()
-    figures = [(what, of) for of in (median, min) for what in ("total", "downtime", "stall", "wall")]
-    values = {name: [of(getattr(one, what) for one in moves) for what, of in figures] for name, moves in taken.items()}
-    rows = [[name, *(f"{value:.0f}" for value in each)] for name, each in values.items()]
-    by_hand, by_storkit = values.values()
-    ratios = [theirs / max(1.0, mine) for mine, theirs in zip(by_hand, by_storkit, strict=True)]
-    rows.append(["ratio", *(f"{ratio:.2f} x" for ratio in ratios)])
-    header = [*(f"{what} ms" for what, _ in figures[:4]), *(f"least {what}" for what, _ in figures[4:])]
-    _table.table(f"{title}, {runs} migrations each in turn, medians and least", ["", *header], rows)
+    figures = ("total", "downtime", "switchover", "stall", "wall")
+    rows = []
+    for word, of in (("median", median), ("least", min)):
+        values = [[of(getattr(one, what) for one in moves) for what in figures] for moves in taken.values()]
+        for name, each in zip(taken, values, strict=True):
+            rows.append([f"{name}, {word}", *(f"{value:.0f}" for value in each)])
+        rows.append(["  ratio", *(f"{ours / max(1.0, hand):.2f} x" for hand, ours in zip(*values, strict=True))])
+    _table.table(f"{title}, {runs} migrations each in turn", ["", *(f"{what} ms" for what in figures)], rows)
 
 
 @contextmanager
@@ -310,11 +373,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         image = Path(directory) / "boot.img"
         bootsector.make_disk(image)
-        compare("Boot sector guest, 16 MiB", runs, image, ["--memory", "16MiB"], lambda side: BootWrites(side.disk))
+        compare("Boot sector guest, 16 MiB", runs, image, ["--memory", "16MiB"], lambda side: boot_writes(side.disk))
     kit = linux.build()
     define = ["--memory", "112MiB", "--machine", "pc", "--kernel", str(kit.kernel), "--initrd", str(kit.initrd),
               "--cmdline", linux.CMDLINE]  # fmt: skip
-    compare("Linux guest, 112 MiB", runs, kit.root, define, lambda side: log.Watch(side.base / "console"))
+    compare("Linux guest, 112 MiB", runs, kit.root, define, lambda side: linux_writes(side.base / "console"))
     print(f"\nload {os.getloadavg()[0]:.1f}")
 
 

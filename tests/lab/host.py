@@ -214,13 +214,13 @@ class Host:
         passing.unlink()
         return data
 
-    def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30) -> None:
-        """Wait until `condition()` is true; `what` is for the error."""
+    def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30, every: float = 0.05) -> None:
+        """Wait until `condition()`, asked `every` so many seconds, is true; `what` is for the error."""
         end = time.monotonic() + deadline
         while not condition():
             if time.monotonic() > end:
                 raise LabError(f"on {self.name}: no {what} within {deadline} s")
-            time.sleep(0.05)
+            time.sleep(every)
 
     # --- hardware
 

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.lab.cell import Cell
 from tests.lab.errors import LabError, Unsupported
@@ -36,8 +37,11 @@ def cache() -> Path:
     return Path(base) / "storkit-lab"
 
 
-def image(say: Callable[[str], None] = lambda text: None) -> Path:
-    """The path of the image, built first if it is not in the cache. Two labs that start together build it once."""
+def image(say: Callable[[str], None] = lambda text: None) -> IO[bytes]:
+    """The image, built first if it is not in the cache. Two labs that start together build it once.
+
+    The open file holds a lock: as long as it is open, no other lab, of another recipe, removes this image.
+    """
     images = cache() / "images"
     images.mkdir(parents=True, exist_ok=True)
     path = images / f"{_key()}.ext4"
@@ -50,7 +54,9 @@ def image(say: Callable[[str], None] = lambda text: None) -> Path:
             say(f"building the hosts' image {path.name} (once; a few minutes)")
             _build(path)
             say(f"image built in {time.monotonic() - started:.0f} s, {path.stat().st_blocks * 512 >> 20} MiB")
-    return path
+        file = path.open("rb")
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file
 
 
 def _dependencies() -> list[str]:
@@ -134,7 +140,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a lab that is up now boots from it: each lab holds a shared lock on its image."""
+    """Whether a lab that is up now boots from it."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

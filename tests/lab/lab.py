@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 from tests.lab import image, network
 from tests.lab.cell import Cell
@@ -50,9 +48,6 @@ class Lab:
             raise Unsupported(reason)
         self._image = image.image(say)
         self._hosts: dict[str, Host] = {}
-        # held for as long as we live: tells other labs not to remove this image
-        self._image_lock: IO[bytes] = self._image.open("rb")
-        fcntl.flock(self._image_lock, fcntl.LOCK_SH)
         self.cell = Cell(image.cache() / "run")
         try:
             self._furnish()
@@ -101,7 +96,7 @@ class Lab:
         for name in new:
             if not (name.isalnum() and name.islower() and len(name) <= 8):
                 raise ValueError(f"a host's name is up to 8 lower-case letters and digits, not {name!r}")
-            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), self._image)
+            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), Path(self._image.name))
         if new:
             self._write_names()
         wanted = [self._hosts[name] for name in names]
@@ -148,7 +143,7 @@ class Lab:
             with contextlib.suppress(LabError):
                 host.power_off()
         self.cell.close()
-        self._image_lock.close()
+        self._image.close()
 
     def __enter__(self) -> Lab:
         return self

@@ -69,7 +69,7 @@ def wait_until_gone(namespace: str, deadline: float = 10) -> None:
 
 
 def test_nothing_is_left_after_kill_9() -> None:
-    image.image()
+    image.image().close()
     before = machine()
     process, namespace = open_lab("time.sleep(600)")
     assert len(members(namespace)) > 4
@@ -80,7 +80,7 @@ def test_nothing_is_left_after_kill_9() -> None:
 
 
 def test_nothing_is_left_after_an_exception() -> None:
-    image.image()
+    image.image().close()
     before = machine()
     process, namespace = open_lab("raise SystemExit(1)")
     process.wait(30)

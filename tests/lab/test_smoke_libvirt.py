@@ -62,12 +62,12 @@ def test_a_guest_writes_on_while_it_moves(lab: Lab, tmp_path: Path) -> None:
 
     a.put(DOMAIN.replace("DEVICE", on_a), "/root/guest.xml")
     a.run(["virsh", "create", "/root/guest.xml"])
-    s.wait_for(lambda: last_record() > 100, "records of the guest", 60)
+    s.wait_for(lambda: last_record() > 100, "records of the guest", 60, every=1)
     moved = a.run(["virsh", "migrate", "--live", "writer", "qemu+ssh://b/system", "tcp://b"], timeout=120)
     at_move = last_record()
     assert "writer" not in a.run(["virsh", "list", "--name"]).stdout
     assert "writer" in b.run(["virsh", "list", "--name"]).stdout
-    s.wait_for(lambda: last_record() > at_move + 100, "records after the move", 60)
+    s.wait_for(lambda: last_record() > at_move + 100, "records after the move", 60, every=1)
     b.run(["virsh", "destroy", "writer"])
     report = bootsector.verify(copy_of(s, disk, tmp_path / "disk"))
     assert report.clean, report

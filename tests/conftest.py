@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -27,6 +28,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write golden files anew from what is rendered now; then read the diff",
     )
+
+
+SKIPS = Path(__file__).with_name("allowed-skips.txt")
+"""What may be skipped where CI is set: `NODEID-GLOB: why`, a line each."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A test that CI skips without being allowed to is a failure."""
+    if not os.environ.get("CI") or hasattr(session.config, "workerinput"):
+        return
+    lines = [line for line in SKIPS.read_text().splitlines() if line and not line.startswith("#")]
+    allowed = [line.partition(": ")[0] for line in lines]
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = {report.nodeid for report in (reporter.stats.get("skipped", []) if reporter else [])}
+    wrong = sorted(name for name in skipped if not any(fnmatch.fnmatch(name, glob) for glob in allowed))
+    if wrong and reporter:
+        reporter.write_line(f"skipped, and not in {SKIPS.name}: {', '.join(wrong)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

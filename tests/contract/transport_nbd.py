@@ -18,7 +18,7 @@ from storkit.core.backend import Client
 from storkit.core.model import Volume
 from storkit.system import locks
 from tests.contract.rig import Rig, RigSetup
-from tests.unit.nbdhosts import Hosts, wait_until
+from tests.e2e.nbdhosts import Hosts, wait_until
 
 
 class NbdRig(Rig):

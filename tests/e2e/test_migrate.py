@@ -154,6 +154,7 @@ def by_hand(world: World) -> None:
     hosts = Connections(load(world.inventory))
     uri = hosts.to("b").call("hypervisor:qemu", "receive", {"name": "g", "same_machine": True})
     hosts.to("a").call("hypervisor:qemu", "send", {"name": "g", "uri": uri})
+    hosts.to("b").call("hypervisor:qemu", "resume", {"name": "g"})
     hosts.close()
 
 

@@ -217,7 +217,8 @@ def test_names_are_held_and_marked(engine: Engine, log: list[str], tmp_path: Pat
     engine.connections.unlock()
     other.hold(made.holds)
     other.connections.unlock()
-    assert list((tmp_path / "h/run/locks").iterdir()) == []
+    place = other.connections.to("h")._performer.site  # type: ignore[attr-defined]
+    assert list((place.run / "locks").iterdir()) == []
 
 
 def test_shared_holds(engine: Engine, tmp_path: Path) -> None:

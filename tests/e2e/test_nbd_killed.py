@@ -18,7 +18,7 @@ from storkit.nbd import Nbd
 from storkit.system import qmp
 from storkit.system.nbdclient import Connection
 from storkit.system.nbdserver import PLAIN_TCP
-from tests.unit.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
+from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
 
 __all__ = ["hosts"]
 

@@ -20,7 +20,7 @@ from storkit.core.model import Offer, Secret
 from storkit.nbd import Nbd
 from storkit.system.nbdclient import Connection, ask
 from storkit.system.nbdserver import PLAIN_TCP, NbdSettings
-from tests.unit.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
+from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
 

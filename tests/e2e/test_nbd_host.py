@@ -20,7 +20,7 @@ from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.nbdgrant import Grants
 from storkit.system.qsd import Daemon
-from tests.unit.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
+from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
 
 __all__ = ["hosts"]
 

@@ -29,7 +29,7 @@ from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
 from storkit.system.nbdclient import WRITE, Connection
-from tests.unit.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
+from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
 

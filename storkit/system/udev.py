@@ -1,0 +1,50 @@
+"""Waiting for devices by the kernel's own events (pyudev): never by sleeping and looking again.
+
+    with Watch("block") as watch:
+        ...                                   # what makes the device appear, change or go
+        watch.wait(lambda device: device.device_node == "/dev/sda", timeout=10, what="the LUN")
+
+The watch listens before the act, so that no event is missed. Where udevd runs, its events are taken: they come once its
+rules and links are in place; elsewhere the kernel's (udev(7), NETLINK_KOBJECT_UEVENT).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from storkit.core.errors import TimedOut
+
+UDEVD = Path("/run/udev/control")
+
+
+class Watch:
+    """The events of one subsystem, from `__enter__` on."""
+
+    def __init__(self, subsystem: str) -> None:
+        import pyudev
+
+        source = "udev" if UDEVD.exists() else "kernel"
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
+        self._monitor.filter_by(subsystem)
+
+    def __enter__(self) -> Watch:
+        self._monitor.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._monitor  # closes its netlink socket
+
+    def wait(self, wanted: Callable[[Any], bool], timeout: float, what: str, action: str = "") -> Any:
+        """The next event's device that is `wanted`, of the given action (add, change, remove; empty: any).
+
+        `timeout` is in seconds. Raises TimedOut, naming `what`.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            device = self._monitor.poll(timeout=left)
+            if device is not None and action in ("", device.action) and wanted(device):
+                return device
+        raise TimedOut(f"{what} did not appear within {timeout:g} seconds", "udevadm monitor shows what comes instead")

@@ -109,7 +109,7 @@ class Host:
             name=self.name,
             memory=self.memory,
             disks=[f"{self._directory / 'root.cow'},{self._image}", *self._disks],
-            taps=[network.tap(net, self.name) for net in network.NETWORKS],
+            taps=[(network.tap(net, self.name), network.mac(net, self.index)) for net in network.NETWORKS],
             environment={
                 "LAB_NAME": self.name,
                 "LAB_RUN": str(self._cell.run_dir),

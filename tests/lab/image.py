@@ -81,7 +81,7 @@ def _sources() -> list[str]:
     ours = (suite, f"{suite}-updates", f"{suite}-security")
     sources = sorted({f"deb {target}" for target in targets if target.split()[1] in ours})
     if not sources:
-        raise Unsupported(f"apt on this machine has no sources of its own release {suite!r} to build the image from")
+        raise Unsupported(f"apt has no package lists of this machine's release {suite!r}: run `apt-get update` first")
     return sources
 
 

@@ -19,6 +19,11 @@ def tap(network: str, host: str) -> str:
     return f"{network}-{host}"
 
 
+def mac(network: str, index: int) -> str:
+    """The Ethernet address, the same after every boot, as real hosts' are: neighbours remember it for a while."""
+    return f"52:54:00:77:{NETWORKS.index(network):02x}:{index:02x}"
+
+
 def make_bridges(cell: Cell) -> None:
     commands = []
     for network in NETWORKS:

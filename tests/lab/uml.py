@@ -44,7 +44,7 @@ class Settings:
     name: str
     memory: str
     disks: Sequence[str]  # the first is "COW,BASE", the root
-    taps: Sequence[str]
+    taps: Sequence[tuple[str, str]]  # each with the MAC address of the host's end
     environment: Mapping[str, str]  # reaches the first process
     extra: Sequence[str] = field(default=())
 
@@ -59,7 +59,10 @@ class Uml:
             f"uml_dir={directory}",
             "umid=uml",
             *(f"ubd{DISKS[n]}={disk}" for n, disk in enumerate(settings.disks)),
-            *(f"vec{n}:transport=tap,ifname={tap},depth=128,gro=1" for n, tap in enumerate(settings.taps)),
+            *(
+                f"vec{n}:transport=tap,ifname={tap},mac={mac},depth=128,gro=1"
+                for n, (tap, mac) in enumerate(settings.taps)
+            ),
             "root=/dev/ubda", "rw", "rootfstype=ext4", "init=/sbin/lab-init",
             "con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{line},fd:{line}",
             # a panic ends the process, which the test then sees at once

@@ -26,6 +26,8 @@ class Subject:
     machine: str = ""
     shared: frozenset[str] = field(default_factory=frozenset)
     """UUIDs of read-only volumes that other guests may use as well."""
+    has: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Host to the volumes, UUID to name, that the guest was started with where it runs."""
 
     @property
     def name(self) -> str:
@@ -53,6 +55,13 @@ class Subject:
                 f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
                 f"bring {silent[0]} back, or storkit fence {silent[0]}",
             )
+        for host, has in self.has.items():
+            if list(has) != list(dict.fromkeys(volume.uuid for volume in self.volumes)):
+                raise Unsafe(
+                    f"guest {self.name} runs on {host} with other disks than its record says: "
+                    + (", ".join(f"{name} ({uuid})" for uuid, name in has.items()) or "none"),
+                    "put those back into its record, in this order, for as long as it runs",
+                )
 
 
 def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
@@ -65,6 +74,12 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
         )
     for volume in subject.written:
         others = writers(subject.exports, volume) - {host}
+        if host in subject.running and host not in writers(subject.exports, volume):
+            # What it has in its memory is older than the disk: it must never write again.
+            raise Unsafe(
+                f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
+                f"storkit guest stop {subject.name} --force, then start it",
+            )
         if others:
             raise Conflict(
                 f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
@@ -80,10 +95,12 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
 
 def stop(subject: Subject, force: bool, timeout: float, inventory: Inventory) -> Plan:
     """Stop a guest wherever it is, and take its disks back from there."""
-    subject.known()
+    if not force:
+        subject.known()
     stages = Stages()
     hosts = list(subject.places)
-    running = [host for host in hosts if subject.places[host] in ("running", "paused")]
+    # By force, one that does not answer is ended as well: its host must answer for it.
+    running = [host for host in hosts if subject.places[host] in ("running", "paused", "unknown")]
     stages.then(
         *(
             step(

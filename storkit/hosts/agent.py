@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any, TextIO
 
 import storkit
@@ -26,6 +27,8 @@ from storkit.hosts.guard import Claim, Guard
 from storkit.hosts.site import Performer, Setup, site
 
 PROTOCOL = 1
+PROGRESS_EVERY = 0.1
+"""Seconds between two messages of one verb's progress."""
 
 
 def hello() -> dict[str, Any]:
@@ -63,9 +66,13 @@ class Agent:
     def _do(self, request: dict[str, Any]) -> Any:
         do = request.get("do")
         if do == "call":
-            number = request.get("id")
+            number, told = request.get("id"), 0.0
 
             def progress(fraction: float, text: str) -> None:
+                nonlocal told
+                if fraction < 1 and time.monotonic() - told < PROGRESS_EVERY:
+                    return
+                told = time.monotonic()
                 self._write({"id": number, "progress": fraction, "text": text})
 
             return self._performer.perform(request["target"], request["verb"], request["args"], progress)

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -97,6 +97,7 @@ class Qemu(Hypervisor):
             problems.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
         if self.settings.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
             problems.append("accel is set to kvm, and /dev/kvm is missing or not open to this user")
+        problems += self._taken(guest)
         available = host.memory_available()
         if guest.memory > available and not self._process(guest.name).alive():
             problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
@@ -104,12 +105,14 @@ class Qemu(Hypervisor):
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
         """What must be alike. QEMU's own version need not be: a versioned machine type is the same in all of them."""
-        accel = self._accel()
+        accel, changed = self._accel(), ""
         if self._process(guest.name).alive():
-            accel = self._definition(guest.name).accel
+            definition = self._definition(guest.name)
+            accel, changed = definition.accel, _changed(definition.guest, guest)
         # Named processor models are the same everywhere; these two are whatever the host has.
         native = accel == "kvm" and guest.cpu.partition(",")[0] in ("host", "max")
         return {
+            "definition": f"changed in {changed} since it was started" if changed else "as recorded",
             "accelerator": accel,
             "machine type": self._machine(guest, ""),
             "processor": host.processor() if native else "",
@@ -143,7 +146,7 @@ class Qemu(Hypervisor):
         shutil.rmtree(self._directory(name), ignore_errors=True)
 
     def start(self, name: str) -> GuestState:
-        self._definition(name)
+        self._check_disks(name)
         here = self._process(name)
         deadline = time.monotonic() + START_TIMEOUT
         while not self._launch(here, definitions.START):
@@ -179,7 +182,7 @@ class Qemu(Hypervisor):
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
 
     def receive(self, name: str, same_machine: bool) -> str:
-        self._definition(name)
+        self._check_disks(name)
         here = self._process(name)
         uri = self._uri(here, same_machine)
         if not self._launch(here, definitions.RECEIVE):
@@ -201,15 +204,13 @@ class Qemu(Hypervisor):
         return migration.read_key(self._process(name).keys)
 
     def resume(self, name: str, run: bool = True) -> None:
+        import asyncio
+
+        from storkit.hypervisors import _qemu_migration as migration
+
         here = self._process(name)
-        status = self._status(here)
-        if status not in ("arrived", "running", "paused"):
-            raise Unsafe(f"guest {name} cannot go on here: it is {status}", _look(name))
+        asyncio.run(migration.go_on(here.monitor, here.arriving, name, run))
         shutil.rmtree(here.keys, ignore_errors=True)
-        # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
-        here.arriving.unlink(missing_ok=True)
-        if run and status != "running":
-            qmp.call(here.monitor, "cont")
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         self._definition(name)
@@ -249,6 +250,24 @@ class Qemu(Hypervisor):
             here.kill()
             return here.forget()
         return self._end(here)
+
+    def _check_disks(self, name: str) -> None:
+        taken = self._taken(self._definition(name).guest)
+        if taken and not self._process(name).alive():
+            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
+
+    def _taken(self, guest: Guest) -> list[str]:
+        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
+        both for this host, which may write."""
+        wanted = {disk.uuid: disk for disk in guest.disks if disk.uuid}
+        taken: list[str] = []
+        for name in self._names(None):
+            if name == guest.name or not self._process(name).alive():
+                continue
+            for disk in self._definition(name).guest.disks:
+                if disk.uuid in wanted and not (disk.readonly and wanted[disk.uuid].readonly):
+                    taken.append(f"volume {disk.volume} is in use by guest {name} here: storkit guest stop {name}")
+        return taken
 
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""
@@ -357,6 +376,12 @@ class Qemu(Hypervisor):
             return definitions.load(self._directory(check_name("guest", name)))
         except FileNotFoundError:
             raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
+
+
+def _changed(started: Guest, record: Guest) -> str:
+    """The fields in which a guest's record is another one than the one that was started."""
+    names = [field.name for field in fields(Guest) if field.name != "machine"]
+    return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
 
 
 def _look(name: str) -> str:

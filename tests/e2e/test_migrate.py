@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def by_hand(world: World) -> None:
     uri = hosts.to("b").call("hypervisor:qemu", "receive", {"name": "g", "same_machine": True})
     hosts.to("a").call("hypervisor:qemu", "send", {"name": "g", "uri": uri})
     hosts.to("b").call("hypervisor:qemu", "resume", {"name": "g"})
+    hosts.to("b").call("hypervisor:qemu", "resume", {"name": "g"})
     hosts.close()
 
 
@@ -208,13 +210,16 @@ def test_silent_guest_is_neither_healthy_nor_free(world: World) -> None:
             ("guest", "start", "g", "--on", "b"),
             ("migrate", "cleanup", "g"),
             ("guest", "stop", "g"),
-        ):
+        ):  # fmt: skip
             done = world.storkit(*words, ok=9)
             assert "cannot be asked" in done.stderr and "next:" in done.stderr
         assert world.status()["writers"] == ["a"]
+        world.storkit("guest", "stop", "g", "--force")
     finally:
-        os.kill(process, signal.SIGCONT)
-    stop_and_verify(world)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+    assert bootsector.verify(world.disk()).clean
+    assert world.leftovers() == []
 
 
 def test_a_guest_cannot_run_twice(world: World) -> None:

@@ -439,7 +439,7 @@ def test_migration_between_machines_has_a_key_of_its_own(hosts: Hosts) -> None:
 def test_guest_that_has_not_arrived_cannot_go_on(hosts: Hosts) -> None:
     hosts.start(hosts.boot_sector())
     hosts.b.receive(NAME, same_machine=True)
-    with pytest.raises(Unsafe, match="incoming"):
+    with pytest.raises(Unsafe, match="inmigrate"):
         hosts.b.resume(NAME)
     hosts.b.retire(NAME)
 

@@ -11,6 +11,7 @@ the servers of two copies of one disk can never be taken for one.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from storkit.core.errors import (
 from storkit.core.model import Attachment, Credential, Evidence, Export, Offer, Secret, Volume, check_name
 from storkit.system import nbdclient
 from storkit.system.nbdattach import Attachments
-from storkit.system.nbdgrant import Grant, Granted, Grants, export_name
+from storkit.system.nbdgrant import Grant, Granted, Grants
 from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer, every
 from storkit.system.qsd import PACKAGE, PROGRAM
 
@@ -80,7 +81,8 @@ class Nbd(Transport):
             for client in clients:
                 known = granted.get(client.name)
                 if known is None or known.same_machine != client.same_machine:
-                    granted[client.name] = Granted(client.same_machine)
+                    nonce = known.nonce if known else secrets.token_hex(4)
+                    granted[client.name] = Granted(client.same_machine, nonce=nonce)
             if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
                 problems.append(
                     Conflict(
@@ -176,7 +178,7 @@ class Nbd(Transport):
 
     def _offer(self, grant: Grant, client: str) -> Offer:
         server, granted, volume = self._server(grant), grant.clients[client], grant.volume
-        name = export_name(volume.name, client)
+        name = grant.export_name(client)
         try:
             info = nbdclient.ask(str(server.socket), name)
         except (HostUnreachable, NotFound) as error:
@@ -224,7 +226,7 @@ class Nbd(Transport):
         if server.daemon.running():
             try:
                 with nbdclient.Connection(str(server.socket)) as connection:
-                    exported = exported or export_name(grant.volume.name, client) in connection.names()
+                    exported = exported or grant.export_name(client) in connection.names()
             except StorkitError as error:
                 yield error
         if exported:
@@ -291,7 +293,7 @@ def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:
         with nbdclient.Connection(str(server.socket)) as connection:
             for client in server.grant.clients:
                 try:
-                    stated[client] = connection.info(export_name(server.volume.name, client))
+                    stated[client] = connection.info(server.grant.export_name(client))
                 except NotFound:
                     continue
     except (HostUnreachable, TimedOut):

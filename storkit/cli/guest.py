@@ -153,11 +153,11 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     target = f"hypervisor:{guest.hypervisor}"
     places = session.survey.where(name, target, asked, _able(exports) if volumes else None)
     running = [host for host, status in places.items() if status in ("running", "paused")]
-    machine = guest.machine
-    if running:
-        states = session.survey.guests(running[:1], target, [name])
-        machine = states[running[0]][0].machine or machine
-    return Subject(guest, volumes, exports, places, session.survey.transport, machine, _shared(session, guest, volumes))
+    states = {host: found[0] for host, found in session.survey.guests(running, target, [name]).items() if found}
+    machine = next((state.machine for state in states.values() if state.machine), guest.machine)
+    has = {host: state.volumes for host, state in states.items()}
+    shared = _shared(session, guest, volumes)
+    return Subject(guest, volumes, exports, places, session.survey.transport, machine, shared, has)
 
 
 def _able(exports: list[Export]) -> set[str]:
@@ -194,7 +194,8 @@ def start(session: Session, options: Namespace) -> None:
 
 def stop(session: Session, options: Namespace) -> None:
     def build() -> Plan:
-        what = subject(session, options.name)
+        # Wherever it is: also where a fence has left it without its disk.
+        what = subject(session, options.name, *session.survey.hosts())
         return migration.stop(what, options.force, options.timeout, session.inventory)
 
     if session.change(build):

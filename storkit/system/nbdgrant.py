@@ -32,6 +32,9 @@ class Granted:
     same_machine: bool
     port: int = 0
     """The TCP port of the client's front, kept so that the front comes back where the client looks for it."""
+    nonce: str = ""
+    """Part of the export's name: a guest that was cut off and tries to reconnect, with old data in its memory, is never
+    let in by a later grant, nor by another volume of the same name."""
 
 
 @dataclass(slots=True)
@@ -41,6 +44,10 @@ class Grant:
     volume: Volume
     clients: dict[str, Granted] = field(default_factory=dict)
     writers: list[str] = field(default_factory=list)
+
+    def export_name(self, client: str) -> str:
+        """The NBD export name of this grant's client."""
+        return export_name(self.volume.name, client, self.clients[client].nonce)
 
     def rights(self) -> dict[str, bool]:
         """Client to whether it may write."""
@@ -58,9 +65,9 @@ def slug(client: str) -> str:
     return client if clean == client else f"{clean}~{short(client)}"
 
 
-def export_name(volume: str, client: str) -> str:
-    """The NBD export name of a volume for one client: each client has an export of its own."""
-    return f"{volume}@{slug(client)}"
+def export_name(volume: str, client: str, nonce: str = "") -> str:
+    """The NBD export name of a volume for one client: each client has an export of its own, new with each grant."""
+    return f"{volume}@{slug(client)}" + (f"+{nonce}" if nonce else "")
 
 
 class Grants:

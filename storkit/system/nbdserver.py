@@ -27,7 +27,7 @@ from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, U
 from storkit.core.model import Volume
 from storkit.system import locks, nbdclient, qmp
 from storkit.system.files import make_private, write_atomic
-from storkit.system.nbdgrant import Grant, Granted, Grants, export_name, short
+from storkit.system.nbdgrant import Grant, Granted, Grants, short
 from storkit.system.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class VolumeServer:
                         "type": "nbd",
                         "id": export_id(client, write),
                         "node-name": node,
-                        "name": export_name(self.volume.name, client),
+                        "name": self.grant.export_name(client),
                         "writable": write,
                         "description": f"storkit:{self.volume.uuid}:{node[1:]}",
                     }
@@ -219,7 +219,7 @@ class VolumeServer:
                 self.drop([client])  # it came over the network before
 
     def _start_front(self, client: str, granted: Granted) -> None:
-        name = export_name(self.volume.name, client)
+        name = self.grant.export_name(client)
         inner = nbdclient.ask(str(self.socket), name)
         tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
         front = self._front(short(client))

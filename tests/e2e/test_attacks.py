@@ -1,0 +1,108 @@
+"""Attempts to get two writers, the wrong disk, or a lost one out of commands that are each allowed by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.world import World
+from tests.guestkit import bootsector
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
+
+
+def guests(world: World) -> list[int]:
+    return [int(line.partition(":")[0]) for line in world.processes() if "qemu-system" in line]
+
+
+def test_two_guests_of_one_disk_on_one_host(world: World) -> None:
+    """The server cannot tell them apart: both come from the host that may write."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.storkit("guest", "define", "h", "--disk", "g", "--memory", "16MiB")
+    assert "volume g is in use by guest g" in world.storkit("guest", "start", "h", "--on", "a", ok=5).stderr
+    assert "is written by a" in world.storkit("guest", "start", "h", "--on", "b", ok=5).stderr
+    assert len(guests(world)) == 1
+
+
+def test_record_renamed_while_the_guest_runs(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    record = world.directory / "guests/g.toml"
+    record.with_name("h.toml").write_text(record.read_text().replace('name = "g"', 'name = "h"'))
+    record.unlink()
+    world.storkit("guest", "start", "h", "--on", "a", ok=5)
+    assert len(guests(world)) == 1
+
+
+def test_disks_swapped_in_the_record_while_the_guest_runs(world: World) -> None:
+    """Its memory would go on at the destination with each disk in the other's place."""
+    image = world.directory / "boot.img"
+    bootsector.make_disk(image)
+    for name in ("one", "two"):
+        world.storkit("volume", "import", image, name)
+    world.storkit("guest", "define", "g", "--disk", "one", "--disk", "two", "--memory", "16MiB")
+    world.storkit("guest", "start", "g", "--on", "a")
+    record = world.directory / "guests/g.toml"
+    before = record.read_text()
+    one, two = (line for line in before.splitlines(keepends=True) if "volume =" in line)
+    record.write_text(before.replace(one, "@").replace(two, one).replace("@", two))
+    for words in (("migrate", "run", "g", "--to", "b"), ("guest", "stop", "g"), ("migrate", "cleanup", "g")):
+        done = world.storkit(*words, ok=9)
+        assert "runs on a with other disks than its record says: one (" in done.stderr and "next:" in done.stderr
+    record.write_text(before.replace("16MiB", "32MiB"))
+    assert "changed in memory" in world.storkit("migrate", "run", "g", "--to", "b", ok=5).stderr
+    record.write_text(before)
+    world.storkit("migrate", "run", "g", "--to", "b")
+    world.storkit("guest", "stop", "g", "--force")
+    assert world.leftovers() == []
+
+
+def test_fenced_guest_never_writes_again(world: World) -> None:
+    """It lives on with old data in its memory, while the disk goes on elsewhere and comes back to its host."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "b")
+    world.wait_for_writes(world.disk(), 2)
+    (stale,) = guests(world)
+    world.storkit("fence", "b")
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.wait_for_writes(world.disk(), world.written() + 5)
+    (line,) = [line for line in world.processes() if "qemu-system" in line and not line.startswith(f"{stale}:")]
+    subprocess.run(["kill", "-9", line.partition(":")[0]], check=True)
+    world.storkit("detach", "g", "--on", "a")
+    world.storkit("unfence", "b")
+    done = world.storkit("guest", "start", "g", "--on", "b", ok=9)
+    assert "runs on b from before volume g was taken from there" in done.stderr
+    world.storkit("attach", "g", "--on", "b")
+    last = world.written()
+    with pytest.raises(AssertionError, match="no record"):
+        world.wait_for_writes(world.disk(), last, deadline=1.5)
+    assert stale in guests(world)
+    world.storkit("guest", "stop", "g", "--force")
+    assert guests(world) == [] and bootsector.verify(world.disk()).gaps == []
+    world.storkit("guest", "start", "g", "--on", "b")
+    world.wait_for_writes(world.disk(), last)
+
+
+def test_new_volume_under_an_old_name_is_never_written_by_the_old_one_s_guest(world: World) -> None:
+    """The guest lost its disk while its host was silent; QEMU reconnects for as long as it lives."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "b")
+    world.wait_for_writes(world.disk(), 2)
+    world.storkit("fence", "b")
+    world.storkit("unfence", "b")
+    world.storkit("detach", "g", "--on", "b")
+    size = world.disk().stat().st_size
+    world.storkit("volume", "delete", "g")
+    world.storkit("volume", "create", "g", size)
+    world.storkit("attach", "g", "--on", "b")
+    with pytest.raises(AssertionError, match="no record"):
+        world.wait_for_writes(world.disk(), 0, deadline=1.5)
+    assert len(guests(world)) == 1 and not any(world.disk().read_bytes())

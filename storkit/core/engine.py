@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -106,14 +106,19 @@ class Engine:
     @contextmanager
     def _reopened(self, plan: str, what: str) -> Iterator[Journal]:
         record = self.journals.read(plan)
-        if record.end:
-            raise Unsafe(f"plan {plan} has been {record.end}; it cannot be {what}", "storkit plan list")
         for name, url in record.plan.hosts.items():
             if name not in self.connections.inventory.hosts:
                 self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, url))
         self.hold(record.plan.holds, plan)
         journal = self.journals.reopen(plan)
         try:
+            record = journal.record
+            if not record.end and record.started and not self._marked_everywhere(record.plan):
+                journal.end("given up")
+            if record.end:
+                # Killed just before, it may have left its marks.
+                self._unmark(record.plan)
+                raise Unsafe(f"plan {plan} has been {record.end}; it cannot be {what}", "storkit plan list")
             yield journal
         finally:
             journal.close()
@@ -146,7 +151,7 @@ class Engine:
         if not final and not isinstance(error, HostUnreachable):
             try:
                 left = "; ".join(self._undo_all(journal))
-            except StepFailed as stuck:
+            except StorkitError as stuck:
                 left = stuck.message
             if not left:
                 journal.end("failed and rolled back")
@@ -171,7 +176,7 @@ class Engine:
                 journal.start(step.id, before)
             result = verb.act(run, step)
         except StorkitError as error:
-            with journal_lock:
+            with journal_lock, suppress(StorkitError):
                 if step.id in journal.record.started:
                     journal.failed(step.id, error.to_json())
             self.reporter.step(step, "failed", error.message)
@@ -238,6 +243,10 @@ class Engine:
     def _mark(self, plan: Plan) -> None:
         for host, names in _marked(plan).items():
             self.connections.to(host).mark(plan.id, names, plan.title, socket.gethostname())
+
+    def _marked_everywhere(self, plan: Plan) -> bool:
+        """False: another command has taken the plan's marks away, and set right what it found; so it is stale."""
+        return all(self.connections.to(host).marked(plan.id) for host in _marked(plan))
 
     def _unmark(self, plan: Plan) -> None:
         for host in _marked(plan):

@@ -15,15 +15,18 @@ A kill can cut the last line short: a last line without its newline was never wr
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storkit.core import codec
-from storkit.core.errors import NotFound, Unsafe
+from storkit.core.errors import Conflict, NotFound, Unsafe
 from storkit.core.plan import Plan
 from storkit.system import files
 
@@ -68,6 +71,13 @@ class Journal:
         self.path = path
         self.record = record
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise Conflict(
+                f"plan {record.plan.id} is being carried out by another command", "wait until that has ended"
+            ) from None
 
     def start(self, step: str, before: Any) -> None:
         self.record.start(step, before)
@@ -96,8 +106,17 @@ class Journal:
         os.close(self._descriptor)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        os.write(self._descriptor, json.dumps(entry).encode() + b"\n")
-        os.fsync(self._descriptor)
+        """Raises Conflict, with the journal as it was, if the line cannot be written whole (a full disk)."""
+        line = json.dumps(entry).encode() + b"\n"
+        before = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, before)
+            raise files.explain(error, self.path) from error
 
 
 class Journals:
@@ -116,12 +135,18 @@ class Journals:
 
     def reopen(self, plan: str) -> Journal:
         """The journal of an earlier plan, to go on with. Raises NotFound; Unsafe if it is damaged."""
-        record = self.read(plan)
         path = self._path(plan)
-        whole = path.read_bytes()
-        if not whole.endswith(b"\n"):
-            os.truncate(path, whole.rfind(b"\n") + 1)
-        return Journal(path, record)
+        journal = Journal(path, self.read(plan))
+        try:
+            # Read again: whoever had it open until now may have gone on.
+            journal.record = self.read(plan)
+            whole = path.read_bytes()
+            if not whole.endswith(b"\n"):
+                os.truncate(path, whole.rfind(b"\n") + 1)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
 
     def read(self, plan: str) -> Record:
         """What the journal of a plan says."""

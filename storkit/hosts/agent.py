@@ -87,6 +87,8 @@ class Agent:
             return None
         if do == "mark":
             return self._guard.mark(request["plan"], request["names"], request["title"], request["coordinator"])
+        if do == "marked":
+            return self._guard.marked(request["plan"])
         if do == "unmark":
             return self._guard.unmark(request["plan"])
         if do == "facts":

@@ -39,6 +39,10 @@ class Connection(ABC):
         """As Guard.mark."""
 
     @abstractmethod
+    def marked(self, plan: str) -> bool:
+        """As Guard.marked."""
+
+    @abstractmethod
     def unmark(self, plan: str) -> None:
         """As Guard.unmark."""
 
@@ -77,6 +81,9 @@ class LocalConnection(Connection):
 
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         self._guard.mark(plan, names, title, coordinator)
+
+    def marked(self, plan: str) -> bool:
+        return self._guard.marked(plan)
 
     def unmark(self, plan: str) -> None:
         self._guard.unmark(plan)

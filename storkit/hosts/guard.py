@@ -72,6 +72,10 @@ class Guard:
         record = {"plan": plan, "names": names, "title": title, "coordinator": coordinator}
         files.write_atomic(self._path(plan), json.dumps(record))
 
+    def marked(self, plan: str) -> bool:
+        """Whether the mark of `plan` is there."""
+        return self._path(plan).exists()
+
     def unmark(self, plan: str) -> None:
         """The plan has ended, or was rolled back."""
         self._path(plan).unlink(missing_ok=True)

@@ -92,6 +92,9 @@ class SshConnection(Connection):
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         self._request({"do": "mark", "plan": plan, "names": names, "title": title, "coordinator": coordinator})
 
+    def marked(self, plan: str) -> bool:
+        return bool(self._request({"do": "marked", "plan": plan}))
+
     def unmark(self, plan: str) -> None:
         self._request({"do": "unmark", "plan": plan})
 

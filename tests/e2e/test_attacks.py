@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -106,3 +107,40 @@ def test_new_volume_under_an_old_name_is_never_written_by_the_old_one_s_guest(wo
     with pytest.raises(AssertionError, match="no record"):
         world.wait_for_writes(world.disk(), 0, deadline=1.5)
     assert len(guests(world)) == 1 and not any(world.disk().read_bytes())
+
+
+def killed(world: World, point: str, *words: str) -> str:
+    """Run a command that is killed at a point of its journal; the id of its plan."""
+    argv = [sys.executable, "-m", "tests.e2e.killed", point]
+    assert world.storkit(*words, argv=argv, ok=None).status == -9
+    return str(world.storkit("--json", "plan", "list").json[-1]["id"])
+
+
+def other_coordinator(world: World, *words: str) -> None:
+    """A command line with a state directory of its own, as on another administrator's machine."""
+    argv = [*world.argv, "--inventory", str(world.inventory), "--state", str(world.directory / "other"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, env=world.environment, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+def test_plan_that_another_coordinator_has_overtaken(world: World, mend: str) -> None:
+    """Begun here, cleaned up from there, and the guest has gone elsewhere since: the old plan does nothing more."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    plan = killed(world, "after:9", "migrate", "run", "g", "--to", "b")
+    other_coordinator(world, "migrate", "cleanup", "g")
+    other_coordinator(world, "guest", "stop", "g", "--force")
+    other_coordinator(world, "guest", "start", "g", "--on", "b")
+    assert "has been given up" in world.storkit("plan", mend, plan, ok=9).stderr
+    status = world.status()
+    assert status["places"] == {"b": "running"} and status["writers"] == ["b"]
+
+
+def test_killed_between_its_last_entry_and_its_mark(world: World) -> None:
+    """The plan has ended, and its mark keeps others out: asking for the plan again takes the mark away."""
+    world.storkit("volume", "create", "v", "1MiB")
+    plan = killed(world, "after:3", "volume", "resize", "v", "2MiB")
+    assert "has not ended" in world.storkit("volume", "resize", "v", "3MiB", ok=5).stderr
+    assert "has been completed" in world.storkit("plan", "resume", plan, ok=9).stderr
+    world.storkit("volume", "resize", "v", "3MiB")

@@ -85,14 +85,18 @@ class Inventory:
         """The host of a name or a URL. Raises NotFound with the names there are."""
         if name in self.hosts:
             return self.hosts[name]
-        for host in self.hosts.values():
-            if host.url == name:
-                return host
-        if ":" in name:
+        if ":" in name or name == "local":
             problem = _url_problem(name)
             if problem:
                 raise UsageError(f"{name!r} is not a host URL: {problem}", f"write {HOST_SCHEMES}")
-            return HostConfig(name, name)
+            place = _place(name)
+            for host in self.hosts.values():
+                if _place(host.url, host.state) == place:
+                    return host
+            if ":" in name:
+                # One name for one place: exports are granted, and hosts fenced, by name.
+                name = place if name.startswith("local:") else name
+                return HostConfig(name, name)
         raise NotFound(f"there is no host {name!r}", f"hosts: {', '.join(self.hosts)}; or write {HOST_SCHEMES}")
 
     def pool(self, name: str) -> PoolConfig:
@@ -214,11 +218,25 @@ def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[Storkit
         problem = _url_problem(url)
         if problem:
             problems.append(UsageError(f"{where}: hosts.{name}.url: {problem}", f"write {HOST_SCHEMES}"))
-        twin = next((other.name for other in hosts.values() if (other.url, other.state) == (url, host.state)), None)
+        place = "" if problem else _place(url, host.state)
+        twin = next((other.name for other in hosts.values() if place and _place(other.url, other.state) == place), None)
         if twin:
             problems.append(UsageError(f"{where}: hosts.{name}: the same url as hosts.{twin}: they would be one host"))
         hosts[name] = HostConfig(name, url, host.address, host.state)
     return hosts
+
+
+def _place(url: str, state: str = "") -> str:
+    """What the state directory of a host is, however its URL is written: two hosts of one place would be one."""
+    if url == "local":
+        return f"local:{os.path.realpath(state or state_directory())}"
+    if url.startswith("local:"):
+        return f"local:{os.path.realpath(url.removeprefix('local:'))}"
+    try:
+        parts = urlsplit(url)
+        return f"ssh://{parts.username or ''}@{parts.hostname}:{parts.port or 22} {state}"
+    except ValueError:
+        return url
 
 
 def _pools(

@@ -118,7 +118,7 @@ def serve(source: TextIO = sys.stdin, output: TextIO | None = None) -> int:
                 "install the same version of storkit on both hosts",
             )
         given = codec.load(Setup, first.get("setup"), "setup")
-        agent = Agent(Performer(given, site(given, separate=False)), output)
+        agent = Agent(Performer(given, site(given)), output)
     except (ValueError, StorkitError) as error:
         problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
         output.write(json.dumps({"error": problem.to_json()}) + "\n")

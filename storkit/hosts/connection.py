@@ -63,7 +63,7 @@ class LocalConnection(Connection):
         from storkit.hosts.site import Performer, setup, site
 
         given = setup(inventory, config)
-        self._performer = Performer(given, site(given, separate=config.url != "local"))
+        self._performer = Performer(given, site(given))
         self._guard = Guard(self._performer.site)
         self._held: list[Any] = []
 

@@ -55,11 +55,14 @@ def setup(inventory: Inventory, config: HostConfig) -> Setup:
     return Setup(config.name, config.reach, state, pools, inventory.transports, inventory.hypervisors, templates)
 
 
-def site(given: Setup, *, separate: bool) -> Site:
-    """The directories of a host, made if they are missing. `separate`: everything lies below its state directory,
-    so that one machine can stand for several hosts."""
+def site(given: Setup) -> Site:
+    """The directories of a host, made if they are missing. All are below its state directory, so that one machine can
+    stand for several hosts, except for those of the machine itself.
+
+    They follow from the state directory alone: two commands that took different ones would not see each other's locks.
+    """
     state = Path(given.state).absolute() if given.state else state_directory()
-    if not separate and state == SYSTEM_STATE:
+    if Path(os.path.realpath(state)) == SYSTEM_STATE:
         run, dev = Path("/run/storkit"), Path("/dev/storkit")
     else:
         run, dev = _runtime(state), state / "dev"
@@ -80,12 +83,17 @@ def _runtime(state: Path) -> Path:
     if len(os.fsencode(run)) <= 70:
         return run
     import hashlib
+    import stat
 
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/storkit-{os.geteuid()}")
+    # Not XDG_RUNTIME_DIR, which cron and sudo do not have, and which goes at logout, under what runs.
+    base = Path("/run/storkit" if os.geteuid() == 0 else f"/tmp/storkit-{os.geteuid()}")
     make_private(base)
-    if base.stat().st_uid != os.geteuid():
-        raise UsageError(f"{base} belongs to someone else", "set XDG_RUNTIME_DIR to a directory of your own")
-    return base / ("storkit-" + hashlib.sha256(os.fsencode(state)).hexdigest()[:12])
+    found = base.lstat()
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+        raise UsageError(
+            f"{base} is not a directory of your own (0700)", "remove it, or choose a shorter state directory"
+        )
+    return base / ("storkit-" + hashlib.sha256(os.fsencode(os.path.realpath(state))).hexdigest()[:12])
 
 
 class Performer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,32 @@ def test_killed_between_its_last_entry_and_its_mark(world: World) -> None:
     assert "has not ended" in world.storkit("volume", "resize", "v", "3MiB", ok=5).stderr
     assert "has been completed" in world.storkit("plan", "resume", plan, ok=9).stderr
     world.storkit("volume", "resize", "v", "3MiB")
+
+
+def test_one_host_under_two_urls_is_one_host(world: World) -> None:
+    world.guest()
+    (world.directory / "link").symlink_to("b")
+    b = f"local:{world.directory}/b"
+    for url in (f"{b}/", f"{b}/../b", f"local:{world.directory}/link"):
+        world.storkit("attach", "g", "--on", url)
+        assert world.storkit("--json", "volume", "show", "g").json["writers"] == ["b"]
+    text = world.inventory.read_text()
+    world.inventory.write_text(text.replace('[hosts.b]\nurl = "local:b"', '[hosts.b]\nurl = "local:b/../a"'))
+    assert "they would be one host" in world.storkit("host", "list", ok=2).stderr
+
+
+def test_guest_is_seen_whatever_the_environment_says(make_world: Callable[..., World], tmp_path: Path) -> None:
+    """The sockets of a host with a long path are elsewhere, and always in the same place."""
+    deep = "d" * 15
+    inventory = '[hosts.a]\nurl = "local:%s/a"\n[hosts.b]\nurl = "local:%s/b"\n[pools.default]\nhost = "a"\n'
+    world = make_world(inventory=inventory % (deep, deep))
+    world.environment["XDG_RUNTIME_DIR"] = str(tmp_path / "r")
+    (tmp_path / "r").mkdir(mode=0o700)
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    try:
+        del world.environment["XDG_RUNTIME_DIR"]
+        assert world.status()["places"] == {"a": "running"}
+        assert "in use" in world.storkit("volume", "resize", "g", "4MiB", ok=5).stderr
+    finally:
+        world.storkit("guest", "stop", "g", "--force")

@@ -112,6 +112,8 @@ def clone(session: Session, options: Namespace) -> None:
             pool = session.inventory.pool(source.pool)
             size = wanted or source.size
             volumes.extend(new_volume(pool, name, size, origin=source.uuid) for name in options.names)
+        if source.kind == "disk":
+            planner.refuse_written(source, session.survey.exports([source]), "cloned")
         return planner.clone([(source, volumes)], session.inventory)
 
     _report(session, session.change(build), "cloned")
@@ -142,7 +144,8 @@ def resize(session: Session, options: Namespace) -> None:
                 f"{volume.name} is {format_size(volume.size)} large; at {format_size(size)} its end would be cut off",
                 "shrink what is on it first, then say --shrink --shrink",
             )
-        return planner.resize(volume, size, options.shrink >= 2, session.inventory)
+        exports = session.survey.exports([volume])
+        return planner.resize(volume, size, options.shrink >= 2, exports, session.inventory)
 
     _report(session, session.change(build), "resized")
 
@@ -208,10 +211,27 @@ def detach(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         volume = session.survey.volume(options.volume)
         exports = session.survey.exports([volume])
+        if any(export.client == host for export in exports):
+            _refuse_from_under_a_guest(session, volume, host)
         return planner.detach(volume, host, exports, session.survey.transport, session.inventory)
 
     if session.change(build):
         session.result({"volume": options.volume, "detached": host})
+
+
+def _refuse_from_under_a_guest(session: Session, volume: Volume, host: str) -> None:
+    """Raise Conflict if a guest on the host has the volume for its disk: to cut off the host itself, there is fence."""
+    from storkit.core import registry
+    from storkit.core.backend import Hypervisor
+
+    for name in registry.names(Hypervisor):  # type: ignore[type-abstract]
+        for states in session.survey.guests([host], f"hypervisor:{name}").values():
+            for state in states:
+                if volume.uuid in state.volumes and state.status not in ("stopped", "migrated"):
+                    raise Conflict(
+                        f"guest {state.name} is {state.status} on {host}, and volume {volume.name} is its disk",
+                        f"storkit guest stop {state.name}, or storkit migrate cleanup {state.name}",
+                    )
 
 
 def verify(session: Session, options: Namespace) -> None:

@@ -104,8 +104,18 @@ def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
     return finish_plan(title, stages, holds([source]), inventory)
 
 
-def resize(volume: Volume, size: int, shrink: bool, inventory: Inventory) -> Plan:
-    """Give a volume another size."""
+def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:
+    """Raise Conflict if a host may write the volume: also while its server is down, and the guest waits for it."""
+    if hosts := sorted(writers(exports, volume)):
+        raise Conflict(
+            f"volume {volume.name} is written by {', '.join(hosts)}, and cannot be {what}",
+            f"stop its guest, or storkit detach {volume.name} --on {hosts[0]}",
+        )
+
+
+def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inventory: Inventory) -> Plan:
+    """Give a volume that no host may write another size."""
+    refuse_written(volume, exports, "resized")
     stages = Stages()
     title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resized = _with(volume, size=size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,3 +176,19 @@ def test_guest_is_seen_whatever_the_environment_says(make_world: Callable[..., W
         assert "in use" in world.storkit("volume", "resize", "g", "4MiB", ok=5).stderr
     finally:
         world.storkit("guest", "stop", "g", "--force")
+
+
+def test_disk_is_not_taken_from_under_a_guest(world: World) -> None:
+    """Nor is it given another size or copied while its server is down: the guest waits, and will go on."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    done = world.storkit("detach", "g", "--on", "a", ok=5)
+    assert "guest g is running on a, and volume g is its disk" in done.stderr
+    (server,) = [line for line in world.processes() if "qemu-storage-daemon" in line]
+    os.kill(int(server.partition(":")[0]), signal.SIGKILL)
+    for words in (("resize", "g", "4MiB"), ("clone", "g", "copy")):
+        assert "is written by a" in world.storkit("volume", *words, ok=5).stderr
+    world.storkit("host", "restore")
+    world.wait_for_writes(world.disk(), world.written())
+    world.storkit("guest", "stop", "g", "--force")
+    world.storkit("volume", "resize", "g", "4MiB")

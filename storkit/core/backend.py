@@ -283,6 +283,10 @@ class Hypervisor(Backend):
         """What the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
         return ""
 
+    def cancel(self, name: str) -> None:
+        """Call off a migration that is under way from here, and wait until it has ended: from then on the guest either
+        stays here or has moved. None under way is fine."""
+
     @abstractmethod
     def retire(self, name: str) -> None:
         """End what is left here of a guest that migrated away, or of a migration that never arrived.

@@ -315,6 +315,8 @@ class Send(Verb):
     def undo(self, run: Run, step: Step, before: Any) -> None:
         name, origin, destination = step.args["name"], step.host, step.peer
         go_on = not step.args["paused"]
+        # It goes on by itself when its coordinator is killed: between two looks the guest could still move.
+        run.call(origin, step.target, "cancel", name=name)
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
         if here in ("running", "paused"):
@@ -344,6 +346,7 @@ class Confirm(Verb):
 
     def act(self, run: Run, step: Step) -> Any:
         name = step.args["name"]
+        run.call(step.host, step.target, "cancel", name=name)
         here = guest_on(run, step.host, step.target, name)
         if here not in ("running", "paused"):
             raise Unsafe(

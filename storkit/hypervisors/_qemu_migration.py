@@ -235,6 +235,30 @@ async def _stalled(qemu: qmp.Monitor, events: qmp.Events, name: str, stall: floa
     )
 
 
+async def cancel(monitor: Path, name: str) -> None:
+    """Call off an outgoing migration, and wait until it has failed or is complete. Raises TimedOut."""
+    async with qmp.connect(monitor) as qemu:
+        if (await qemu.execute("query-status"))["status"] == "inmigrate":
+            return
+        if (await qemu.execute("query-migrate")).get("status") in ACTIVE:
+            await qemu.execute("migrate_cancel")
+            if not await _ended(qemu):
+                raise TimedOut(f"the migration of guest {name} does not end", f"storkit migrate status {name}")
+            # The run state follows a little later.
+            await _runstate(qemu, lambda state: state != "finish-migrate")
+
+
+async def _ended(qemu: qmp.Monitor) -> bool:
+    import asyncio
+
+    deadline = time.monotonic() + SETTLE_TIMEOUT
+    while (await qemu.execute("query-migrate")).get("status") in ACTIVE:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
 async def _runstate(qemu: qmp.Monitor, good: Callable[[str], bool]) -> str:
     """QEMU's run state, once it is `good` or SETTLE_TIMEOUT has passed. Not every change of it has an event."""
     import asyncio

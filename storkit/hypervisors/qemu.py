@@ -227,6 +227,15 @@ class Qemu(Hypervisor):
         tls = self._tls(migration) or (migration.write_key(here.keys, credential) if credential else None)
         return asyncio.run(migration.send(here.migration, name, uri, limits, tls, self.site.progress))
 
+    def cancel(self, name: str) -> None:
+        import asyncio
+
+        from storkit.hypervisors import _qemu_migration as migration
+
+        here = self._process(check_name("guest", name))
+        if here.alive():
+            asyncio.run(migration.cancel(here.monitor, name))
+
     def messages(self, name: str) -> str:
         """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""
         log = self._directory(check_name("guest", name)) / definitions.LOG

@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.world import World
+from storkit.core import codec
+from storkit.core.inventory import load
+from storkit.core.model import GuestState
+from storkit.hosts.connection import Connections
+from tests.e2e.world import INVENTORY, World
 from tests.guestkit import bootsector
 
 pytestmark = pytest.mark.e2e
@@ -192,3 +197,33 @@ def test_disk_is_not_taken_from_under_a_guest(world: World) -> None:
     world.wait_for_writes(world.disk(), world.written())
     world.storkit("guest", "stop", "g", "--force")
     world.storkit("volume", "resize", "g", "4MiB")
+
+
+@pytest.mark.parametrize("mend", ["rollback", "cleanup"])
+def test_migration_that_outlives_its_coordinator_is_called_off_first(
+    make_world: Callable[..., World], mend: str
+) -> None:
+    """QEMU goes on by itself: a guest that arrived between two looks would have been ended as a leftover."""
+    world = make_world(inventory=INVENTORY.format(format="raw") + "[hypervisors.qemu]\nbandwidth = 65536\n")
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    process = world.popen("migrate", "run", "g", "--to", "b")
+    end = time.monotonic() + 30
+    while source(world).migration != "active":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    plan = str(world.storkit("--json", "plan", "list").json[-1]["id"])
+    world.storkit(*(("plan", "rollback", plan) if mend == "rollback" else ("migrate", "cleanup", "g")))
+    assert source(world).migration == "cancelled"
+    status = world.status()
+    assert status["places"] == {"a": "running"} and status["writers"] == ["a"]
+    world.wait_for_writes(world.disk(), world.written())
+
+
+def source(world: World) -> GuestState:
+    hosts = Connections(load(world.inventory))
+    (state,) = codec.load(list[GuestState], hosts.to("a").call("hypervisor:qemu", "find", {"guests": ["g"]}))
+    hosts.close()
+    return state

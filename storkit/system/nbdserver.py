@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ PRIORITY = "NORMAL:-CHACHA20-POLY1305"
 PSK_USER = "storkit"
 PLAIN_TCP = "unencrypted and unauthenticated"
 X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
+DYING_TIMEOUT = 5.0
+"""Seconds that a killed server gets to let go of its lock."""
 _QMP_TIMEOUT = 30.0
 
 DH_PARAMETERS = """\
@@ -119,12 +122,19 @@ class VolumeServer:
         Raises Conflict: something else has the volume in use, or the image is not what the volume's record says.
         """
         make_private(self._run)
-        try:
-            lock = locks.acquire(self.daemon.lock, f"volume {self.volume.name}", holder=f"{self.daemon.what}\n")
-        except Conflict:
-            if self._listening():
-                return  # ours, or about to be: its sockets are there before it is
-            raise
+        deadline = time.monotonic() + DYING_TIMEOUT
+        while True:
+            try:
+                lock = locks.acquire(
+                    self.daemon.lock, f"volume {self.volume.name}", holder=f"{self.daemon.what}\n", wait=0.02
+                )
+                break
+            except Conflict:
+                if self._listening() and self.daemon.arguments():
+                    return
+                # One that was killed keeps lock and sockets for a moment; one that is being started has no pid yet.
+                if time.monotonic() > deadline:
+                    raise
         try:
             with listen_unix(self.socket) as nbd, listen_unix(self._monitor) as monitor:
                 self._launch(lock, nbd.fileno(), monitor.fileno())

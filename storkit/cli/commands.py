@@ -224,6 +224,7 @@ COMMANDS = (
         (
             arg("name", help="the guest", **GUEST),
             arg("--force", help="take its power away", action="store_true"),
+            arg("--on", help="only what runs on this host", **HOST),
             arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),
         ),
     ),

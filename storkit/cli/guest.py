@@ -111,6 +111,12 @@ def save(session: Session, guest: Guest, replace_: bool = False) -> None:
         return
     if replace_ and guest.name in files.names(session.guests):
         old = files.load(session.guests, guest.name)
+        places = _places(session, old)
+        if places:
+            where = ", ".join(f"{status} on {host}" for host, status in places.items())
+            raise Conflict(
+                f"guest {guest.name} is {where}: its description stays as it is", f"storkit guest stop {guest.name}"
+            )
         guest = replace(guest, uuid=old.uuid)
     path = files.save(session.guests, guest, replace_)
     session.result(codec.dump(guest), f"{guest.name}: {path}")
@@ -196,23 +202,30 @@ def stop(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         # Wherever it is: also where a fence has left it without its disk.
         what = subject(session, options.name, *session.survey.hosts())
-        return migration.stop(what, options.force, options.timeout, session.inventory)
+        only = session.inventory.host(options.on).name if options.on else ""
+        return migration.stop(what, options.force, options.timeout, only, session.inventory)
 
     if session.change(build):
-        session.result({"guest": options.name, "status": "stopped"}, f"{options.name} is stopped")
+        where = f" on {options.on}" if options.on else ""
+        session.result({"guest": options.name, "status": "stopped"}, f"{options.name} is stopped{where}")
 
 
 def delete(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
-    volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    able = _able(session.survey.exports(volumes)) if volumes else None
-    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", session.survey.hosts(volumes), able)
+    places = _places(session, guest)
     if places:
         where = ", ".join(f"{status} on {host}" for host, status in places.items())
         raise Conflict(f"guest {options.name} is {where}", f"storkit guest stop {options.name}")
     if not session.options.dry_run:
         files.delete(session.guests, options.name)
     session.result({"deleted": options.name})
+
+
+def _places(session: Session, guest: Guest) -> dict[str, str]:
+    """Where a guest is, whatever has become of its volumes."""
+    volumes = session.survey.volumes([disk.volume for disk in guest.disks])
+    able = _able(session.survey.exports(volumes)) if volumes else None
+    return session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", session.survey.hosts(volumes), able)
 
 
 def list_(session: Session, options: Namespace) -> None:

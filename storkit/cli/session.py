@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def run(options: Namespace) -> int:
         function = getattr(importlib.import_module(f"storkit.cli.{module}"), name)
         if options.function in ("host:agent", "completion:print_"):
             return int(function(options) or 0)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
         session = Session(options)
         status = int(function(session, options) or 0)
         for error in session.survey.silent.values():
@@ -142,6 +145,11 @@ def run(options: Namespace) -> int:
     finally:
         if session is not None:
             session.connections.close()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """A request to end is taken as Ctrl-C: what was begun is named, and can be resumed or rolled back."""
+    raise KeyboardInterrupt
 
 
 def _failed(options: Namespace, error: StorkitError) -> int:

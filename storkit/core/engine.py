@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from storkit.core.errors import HostUnreachable, StepFailed, StorkitError, Unsafe
+from storkit.core.errors import Conflict, HostUnreachable, Interrupted, StepFailed, StorkitError, Unsafe
 from storkit.core.inventory import HostConfig
 from storkit.core.journal import Journal, Journals
 from storkit.core.plan import Hold, Plan, Step
@@ -115,6 +115,10 @@ class Engine:
             record = journal.record
             if not record.end and record.started and not self._marked_everywhere(record.plan):
                 journal.end("given up")
+            if what == "resumed" and not record.end and not record.started and _marked(record.plan):
+                # It was killed before it had said so to the hosts: what it was made from may be long past.
+                journal.end("never begun")
+                raise Conflict(f"plan {plan} was killed before it began", "run its command again")
             if record.end:
                 # Killed just before, it may have left its marks.
                 self._unmark(record.plan)
@@ -133,6 +137,11 @@ class Engine:
                 failures = [error for error in _together(waiting, lambda step: self._step(journal, step)) if error]
                 if failures:
                     self._give_up(journal, *failures[0])
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; plan {plan.id} has not ended",
+                f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}",
+            ) from None
         finally:
             self.reporter.end()
         journal.end("completed")

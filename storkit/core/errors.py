@@ -118,6 +118,13 @@ class StepFailed(StorkitError):
         return {**super().to_json(), "plan": self.plan, "cause": cause}
 
 
+class Interrupted(StorkitError):
+    """Ctrl-C or a signal stopped the command in the middle of a plan; the hint names the command that goes on."""
+
+    exit_code = 130
+    kind = "interrupted"
+
+
 class Problems(StorkitError):
     """Everything that is wrong with a request, found before anything changed.
 

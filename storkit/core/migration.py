@@ -93,12 +93,12 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
 
 
-def stop(subject: Subject, force: bool, timeout: float, inventory: Inventory) -> Plan:
-    """Stop a guest wherever it is, and take its disks back from there."""
+def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
+    """Stop a guest wherever it is, or on the host `only`, and take its disks back from there."""
     if not force:
         subject.known()
     stages = Stages()
-    hosts = list(subject.places)
+    hosts = [host for host in subject.places if only in ("", host)]
     # By force, one that does not answer is ended as well: its host must answer for it.
     running = [host for host in hosts if subject.places[host] in ("running", "paused", "unknown")]
     stages.then(
@@ -110,6 +110,9 @@ def stop(subject: Subject, force: bool, timeout: float, inventory: Inventory) ->
             for host in running
         )
     )  # fmt: skip
+    if only:
+        _leave(stages, subject, [only], keep=only)
+        return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
     _leave(stages, subject, sorted({*hosts, *_clients(subject)}))
     return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
 
@@ -218,7 +221,7 @@ def _running_problem(subject: Subject) -> StorkitError:
     if len(subject.running) > 1:
         return Unsafe(
             f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
-            "stop the wrong one by hand, then: storkit migrate cleanup " + subject.name,
+            f"storkit guest stop {subject.name} --force --on the stale one; then storkit migrate cleanup {subject.name}",
         )
     return NotFound(f"guest {subject.name} runs on no host", f"storkit migrate cleanup {subject.name}")
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from storkit.core.errors import HostUnreachable
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.guard import Claim, Guard
 
@@ -103,20 +104,32 @@ class Connections:
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
         self._open: dict[str, Connection] = {}
+        self._silent: dict[str, HostUnreachable] = {}
 
     def to(self, name: str) -> Connection:
-        """The connection to a host, by the inventory's name or by URL."""
+        """The connection to a host, by the inventory's name or by URL.
+
+        Raises HostUnreachable, at once if the host did not answer before: one command waits for a silent host once.
+        """
         if name not in self._open:
             config = self.inventory.host(name)
+            if config.name in self._silent:
+                raise self._silent[config.name]
             if config.name not in self._open:
-                if config.machine == "local":
-                    self._open[config.name] = LocalConnection(config, self.inventory)
-                else:
-                    from storkit.hosts.ssh import SshConnection
-
-                    self._open[config.name] = SshConnection(config, self.inventory)
+                self._open[config.name] = self._connect(config)
             self._open[name] = self._open[config.name]
         return self._open[name]
+
+    def _connect(self, config: HostConfig) -> Connection:
+        if config.machine == "local":
+            return LocalConnection(config, self.inventory)
+        from storkit.hosts.ssh import SshConnection
+
+        try:
+            return SshConnection(config, self.inventory)
+        except HostUnreachable as error:
+            self._silent[config.name] = error
+            raise
 
     def same_machine(self, one: str, other: str) -> bool:
         """Whether two hosts share files and Unix sockets."""

@@ -1,6 +1,6 @@
 """The documentation says what is so: the tour runs, every key and code is there, every link leads somewhere.
 
-`pytest tests/unit/test_docs.py --regenerate` writes the tour's output anew from what is printed now; read the diff.
+`pytest tests/e2e/test_docs.py --regenerate` writes the tour's output anew from what is printed now; read the diff.
 """
 
 from __future__ import annotations

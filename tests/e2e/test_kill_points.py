@@ -62,6 +62,10 @@ def test_migration(make_world: Callable[..., World], mend: str) -> None:
         if not plan:
             break
         done = world.storkit("plan", mend, plan, ok=None)
+        if point == "after:0" and mend == "resume":
+            # Nothing had been begun, and nobody had been told: such a plan is not gone on with.
+            assert done.status == 5 and "before it began" in done.stderr
+            continue
         assert done.status == 0, f"{mend} after {point}: {done.stderr}"
         if mend == "resume":
             here, there = there, here

@@ -300,3 +300,36 @@ def test_dry_run_changes_nothing(world: World) -> None:
     created = [path for path in sorted(str(path) for path in world.directory.rglob("*")) if path not in before]
     assert [path for path in created if Path(path).is_file() and "/b/" not in path] == []
     stop_and_verify(world)
+
+
+def begun(plans: Path, before: set[Path]) -> bool:
+    """Whether a new plan has started a step."""
+    return any(b'"start"' in path.read_bytes() for path in set(plans.glob("*.jsonl")) - before)
+
+
+def test_interrupted_command_names_its_plan(world: World) -> None:
+    """Ctrl-C, or a shutdown's SIGTERM, in the middle: what is said goes on from there."""
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    plans = world.directory / "coordinator/plans"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = set(plans.glob("*.jsonl"))
+        process = world.popen("migrate", "run", "g", "--to", "b")
+        while process.poll() is None and not begun(plans, before):
+            os.sched_yield()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        plan = world.storkit("--json", "plan", "list").json[-1]["id"]
+        assert f"storkit plan rollback {plan}" in errors and "Traceback" not in errors
+        world.storkit("plan", "rollback", plan)
+        assert world.status()["places"] == {"a": "running"} and world.status()["writers"] == ["a"]
+    stop_and_verify(world)
+
+
+def test_description_of_a_running_guest_stays(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    done = world.storkit("guest", "define", "g", "--disk", "g", "--memory", "32MiB", "--replace", ok=5)
+    assert "running on a" in done.stderr
+    stop_and_verify(world)

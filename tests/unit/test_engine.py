@@ -11,7 +11,7 @@ import pytest
 
 from storkit.core import verbs
 from storkit.core.engine import Engine
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StepFailed, StorkitError, Unsafe
+from storkit.core.errors import Conflict, HostUnreachable, Interrupted, NotFound, StepFailed, StorkitError, Unsafe
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.journal import Journals, new_id
 from storkit.core.plan import Hold, Plan, Stages, Step, step
@@ -228,3 +228,25 @@ def test_shared_holds(engine: Engine, tmp_path: Path) -> None:
     other.hold(shared)
     with pytest.raises(StorkitError):
         other.hold([Hold("h", ["gold"])])
+
+
+def test_plan_that_never_began_is_not_resumed(engine: Engine, log: list[str]) -> None:
+    """Killed between its journal and its marks: others may have changed the world since."""
+    made = plan([note("one")], holds=[Hold("h", ["volume"])])
+    engine.journals.create(made).close()
+    with pytest.raises(Conflict, match="before it began"):
+        engine.resume(made.id)
+    assert log == [] and engine.journals.read(made.id).end == "never begun"
+
+
+def test_interrupted_plan_is_named(engine: Engine, log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Note, run: Run, step: Step) -> None:
+        raise KeyboardInterrupt
+
+    made = plan([note("one")], [note("two")], holds=[Hold("h", ["volume"])])
+    with monkeypatch.context() as patched:
+        patched.setattr(Note, "act", interrupt)
+        with pytest.raises(Interrupted) as caught:
+            engine.run(made)
+    assert caught.value.exit_code == 130 and f"storkit plan resume {made.id}" in caught.value.hint
+    assert engine.resume(made.id) == {"1.1": "one", "2.1": "two"}

@@ -221,7 +221,7 @@ def _running_problem(subject: Subject) -> StorkitError:
     if len(subject.running) > 1:
         return Unsafe(
             f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
-            f"storkit guest stop {subject.name} --force --on the stale one; then storkit migrate cleanup {subject.name}",
+            f"storkit guest stop {subject.name} --force --on STALE-HOST; then migrate cleanup {subject.name}",
         )
     return NotFound(f"guest {subject.name} runs on no host", f"storkit migrate cleanup {subject.name}")
 

@@ -18,7 +18,8 @@ unit: $(VENV)/ready
 	$(BIN)/python -m pytest -q tests/unit
 
 test: packages-test $(VENV)/ready
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -q -n 2 --ignore=tests/lab tests
+	$(BIN)/python -m pytest -q tests/lab
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

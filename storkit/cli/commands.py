@@ -49,7 +49,13 @@ COMMANDS = (
         "host:check",
         (arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),),
     ),
-    Command("host", "restore", "bring this host's exports back after a reboot", "host:restore", ()),
+    Command(
+        "host",
+        "restore",
+        "bring exports back whose servers ended, as by a reboot",
+        "host:restore",
+        (arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),),
+    ),
     Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
     Command(
         "volume",

@@ -55,12 +55,15 @@ def check(session: Session, options: Namespace) -> int:
 
 
 def restore(session: Session, options: Namespace) -> None:
-    """Start the servers of this host's exports again, with the rights they had."""
-    local = [host.name for host in session.inventory.hosts.values() if host.machine == "local"]
+    """Start the servers of exports again, with the rights they had, wherever one has ended; hosts that are silent stay
+    as they are."""
     back: list[Any] = []
-    for name in local:
-        back += session.connections.to(name).call(session.survey.transport, "restore", {}) or []
-    session.result(back, f"{len(back)} exports are back")
+    for name in options.hosts or list(session.inventory.hosts):
+        try:
+            back += session.connections.to(name).call(session.survey.transport, "restore", {})
+        except HostUnreachable as error:
+            session.survey.silent[name] = error
+    session.result(back, f"{len(back)} exports are served")
 
 
 def pools(session: Session, options: Namespace) -> None:

@@ -88,18 +88,3 @@ def test_destination_that_is_cut_off_leaves_the_guest_at_its_source(site: Site) 
     assert status["places"] == {"a": "running"} and status["writers"] == ["a"]
     site.storkit("guest", "stop", "g", "--force")
     assert bootsector.verify(site.disk()).clean
-
-
-def test_storage_host_that_loses_its_power_comes_back_with_the_same_rights(site: Site) -> None:
-    """Its servers start again by `host restore`; the guest waited, and goes on."""
-    site.guest()
-    site.storkit("guest", "start", "g", "--on", "a")
-    site.s.run(["sync"])
-    site.s.power_off()
-    site.s.boot()
-    site.s.run(["storkit", "host", "restore"], timeout=60)
-    before = bootsector.last_record(site.disk())
-    site.a.wait_for(lambda: bootsector.last_record(site.disk()) > before, "the guest to go on writing", 60)
-    assert site.status()["writers"] == ["a"]
-    site.storkit("guest", "stop", "g", "--force")
-    assert bootsector.verify(site.disk()).clean

@@ -8,6 +8,7 @@ from storkit.core.errors import (
     CommandFailed,
     Conflict,
     HostUnreachable,
+    Interrupted,
     NotFound,
     StepFailed,
     StorkitError,
@@ -19,7 +20,7 @@ from storkit.core.errors import (
 
 KINDS: tuple[type[StorkitError], ...] = (
     StorkitError, UsageError, Unsupported, NotFound, Conflict, CommandFailed, HostUnreachable, TimedOut, Unsafe,
-    StepFailed,
+    StepFailed, Interrupted,
 )  # fmt: skip
 
 
@@ -49,7 +50,6 @@ def page() -> str:
     out += [".TP", "0", "Done."]
     for kind in KINDS:
         out += [".TP", str(kind.exit_code), _escape((kind.__doc__ or "").split("\n\n")[0].replace("\n", " "))]
-    out += [".TP", "130", "Interrupted: \\fBstorkit plan list\\fR shows what was begun."]
     out += [
         ".SH FILES",
         *(".TP", "/etc/storkit/inventory.toml", "The inventory. Guests' files are in /etc/storkit/guests."),

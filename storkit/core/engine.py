@@ -115,7 +115,7 @@ class Engine:
             record = journal.record
             if not record.end and record.started and not self._marked_everywhere(record.plan):
                 journal.end("given up")
-            if what == "resumed" and not record.end and not record.started and _marked(record.plan):
+            if what == "resumed" and not (record.end or record.started or self._marked_everywhere(record.plan)):
                 # It was killed before it had said so to the hosts: what it was made from may be long past.
                 journal.end("never begun")
                 raise Conflict(f"plan {plan} was killed before it began", "run its command again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,8 @@ class World:
         return subprocess.Popen(
             [*self.argv, *self.words(*words)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment,
+            # Tests that run in the background have SIGINT ignored, and would pass that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def guest(self, name: str = "g") -> None:

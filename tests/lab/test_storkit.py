@@ -27,7 +27,7 @@ class Site:
         self.s.run(["mkdir", "-p", "-m", "700", VOLUMES])
 
     def storkit(self, *words: str, on: Host | None = None) -> Any:
-        done = (on or self.a).run(["storkit", "--json", *words], check=False, timeout=120)
+        done = (on or self.a).run(["storkit", "--json", *words], check=False, timeout=240)
         assert done.status == 0, f"storkit {words}: {done.status}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout) if done.stdout.strip() else None
 
@@ -67,7 +67,7 @@ def test_guest_moves_between_machines_and_loses_nothing(site: Site) -> None:
         status = site.status()
         assert status["places"] == {destination: "running"} and status["writers"] == [destination]
         before = bootsector.last_record(site.disk())
-        site.a.wait_for(lambda: bootsector.last_record(site.disk()) > before, "the guest to go on writing", 30)  # noqa: B023
+        site.a.wait_for(lambda: bootsector.last_record(site.disk()) > before, "the guest to go on writing", 120)  # noqa: B023
     site.storkit("guest", "stop", "g", "--force")
     report = bootsector.verify(site.disk())
     assert report.clean, report
@@ -80,7 +80,7 @@ def test_destination_that_is_cut_off_leaves_the_guest_at_its_source(site: Site) 
     site.storkit("migrate", "prepare", "g", "--to", "b")
     assert site.status()["window"]
     site.b.power_off()
-    done = site.a.run(["storkit", "migrate", "abort", "g"], check=False, timeout=120)
+    done = site.a.run(["storkit", "migrate", "abort", "g"], check=False, timeout=240)
     assert done.status != 0 and "next:" in done.stderr
     site.b.boot()
     site.storkit("migrate", "cleanup", "g")

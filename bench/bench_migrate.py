@@ -194,7 +194,7 @@ class Storkit:
 
     @property
     def monitor(self) -> Path:
-        return process(site(Setup(self.here, state=str(self.base / self.here)), separate=True), "g").monitor
+        return process(site(Setup(self.here, state=str(self.base / self.here))), "g").monitor
 
     def definition(self) -> definitions.Definition:
         return definitions.load(self.base / self.here / "qemu/g")

@@ -11,6 +11,7 @@ import json
 import queue
 import subprocess
 import threading
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,11 +47,11 @@ def ssh_argv(url: str, command: str = "storkit agent") -> list[str]:
 
 
 class SshConnection(Connection):
-    """An agent at the other end of an ssh process."""
+    """An agent at the other end of an ssh process, or of another command (`argv`) that reaches one."""
 
-    def __init__(self, config: HostConfig, inventory: Inventory) -> None:
+    def __init__(self, config: HostConfig, inventory: Inventory, argv: Sequence[str] = ()) -> None:
         super().__init__(config)
-        argv = ssh_argv(config.url)
+        argv = argv or ssh_argv(config.url)
         try:
             # The only program outside system.run: it is a conversation, not a command with an end.
             self._process = subprocess.Popen(

@@ -163,7 +163,7 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     machine = next((state.machine for state in states.values() if state.machine), guest.machine)
     has = {host: state.volumes for host, state in states.items()}
     shared = _shared(session, guest, volumes)
-    return Subject(guest, volumes, exports, places, session.survey.transport, machine, shared, has)
+    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has)
 
 
 def _able(exports: list[Export]) -> set[str]:

@@ -60,7 +60,8 @@ def restore(session: Session, options: Namespace) -> None:
     back: list[Any] = []
     for name in options.hosts or list(session.inventory.hosts):
         try:
-            back += session.connections.to(name).call(session.survey.transport, "restore", {})
+            for target in session.inventory.served_by:
+                back += session.connections.to(name).call(target, "restore", {})
         except HostUnreachable as error:
             session.survey.silent[name] = error
     session.result(back, f"{len(back)} exports are served")

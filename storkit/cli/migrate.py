@@ -74,10 +74,11 @@ def _differences(session: Session, what: Subject, destination: str) -> list[Stor
     home = {volume.host for volume in what.volumes}
     for name in sorted(home - {destination, source}):
         session.connections.to(name)
-    if not registry.transport(what.transport.partition(":")[2]).window and what.written:
-        problems.append(
-            Unsupported(f"{what.transport} cannot give two hosts the right to write", "choose another transport")
-        )
+    for transport in sorted({session.inventory.transport(volume.pool).partition(":")[2] for volume in what.written}):
+        if not registry.transport(transport).window:
+            problems.append(
+                Unsupported(f"{transport} cannot give two hosts the right to write", "choose another transport")
+            )
     ours = session.connections.to(source).call(what.target, "fingerprint", guest)
     theirs = there.call(what.target, "fingerprint", guest)
     for key in sorted(ours.keys() | theirs.keys()):

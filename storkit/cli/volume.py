@@ -195,7 +195,7 @@ def attach(session: Session, options: Namespace) -> None:
         volume = session.survey.volume(options.volume)
         exports = session.survey.exports([volume])
         write = not options.read_only and volume.kind == "disk"
-        return planner.attach(volume, host, exports, session.survey.transport, write, session.inventory)
+        return planner.attach(volume, host, exports, write, session.inventory)
 
     done = session.change(build)
     if done:
@@ -213,7 +213,7 @@ def detach(session: Session, options: Namespace) -> None:
         exports = session.survey.exports([volume])
         if any(export.client == host for export in exports):
             _refuse_from_under_a_guest(session, volume, host)
-        return planner.detach(volume, host, exports, session.survey.transport, session.inventory)
+        return planner.detach(volume, host, exports, session.inventory)
 
     if session.change(build):
         session.result({"volume": options.volume, "detached": host})
@@ -245,7 +245,7 @@ def verify(session: Session, options: Namespace) -> None:
             raise NotFound(
                 f"volume {volume.name} is attached nowhere", f"storkit attach {volume.name} --on HOST, on two hosts"
             )
-        return planner.verify(volume, hosts, session.survey.transport, session.inventory)
+        return planner.verify(volume, hosts, session.inventory)
 
     done = session.change(build)
     if done:
@@ -273,10 +273,7 @@ def unfence(session: Session, options: Namespace) -> None:
 
 def _fence(session: Session, name: str, verb: str) -> None:
     host = session.inventory.host(name).name
-    homes = sorted({pool.host for pool in session.inventory.pools.values()} - {host})
-    if not homes:
-        raise Conflict(f"every pool is on {host} itself: nobody else can cut it off", "take its power away")
-    done = session.change(lambda: planner.fence(host, homes, session.survey.transport, verb, session.inventory))
+    done = session.change(lambda: planner.fence(host, verb, session.inventory))
     if done and verb == "fence":
         lost = [export for result in done[1].values() for export in result]
         names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"

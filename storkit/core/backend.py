@@ -82,6 +82,8 @@ class Client:
     name: str
     same_machine: bool
     """True: it reaches the server's Unix sockets; False: it comes over the network."""
+    address: str = ""
+    """Where it comes from, as the inventory has it: a name or an address of the storage network."""
 
 
 class Backend(ABC):
@@ -102,6 +104,8 @@ class Pool(Backend):
 
     snapshots: ClassVar[bool] = True
     """Whether `snapshot` works."""
+    transport: ClassVar[str] = ""
+    """The transport of this pool's volumes unless the inventory says otherwise; empty: its default."""
 
     def __init__(self, site: Site, settings: Any = None, pool: str = "default") -> None:
         super().__init__(site, settings)
@@ -155,11 +159,13 @@ class Pool(Backend):
 
 class Transport(Backend):
     """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence`,
-    `unfence` and `restore` run at the volume's home host; `attach`, `detach`, `find_attachments` and `evidence` at the
-    client."""
+    `unfence` run at the volume's home host; `attach`, `claim`, `detach`, `find_attachments` and `evidence` at the
+    client; `restore` on every host."""
 
     window: ClassVar[bool] = True
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
+    claims: ClassVar[bool] = False
+    """Whether a client must take up a right that it is given: see `claim`."""
 
     @abstractmethod
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
@@ -193,6 +199,13 @@ class Transport(Backend):
         Raises Unsafe if it shows another one; HostUnreachable if it does not answer.
         """
 
+    def claim(self, volumes: list[Volume], writers: list[str]) -> None:  # noqa: B027: most have nothing to take up
+        """At a client that `set_writers` has made one of `writers`: make its attachments of these volumes writable.
+
+        What `attach` did with an offer that was for reading is done over under whoever has the path open. Volumes that
+        are not attached here are fine.
+        """
+
     @abstractmethod
     def detach(self, volumes: list[Volume]) -> None:
         """Remove the stable paths and credentials, also when the server is gone."""
@@ -215,7 +228,8 @@ class Transport(Backend):
 
     @abstractmethod
     def restore(self) -> list[Export]:
-        """Start the servers of everything granted on this host again, with the same rights: after a reboot."""
+        """Start the servers of everything granted on this host again, with the same rights, and make its attachments
+        again: after a reboot."""
 
     @abstractmethod
     def unfence(self, client: str) -> None:

@@ -302,3 +302,6 @@ class _Run:
 
     def same_machine(self, one: str, other: str) -> bool:
         return self._engine.connections.same_machine(one, other)
+
+    def address(self, host: str) -> str:
+        return self._engine.connections.inventory.host(host).reach

@@ -57,6 +57,8 @@ class PoolConfig:
     host: str
     type: str
     settings: dict[str, Any] = field(default_factory=dict)
+    transport: str = ""
+    """How its volumes reach hosts; empty: as the technology prefers, or else the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,21 @@ class Inventory:
         if name in self.pools:
             return self.pools[name]
         raise NotFound(f"there is no pool {name!r}", f"pools: {', '.join(self.pools)}")
+
+    def transport(self, pool: str) -> str:
+        """The target (`transport:NAME`) that serves the volumes of a pool."""
+        config = self.pools.get(pool)
+        name = config.transport if config else ""
+        if config and not name:
+            from storkit.core import registry
+
+            name = registry.pool(config.type).transport
+        return f"transport:{name or self.defaults.transport}"
+
+    @property
+    def served_by(self) -> list[str]:
+        """The targets of all transports that some pool is served by."""
+        return sorted({self.transport(pool) for pool in self.pools})
 
     def with_host(self, config: HostConfig) -> Inventory:
         """This inventory and one host more."""
@@ -251,12 +268,15 @@ def _pools(
             continue
         settings = dict(data)
         host, kind = settings.pop("host", None), settings.pop("type", "directory")
+        transport = settings.pop("transport", "")
+        if transport:
+            _check_backend("transport", transport, {}, where, f"{key}.transport", problems)
         if host is None:
             problems.append(UsageError(f"{where}: {key}: 'host' is missing", "say which host holds the pool"))
         elif host not in hosts:
             problems.append(UsageError(f"{where}: {key}.host: there is no host {host!r}", f"hosts: {', '.join(hosts)}"))
         _check_backend("pool", kind, settings, where, key, problems)
-        pools[name] = PoolConfig(name, str(host), str(kind), settings)
+        pools[name] = PoolConfig(name, str(host), str(kind), settings, str(transport))
     return pools
 
 

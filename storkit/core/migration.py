@@ -8,8 +8,8 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume
 from storkit.core.plan import Hold, Plan, Stages, Step, step
-from storkit.core.planner import finish_plan, give, holds, names_of, writers
-from storkit.core.survey import by_host
+from storkit.core.planner import finish_plan, give, holds, names_of, prove, set_writers, writers
+from storkit.core.survey import by_server
 from storkit.guests.record import Guest
 
 
@@ -22,7 +22,7 @@ class Subject:
     exports: list[Export]
     places: dict[str, str]
     """Host to the guest's status there; `stopped` left out, `unknown` for a silent host."""
-    transport: str
+    inventory: Inventory
     machine: str = ""
     shared: frozenset[str] = field(default_factory=frozenset)
     """UUIDs of read-only volumes that other guests may use as well."""
@@ -86,7 +86,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
                 f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
             )
     stages = Stages()
-    give(stages, subject.volumes, host, subject.transport, {host}, written=subject.written)
+    give(stages, subject.volumes, host, {host}, inventory, written=subject.written)
     if host not in subject.running:
         stages.then(_define(subject, host))
         stages.then(step("start", host, subject.target, f"start {subject.name} on {host}", name=subject.name))
@@ -125,15 +125,11 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
     source = _source(subject, destination, parts)
     stages = Stages()
     if "prepare" in parts:
-        give(stages, subject.volumes, destination, subject.transport, None)
-        if subject.volumes:
-            stages.then(
-                step(
-                    "prove", source, subject.transport, f"prove that {source} and {destination} see one disk",
-                    volumes=subject.volumes, hosts=[source, destination],
-                )
-            )  # fmt: skip
-            _set_writers(stages, subject, {source, destination}, f"open the window: {source} and {destination} write")
+        give(stages, subject.volumes, destination, None, inventory)
+        title = f"prove that {source} and {destination} see one disk"
+        prove(stages, subject.volumes, [source, destination], source, title, inventory)
+        title = f"open the window: {source} and {destination} write"
+        set_writers(stages, subject.written, {source, destination}, title, inventory)
         stages.then(_define(subject, destination))
     if "run" in parts:
         receive = stages.then(
@@ -231,45 +227,37 @@ def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> N
     stages.then(
         step("confirm", here, subject.target, f"see that {name} runs on {here} alone", name=name, others=others)
     )
-    if subject.written:
-        _set_writers(stages, subject, {here}, f"close the window: only {here} writes")
+    set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
     _leave(stages, subject, others, keep=here)
 
 
 def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them."""
-    name, target, transport = subject.name, subject.target, subject.transport
+    name, target = subject.name, subject.target
     stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
     stages.then(*(_define(subject, host, "undefine", f"forget {name} on {host}") for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     if not mine or not hosts:
         return
-    if not keep and subject.written:
-        _set_writers(stages, subject, set(), "nobody writes")
+    if not keep:
+        set_writers(stages, subject.written, set(), "nobody writes", subject.inventory)
+    servers = by_server(mine, subject.inventory)
     stages.then(
         *(step("detach", host, transport, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
-          for host in hosts for home, group in by_host(mine).items())
+          for host in hosts for home, transport, group in servers)
     )  # fmt: skip
     stages.then(
         *(step("unexport", home, transport, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
-          for home, group in by_host(mine).items())
+          for home, transport, group in servers)
     )  # fmt: skip
 
 
 def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:
     return step(
         verb, host, subject.target, title or f"render {subject.name}'s configuration on {host}",
-        guest=subject.guest, volumes=subject.volumes, machine=subject.machine, transport=subject.transport,
+        guest=subject.guest, volumes=subject.volumes, machine=subject.machine,
+        transports=[subject.inventory.transport(volume.pool) for volume in subject.volumes],
     )  # fmt: skip
-
-
-def _set_writers(stages: Stages, subject: Subject, hosts: set[str], title: str) -> None:
-    stages.then(
-        *(
-            step("set_writers", home, subject.transport, title, volumes=group, hosts=sorted(hosts))
-            for home, group in by_host(subject.written).items()
-        )
-    )
 
 
 def _clients(subject: Subject) -> set[str]:

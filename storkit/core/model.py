@@ -58,8 +58,9 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
-VolumeKind = Literal["disk", "image", "snapshot"]
-"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written."""
+VolumeKind = Literal["disk", "image", "snapshot", "tree"]
+"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written.
+tree: a directory that is a guest's root file system, mounted over the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,12 @@ class Offer:
     socket: str = ""
     server: str = ""
     port: int = 0
+    portals: list[str] = field(default_factory=list)
+    """iSCSI: ADDRESS:PORT of each way to the target."""
+    path: str = ""
+    """To a client on the server's own machine: where the bytes lie."""
+    options: dict[str, str] = field(default_factory=dict)
+    """What else this transport's client must know."""
     credential: Credential | None = None
 
 
@@ -203,6 +210,10 @@ class Evidence:
     size: int
     blocks: dict[str, str]
     """Byte offset of a 4 KiB block to the SHA-256 of its content."""
+    key: str = ""
+    """The reservation key that this host has registered at the logical unit, in hexadecimal; empty: none."""
+    keys: list[str] | None = None
+    """The keys of all hosts that are registered there, as this host reads them; None: it cannot read any."""
 
 
 GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "unknown"]

@@ -11,7 +11,7 @@ from storkit.core.inventory import Inventory
 from storkit.core.journal import new_id
 from storkit.core.model import Export, Volume
 from storkit.core.plan import Hold, Plan, Stages, step
-from storkit.core.survey import by_host
+from storkit.core.survey import by_host, by_server
 from storkit.core.units import format_size
 
 
@@ -148,7 +148,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
 # Attachments
 
 
-def attach(volume: Volume, host: str, exports: list[Export], transport: str, write: bool, inventory: Inventory) -> Plan:
+def attach(volume: Volume, host: str, exports: list[Export], write: bool, inventory: Inventory) -> Plan:
     """Attach a volume on a host, as its writer unless another host is."""
     others = writers(exports, volume) - {host}
     if write and others:
@@ -158,29 +158,36 @@ def attach(volume: Volume, host: str, exports: list[Export], transport: str, wri
         )
     stages = Stages()
     rights = {host} if write else set()
-    give(stages, [volume], host, transport, rights | others if write else None)
+    give(stages, [volume], host, rights | others if write else None, inventory)
     return finish_plan(f"attach {volume.name} on {host}", stages, holds([volume]), inventory)
 
 
-def detach(volume: Volume, host: str, exports: list[Export], transport: str, inventory: Inventory) -> Plan:
+def detach(volume: Volume, host: str, exports: list[Export], inventory: Inventory) -> Plan:
     """Detach a volume from a host and take its rights away."""
     stages = Stages()
-    take(stages, [volume], host, transport, exports)
+    take(stages, [volume], host, exports, inventory)
     return finish_plan(f"detach {volume.name} from {host}", stages, holds([volume]), inventory)
 
 
-def verify(volume: Volume, hosts: list[str], transport: str, inventory: Inventory) -> Plan:
+def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:
     """Compare what hosts see of a volume."""
     stages = Stages()
     title = f"prove that {' and '.join(hosts)} see one disk"
-    stages.then(step("prove", volume.host, transport, title, volumes=[volume], hosts=hosts))
+    prove(stages, [volume], hosts, volume.host, title, inventory)
     return finish_plan(title, stages, holds([volume], shared=True), inventory)
 
 
-def fence(host: str, homes: list[str], transport: str, verb: str, inventory: Inventory) -> Plan:
-    """Cut a host off everything that every other host serves, or let it in again."""
+def fence(host: str, verb: str, inventory: Inventory) -> Plan:
+    """Cut a host off everything that every other host serves, or let it in again. Raises Conflict: none does."""
+    served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
+    others = [(home, target) for home, target in served if home != host]
+    if not others:
+        raise Conflict(f"every pool is on {host} itself: nobody else can cut it off", "take its power away")
     stages = Stages()
-    stages.then(*(step(verb, home, transport, f"{verb} {host} at {home}", client=host) for home in homes))
+    stages.then(
+        *(step(verb, home, target, f"{verb} {host} at {home} ({target.partition(':')[2]})", client=host)
+          for home, target in others)
+    )  # fmt: skip
     return finish_plan(f"{verb} {host}", stages, [], inventory)
 
 
@@ -188,39 +195,52 @@ def give(
     stages: Stages,
     volumes: list[Volume],
     host: str,
-    transport: str,
     rights: set[str] | None,
+    inventory: Inventory,
     written: list[Volume] | None = None,
 ) -> None:
     """Export volumes to a host, say who writes (None: leave it), and attach them there."""
-    homes = by_host(volumes)
+    servers = by_server(volumes, inventory)
     stages.then(
-        *(step("export", home, transport, f"export {names_of(group)} to {host}", volumes=group, clients=[host])
-          for home, group in homes.items())
+        *(step("export", home, target, f"export {names_of(group)} to {host}", volumes=group, clients=[host])
+          for home, target, group in servers)
     )  # fmt: skip
     if rights is not None:
-        stages.then(
-            *(step("set_writers", home, transport, f"let {' and '.join(sorted(rights))} write {names_of(group)}",
-                   volumes=group, hosts=sorted(rights))
-              for home, group in by_host(volumes if written is None else written).items())
-        )  # fmt: skip
+        title = f"let {' and '.join(sorted(rights))} write"
+        set_writers(stages, volumes if written is None else written, rights, title, inventory)
     stages.then(
-        *(step("attach", host, transport, f"attach {names_of(group)} on {host}", volumes=group, peer=home)
-          for home, group in homes.items())
+        *(step("attach", host, target, f"attach {names_of(group)} on {host}", volumes=group, peer=home)
+          for home, target, group in servers)
     )  # fmt: skip
 
 
-def take(stages: Stages, volumes: list[Volume], host: str, transport: str, exports: list[Export]) -> None:
+def take(stages: Stages, volumes: list[Volume], host: str, exports: list[Export], inventory: Inventory) -> None:
     """Take a host's rights, its attachments and its exports."""
-    for home, group in by_host(volumes).items():
+    for home, target, group in by_server(volumes, inventory):
         left = {volume.uuid: sorted(writers(exports, volume) - {host}) for volume in group}
         stages.then(
-            *(step("set_writers", home, transport, f"{host} no longer writes {volume.name}",
+            *(step("set_writers", home, target, f"{host} no longer writes {volume.name}",
                    volumes=[volume], hosts=left[volume.uuid])
               for volume in group if host in writers(exports, volume))
         )  # fmt: skip
-        stages.then(step("detach", host, transport, f"detach {names_of(group)} from {host}", volumes=group, peer=home))
-        stages.then(step("unexport", home, transport, f"end the export to {host}", volumes=group, clients=[host]))
+        stages.then(step("detach", host, target, f"detach {names_of(group)} from {host}", volumes=group, peer=home))
+        stages.then(step("unexport", home, target, f"end the export to {host}", volumes=group, clients=[host]))
+
+
+def set_writers(stages: Stages, volumes: list[Volume], hosts: set[str], title: str, inventory: Inventory) -> None:
+    """Exactly `hosts` write these volumes from then on."""
+    stages.then(
+        *(step("set_writers", home, target, f"{title} {names_of(group)}", volumes=group, hosts=sorted(hosts))
+          for home, target, group in by_server(volumes, inventory))
+    )  # fmt: skip
+
+
+def prove(stages: Stages, volumes: list[Volume], hosts: list[str], host: str, title: str, inventory: Inventory) -> None:
+    """Compare what hosts see of volumes; `host` is where the step is said to run."""
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(inventory.transport(volume.pool), []).append(volume)
+    stages.then(*(step("prove", host, target, title, volumes=group, hosts=hosts) for target, group in groups.items()))
 
 
 def writers(exports: list[Export], volume: Volume) -> set[str]:

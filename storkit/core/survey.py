@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, HostUnreachable, NotFound
-from storkit.core.inventory import HostConfig, PoolConfig
+from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name
 from storkit.hosts.connection import Connections
 
@@ -21,10 +21,6 @@ class Survey:
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
         self.silent: dict[str, HostUnreachable] = {}
-
-    @property
-    def transport(self) -> str:
-        return f"transport:{self.connections.inventory.defaults.transport}"
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
         """The volumes of the pools (all by default) that can be reached, in the order of the inventory."""
@@ -64,9 +60,9 @@ class Survey:
     def exports(self, volumes: list[Volume]) -> list[Export]:
         """The exports of these volumes, asked of their home hosts."""
         exports: list[Export] = []
-        for home, group in by_host(volumes).items():
+        for home, target, group in by_server(volumes, self.connections.inventory):
             uuids = [volume.uuid for volume in group]
-            found = self.connections.to(home).call(self.transport, "find_exports", {"volumes": uuids})
+            found = self.connections.to(home).call(target, "find_exports", {"volumes": uuids})
             exports += codec.load(list[Export], found, home)
         return exports
 
@@ -74,17 +70,25 @@ class Survey:
         """Every export, by home host."""
 
         def ask(host: str) -> list[Export]:
-            return codec.load(list[Export], self.connections.to(host).call(self.transport, "find_exports", {}), host)
+            connection, exports = self.connections.to(host), list[Export]()
+            for target in self.connections.inventory.served_by:
+                exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
+            return exports
 
         return self._each(list(self.connections.inventory.hosts), ask, str)
 
     def attachments(self, hosts: Iterable[str], volumes: list[Volume] | None = None) -> dict[str, list[Attachment]]:
         """What is attached, by host."""
+        inventory = self.connections.inventory
         uuids = None if volumes is None else [volume.uuid for volume in volumes]
+        targets = inventory.served_by if volumes is None else {inventory.transport(v.pool) for v in volumes}
 
         def ask(host: str) -> list[Attachment]:
-            found = self.connections.to(host).call(self.transport, "find_attachments", {"volumes": uuids})
-            return codec.load(list[Attachment], found, host)
+            connection, attachments = self.connections.to(host), list[Attachment]()
+            for target in sorted(targets):
+                found = connection.call(target, "find_attachments", {"volumes": uuids})
+                attachments += codec.load(list[Attachment], found, host)
+            return attachments
 
         return self._each(list(hosts), ask, str)
 
@@ -163,3 +167,11 @@ def by_host(volumes: list[Volume]) -> dict[str, list[Volume]]:
     for volume in volumes:
         groups.setdefault(volume.host, []).append(volume)
     return groups
+
+
+def by_server(volumes: list[Volume], inventory: Inventory) -> list[tuple[str, str, list[Volume]]]:
+    """Volumes by what serves them: home host, transport (as a step's target), and its volumes."""
+    groups: dict[tuple[str, str], list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault((volume.host, inventory.transport(volume.pool)), []).append(volume)
+    return [(home, target, group) for (home, target), group in groups.items()]

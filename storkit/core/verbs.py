@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
-from storkit.core import codec
+from storkit.core import codec, registry
 from storkit.core.backend import Client
 from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsafe
 from storkit.core.model import Evidence, GuestState, Volume
@@ -26,6 +26,9 @@ class Run(Protocol):
 
     def same_machine(self, one: str, other: str) -> bool:
         """Whether two hosts share Unix sockets."""
+
+    def address(self, host: str) -> str:
+        """Where a host comes from, as the inventory has it; empty: it says nothing."""
 
 
 class Verb:
@@ -123,6 +126,17 @@ class Export(Verb):
 
 
 class SetWriters(Verb):
+    """The server decides; where a transport's clients have to take a right up, each that has it is told to."""
+
+    def act(self, run: Run, step: Step) -> Any:
+        self._set(run, step, step.args["volumes"], step.args["hosts"])
+
+    def _set(self, run: Run, step: Step, volumes: list[Any], hosts: list[str]) -> None:
+        run.call(step.host, step.target, "set_writers", volumes=volumes, hosts=hosts)
+        if registry.transport(step.target.partition(":")[2]).claims:
+            for host in hosts:
+                run.call(host, step.target, "claim", volumes=volumes, writers=hosts)
+
     def find(self, run: Run, step: Step) -> Any:
         exports = run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
         return {
@@ -134,7 +148,7 @@ class SetWriters(Verb):
         for volume in step.args["volumes"]:
             exports = run.call(step.host, step.target, "find_exports", volumes=[volume["uuid"]])
             if exports or before[volume["uuid"]]:
-                run.call(step.host, step.target, "set_writers", volumes=[volume], hosts=before[volume["uuid"]])
+                self._set(run, step, [volume], before[volume["uuid"]])
 
 
 class Attach(Verb):
@@ -215,8 +229,17 @@ class Prove(Verb):
 
 
 def same_disk(volume: str, seen: list[Evidence]) -> None:
-    """Raise Unsafe unless all evidence states one identity and one size."""
+    """Raise Unsafe unless all evidence states one identity and one size, and each host reads the reservation keys that
+    the others have registered."""
     first = seen[0]
+    for reader in seen:
+        for other in seen:
+            if other.key and reader.keys is not None and other.key not in reader.keys:
+                raise Unsafe(
+                    f"volume {volume}: {other.host} has registered key {other.key}, which {reader.host} does not see: "
+                    "two different disks",
+                    f"storkit detach {volume} --on {reader.host}, then attach it again",
+                )
     for other in seen[1:]:
         for what, one, two in (("identity", first.identity, other.identity), ("size", first.size, other.size)):
             if one != two:
@@ -242,7 +265,11 @@ class Define(Verb):
             self._define(run, step)
 
     def _define(self, run: Run, step: Step) -> Any:
-        found = run.call(step.host, step.args["transport"], "find_attachments", volumes=_uuids(step))
+        found = [
+            attachment
+            for transport in dict.fromkeys(step.args["transports"])
+            for attachment in run.call(step.host, transport, "find_attachments", volumes=_uuids(step))
+        ]
         sources = {attachment["uuid"]: attachment["source"] for attachment in found}
         gone = [volume["name"] for volume in step.args["volumes"] if volume["uuid"] not in sources]
         if gone:
@@ -381,7 +408,7 @@ class Fence(Verb):
 
 def client(run: Run, home: str, name: str) -> Any:
     """The Client record, as JSON, of host `name` for servers of host `home`."""
-    return codec.dump(Client(name, run.same_machine(home, name)))
+    return codec.dump(Client(name, run.same_machine(home, name), run.address(name)))
 
 
 VERBS: dict[str, Verb] = {

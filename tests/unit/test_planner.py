@@ -1,0 +1,122 @@
+"""Plans: which transport serves which volume, and what a right and a proof take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core import inventory, planner, verbs
+from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.model import Evidence, Volume
+from storkit.core.plan import Stages, step
+
+TEXT = """\
+[hosts.a]
+url = "ssh://a"
+[hosts.b]
+url = "ssh://b"
+[hosts.s]
+url = "ssh://s"
+address = "10.0.0.9"
+[pools.files]
+host = "s"
+[pools.others]
+host = "s"
+transport = "nbd"
+[pools.mine]
+host = "a"
+"""
+
+
+def site(text: str = TEXT) -> inventory.Inventory:
+    return inventory.parse(text, Path("inventory.toml"))
+
+
+def volume(name: str, pool: str, host: str) -> Volume:
+    return Volume(name, f"uuid-of-{name}", 1 << 20, pool, host)
+
+
+def test_a_pool_is_served_by_its_own_transport_and_else_by_the_default() -> None:
+    there = site(TEXT + '[defaults]\ntransport = "nbd"\n')
+    assert [there.transport(pool) for pool in ("files", "others", "gone")] == ["transport:nbd"] * 3
+    assert there.served_by == ["transport:nbd"]
+
+
+def test_a_transport_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(StorkitError, match="pools.others.transport.*no transport 'carrier-pigeon'"):
+        site(TEXT.replace('"nbd"', '"carrier-pigeon"'))
+
+
+def test_volumes_of_several_homes_are_given_home_by_home() -> None:
+    stages = Stages()
+    volumes = [volume("one", "files", "s"), volume("two", "mine", "a"), volume("three", "others", "s")]
+    planner.give(stages, volumes, "b", {"b"}, site())
+    shown = [[(each.verb, each.host, [v["name"] for v in each.args["volumes"]]) for each in s] for s in stages.stages]
+    assert shown == [
+        [("export", "s", ["one", "three"]), ("export", "a", ["two"])],
+        [("set_writers", "s", ["one", "three"]), ("set_writers", "a", ["two"])],
+        [("attach", "b", ["one", "three"]), ("attach", "b", ["two"])],
+    ]
+    assert [each.peer for each in stages.stages[2]] == ["s", "a"]
+
+
+def test_a_host_is_fenced_at_every_other_home() -> None:
+    assert [(each.host, each.target) for each in planner.fence("b", "fence", site()).steps] == [
+        ("a", "transport:nbd"),
+        ("s", "transport:nbd"),
+    ]
+    assert [each.host for each in planner.fence("a", "fence", site()).steps] == ["s"]
+    only = site("[hosts.a]\nurl = 'ssh://a'\n[pools.p]\nhost = 'a'\n")
+    with pytest.raises(Conflict, match="every pool is on a itself"):
+        planner.fence("a", "fence", only)
+
+
+class Calls:
+    """The engine as a verb sees it, noting what it is asked for."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str, Any]] = []
+
+    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
+        self.made.append((host, verb, args.get("hosts") or args.get("writers")))
+        return []
+
+    def result(self, step: str) -> Any:
+        raise KeyError(step)
+
+    def same_machine(self, one: str, other: str) -> bool:
+        return one == other
+
+    def address(self, host: str) -> str:
+        return {"s": "10.0.0.9"}.get(host, host)
+
+
+def test_a_client_record_says_where_the_client_comes_from() -> None:
+    assert verbs.client(Calls(), "a", "s") == {"name": "s", "same_machine": False, "address": "10.0.0.9"}
+
+
+def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from storkit.nbd import Nbd
+
+    change = step("set_writers", "s", "transport:nbd", "", volumes=[volume("one", "files", "s")], hosts=["a", "b"])
+    for claims in (False, True):
+        monkeypatch.setattr(Nbd, "claims", claims)
+        calls = Calls()
+        verbs.VERBS["set_writers"].act(calls, change)
+        taken_up = [("a", "claim", ["a", "b"]), ("b", "claim", ["a", "b"])] if claims else []
+        assert calls.made == [("s", "set_writers", ["a", "b"]), *taken_up]
+
+
+def evidence(host: str, key: str = "", keys: list[str] | None = None, identity: str = "naa.6001405") -> Evidence:
+    return Evidence("v", host, identity, 1 << 20, {}, key, keys)
+
+
+def test_evidence_must_agree_and_show_the_keys_of_the_others() -> None:
+    verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b", "", ["1f"])])
+    verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b")])
+    with pytest.raises(Unsafe, match="a has registered key 1f, which b does not see"):
+        verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b", "", [])])
+    with pytest.raises(Unsafe, match="two different disks"):
+        verbs.same_disk("v", [evidence("a"), evidence("b", identity="naa.6001406")])

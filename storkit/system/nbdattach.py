@@ -6,7 +6,6 @@ The stable path is a symbolic link: to the server's Unix socket, or, over the ne
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -30,13 +29,12 @@ from storkit.core.errors import (
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import nbdclient
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.fingerprint import BLOCK, digests, wanted
 from storkit.system.nbdgrant import codec_text
 from storkit.system.nbdserver import NbdSettings, check_x509, every
 from storkit.system.qsd import check_socket_path
 from storkit.system.run import run
 
-BLOCK = 4096
-SPREAD = 16
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
 _TOOL_TIMEOUT = 30.0
 
@@ -212,23 +210,20 @@ class Attachments:
         source = attachment.source
         if source.tls:
             info = stated(source)
-            wanted = _wanted(attachment, info.size, offsets)
-            blocks = _read_by_tool(source, wanted)
+            ranges = wanted(attachment.uuid, info.size, offsets)
+            blocks = _read_by_tool(source, ranges)
         else:
             where = source.socket or (source.server, source.port)
             with nbdclient.Connection(where) as connection:
                 info = connection.go(source.export)
-                wanted = _wanted(attachment, info.size, offsets)
-                blocks = [connection.read(offset, length) for offset, length in wanted]
+                ranges = wanted(attachment.uuid, info.size, offsets)
+                blocks = [connection.read(offset, length) for offset, length in ranges]
         if not info.description.startswith(f"storkit:{attachment.uuid}:"):
             raise Unsafe(
                 f"what answers for volume {attachment.volume} on {self.site.host} is {info.description!r}",
                 f"storkit detach {attachment.volume} --on {self.site.host}",
             )
-        digests = {
-            str(offset): hashlib.sha256(block).hexdigest() for (offset, _), block in zip(wanted, blocks, strict=True)
-        }
-        return Evidence(attachment.volume, self.site.host, info.description, info.size, digests)
+        return Evidence(attachment.volume, self.site.host, info.description, info.size, digests(ranges, blocks))
 
     def _record(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
@@ -248,22 +243,6 @@ class Attachments:
                 problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
         raise_problems(problems)
         return records
-
-
-def spread(uuid: str, size: int) -> list[int]:
-    """Offsets of up to 16 blocks: the first, the last, and others chosen by the UUID, the same on every host."""
-    blocks = -(-size // BLOCK)
-    chosen = {0, blocks - 1}
-    for number in range(SPREAD - 2):
-        digest = hashlib.sha256(f"{uuid}:{number}".encode()).digest()
-        chosen.add(int.from_bytes(digest[:8]) % blocks)
-    return [block * BLOCK for block in sorted(chosen)]
-
-
-def _wanted(attachment: Attachment, size: int, offsets: list[int] | None) -> list[tuple[int, int]]:
-    """Offsets and lengths; the last block of a disk may be short."""
-    chosen = spread(attachment.uuid, size) if offsets is None else sorted(set(offsets))
-    return [(offset, min(BLOCK, size - offset)) for offset in chosen]
 
 
 def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
@@ -312,7 +291,7 @@ def parse_listing(text: str) -> list[nbdclient.ExportInfo]:
     return exports
 
 
-def _read_by_tool(source: DiskSource, wanted: list[tuple[int, int]]) -> list[bytes]:
+def _read_by_tool(source: DiskSource, ranges: list[tuple[int, int]]) -> list[bytes]:
     """Blocks of an export behind TLS, read by qemu-io(1): Python has no TLS with pre-shared keys."""
     node = {
         "driver": "nbd",
@@ -321,7 +300,7 @@ def _read_by_tool(source: DiskSource, wanted: list[tuple[int, int]]) -> list[byt
         "tls-creds": "tls0",
     }
     argv = ["qemu-io", "-r", "--object", json.dumps(tls_credential(source))]
-    for offset, length in wanted:
+    for offset, length in ranges:
         argv += ["-c", f"read -v {offset} {length}"]
     filename = "json:" + json.dumps({"driver": "raw", "file": node})
     try:
@@ -330,19 +309,19 @@ def _read_by_tool(source: DiskSource, wanted: list[tuple[int, int]]) -> list[byt
         raise HostUnreachable(
             f"{source.uri} cannot be read: {error.stderr or error.message}", "storkit status"
         ) from error
-    return parse_dump(dump, wanted)
+    return parse_dump(dump, ranges)
 
 
 _DUMP = re.compile(r"^([0-9a-f]{8,}):  ((?:[0-9a-f]{2} )+)", re.MULTILINE)
 
 
-def parse_dump(text: str, wanted: list[tuple[int, int]]) -> list[bytes]:
-    """The blocks in the output of qemu-io's `read -v`, one per offset and length of `wanted`."""
+def parse_dump(text: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """The blocks in the output of qemu-io's `read -v`, one per offset and length of `ranges`."""
     data = b"".join(bytes.fromhex(match[2]) for match in _DUMP.finditer(text))
-    if len(data) != sum(length for _, length in wanted):
+    if len(data) != sum(length for _, length in ranges):
         raise HostUnreachable(f"qemu-io read {len(data)} bytes of the export: {text[-200:]}", "storkit status")
     blocks = []
-    for _, length in wanted:
+    for _, length in ranges:
         blocks.append(data[:length])
         data = data[length:]
     return blocks

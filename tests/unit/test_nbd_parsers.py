@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from storkit.core.errors import HostUnreachable, UsageError
-from storkit.system.nbdattach import parse_dump, parse_listing, spread
+from storkit.system.fingerprint import spread
+from storkit.system.nbdattach import parse_dump, parse_listing
 from storkit.system.nbdgrant import export_name, slug
 from storkit.system.nbdserver import x509_authorization
 

@@ -52,9 +52,12 @@ COMMANDS = (
     Command(
         "host",
         "restore",
-        "bring exports back whose servers ended, as by a reboot",
+        "bring exports and attachments back that ended, as by a reboot",
         "host:restore",
-        (arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),),
+        (
+            arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),
+            arg("--boot", help="this machine, by what it was last told; for its boot", action="store_true"),
+        ),
     ),
     Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
     Command(

@@ -11,7 +11,7 @@ import storkit
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import HostUnreachable, StorkitError
+from storkit.core.errors import HostUnreachable, StorkitError, UsageError, raise_problems
 from storkit.core.units import format_size
 
 CLOCK_SKEW = 2.0
@@ -55,15 +55,45 @@ def check(session: Session, options: Namespace) -> int:
 
 
 def restore(session: Session, options: Namespace) -> None:
-    """Start the servers of exports again, with the rights they had, wherever one has ended; hosts that are silent stay
-    as they are."""
-    back: list[Any] = []
-    for name in options.hosts or list(session.inventory.hosts):
+    """Start the servers of exports again, with the rights they had, and make attachments again, wherever one has ended;
+    hosts that are silent stay as they are."""
+    if options.boot:
+        _restore_at_boot(session, options)
+        return
+    inventory, back, problems = session.inventory, list[Any](), list[StorkitError]()
+    homes = {pool.host for pool in inventory.pools.values()}
+    # Servers before their clients.
+    for name in sorted(options.hosts or inventory.hosts, key=lambda name: name not in homes):
         try:
-            for target in session.inventory.served_by:
-                back += session.connections.to(name).call(target, "restore", {})
+            connection = session.connections.to(name)
         except HostUnreachable as error:
             session.survey.silent[name] = error
+            continue
+        for target in inventory.served_by:
+            try:
+                back += connection.call(target, "restore", {})
+            except StorkitError as error:
+                problems.append(error)
+    raise_problems(problems)
+    session.result(back, f"{len(back)} exports are served")
+
+
+def _restore_at_boot(session: Session, options: Namespace) -> None:
+    from storkit.hosts.site import Performer, remembered, site
+
+    if options.hosts:
+        raise UsageError(
+            "--boot is for this machine alone", "storkit host restore HOST, or storkit host restore --boot"
+        )
+    back, problems = list[Any](), list[StorkitError]()
+    if given := remembered(session.state):
+        performer = Performer(given, site(given))
+        for target in given.served_by:
+            try:
+                back += performer.perform(target, "restore", {})
+            except StorkitError as error:
+                problems.append(error)
+    raise_problems(problems)
     session.result(back, f"{len(back)} exports are served")
 
 

@@ -24,7 +24,7 @@ import storkit
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError
 from storkit.hosts.guard import Claim, Guard
-from storkit.hosts.site import Performer, Setup, site
+from storkit.hosts.site import Performer, Setup, remember, site
 
 PROTOCOL = 1
 PROGRESS_EVERY = 0.1
@@ -118,7 +118,9 @@ def serve(source: TextIO = sys.stdin, output: TextIO | None = None) -> int:
                 "install the same version of storkit on both hosts",
             )
         given = codec.load(Setup, first.get("setup"), "setup")
-        agent = Agent(Performer(given, site(given)), output)
+        place = site(given)
+        remember(given, place)
+        agent = Agent(Performer(given, place), output)
     except (ValueError, StorkitError) as error:
         problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
         output.write(json.dumps({"error": problem.to_json()}) + "\n")

@@ -61,10 +61,12 @@ class LocalConnection(Connection):
 
     def __init__(self, config: HostConfig, inventory: Inventory) -> None:
         super().__init__(config)
-        from storkit.hosts.site import Performer, setup, site
+        from storkit.hosts.site import Performer, remember, setup, site
 
         given = setup(inventory, config)
-        self._performer = Performer(given, site(given))
+        place = site(given)
+        remember(given, place)
+        self._performer = Performer(given, place)
         self._guard = Guard(self._performer.site)
         self._held: list[Any] = []
 

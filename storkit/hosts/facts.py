@@ -10,7 +10,7 @@ from typing import Any
 
 import storkit
 from storkit.core import registry
-from storkit.core.backend import Backend, Hypervisor, Transport
+from storkit.core.backend import Backend
 from storkit.hosts.site import Performer
 from storkit.system.run import which
 
@@ -24,9 +24,10 @@ def gather(performer: Performer) -> dict[str, Any]:
     in_use: dict[str, type[Backend]] = {}
     for pool in setup.pools.values():
         in_use[pool.type] = registry.pool(pool.type)
-    for name in registry.names(Transport):  # type: ignore[type-abstract]
+    for target in setup.served_by:
+        name = target.partition(":")[2]
         in_use.setdefault(name, registry.transport(name))
-    for name in registry.names(Hypervisor):  # type: ignore[type-abstract]
+    for name in setup.runs:
         in_use.setdefault(name, registry.hypervisor(name))
     missing = [
         {"backend": name, "needs": tool, "package": package}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from storkit.core.backend import Backend, Pool, Site, Transport
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
-from storkit.system.files import make_private
+from storkit.system.files import make_private, read_json, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class Setup:
     pools: dict[str, PoolSettings] = field(default_factory=dict)
     transports: dict[str, dict[str, Any]] = field(default_factory=dict)
     hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    served_by: list[str] = field(default_factory=list)
+    """The transports (`transport:NAME`) of the inventory's pools."""
+    runs: list[str] = field(default_factory=list)
+    """The hypervisors that the inventory speaks of."""
     templates: str = ""
     """The administrator's own templates, for backends that have a setting of that name."""
 
@@ -52,7 +57,17 @@ def setup(inventory: Inventory, config: HostConfig) -> Setup:
     }
     own = inventory.directory / "templates"
     templates = str(own) if own.is_dir() and config.machine == "local" else ""
-    return Setup(config.name, config.reach, state, pools, inventory.transports, inventory.hypervisors, templates)
+    return Setup(
+        config.name,
+        config.reach,
+        state,
+        pools,
+        inventory.transports,
+        inventory.hypervisors,
+        inventory.served_by,
+        sorted({inventory.defaults.hypervisor, *inventory.hypervisors}),
+        templates,
+    )
 
 
 def site(given: Setup) -> Site:
@@ -75,6 +90,28 @@ def site(given: Setup) -> Site:
             "name another directory, or run storkit as a user who may write there",
         ) from error
     return Site(given.host, state, run, dev, given.address)
+
+
+REMEMBERED = "setup.json"
+
+
+def remember(given: Setup, place: Site) -> None:
+    """Keep what a host was told, below its state directory: at boot there is no coordinator to tell it again."""
+    import json
+
+    path = place.state / REMEMBERED
+    text = json.dumps(codec.dump(given), indent=1)
+    with suppress(OSError):  # a full or read-only file system must not keep anyone from looking
+        if not path.exists() or path.read_text() != text:
+            write_atomic(path, text)
+
+
+def remembered(state: Path) -> Setup | None:
+    """What the host with this state directory was told last; None: nothing yet."""
+    try:
+        return codec.load(Setup, read_json(state / REMEMBERED, "what this host was told"), str(state / REMEMBERED))
+    except FileNotFoundError:
+        return None
 
 
 def _runtime(state: Path) -> Path:

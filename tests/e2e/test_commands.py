@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -250,3 +251,23 @@ def test_reader_that_goes_away(plain: World) -> None:
         capture_output=True, text=True, env=plain.environment, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_at_boot_a_host_restores_what_it_was_last_told(world: World) -> None:
+    """Without an inventory and without a coordinator: what the unit of the boot calls."""
+    world.storkit("volume", "create", "v", "1MiB")
+    world.storkit("attach", "v", "--on", "b")
+    server = [line for line in world.processes() if "qemu-storage-daemon" in line]
+    for line in server:
+        os.kill(int(line.partition(":")[0]), signal.SIGKILL)
+    link = world.directory / "b/dev/v"
+    target = link.readlink()
+    link.unlink()
+    for host, served in (("b", 0), ("a", 1), ("b", 0), ("c", 0)):
+        boot = [*world.argv, "--json", "--state", str(world.directory / host), "host", "restore", "--boot"]
+        done = subprocess.run(boot, capture_output=True, text=True, env=world.environment, check=True)
+        assert len(json.loads(done.stdout)) == served, host
+    assert link.readlink() == target
+    (export,) = world.storkit("--json", "volume", "show", "v").json["exports"]
+    assert export["live"] and export["writable"] and export["client"] == "b"
+    world.storkit("host", "restore", "--boot", "a", ok=2)

@@ -103,7 +103,7 @@ def test_agent_killed(machines: World, count: int) -> None:
 def test_agent_takes_verbs_and_no_commands(machines: World) -> None:
     """What the pinned key can be used for: every wrong request is refused by name."""
     setup = {"host": "a", "state": str(machines.directory / "a"), "pools": {"default": {"type": "directory"}}}
-    requests = [
+    requests: list[dict[str, Any]] = [
         {"do": "run", "argv": ["id"]},
         {"do": "call", "target": "pool:default", "verb": "_files", "args": {}},
         {"do": "call", "target": "pool:default", "verb": "__init__", "args": {}},

@@ -27,6 +27,10 @@ format = "{format}"
 """
 
 
+KEPT = ("qemu-accel.json", "qemu-machines.json", "setup.json")
+"""What a host finds out about itself, and what it was last told."""
+
+
 @dataclass(frozen=True)
 class Done:
     """A command that has ended."""
@@ -132,7 +136,7 @@ class World:
                 if path.is_dir() and not path.is_symlink():
                     continue
                 relative = path.relative_to(base)
-                kept = relative.parts[0] == "volumes" or relative.name in ("qemu-accel.json", "qemu-machines.json")
+                kept = relative.parts[0] == "volumes" or relative.name in KEPT
                 if not kept:
                     left.append(str(path))
         return left

@@ -61,6 +61,27 @@ COMMANDS = (
     ),
     Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
     Command(
+        "pool",
+        "attach",
+        "attach all volumes of a pool on a host, each under its stable path",
+        "volume:attach_pool",
+        (
+            arg("pool", help="the pool", metavar="POOL", complete="pools"),
+            arg("--on", help="the host", required=True, **HOST),
+            arg("--read-only", help="without the right to write", action="store_true"),
+        ),
+    ),
+    Command(
+        "pool",
+        "detach",
+        "detach all volumes of a pool from a host",
+        "volume:detach_pool",
+        (
+            arg("pool", help="the pool", metavar="POOL", complete="pools"),
+            arg("--on", help="the host", required=True, **HOST),
+        ),
+    ),
+    Command(
         "volume",
         "create",
         "make an empty volume",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -189,49 +190,90 @@ def show(session: Session, options: Namespace) -> None:
 
 
 def attach(session: Session, options: Namespace) -> None:
+    attachments = _attach(session, options, lambda: [session.survey.volume(options.volume)])
+    if attachments:
+        session.result(attachments[0], attachments[0]["path"])
+
+
+def attach_pool(session: Session, options: Namespace) -> None:
+    pool = session.inventory.pool(options.pool)
+    attachments = _attach(session, options, lambda: _all_of(session, pool))
+    if attachments:
+        session.result(attachments, "\n".join(attachment["path"] for attachment in attachments))
+
+
+def _attach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> list[Any]:
+    """Attach volumes on the host `--on`; the attachments, none for a dry run."""
     host = session.inventory.host(options.on).name
 
     def build() -> Plan:
-        volume = session.survey.volume(options.volume)
-        exports = session.survey.exports([volume])
-        write = not options.read_only and volume.kind == "disk"
-        return planner.attach(volume, host, exports, write, session.inventory)
+        volumes = find()
+        return planner.attach(volumes, host, session.survey.exports(volumes), not options.read_only, session.inventory)
 
     done = session.change(build)
-    if done:
-        plan, results = done
-        last = next(step for step in reversed(plan.steps) if step.verb == "attach")
-        attachment = results[last.id][0]
-        session.result(attachment, attachment["path"])
+    if not done:
+        return []
+    plan, results = done
+    return [attachment for step in plan.steps if step.verb == "attach" for attachment in results[step.id]]
+
+
+def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
+    volumes = session.survey.volumes(pools=[pool])
+    if pool.host in session.survey.silent:
+        raise session.survey.silent[pool.host]
+    if not volumes:
+        raise NotFound(f"pool {pool.name} has no volumes", f"storkit volume create NAME SIZE --pool {pool.name}")
+    return volumes
 
 
 def detach(session: Session, options: Namespace) -> None:
-    host = session.inventory.host(options.on).name
+    if _detach(session, options, lambda: [session.survey.volume(options.volume)]):
+        session.result({"volume": options.volume, "detached": options.on})
+
+
+def detach_pool(session: Session, options: Namespace) -> None:
+    pool = session.inventory.pool(options.pool)
+    if _detach(session, options, lambda: _all_of(session, pool)):
+        session.result({"pool": pool.name, "detached": options.on})
+
+
+def _detach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> bool:
+    """Detach volumes from the host `--on`; False for a dry run."""
+    host = options.on = session.inventory.host(options.on).name
 
     def build() -> Plan:
-        volume = session.survey.volume(options.volume)
-        exports = session.survey.exports([volume])
-        if any(export.client == host for export in exports):
-            _refuse_from_under_a_guest(session, volume, host)
-        return planner.detach(volume, host, exports, session.inventory)
+        volumes = find()
+        exports = session.survey.exports(volumes)
+        exported = {export.uuid for export in exports if export.client == host}
+        _refuse_from_under_a_guest(session, [volume for volume in volumes if volume.uuid in exported], host)
+        return planner.detach(volumes, host, exports, session.inventory)
 
-    if session.change(build):
-        session.result({"volume": options.volume, "detached": host})
+    return session.change(build) is not None
 
 
-def _refuse_from_under_a_guest(session: Session, volume: Volume, host: str) -> None:
-    """Raise Conflict if a guest on the host has the volume for its disk: to cut off the host itself, there is fence."""
+def _refuse_from_under_a_guest(session: Session, volumes: list[Volume], host: str) -> None:
+    """Raise Conflict if a guest on the host has one for its disk: to cut off the host itself, there is fence."""
     from storkit.core import registry
     from storkit.core.backend import Hypervisor
 
-    for name in registry.names(Hypervisor):  # type: ignore[type-abstract]
-        for states in session.survey.guests([host], f"hypervisor:{name}").values():
+    names = {volume.uuid: volume.name for volume in volumes}
+    if not names:
+        return
+    problems: list[StorkitError] = []
+    for hypervisor in registry.names(Hypervisor):  # type: ignore[type-abstract]
+        for states in session.survey.guests([host], f"hypervisor:{hypervisor}").values():
             for state in states:
-                if volume.uuid in state.volumes and state.status not in ("stopped", "migrated"):
-                    raise Conflict(
-                        f"guest {state.name} is {state.status} on {host}, and volume {volume.name} is its disk",
+                if state.status in ("stopped", "migrated"):
+                    continue
+                problems += [
+                    Conflict(
+                        f"guest {state.name} is {state.status} on {host}, and volume {names[uuid]} is its disk",
                         f"storkit guest stop {state.name}, or storkit migrate cleanup {state.name}",
                     )
+                    for uuid in state.volumes
+                    if uuid in names
+                ]
+    raise_problems(problems)
 
 
 def verify(session: Session, options: Namespace) -> None:

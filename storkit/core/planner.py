@@ -148,25 +148,29 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
 # Attachments
 
 
-def attach(volume: Volume, host: str, exports: list[Export], write: bool, inventory: Inventory) -> Plan:
-    """Attach a volume on a host, as its writer unless another host is."""
-    others = writers(exports, volume) - {host}
-    if write and others:
-        raise Conflict(
-            f"volume {volume.name} is written by {', '.join(sorted(others))}",
-            f"storkit detach {volume.name} --on {min(others)}, or attach it with --read-only",
-        )
+def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool, inventory: Inventory) -> Plan:
+    """Attach volumes on a host: with `write` as the only writer of those that are disks."""
+    disks = [volume for volume in volumes if write and volume.kind == "disk"]
+    problems: list[StorkitError] = []
+    for volume in disks:
+        if others := sorted(writers(exports, volume) - {host}):
+            problems.append(
+                Conflict(
+                    f"volume {volume.name} is written by {', '.join(others)}",
+                    f"storkit detach {volume.name} --on {others[0]}, or attach it with --read-only",
+                )
+            )
+    raise_problems(problems)
     stages = Stages()
-    rights = {host} if write else set()
-    give(stages, [volume], host, rights | others if write else None, inventory)
-    return finish_plan(f"attach {volume.name} on {host}", stages, holds([volume]), inventory)
+    give(stages, volumes, host, {host} if disks else None, inventory, written=disks)
+    return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
 
 
-def detach(volume: Volume, host: str, exports: list[Export], inventory: Inventory) -> Plan:
-    """Detach a volume from a host and take its rights away."""
+def detach(volumes: list[Volume], host: str, exports: list[Export], inventory: Inventory) -> Plan:
+    """Detach volumes from a host and take its rights away."""
     stages = Stages()
-    take(stages, [volume], host, exports, inventory)
-    return finish_plan(f"detach {volume.name} from {host}", stages, holds([volume]), inventory)
+    take(stages, volumes, host, exports, inventory)
+    return finish_plan(f"detach {names_of(volumes)} from {host}", stages, holds(volumes), inventory)
 
 
 def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:

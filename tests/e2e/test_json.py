@@ -178,7 +178,13 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     attached = storkit("attach", "data", "--on", "b")
     assert attached["source"].keys() == record("DiskSource")
     storkit("detach", "data", "--on", "b")
+    assert storkit("pool", "attach", "default", "--on", "a", status=5)["error"]["message"].startswith("volume g is")
     storkit("guest", "stop", "g", "--force")
+    everything = storkit("pool", "attach", "default", "--on", "b")
+    assert {each["volume"]: each["writable"] for each in everything} == {
+        "data": True, "g": True, "golden": False, "kept": False, "other": True
+    }  # fmt: skip
+    storkit("pool", "detach", "default", "--on", "b")
     storkit("attach", "data", "--on", "b")
     assert storkit("fence", "b")["lost"][0].keys() == record("Export")
     storkit("unfence", "b")

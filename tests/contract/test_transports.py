@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,22 +19,31 @@ from storkit.core import codec, registry
 from storkit.core.backend import Client, Transport
 from storkit.core.errors import NotFound, StorkitError, Unsafe
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
-from tests.contract.rig import BLOCK, Rig, RigSetup, access
+from tests.contract.rig import BLOCK, Rig, RigSetup
 
 REFUSED = (OSError, StorkitError)
 
 
-def transport_setups() -> dict[str, RigSetup]:
-    """`technology-variant` to what prepares its rig."""
-    found: dict[str, RigSetup] = {}
+def contract_modules() -> dict[str, ModuleType]:
+    """Every transport's module of this directory."""
+    found: dict[str, ModuleType] = {}
     for name in registry.names(Transport):  # type: ignore[type-abstract]
         file = Path(__file__).with_name(f"transport_{name}.py")
         assert file.exists(), f"transport {name} has no {file.name}: its contract is not tested"
         spec = importlib.util.spec_from_file_location(f"contract_transport_{name}", file)
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found |= {f"{name}-{variant}": setup for variant, setup in module.setups().items()}
+        found[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found[name])
+    return found
+
+
+def transport_setups(kind: str = "setups") -> dict[str, RigSetup]:
+    """`technology-variant` to what prepares its rig: those of the `setups` or the `lab_setups` of each transport."""
+    found: dict[str, RigSetup] = {}
+    for name, module in contract_modules().items():
+        assert hasattr(module, "setups") or hasattr(module, "lab_setups"), f"{module.__file__} has no set-ups"
+        if hasattr(module, kind):
+            found |= {f"{name}-{variant}": setup for variant, setup in getattr(module, kind)().items()}
     return found
 
 
@@ -69,17 +80,17 @@ def both(rig: Rig, volume: Volume) -> tuple[Attachment, Attachment]:
     return attach(rig, [volume], rig.a)[0], attach(rig, [volume], rig.b)[0]
 
 
-def can_write(attachment: Attachment, byte: int, offset: int = 0) -> bool:
+def can_write(rig: Rig, attachment: Attachment, byte: int, offset: int = 0) -> bool:
     """Try to write a block. What is said must be so: the block is read again."""
     block = bytes([byte]) * BLOCK
     try:
-        with access(attachment) as disk:
+        with rig.access(attachment) as disk:
             disk.write(offset, block)
     except REFUSED:
-        with access(attachment) as disk:
+        with rig.access(attachment) as disk:
             assert disk.read(offset, BLOCK) != block, "the write was refused, and done"
         return False
-    with access(attachment) as disk:
+    with rig.access(attachment) as disk:
         assert disk.read(offset, BLOCK) == block, "the write was accepted, and lost"
     return True
 
@@ -132,7 +143,7 @@ def test_exporting_and_attaching_again_changes_nothing(rig: Rig) -> None:
     assert sorted((export.volume, export.client, export.writable) for export in exports) == [
         (name, client, False) for name in ("one", "three", "two") for client in ("a", "b")
     ]
-    rig.home.set_writers(volumes, ["a"])
+    rig.set_writers(volumes, ["a"])
     first = attach(rig, volumes, rig.b)
     assert [attachment.volume for attachment in first] == ["one", "two", "three"]
     assert len(rig.home.export(volumes, [rig.b])) == 3
@@ -157,38 +168,38 @@ def test_the_stable_path_is_the_same_name_on_every_host(rig: Rig) -> None:
 def test_the_server_decides_who_writes(rig: Rig) -> None:
     volume = rig.volume("v")
     here, there = both(rig, volume)
-    assert not can_write(here, 1) and not can_write(there, 2)
-    rig.home.set_writers([volume], ["a"])
+    assert not can_write(rig, here, 1) and not can_write(rig, there, 2)
+    rig.set_writers([volume], ["a"])
     here, there = both(rig, volume)
-    assert can_write(here, 3) and not can_write(there, 4)
+    assert can_write(rig, here, 3) and not can_write(rig, there, 4)
     if type(rig.home).window:
-        rig.home.set_writers([volume], ["a", "b"])
+        rig.set_writers([volume], ["a", "b"])
         here, there = both(rig, volume)
-        assert can_write(here, 5) and can_write(there, 6, BLOCK)
-        with access(here) as disk:
+        assert can_write(rig, here, 5) and can_write(rig, there, 6, BLOCK)
+        with rig.access(here) as disk:
             assert disk.read(BLOCK, BLOCK) == bytes([6]) * BLOCK
-    rig.home.set_writers([volume], ["b"])
+    rig.set_writers([volume], ["b"])
     here, there = both(rig, volume)
     assert rights(rig, volume) == {"a": False, "b": True}
-    assert not can_write(here, 7) and can_write(there, 8)
-    rig.home.set_writers([volume], [])
+    assert not can_write(rig, here, 7) and can_write(rig, there, 8)
+    rig.set_writers([volume], [])
     here, there = both(rig, volume)
-    assert not can_write(here, 9) and not can_write(there, 10)
+    assert not can_write(rig, here, 9) and not can_write(rig, there, 10)
 
 
 def test_a_right_is_taken_from_a_disk_that_is_in_use(rig: Rig) -> None:
     volume = rig.volume("v")
     rig.home.export([volume], [rig.a, rig.b])
-    rig.home.set_writers([volume], ["a"])
+    rig.set_writers([volume], ["a"])
     here, there = both(rig, volume)
-    with access(here) as disk:
+    with rig.access(here) as disk:
         disk.write(0, b"a" * BLOCK)
-        rig.home.set_writers([volume], ["b"])
-        with access(there) as other:
+        rig.set_writers([volume], ["b"])
+        with rig.access(there) as other:
             other.write(0, b"b" * BLOCK)
         with pytest.raises(REFUSED):
             disk.write(0, b"x" * BLOCK)
-    with access(there) as other:
+    with rig.access(there) as other:
         assert other.read(0, BLOCK) == b"b" * BLOCK
 
 
@@ -197,19 +208,19 @@ def test_only_hosts_with_an_export_can_be_writers(rig: Rig) -> None:
     rig.home.export([one, two], [rig.a])
     rig.home.export([one], [rig.b])
     with pytest.raises(NotFound, match="not exported"):
-        rig.home.set_writers([one, two], ["b"])
+        rig.set_writers([one, two], ["b"])
     assert rights(rig, one) == {"a": False, "b": False} and rights(rig, two) == {"a": False}
 
 
 @pytest.mark.parametrize("fields", [{"kind": "image"}, {"kind": "snapshot"}, {"made": "importing"}], ids=str)
-def test_nobody_writes_images_snapshots_and_unfinished_imports(rig: Rig, fields: dict[str, str]) -> None:
+def test_nobody_writes_images_snapshots_and_unfinished_imports(rig: Rig, fields: dict[str, Any]) -> None:
     volume = rig.volume("v", **fields)
     here, _ = both(rig, volume)
     with pytest.raises(Unsafe):
-        rig.home.set_writers([volume], ["a"])
+        rig.set_writers([volume], ["a"])
     assert rights(rig, volume) == {"a": False, "b": False}
-    assert not can_write(here, 1)
-    rig.home.set_writers([volume], [])
+    assert not can_write(rig, here, 1)
+    rig.set_writers([volume], [])
 
 
 def test_another_disk_than_the_one_meant_is_refused(rig: Rig) -> None:
@@ -225,7 +236,7 @@ def test_another_disk_than_the_one_meant_is_refused(rig: Rig) -> None:
         with pytest.raises(Unsafe):
             rig.far.attach([false])
         assert rig.far.find_attachments() == []
-        assert not (rig.far.site.dev / "mine").is_symlink() and not (rig.far.site.dev / "mine").exists()
+        assert not rig.has_path(rig.far, "mine")
     assert rig.far.attach([wanted])[0].uuid == mine.uuid
 
 
@@ -233,9 +244,9 @@ def test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk(rig: Rig) -
     volume, other = rig.volume("v"), rig.volume("other")
     for disk in (volume, other):
         rig.home.export([disk], [rig.a, rig.b])
-        rig.home.set_writers([disk], ["a"])
+        rig.set_writers([disk], ["a"])
         both(rig, disk)
-    assert can_write(rig.home.find_attachments([volume.uuid])[0], 5)
+    assert can_write(rig, rig.home.find_attachments([volume.uuid])[0], 5)
     (here,), (there,) = rig.home.evidence([volume]), rig.far.evidence([volume])
     assert (here.host, there.host) == ("a", "b")
     assert (here.identity, here.size, here.blocks) == (there.identity, there.size, there.blocks)
@@ -243,7 +254,7 @@ def test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk(rig: Rig) -
     (another,) = rig.far.evidence([other], [int(offset) for offset in here.blocks])
     assert another.identity != there.identity and another.blocks.keys() == there.blocks.keys()
     assert another.blocks["0"] != there.blocks["0"]
-    assert can_write(rig.home.find_attachments([volume.uuid])[0], 6)
+    assert can_write(rig, rig.home.find_attachments([volume.uuid])[0], 6)
     (later,) = rig.far.evidence([volume], [0])
     assert later.blocks.keys() == {"0"} and later.blocks["0"] != there.blocks["0"]  # never from a cache
     with pytest.raises(NotFound):
@@ -253,11 +264,11 @@ def test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk(rig: Rig) -
 def test_a_fenced_host_is_cut_off_and_kept_out(rig: Rig) -> None:
     volume, other = rig.volume("v"), rig.volume("other")
     rig.home.export([volume, other], [rig.a, rig.b])
-    rig.home.set_writers([volume], ["b"])
-    rig.home.set_writers([other], ["a"])
+    rig.set_writers([volume], ["b"])
+    rig.set_writers([other], ["a"])
     mine = attach(rig, [other], rig.a)[0]
     there = attach(rig, [volume], rig.b)[0]
-    with access(there) as disk:
+    with rig.access(there) as disk:
         disk.write(0, b"b" * BLOCK)
         had = rig.home.fence("b")
         assert sorted((export.volume, export.client, export.writable) for export in had) == [
@@ -266,10 +277,10 @@ def test_a_fenced_host_is_cut_off_and_kept_out(rig: Rig) -> None:
         ]
         with pytest.raises(REFUSED):
             disk.write(0, b"x" * BLOCK)
-    with pytest.raises(REFUSED), access(there) as disk:
+    with pytest.raises(REFUSED), rig.access(there) as disk:
         disk.read(0, BLOCK)
     assert {export.client for export in rig.home.find_exports()} == {"a"}
-    assert can_write(mine, 3)
+    assert can_write(rig, mine, 3)
     assert rig.home.fence("b") == []
     with pytest.raises(Unsafe, match="fenced"):
         rig.home.export([volume], [rig.b])
@@ -287,7 +298,7 @@ def test_a_host_is_detached_though_the_server_is_dead(rig: Rig) -> None:
     assert [export.live for export in rig.home.find_exports([volume.uuid])] == [False, False]
     rig.far.detach([volume])
     assert rig.far.find_attachments() == []
-    assert not (rig.far.site.dev / "v").is_symlink() and not (rig.far.site.dev / "v").exists()
+    assert not rig.has_path(rig.far, "v")
     rig.home.unexport([volume], ["a", "b"])
     assert rig.home.find_exports() == []
 
@@ -295,24 +306,24 @@ def test_a_host_is_detached_though_the_server_is_dead(rig: Rig) -> None:
 def test_restore_brings_servers_back_with_the_rights_they_had(rig: Rig) -> None:
     volume, other = rig.volume("v"), rig.volume("other")
     rig.home.export([volume, other], [rig.a, rig.b])
-    rig.home.set_writers([volume], ["b"])
+    rig.set_writers([volume], ["b"])
     there = both(rig, volume)[1]
-    assert can_write(there, 4)
+    assert can_write(rig, there, 4)
     rig.kill_servers()
     back = rig.home.restore()
     assert len(back) == 4 and all(export.live for export in back)
     assert rights(rig, volume) == {"a": False, "b": True} and rights(rig, other) == {"a": False, "b": False}
     here, there = both(rig, volume)
-    with access(there) as disk:
+    with rig.access(there) as disk:
         assert disk.read(0, BLOCK) == bytes([4]) * BLOCK
-    assert can_write(there, 5) and not can_write(here, 6)
+    assert can_write(rig, there, 5) and not can_write(rig, here, 6)
     assert rig.home.restore() == rig.home.find_exports()
 
 
 def test_a_right_that_was_taken_before_a_kill_stays_taken(rig: Rig) -> None:
     volume = rig.volume("v")
     rig.home.export([volume], [rig.a, rig.b])
-    rig.home.set_writers([volume], ["a"])
+    rig.set_writers([volume], ["a"])
     rig.home.fence("b")
     rig.kill_servers()
     rig.home.restore()

@@ -1,4 +1,4 @@
-"""NBD to test: over the Unix socket with both formats, and over TCP with a pre-shared key."""
+"""NBD to test: over the Unix socket with both formats, over TCP with a pre-shared key; in the lab between two hosts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from storkit.core.model import Volume
 from storkit.system import locks
 from tests.contract.rig import Rig, RigSetup
 from tests.e2e.nbdhosts import Hosts, wait_until
+from tests.lab.host import Host
+from tests.lab.remote import LabRig, LabSetup, lab_rig
 
 
 class NbdRig(Rig):
@@ -52,6 +54,17 @@ def _rig(format: str, same_machine: bool) -> Iterator[Rig]:
     finally:
         rig.kill_servers()
         shutil.rmtree(root)
+
+
+class NbdLabRig(LabRig):
+    transport = "nbd"
+
+    def prepare(self, host: Host) -> None:
+        """User space alone: there is nothing to start."""
+
+
+def lab_setups() -> dict[str, LabSetup]:
+    return {"psk": lab_rig(NbdLabRig)}
 
 
 def setups() -> dict[str, RigSetup]:

@@ -72,6 +72,15 @@ class Command:
         return data.decode(errors="surrogateescape")
 
 
+def changes(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> list[str]:
+    """What differs between two states of a host, as lines like "+ processes: iscsid"."""
+    lines = []
+    for kind, entries in before.items():
+        lines += [f"+ {kind}: {entry}" for entry in sorted(set(now[kind]) - set(entries))]
+        lines += [f"- {kind}: {entry}" for entry in sorted(set(entries) - set(now[kind]))]
+    return lines
+
+
 class Host:
     """One machine. It has a root disk that is a copy-on-write layer over the image, and a port on every network."""
 
@@ -284,11 +293,7 @@ class Host:
             now = self.state()
         except (LabError, TimeoutError) as error:
             return [f"the host does not answer: {error}"]
-        lines = []
-        for kind, before in self._clean.items():
-            lines += [f"+ {kind}: {entry}" for entry in sorted(set(now[kind]) - set(before))]
-            lines += [f"- {kind}: {entry}" for entry in sorted(set(before) - set(now[kind]))]
-        return lines
+        return changes(self._clean, now)
 
     def _on(self) -> Channel:
         if self._channel is None:

@@ -23,16 +23,21 @@ _TAIL = 40
 @pytest.fixture
 def lab(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """Hosts with real kernels. Those that a test dirties are thrown away after it; the others stay up for the next."""
-    if _LAB not in pytestconfig.stash:
-        try:
-            opened = Lab(lambda text: _say(pytestconfig, text))
-        except Unsupported as reason:
-            pytest.skip(str(reason))
-        pytestconfig.stash[_LAB] = opened
-        pytestconfig.add_cleanup(opened.close)
-    opened = pytestconfig.stash[_LAB]
+    opened = the_lab(pytestconfig)
     yield opened
     opened.tidy()
+
+
+def the_lab(config: pytest.Config) -> Lab:
+    """The run's lab, for fixtures that keep hosts in use from test to test and tidy up themselves."""
+    if _LAB not in config.stash:
+        try:
+            opened = Lab(lambda text: _say(config, text))
+        except Unsupported as reason:
+            pytest.skip(str(reason))
+        config.stash[_LAB] = opened
+        config.add_cleanup(opened.close)
+    return config.stash[_LAB]
 
 
 def _say(config: pytest.Config, text: str) -> None:
@@ -45,7 +50,12 @@ def _say(config: pytest.Config, text: str) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     opened = item.config.stash.get(_LAB, None)
-    if opened and report.failed and report.when != "teardown" and "lab" in getattr(item, "fixturenames", ()):
+    if (
+        opened
+        and report.failed
+        and report.when != "teardown"
+        and {"lab", "lab_hosts"} & {*getattr(item, "fixturenames", ())}
+    ):
         for host in opened.known():
             if host.is_on() or host.log:
                 report.sections.append((f"host {host.name}", describe(host)))

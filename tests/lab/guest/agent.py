@@ -116,7 +116,8 @@ def state() -> dict[str, list[str]]:
         "modules": sorted(line.split()[0] for line in lines("/proc/modules")),
         "networks": sorted(" ".join(line.split()) for line in networks),
         "sockets": sockets(),
-        "configfs": entries("/sys/kernel/config/target"),
+        "configfs": sorted(at for at, _, _ in os.walk("/sys/kernel/config")),
+        "sessions": entries("/sys/class/iscsi_session"),
         "files": files(),
     }
 

@@ -1,0 +1,48 @@
+"""What a piece of work has left behind on hosts: their states before and after, without what comes and goes anyway."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tests.lab.host import Host, changes
+
+PASSING = (
+    r". modules: ",
+    r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
+    r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
+    r". files: (/run/motd|/run/utmp|/var/log/|/var/cache/libvirt/)",
+    r". files: /run/storkit/\S*lock ",
+)
+"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files."""
+
+
+class Remains:
+    """Made before the work; `left` says what is not as it was then."""
+
+    def __init__(self, hosts: Sequence[Host], ignored: Sequence[str] = ()) -> None:
+        self._passing = re.compile("|".join((*PASSING, *ignored)))
+        self._booted: set[str] = set()
+        self._before = {host.name: (host, host.state()) for host in hosts}
+
+    def again(self, host: Host) -> None:
+        """Go on after a boot of this host: what it has now that is not storkit's is no trace of the work."""
+        before, now = self._before[host.name][1], host.state()
+        known = {
+            kind: [entry for entry in now[kind] if entry in entries or "storkit" not in entry.lower()]
+            for kind, entries in before.items()
+        }
+        self._before[host.name] = (host, known)
+        self._booted.add(host.name)
+
+    def left(self) -> list[str]:
+        """Lines like "b: + mounts: ..."."""
+        found = []
+        for name, (host, before) in self._before.items():
+            host.run(["udevadm", "settle"])
+            found += [
+                f"{name}: {line}"
+                for line in changes(before, host.state())
+                if not self._passing.match(line) and not (name in self._booted and line.startswith("- "))
+            ]
+        return found

@@ -1,0 +1,127 @@
+"""virsh: how it is called, and what its answers mean.
+
+Domains are named by UUID: virsh would take a name of digits for an id. Formats: virsh(1); the numbers are those of
+virDomainState and its reasons (libvirt.org/html/libvirt-libvirt-domain.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storkit.core.errors import CommandFailed
+from storkit.system.run import TIMEOUT, run
+
+PACKAGE = "libvirt-clients"
+ASK_TIMEOUT = 15.0
+"""Seconds after which a libvirtd that does not answer makes its guests `unknown`."""
+
+RUNNING, PAUSED, SHUTTING_DOWN, SHUT_OFF, CRASHED = 1, 3, 4, 5, 6
+BY_USER, BY_MIGRATION, STARTING_UP = 1, 2, 11
+"""Why a domain is paused."""
+MIGRATED = 4
+"""Why a domain is shut off."""
+OUTGOING = 5
+"""A job's operation: VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a domain does, and why."""
+
+    state: int
+    reason: int
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a process."""
+        return self.state not in (SHUT_OFF, CRASHED)
+
+    @property
+    def migrated(self) -> bool:
+        return (self.state, self.reason) == (SHUT_OFF, MIGRATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A migration under way, or ended (`domjobinfo --completed`). Times are milliseconds, sizes bytes."""
+
+    operation: int
+    numbers: dict[str, int]
+
+    @property
+    def outgoing(self) -> bool:
+        return self.operation == OUTGOING
+
+
+@dataclass(frozen=True, slots=True)
+class Virsh:
+    """virsh for one connection."""
+
+    uri: str
+
+    def __call__(self, *words: str, timeout: float = TIMEOUT) -> str:
+        """Run one command; its output. Raises CommandFailed, TimedOut, and Unsupported without virsh."""
+        return run(["virsh", "-c", self.uri, "-q", *words], timeout=timeout, package=PACKAGE).stdout
+
+    def batch(self, commands: Sequence[str], timeout: float = ASK_TIMEOUT) -> str:
+        """Run several commands in one process; the output of those that work. Raises if there is no connection."""
+        text = "; ".join(commands)
+        done = run(["virsh", "-c", self.uri, "-q", text], timeout=timeout, ok=(0, 1), package=PACKAGE)
+        if done.status and "failed to connect" in done.stderr:
+            raise CommandFailed(["virsh", "-c", self.uri], done.status, done.stderr, hint="is libvirtd running?")
+        return done.stdout
+
+    def states(self) -> tuple[dict[str, str], dict[str, State]]:
+        """All domains: UUID to name, and UUID to state."""
+        text = self.batch(["list --all --uuid --name", "domstats --state --nowait"])
+        listed, domstats = text.partition("Domain: ")[::2]
+        names = parse_list(listed)
+        by_name = parse_domstats("Domain: " + domstats)
+        return names, {uuid: by_name[name] for uuid, name in names.items() if name in by_name}
+
+    def definitions(self, uuids: Sequence[str]) -> list[str]:
+        """The XML of domains, of live ones as they run; those that are gone are left out."""
+        return split_documents(self.batch([f"dumpxml {uuid}" for uuid in uuids])) if uuids else []
+
+    def job(self, uuid: str, completed: bool = False) -> Job | None:
+        """The job under way, or the last one that has ended; None without any."""
+        words = f"domjobinfo {uuid} --rawstats" + (" --completed --keep-completed" if completed else "")
+        return parse_job(self.batch([words]))
+
+
+def parse_list(text: str) -> dict[str, str]:
+    """`virsh -q list --all --uuid --name` as a table of UUID to name."""
+    pairs = (line.split(" ", 1) for line in text.splitlines() if " " in line)
+    return {uuid: name.rstrip() for uuid, name in pairs}
+
+
+def parse_domstats(text: str) -> dict[str, State]:
+    """`virsh -q domstats --state` as a table of name to state."""
+    found: dict[str, State] = {}
+    name, numbers = "", dict[str, int]()
+    for line in text.splitlines():
+        if line.startswith("Domain: '"):
+            name, numbers = line[len("Domain: '") : -1], {}
+        elif "=" in line:
+            key, _, value = line.strip().partition("=")
+            numbers[key] = int(value)
+            if {"state.state", "state.reason"} <= numbers.keys():
+                found[name] = State(numbers["state.state"], numbers["state.reason"])
+    return found
+
+
+def parse_job(text: str) -> Job | None:
+    """`virsh -q domjobinfo --rawstats`; None if it says that there is no job, or nothing."""
+    pairs = (line.partition(":")[::2] for line in text.splitlines() if ":" in line)
+    values: dict[str, Any] = {key.strip(): value.strip() for key, value in pairs}
+    if values.pop("Job type", "0") == "0":
+        return None
+    numbers = {key: int(value) for key, value in values.items() if value.isdigit()}
+    return Job(numbers.get("operation", 0), numbers)
+
+
+def split_documents(text: str) -> list[str]:
+    """The output of several `dumpxml`: libvirt indents all that a domain contains, so its end stands alone."""
+    return [part.strip() + "\n</domain>" for part in text.split("\n</domain>")[:-1]]

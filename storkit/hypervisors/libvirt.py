@@ -1,0 +1,466 @@
+"""Guests as domains of libvirt's QEMU driver, commanded through virsh.
+
+STATE/libvirt/NAME/guest.json   the guest's record, its disks on this host, its pinned machine type
+STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see _libvirt_domain)
+STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not been let go on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from storkit.core import codec
+from storkit.core.backend import Hypervisor, Needs
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    raise_problems,
+)
+from storkit.core.model import Credential, DiskSource, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.units import format_size
+from storkit.guests.record import Guest
+from storkit.hypervisors import _libvirt_domain as domains
+from storkit.hypervisors import _libvirt_host as host
+from storkit.hypervisors import _qemu_host as machine_host
+from storkit.hypervisors._libvirt_migration import Limits, Source, Way, way
+from storkit.hypervisors._libvirt_virsh import (
+    BY_MIGRATION,
+    PACKAGE,
+    PAUSED,
+    STARTING_UP,
+    State,
+    Virsh,
+)
+from storkit.hypervisors._qemu_definition import RECORD, Definition, load
+from storkit.system.files import make_private, write_atomic
+
+XML = "domain.xml"
+ARRIVING = "arriving"
+DEFAULT_MACHINE = "pc"
+PRESS_AGAIN = 10.0
+"""Seconds between presses of the power button: a guest that is still starting loses the first one."""
+START_TIMEOUT = 180.0
+"""Seconds for QEMU to open its disks and be ready. libvirt first asks a QEMU that it does not know what it can do."""
+RUNNING_STATES = {1, 2, 4}
+"""running, blocked on a resource, shutting down (virDomainState)."""
+MESSAGES = 40
+"""Lines of libvirt's log at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtSettings:
+    """The keys of [hypervisors.libvirt] in the inventory."""
+
+    uri: str = "qemu:///system"
+    """libvirt on the host itself."""
+    migrate_uri: str = "qemu+ssh://{address}/system"
+    """How another host's libvirtd reaches this one; `{address}` is the host's address in the inventory."""
+    channel: Literal["tunnelled", "tls", "plain"] = "tunnelled"
+    """How a guest's memory travels: inside the libvirtds' connection, or from QEMU to QEMU, encrypted with the
+    certificates of qemu.conf (migrate_tls_x509_cert_dir), or in the clear."""
+    accel: Literal["", "kvm", "tcg"] = ""
+    """Empty: KVM where the host has it. Both hosts of a migration need the same."""
+    templates: str = ""
+    """A directory whose libvirt/guest.xml.j2 is taken instead of the one that comes with storkit."""
+    downtime_limit: int = 300
+    """Milliseconds that a guest may stand still in a migration's switchover, without the step that lets it go on."""
+    bandwidth: int = 0
+    """Bytes a second that a migration may take, rounded up to whole MiB; 0: no limit."""
+    stall_timeout: float = 120.0
+    """Seconds without a byte sent after which a migration is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A domain that storkit has to do with on this host."""
+
+    name: str
+    uuid: str
+    status: GuestStatus
+    machine: str = ""
+    volumes: dict[str, str] | None = None
+    defined: bool = True
+    """Whether libvirt has it."""
+    migration: str = ""
+
+
+class Libvirt(Hypervisor):
+    """Guests of one host."""
+
+    name: ClassVar[str] = "libvirt"
+    needs: ClassVar[Needs] = Needs(tools={"virsh": PACKAGE})
+    Settings: ClassVar[type] = LibvirtSettings
+    settings: LibvirtSettings
+
+    @property
+    def _virsh(self) -> Virsh:
+        return Virsh(self.settings.uri)
+
+    def find(self, guests: list[str] | None = None) -> list[GuestState]:
+        """Of domains that have storkit's mark, and of records. A libvirtd that does not answer: all are unknown."""
+        return [
+            GuestState(
+                name=known.name,
+                uuid=known.uuid,
+                host=self.site.host,
+                hypervisor=self.name,
+                status=known.status,
+                migration=known.migration,
+                machine=known.machine,
+                volumes=known.volumes or {},
+            )
+            for known in self._known(guests)
+        ]
+
+    def check(self, guest: Guest) -> list[str]:
+        problems: list[str] = []
+        try:
+            problems += self._foreign(guest)
+            problems += self._taken(guest)
+            offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
+            problem = host.processor_problem(self._virsh, guest.cpu, offer)
+            problems += [problem] if problem else []
+            running = any(known.status in ("running", "paused") for known in self._known([guest.name]))
+        except StorkitError as error:
+            return [f"{error.message}: {error.hint}" if error.hint else error.message]
+        for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
+            if path and not os.access(path, os.R_OK):
+                problems.append(f"the {what} {path} is missing or not readable here: copy it to this host")
+        if guest.console and not Path(guest.console).parent.is_dir():
+            problems.append(f"the console's directory {Path(guest.console).parent} is missing here")
+        for nic in guest.nics:
+            if not Path("/sys/class/net", nic.bridge, "bridge").exists():
+                problems.append(f"there is no bridge {nic.bridge} here: ip link add {nic.bridge} type bridge")
+        available = machine_host.memory_available()
+        if guest.memory > available and not running:
+            problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
+        return problems
+
+    def fingerprint(self, guest: Guest) -> dict[str, str]:
+        """What must be alike. Versions of libvirt and QEMU need not be: a versioned machine type is the same in all,
+        and libvirt itself compares the processor that the guest was started with before anything moves."""
+        before, changed = self._record(guest.name), ""
+        offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
+        if before and any(known.status in ("running", "paused") for known in self._known([guest.name])):
+            changed = _changed(before.guest, guest)
+        native = offer.virttype == "kvm" and guest.cpu == "host"
+        return {
+            "definition": f"changed in {changed} since it was started" if changed else "as recorded",
+            "accelerator": offer.virttype,
+            "machine type": offer.machine,
+            "processor": machine_host.processor() if native else "",
+            "kernel": machine_host.digest(guest.boot.kernel),
+            "initrd": machine_host.digest(guest.boot.initrd),
+        }
+
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+        directory, before = self._directory(guest.name), self._record(guest.name)
+        problems: list[StorkitError] = [
+            Conflict(problem, f"storkit guest show {guest.name}") for problem in self._foreign(guest)
+        ]
+        raise_problems(problems)
+        old = next((known for known in self._known([guest.name]) if known.defined), None)
+        if old and old.status not in ("stopped", "migrated"):
+            if before and (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
+                return str(directory / XML)
+            what = "another guest of that name" if old.uuid != guest.uuid else "it"
+            raise Conflict(f"guest {guest.name} cannot be defined: {what} is {old.status} here", _stop(guest.name))
+        pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
+        wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
+        offer = host.offered(self._virsh, wanted, self.settings.accel)
+        raise_problems(host.disk_problems(self._virsh, disks))
+        definition = Definition(guest, disks, offer.machine, offer.virttype, guest.machine)
+        xml = self._render(definition)
+        if old and old.uuid != guest.uuid:
+            self._virsh("undefine", old.uuid, "--nvram")
+        make_private(directory)
+        write_atomic(directory / XML, xml)
+        # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
+        write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
+        try:
+            self._virsh("define", str(directory / XML), "--validate")
+        except StorkitError:
+            if before is None:
+                shutil.rmtree(directory)
+            raise
+        return str(directory / XML)
+
+    def undefine(self, name: str) -> None:
+        for known in self._known([check_name("guest", name)]):
+            if known.status not in ("stopped", "migrated"):
+                raise Conflict(f"guest {name} is {known.status} here", _stop(name))
+            if known.defined:
+                self._virsh("undefine", known.uuid, "--nvram")
+        shutil.rmtree(self._directory(name), ignore_errors=True)
+
+    def start(self, name: str) -> GuestState:
+        known = self._one(name)
+        if known.status in ("incoming", "arrived", "unknown"):
+            raise Conflict(f"guest {name} cannot start here: it is {known.status}", _look(name))
+        if known.status not in ("running", "paused"):
+            self._check_disks(name)
+            if "Managed save:   yes" in self._virsh("dominfo", known.uuid):
+                raise Conflict(
+                    f"guest {name} has its memory saved from an earlier run, which may be older than its disks",
+                    f"virsh managedsave-remove {name}; or, if its disks were not used since: virsh start {name}",
+                )
+            self._arriving(name).unlink(missing_ok=True)
+            try:
+                self._virsh("start", known.uuid, timeout=START_TIMEOUT)
+            except CommandFailed:
+                if self._one(name).status != "running":  # another command was faster
+                    raise
+        return self.find([name])[0]
+
+    def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        known = next(iter(self._known([check_name("guest", name)])), None)
+        if known is None or known.status in ("stopped", "migrated"):
+            return
+        if force or known.status in ("incoming", "arrived"):
+            self._destroy(known)
+            return
+        if known.status in ("paused", "unknown"):
+            state = "is paused" if known.status == "paused" else "does not answer"
+            raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
+        while self._active(known):
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
+            self._press(known, min(PRESS_AGAIN, max(1.0, deadline - time.monotonic())))
+
+    def receive(self, name: str, same_machine: bool) -> str:
+        if same_machine:
+            raise Unsupported(
+                "libvirt cannot migrate a guest to the libvirtd that it is with", "choose a host on another machine"
+            )
+        address = self.site.address
+        if not address:
+            raise Unsupported(
+                f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
+            )
+        known = self._one(name)
+        if known.status not in ("stopped", "migrated", "incoming", "arrived"):
+            raise Conflict(f"guest {name} cannot be received here: it is {known.status} here", _look(name))
+        self._check_disks(name)
+        self._arriving(name).touch(0o600)
+        shown = f"[{address}]" if ":" in address else address
+        sources = domains.sources((self._directory(name) / XML).read_text())
+        return str(Way(self.settings.migrate_uri.replace("{address}", shown), f"tcp://{shown}", sources))
+
+    def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
+        settings = self.settings
+        limits = Limits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
+        source = self._source(self._one(name))
+        return source.send(way(uri), limits, self._directory(name) / "moving.xml")
+
+    def resume(self, name: str, run: bool = True) -> None:
+        known = self._one(name)
+        if known.status not in ("running", "paused", "arrived"):
+            raise Unsafe(f"guest {name} cannot go on here: it is {known.status}", _look(name))
+        # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
+        self._arriving(name).unlink(missing_ok=True)
+        if run and known.status != "running":
+            self._virsh("resume", known.uuid)
+
+    def messages(self, name: str) -> str:
+        """The end of libvirt's log of the guest, since it was last started here or began to arrive."""
+        system = self.settings.uri.endswith("/system")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = Path("/var/log/libvirt/qemu") if system else cache / "libvirt/qemu/log"
+        log = directory / f"{check_name('guest', name)}.log"
+        return last_messages(log.read_text(errors="replace")) if log.exists() else ""
+
+    def cancel(self, name: str) -> None:
+        for known in self._known([check_name("guest", name)]):
+            if known.defined and known.status in ("running", "paused"):
+                self._source(known).cancel()
+
+    def retire(self, name: str) -> None:
+        for known in self._known([check_name("guest", name)]):
+            if known.status in ("running", "paused", "unknown"):
+                may = ", so it may run" if known.status == "unknown" else ""
+                raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", _look(name))
+            if known.status in ("incoming", "arrived"):
+                self._destroy(known)
+        self._arriving(name).unlink(missing_ok=True)
+
+    def _known(self, guests: list[str] | None) -> list[Known]:
+        """The domains with storkit's mark and the guests with a record: all, or those of these names."""
+        records = {
+            name: record for name in self._names() if guests is None or name in guests if (record := self._record(name))
+        }
+        try:
+            names, states = self._virsh.states()
+            uuids = {record.guest.uuid: name for name, record in records.items()}
+            wanted = [uuid for uuid, name in names.items() if guests is None or name in guests or uuid in uuids]
+            ours = [one for one in map(domains.read, self._virsh.definitions(wanted)) if one.ours]
+        except StorkitError:
+            return [_from_record(record, "unknown", defined=True) for record in records.values()]
+        found: list[Known] = []
+        for one in ours:
+            name = uuids.get(one.uuid, one.name)
+            if one.uuid in states:
+                status, migration = self._status(name, one.uuid, states[one.uuid])
+                found.append(Known(name, one.uuid, status, one.machine, one.volumes, migration=migration))
+        seen = {known.name for known in found}
+        found += [
+            _from_record(record, "stopped", defined=False) for name, record in records.items() if name not in seen
+        ]
+        return sorted(found, key=lambda known: known.name)
+
+    def _status(self, name: str, uuid: str, state: State) -> tuple[GuestStatus, str]:
+        """libvirt's state as storkit's, and the job under way if the state does not tell alone."""
+        arriving = self._arriving(name)
+        if not state.active:
+            return ("migrated" if state.migrated else "stopped"), ""
+        if state.state in RUNNING_STATES:
+            # Whoever let it go on: what is paused from now on has not just arrived.
+            arriving.unlink(missing_ok=True)
+            return "running", ""
+        if (state.state, state.reason) == (PAUSED, STARTING_UP):
+            return "incoming", "in"
+        if (state.state, state.reason) == (PAUSED, BY_MIGRATION):
+            job = self._virsh.job(uuid)
+            if job and job.outgoing:
+                # Paused for the switchover, and it runs on here by itself if that fails.
+                return "running", "out"
+            return ("incoming", "in") if arriving.exists() else ("paused", "")
+        return ("arrived", "in") if arriving.exists() else ("paused", "")
+
+    def _foreign(self, guest: Guest) -> list[str]:
+        """Domains in this guest's way that storkit has not made."""
+        names, _ = self._virsh.states()
+        near = [uuid for uuid, name in names.items() if name == guest.name or uuid == guest.uuid]
+        return [
+            f"libvirt here has a domain {one.name} ({one.uuid}) that is not storkit's: virsh domrename"
+            for one in map(domains.read, self._virsh.definitions(near))
+            if not one.ours or (one.uuid == guest.uuid and one.name != guest.name)
+        ]
+
+    def _check_disks(self, name: str) -> None:
+        record = self._record(name)
+        taken = self._taken(record.guest) if record else []
+        if taken:
+            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
+
+    def _taken(self, guest: Guest) -> list[str]:
+        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
+        both for this host, which may write."""
+        readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
+        taken: list[str] = []
+        for other in self._known(None):
+            if other.name == guest.name or other.status in ("stopped", "migrated"):
+                continue
+            record = self._record(other.name)
+            shares = {disk.uuid for disk in record.guest.disks if disk.readonly} if record else set()
+            taken += [
+                f"volume {volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
+                for uuid, volume in (other.volumes or {}).items()
+                if uuid in readonly and not (readonly[uuid] and uuid in shares)
+            ]
+        return taken
+
+    def _render(self, definition: Definition) -> str:
+        from storkit.guests.render import Place, render
+
+        place = Place(accel="kvm" if definition.accel == "kvm" else "tcg", machine=definition.machine)
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        text = render(definition.guest, definition.disks, "libvirt", place, templates)
+        return domains.marked(text, definition.guest)
+
+    def _press(self, known: Known, seconds: float) -> None:
+        """Press the power button, and wait for the guest to end, no longer than `seconds`."""
+        until = time.monotonic() + seconds
+        # In one process: an event that came before anybody listens would be waited for in vain.
+        words = [f"shutdown {known.uuid} --mode acpi"]
+        while self._active(known) and (left := until - time.monotonic()) > 0:
+            wait = max(1, round(left))
+            self._virsh.batch([*words, f"event {known.uuid} --event lifecycle --timeout {wait}"], timeout=wait + 30)
+            words = []
+
+    def _destroy(self, known: Known) -> None:
+        try:
+            self._virsh("destroy", known.uuid)
+        except CommandFailed:
+            if self._active(known):
+                raise
+        self._arriving(known.name).unlink(missing_ok=True)
+
+    def _active(self, known: Known) -> bool:
+        state = self._virsh.states()[1].get(known.uuid)
+        return state is not None and state.active
+
+    def _source(self, known: Known) -> Source:
+        return Source(self._virsh, known.name, known.uuid, self.site.progress)
+
+    def _one(self, name: str) -> Known:
+        for known in self._known([check_name("guest", name)]):
+            if known.defined:
+                return known
+        raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")
+
+    def _arriving(self, name: str) -> Path:
+        return self._directory(name) / ARRIVING
+
+    def _directory(self, name: str) -> Path:
+        return self.site.state.absolute() / "libvirt" / check_name("guest", name)
+
+    def _names(self) -> list[str]:
+        base = self.site.state / "libvirt"
+        return sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
+
+    def _record(self, name: str) -> Definition | None:
+        try:
+            return load(self._directory(name))
+        except FileNotFoundError:
+            return None
+
+
+def last_messages(log: str) -> str:
+    """What libvirt's log of a guest says since QEMU was last started, without its command line."""
+    start = log.rfind(": starting up libvirt version")
+    lines = log[log.rfind("\n", 0, start) + 1 :].splitlines() if start >= 0 else log.splitlines()
+    said: list[str] = []
+    command = False
+    for line in lines:
+        # The environment and the command line are one shell command over many lines.
+        if command or line.startswith("LC_ALL="):
+            command = line.endswith("\\")
+        else:
+            said.append(line)
+    return "\n".join(said[-MESSAGES:]).strip()
+
+
+def _from_record(record: Definition, status: GuestStatus, defined: bool) -> Known:
+    guest = record.guest
+    volumes = {disk.uuid: disk.volume for disk in guest.disks if disk.uuid}
+    return Known(guest.name, guest.uuid, status, record.machine, volumes, defined)
+
+
+def _changed(started: Guest, record: Guest) -> str:
+    """The fields in which a guest's record is another one than the one that was started."""
+    names = [field.name for field in fields(Guest) if field.name != "machine"]
+    return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
+
+
+def _look(name: str) -> str:
+    return f"storkit migrate status {name}"
+
+
+def _stop(name: str) -> str:
+    return f"storkit guest stop {name}"
+
+
+def _force(name: str) -> str:
+    return f"storkit guest stop {name} --force"

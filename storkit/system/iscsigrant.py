@@ -131,6 +131,8 @@ class Granted:
     """One client's grant."""
 
     same_machine: bool
+    attached: bool = False
+    """The home host's own attachment, which it has to have again after a reboot."""
     chap: Chapped | None = None
     """None for the home host itself, which comes through no target, and where CHAP is off."""
 

@@ -1,0 +1,116 @@
+"""The kernel's target subsystem as a file system: its modules, its lock, its files (configfs(5), target_core_mod)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from storkit.core.errors import CommandFailed, Unsupported
+from storkit.system.locks import acquire
+from storkit.system.run import run
+
+CONFIGFS = Path("/sys/kernel/config")
+TARGET = CONFIGFS / "target"
+FABRIC = TARGET / "iscsi"
+CORE = TARGET / "core"
+LOCK = Path("/run/storkit-lio.lock")
+"""One for the machine: all storkit processes share its kernel's target, whatever directory their host's state is in."""
+LOCK_WAIT = 600.0
+MODULES = ("target_core_mod", "target_core_iblock", "iscsi_target_mod")
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Keep other storkit processes from changing this machine's targets and their save file meanwhile."""
+    held = acquire(LOCK, "the iSCSI target of this machine", holder=f"process {os.getpid()}", wait=LOCK_WAIT)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def prepare(save_directory: Path) -> None:
+    """Load the target's modules and give it its database's directories. Raises Unsupported, naming what is missing.
+
+    The kernel chooses /etc/target if it is there when the first module is loaded; it is told `save_directory`, where
+    rtslib would move it, as long as no fabric is registered: reservations that survive a restart are kept there.
+    """
+    mount()
+    if not FABRIC.is_dir():
+        for kind in ("pr", "alua"):
+            (save_directory / kind).mkdir(mode=0o700, parents=True, exist_ok=True)
+        modprobe(MODULES[0])
+        with contextlib.suppress(OSError):  # in use already: it stays where it is
+            write(TARGET / "dbroot", str(save_directory))
+        for module in MODULES[1:]:
+            modprobe(module)
+        FABRIC.mkdir(exist_ok=True)
+    elif not Path("/sys/module/target_core_iblock").is_dir():
+        modprobe("target_core_iblock")
+    root = database()
+    for kind in ("pr", "alua"):
+        (root / kind).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def database() -> Path:
+    """Where the kernel keeps reservations that survive a restart."""
+    return Path(read(TARGET / "dbroot") or "/var/target")
+
+
+def mount() -> None:
+    if (CONFIGFS / "target").is_dir() or os.path.ismount(CONFIGFS):
+        return
+    if not CONFIGFS.is_dir():
+        modprobe("configfs")
+    run(["mount", "-t", "configfs", "configfs", CONFIGFS], package="mount")
+
+
+def modprobe(module: str) -> None:
+    try:
+        run(["modprobe", module], package="kmod")
+    except CommandFailed as error:
+        hint = "install the kernel's full set of modules (Debian: linux-image-amd64, not -cloud); modinfo " + module
+        raise Unsupported(f"the kernel module {module} cannot be loaded: {error.stderr}", hint) from error
+
+
+# Files of configfs
+
+
+def entries(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(directory)]
+    except FileNotFoundError:
+        return []
+
+
+def rmdir(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def read(path: Path) -> str:
+    """An attribute's text; empty if it is not there."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def write(path: Path, text: str) -> None:
+    """One write(2): an attribute is stored by each."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def put(path: Path, value: str) -> None:
+    """Write an attribute unless it is so already: some refuse to be written while in use."""
+    if read(path) != value:
+        write(path, value)

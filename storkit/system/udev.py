@@ -21,12 +21,15 @@ UDEVD = Path("/run/udev/control")
 
 
 class Watch:
-    """The events of one subsystem, from `__enter__` on."""
+    """The events of one subsystem, from `__enter__` on.
 
-    def __init__(self, subsystem: str) -> None:
+    Not `processed`: the kernel's own events, also where udevd runs, for those who need none of its links.
+    """
+
+    def __init__(self, subsystem: str, *, processed: bool = True) -> None:
         import pyudev
 
-        source = "udev" if UDEVD.exists() else "kernel"
+        source = "udev" if processed and UDEVD.exists() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
         self._monitor.filter_by(subsystem)
 

@@ -1,0 +1,134 @@
+"""What is attached on this host over iSCSI: nodes and sessions as the kernel has them, and what was expected of them.
+
+The record of an attachment is its offer without the secrets, which open-iscsi's own record has. Nothing here starts a
+process: device-mapper's nodes are read from sysfs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storkit.core import codec
+from storkit.core.backend import Site
+from storkit.core.errors import HostUnreachable, StorkitError, Unsafe
+from storkit.core.model import Offer, Volume
+from storkit.core.units import SECTOR
+from storkit.system import devmapper, openiscsi
+from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
+from storkit.system.iscsigrant import target_iqn
+from storkit.system.nbdgrant import codec_text
+from storkit.system.openiscsi import Session
+
+ROLE = "attached"
+BLOCK_DEVICES = Path("/sys/class/block")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The device-mapper node of an attachment."""
+
+    name: str
+    uuid: str
+    """The volume's."""
+    volume: str
+    size: int
+    readonly: bool
+    disks: tuple[str, ...]
+    """What lies below: /dev/sdX, or nothing where it is gone."""
+
+    @property
+    def path(self) -> str:
+        return devmapper.node_path(self.name)
+
+
+def find_nodes(root: Path = BLOCK_DEVICES) -> list[Node]:
+    """The nodes of the role `attached`, whatever transport made them, by volume name."""
+    found = []
+    for directory in root.glob("dm-*"):
+        try:
+            name = (directory / "dm/name").read_text().strip()
+            uuid = (directory / "dm/uuid").read_text().strip()
+            uuid = uuid.removeprefix(devmapper.PREFIX).removesuffix(f"-{ROLE}")
+            volume = name.removeprefix("storkit:").removesuffix(f":{ROLE}")
+            if name != devmapper.node_name(volume, ROLE):
+                continue
+            size = int((directory / "size").read_text()) * SECTOR
+            readonly = (directory / "ro").read_text().strip() == "1"
+            disks = sorted(f"/dev/{slave.name}" for slave in (directory / "slaves").iterdir())
+        except OSError:
+            continue  # it went while we looked
+        found.append(Node(name, uuid, volume, size, readonly, tuple(disks)))
+    return sorted(found, key=lambda node: (node.volume, node.uuid))
+
+
+class Attached:
+    """The attachments of one host."""
+
+    def __init__(self, site: Site, prefix: str) -> None:
+        self.site = site
+        self.prefix = prefix
+        self._directory = site.state / "iscsi-attached"
+
+    def nodes(self) -> dict[str, Node]:
+        """UUID to node of the volumes that are attached over iSCSI."""
+        ours = {path.stem for path in self._directory.glob("*.json")}
+        targets = {session.target for session in openiscsi.find_sessions()}
+        return {
+            node.uuid: node
+            for node in find_nodes()
+            if node.uuid in ours or target_iqn(self.prefix, node.uuid) in targets
+        }
+
+    def session(self, offer: Offer) -> Session | None:
+        """The session of an attachment: an alive one if there is one."""
+        found = [session for session in openiscsi.find_sessions() if session.target == offer.name]
+        return max(found, key=lambda session: session.alive, default=None)
+
+    def alive(self, offer: Offer) -> Session:
+        """Its session, with the target at the other end. Raises HostUnreachable."""
+        session = self.session(offer)
+        if session is None or not session.alive:
+            raise HostUnreachable(
+                f"the target {offer.name} of volume {offer.volume} does not answer host {self.site.host}",
+                "storkit status",
+            )
+        return session
+
+    def save(self, offers: Iterable[Offer]) -> None:
+        make_private(self._directory)
+        write_many((self._path(offer.uuid), codec_text(replace(offer, credential=None))) for offer in offers)
+
+    def forget(self, offers: Iterable[Offer]) -> None:
+        """Forget records, open-iscsi's first: as long as ours is there, it names what may be left."""
+        for offer in offers:
+            openiscsi.delete_records(offer.name)
+            path = self._path(offer.uuid)
+            for file in (path.with_name(path.name + PARTIAL), path):
+                file.unlink(missing_ok=True)
+        if self._directory.is_dir():
+            sync_directory(self._directory)
+
+    def offers(self, uuids: Iterable[str] | None = None) -> tuple[list[Offer], list[StorkitError]]:
+        """What was expected of these attachments (None: all), by name, and what is wrong with damaged records."""
+        found: list[Offer] = []
+        problems: list[StorkitError] = []
+        for uuid in [path.stem for path in self._directory.glob("*.json")] if uuids is None else uuids:
+            path = self._path(uuid)
+            try:
+                found.append(codec.load(Offer, read_json(path, "the attachment"), str(path)))
+            except FileNotFoundError:
+                continue
+            except StorkitError as error:
+                first = getattr(error, "problems", [error])[0]
+                problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
+        return sorted(found, key=lambda offer: offer.volume), problems
+
+    def bare_offer(self, volume: Volume) -> Offer:
+        """What is known of an attachment without a record: its target's name."""
+        name = target_iqn(self.prefix, volume.uuid)
+        return Offer(volume.name, volume.uuid, volume.size, self.site.host, "iscsi", name, "", False)
+
+    def _path(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"

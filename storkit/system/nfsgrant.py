@@ -1,0 +1,189 @@
+"""What hosts were granted over NFS: one 0600 JSON file per volume, and what the inventory may set.
+
+Grants say what should be, and are written before the server is changed: a kill never gives back a right that was taken.
+What is, the server's export table says (nfsserver).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from storkit.core import codec
+from storkit.core.backend import Site
+from storkit.core.errors import StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Volume
+from storkit.system import locks
+from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.nbdgrant import codec_text, slug
+
+Version = Literal["3", "4.0", "4.1", "4.2"]
+Security = Literal["sys", "krb5", "krb5i", "krb5p"]
+
+_GUARD_TIMEOUT = 60.0
+# What storkit sets itself, or what would let a write fail silently, or a path be answered from a stale cache.
+_RESERVED = re.compile(r"(nfs)?vers=.*|minorversion=.*|sec=.*|soft|softerr|hard|(no)?sharecache|ro|rw|remount|bg")
+
+
+@dataclass(frozen=True)
+class NfsSettings:
+    """What the inventory may set for the transport `nfs`."""
+
+    version: Version = "4.2"
+    """The protocol's version. 3 has no state that could be taken from a client: see `v3_writers`."""
+    sec: Security = "sys"
+    """sys trusts the client's address; krb5, krb5i, krb5p: Kerberos, with integrity, with privacy (exports(5))."""
+    options: str = ""
+    """More mount options, separated by commas (nfs(5)): `nconnect=4`, `timeo=600`."""
+    uid: int = 65534
+    """Whom the server takes every client's user for: the owner of the volumes' files while they are exported."""
+    gid: int = 65534
+    enforce: Literal["server", "locks"] = "server"
+    """Who keeps hosts that may not write from writing. `locks`: nobody but QEMU's image locks, which is all that there
+    is where the server is not storkit's to manage."""
+    v3_writers: bool = False
+    """Let hosts write over NFS 3 all the same."""
+
+    def __post_init__(self) -> None:
+        problems: list[StorkitError] = []
+        for key, values in (("version", Version), ("sec", Security)):
+            if getattr(self, key) not in get_args(values):
+                message = f"nfs: {key} = {getattr(self, key)!r}"
+                problems.append(UsageError(message, f"one of {', '.join(get_args(values))}"))
+        for option in filter(None, self.options.split(",")):
+            if _RESERVED.fullmatch(option.strip()) or not option.isprintable() or " " in option:
+                problems.append(UsageError(f"nfs: options: {option!r} is not for the inventory to set", "leave it out"))
+        for key in ("uid", "gid"):
+            if not 0 < getattr(self, key) < 2**32 - 1:
+                problems.append(UsageError(f"nfs: {key} = {getattr(self, key)}: an unprivileged user is wanted"))
+        raise_problems(problems)
+
+
+@dataclass(slots=True)
+class Granted:
+    """One client's grant."""
+
+    addresses: list[str]
+    """Where the server sees the client come from."""
+    nonce: str
+    """Part of the name of what is exported: new with each grant, so that a client that was cut off, and still has
+    writes to send, is never let in by a later grant."""
+    same_machine: bool = False
+
+
+@dataclass(slots=True)
+class Grant:
+    """Who may use a volume, and who may write it."""
+
+    volume: Volume
+    instance: str = ""
+    """Part of the volume's identity on the wire: drawn when it is first exported."""
+    clients: dict[str, Granted] = field(default_factory=dict)
+    writers: list[str] = field(default_factory=list)
+
+    @property
+    def pool(self) -> Path:
+        """The pool's directory."""
+        return Path(self.volume.path).parent
+
+    def path(self, client: str) -> Path:
+        """What is exported to a client: a directory of its own."""
+        return export_path(self.pool, self.volume.uuid, self.clients[client].nonce)
+
+
+EXPORTS = ".exports"
+"""The directory of a pool in which each export has its own."""
+
+
+def export_path(pool: Path, uuid: str, nonce: str) -> Path:
+    return pool / EXPORTS / f"{uuid}+{nonce}"
+
+
+class Grants:
+    """The grants of one host."""
+
+    def __init__(self, site: Site) -> None:
+        self._directory = site.state / "nfs"
+        self._marks = self._directory / "fenced"
+        self._run = site.run / "nfs"
+
+    def path(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"
+
+    def find(self, uuids: Iterable[str] | None = None) -> tuple[list[Grant], list[StorkitError]]:
+        """The grants of these volumes (None: all), by volume name, and what is wrong with those that are damaged."""
+        if uuids is None:
+            uuids = [path.stem for path in self._directory.glob("*.json")]
+        found: list[Grant] = []
+        problems: list[StorkitError] = []
+        for uuid in dict.fromkeys(uuids):
+            try:
+                found.append(_load(self.path(uuid)))
+            except FileNotFoundError:
+                continue
+            except StorkitError as error:
+                problems.append(error)
+        return sorted(found, key=lambda grant: (grant.volume.name, grant.volume.uuid)), problems
+
+    def save(self, grants: Iterable[Grant]) -> None:
+        make_private(self._directory)
+        write_many((self.path(grant.volume.uuid), codec_text(grant)) for grant in grants)
+
+    def forget(self, uuids: Iterable[str]) -> None:
+        for path in map(self.path, uuids):
+            for file in (path, path.with_name(path.name + PARTIAL)):
+                file.unlink(missing_ok=True)
+        if self._directory.is_dir():
+            sync_directory(self._directory)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Keep other commands from changing this host's exports meanwhile: they are one table. Raises Conflict."""
+        path = make_private(self._run) / "exports.lock"
+        lock = locks.acquire(path, "the NFS export table", holder=f"storkit (pid {os.getpid()})", wait=_GUARD_TIMEOUT)
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+    def fence(self, client: str) -> None:
+        write_atomic(make_private(self._marks) / slug(client), client + "\n")
+
+    def unfence(self, client: str) -> None:
+        (self._marks / slug(client)).unlink(missing_ok=True)
+        if self._marks.is_dir():
+            sync_directory(self._marks)
+
+    def fenced(self, client: str) -> bool:
+        return (self._marks / slug(client)).exists()
+
+
+def _load(path: Path) -> Grant:
+    data = read_json(path, "the NFS grant")
+    try:
+        grant = codec.load(Grant, data, str(path))
+    except StorkitError as error:
+        problem = getattr(error, "problems", [error])[0]
+        hint = "move it away once you know what it held"
+        raise Unsafe(f"the NFS grant {path} is damaged: {problem.message}", hint) from error
+    if grant.volume.uuid != path.stem:
+        raise Unsafe(f"the NFS grant {path} is that of another volume, {grant.volume.uuid}", "move it away")
+    return grant
+
+
+def resolve(client: str, address: str) -> list[str]:
+    """The IP addresses of a client host's address, which may be a name. Raises UsageError: nobody knows it."""
+    import socket
+
+    try:
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(address, None)}
+    except OSError as error:
+        message = f"the address {address!r} of host {client} is not known here: {error.strerror}"
+        raise UsageError(message, f"give host {client} an address in the inventory that this host knows") from None
+    return sorted(found, key=lambda text: (":" in text, ipaddress.ip_address(text)))

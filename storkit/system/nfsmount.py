@@ -1,0 +1,390 @@
+"""NFS exports on the host that uses them: mounted, verified before the stable path appears, proved afterwards.
+
+Each volume has a mount of its own, which shares no superblock with others (`nosharecache`): a mount whose server is
+gone can be given up, and the requests of its own fail, while those of the other volumes wait on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storkit.core import codec
+from storkit.core.backend import Site
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
+from storkit.system import fingerprint, qcow2
+from storkit.system.files import PARTIAL, explain, make_private, read_json, sync_directory, write_many
+from storkit.system.nbdgrant import codec_text
+from storkit.system.nfsexport import IDENTITY, stated
+from storkit.system.nfsgrant import NfsSettings
+from storkit.system.nfsserver import unescape
+from storkit.system.run import run
+
+PACKAGE = "nfs-common"
+PORT = 2049
+_ANSWER_TIMEOUT = 10.0
+_MOUNT_TIMEOUT = 150.0
+"""A server that has just started lets nobody in for its grace period, 90 s by default."""
+_UNMOUNT_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/PID/mountinfo (proc(5))."""
+
+    point: str
+    root: str
+    """The directory of the file system that is mounted here."""
+    type: str
+    source: str
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts in /proc/PID/mountinfo; of those on one point the last is on top."""
+    found = []
+    for line in text.splitlines():
+        head, _, tail = line.partition(" - ")
+        fields, (kind, source) = head.split(), tail.split()[:2]
+        found.append(Mount(unescape(fields[4]), unescape(fields[3]), kind, unescape(source)))
+    return found
+
+
+def mounts() -> list[Mount]:
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def mount_of(path: Path, among: Iterable[Mount]) -> Mount:
+    """The mount that a path is on."""
+    real = Path(os.path.realpath(path))
+    found = [mount for mount in among if real.is_relative_to(mount.point)]
+    return max(enumerate(found), key=lambda pair: (len(pair[1].point), pair[0]))[1]
+
+
+def mount_options(settings: NfsSettings) -> str:
+    """The options of a volume's mount (nfs(5))."""
+    words = [f"vers={settings.version}", "proto=tcp", "hard", "nosharecache", f"sec={settings.sec}"]
+    return ",".join([*words, *filter(None, (word.strip() for word in settings.options.split(",")))])
+
+
+def source(server: str, path: str) -> str:
+    """A server's directory as mount(8) takes it."""
+    return f"[{server}]:{path}" if ":" in server else f"{server}:{path}"
+
+
+def mount(server: str, path: str, point: Path, options: str) -> None:
+    """Mount a directory of a server. Raises HostUnreachable, NotFound, Unsupported or Conflict, with what to do."""
+    _answers(server)
+    make_private(point)
+    argv = ["mount", "-t", "nfs", "-o", options, source(server, path), str(point)]
+    try:
+        run(argv, package=PACKAGE, timeout=_MOUNT_TIMEOUT)
+    except CommandFailed as error:
+        point.rmdir()
+        raise _explained(server, path, error) from error
+    except TimedOut as error:
+        with suppress(StorkitError):
+            unmount(point)
+        hint = f"see what it does: rpcinfo -t {server} nfs 4"
+        raise HostUnreachable(f"the NFS server {server} did not let {path} be mounted in time", hint) from error
+
+
+def _answers(server: str) -> None:
+    try:
+        socket.create_connection((server, PORT), _ANSWER_TIMEOUT).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hint = "is it on, its NFS server started, and the address the one it answers at? systemctl status nfs-server"
+        raise HostUnreachable(f"no NFS server answers at {server}, port {PORT}: {reason}", hint) from None
+
+
+def _explained(server: str, path: str, error: CommandFailed) -> StorkitError:
+    said = error.stderr.lower()
+    if "access denied" in said or "operation not permitted" in said:
+        hint = "compare the host's address in the inventory with the one it comes from: ip route get " + server
+        return Conflict(f"the NFS server {server} does not let this host mount {path}", hint)
+    if "no such file" in said:
+        return NotFound(f"the NFS server {server} has no {path}", "storkit status")
+    if "protocol not supported" in said or "unknown filesystem" in said or "no such device" in said:
+        message = f"this host and the NFS server {server} have no version of NFS in common that was asked for"
+        return Unsupported(message, f"apt install {PACKAGE}; modprobe nfsv4; or set version of transports.nfs")
+    return error
+
+
+def unmount(point: Path, busy: bool = False) -> None:
+    """Take a mount away; also when its server is gone. Raises Conflict, unless `busy` is all right: it is in use.
+
+    umount(8) must not look at the mount point itself, which would wait for the server (-c -i).
+    """
+    argv = ["umount", "-c", "-i", str(point)]
+    while any(mount.point == str(point) for mount in mounts()):
+        try:
+            run(argv, timeout=_UNMOUNT_TIMEOUT)
+        except TimedOut:
+            busy = True
+        except CommandFailed as error:
+            if "not mounted" in error.stderr:
+                break
+            if not busy and "busy" in error.stderr:
+                raise Conflict(f"{point} is in use", f"see by whom: fuser -vm {point}") from error
+            busy = True
+        if busy:
+            run(["umount", "-c", "-i", "-f", "-l", str(point)], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
+    with suppress(FileNotFoundError):
+        point.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The record of one attachment."""
+
+    attachment: Attachment
+    server: str
+    path: str
+    """The directory on the server."""
+    file: str
+    """The name of the volume's file in it."""
+    identity: str
+
+
+class Attachments:
+    """The attachments of one host."""
+
+    def __init__(self, site: Site, settings: NfsSettings) -> None:
+        self.site = site
+        self.settings = settings
+        self._directory = site.state / "nfs" / "attached"
+        self._mounts = site.run / "nfs"
+
+    def attach(self, offers: list[Offer]) -> list[Attachment]:
+        before = {record.attachment.uuid: record for record in self._records(None)}
+        names = {record.attachment.volume: uuid for uuid, record in before.items()}
+        problems: list[StorkitError] = []
+        for offer in offers:
+            try:
+                self._check(offer, names.get(offer.volume, ""))
+            except StorkitError as error:
+                problems.append(error)
+        raise_problems(problems)
+        for directory in (self._directory.parent, self._directory, self._mounts, self.site.dev):
+            make_private(directory)
+        made: list[Attached] = []
+        for offer in offers:
+            try:
+                made.append(self._mount(self._plan(offer), before.get(offer.uuid)))
+            except StorkitError as error:
+                problems.append(error)
+        write_many((self._record(record.attachment.uuid), codec_text(record)) for record in made)
+        for record in made:
+            self._link(record)
+        raise_problems(problems)
+        return [record.attachment for record in made]
+
+    def _check(self, offer: Offer, owner: str) -> None:
+        check_name("volume", offer.volume)
+        path = self.site.dev / offer.volume
+        if owner not in ("", offer.uuid):
+            hint = f"storkit detach {offer.volume} --on {self.site.host}"
+            raise Conflict(f"another volume {offer.volume}, {owner}, is attached on {self.site.host}", hint)
+        if not owner and (path.is_symlink() or path.exists()):
+            raise Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
+        if "/" in offer.options["file"] or offer.options["file"].startswith("."):
+            file = offer.options["file"]
+            raise Unsafe(f"the offer of volume {offer.volume} names no file: {file!r}", "storkit status")
+
+    def _plan(self, offer: Offer) -> Attached:
+        path, file = self.site.dev / offer.volume, offer.options["file"]
+        # QEMU looks for the file that an overlay stands on where the path says, not where a link leads.
+        shown = self._point(offer.uuid) / file if offer.options.get("backing") else path
+        disk = DiskSource("file", path=str(shown), format=offer.options["format"])
+        attachment = Attachment(
+            offer.volume, offer.uuid, self.site.host, offer.transport, str(path), disk, offer.size, offer.writable
+        )
+        return Attached(attachment, offer.server, offer.name, file, offer.identity)
+
+    def _point(self, uuid: str) -> Path:
+        return self._mounts / uuid
+
+    def _mount(self, record: Attached, before: Attached | None) -> Attached:
+        """Mount what was offered, and raise Unsafe unless it is the volume."""
+        point = self._point(record.attachment.uuid)
+        old = before is not None and replace(before, attachment=record.attachment) == record
+        if self._mounted(point) and not old:
+            unmount(point)
+        fresh = not self._mounted(point)
+        if fresh:
+            mount(record.server, record.path, point, mount_options(self.settings))
+        try:
+            self._verify(record)
+        except StorkitError:
+            if fresh:
+                unmount(point)
+            raise
+        return record
+
+    def _mounted(self, point: Path) -> bool:
+        return any(mount.point == str(point) for mount in mounts())
+
+    def _verify(self, record: Attached) -> tuple[str, int]:
+        """What the server says the volume is, and its size. Raises Unsafe unless it is the one in the record."""
+        name, point = record.attachment.volume, self._point(record.attachment.uuid)
+        file = point / record.file
+        try:
+            label = fingerprint.read_direct(point / IDENTITY, [(0, fingerprint.BLOCK)])[0].decode(errors="replace")
+            descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                there = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+            size = there.st_size if record.attachment.source.format == "raw" else _qcow2_size(file)
+        except FileNotFoundError as error:
+            message = f"the NFS server {record.server} shows no volume {name} in {record.path}"
+            raise Unsafe(message, f"storkit detach {name} --on {self.site.host}, then attach it again") from error
+        except OSError as error:
+            raise _read_error(error, file, record.server) from error
+        hint = "leave it alone until you know what serves there: storkit status"
+        uuid, instance = record.attachment.uuid, label.strip().rpartition(":")[2].partition(".")[0]
+        says = label.strip() if not label.startswith(f"storkit:{uuid}:") else stated(uuid, instance, there.st_ino)
+        if not stat.S_ISREG(there.st_mode) or label.strip() != record.identity or says != record.identity:
+            raise Unsafe(f"volume {name} is {record.identity}, and what the NFS server shows is {says}", hint)
+        if size != record.attachment.size:
+            raise Unsafe(f"volume {name} has {record.attachment.size} bytes, and the NFS server shows {size}", hint)
+        return says, size
+
+    def _link(self, record: Attached) -> None:
+        path, target = Path(record.attachment.path), self._point(record.attachment.uuid) / record.file
+        if path.is_symlink() and path.readlink() == target:
+            return
+        partial = path.with_name(path.name + PARTIAL)
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(target)
+        partial.rename(path)
+
+    def detach(self, volumes: list[Volume]) -> None:
+        problems: list[StorkitError] = []
+        records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
+        for volume in volumes:
+            try:
+                unmount(self._point(volume.uuid), busy=not self._reachable(records.get(volume.uuid)))
+            except StorkitError as error:
+                problems.append(error)
+                continue
+            if record := records.get(volume.uuid):
+                path = Path(record.attachment.path)
+                path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
+                if path.is_symlink():
+                    path.unlink()
+            file = self._record(volume.uuid)
+            for leftover in (file, file.with_name(file.name + PARTIAL)):
+                leftover.unlink(missing_ok=True)
+        if self._directory.is_dir():
+            sync_directory(self._directory)
+        raise_problems(problems)
+
+    def _reachable(self, record: Attached | None) -> bool:
+        try:
+            if record is not None and self._mounted(self._point(record.attachment.uuid)):
+                _answers(record.server)
+        except HostUnreachable:
+            return False
+        return True
+
+    def find(self, volumes: list[str] | None) -> list[Attachment]:
+        there = {mount.point for mount in mounts()}
+        found = [
+            record.attachment
+            for record in self._records(volumes)
+            if str(self._point(record.attachment.uuid)) in there and Path(record.attachment.path).is_symlink()
+        ]
+        return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
+
+    def restore(self) -> None:
+        """Mount again what was attached before a reboot, if it is still the same."""
+        problems: list[StorkitError] = []
+        for record in self._records(None):
+            make_private(self._mounts)
+            make_private(self.site.dev)
+            try:
+                self._link(self._mount(record, record))
+            except StorkitError as error:
+                problems.append(error)
+        raise_problems(problems)
+
+    def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
+        here = {attachment.uuid for attachment in self.find([volume.uuid for volume in volumes])}
+        records = {record.attachment.uuid: record for record in self._records(here)}
+        problems: list[StorkitError] = []
+        for volume in volumes:
+            if volume.uuid not in records:
+                hint = f"storkit attach {volume.name} --on {self.site.host}"
+                problems.append(NotFound(f"volume {volume.name} is not attached on {self.site.host}", hint))
+        for record in records.values():
+            if any(offset % fingerprint.BLOCK or not 0 <= offset < record.attachment.size for offset in offsets or ()):
+                message = f"offsets are multiples of {fingerprint.BLOCK} below {record.attachment.size}"
+                problems.append(UsageError(message))
+        raise_problems(problems)
+        return [self._look(records[volume.uuid], offsets) for volume in volumes]
+
+    def _look(self, record: Attached, offsets: list[int] | None) -> Evidence:
+        says, size = self._verify(record)
+        file = self._point(record.attachment.uuid) / record.file
+        # Of a qcow2 file the bytes as they lie are compared, empty where it is not that long yet.
+        ranges = fingerprint.wanted(record.attachment.uuid, size, offsets)
+        try:
+            blocks = fingerprint.read_direct(file, ranges)
+        except OSError as error:
+            raise _read_error(error, file, record.server) from error
+        return Evidence(record.attachment.volume, self.site.host, says, size, fingerprint.digests(ranges, blocks))
+
+    def _record(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"
+
+    def _records(self, volumes: Iterable[str] | None) -> list[Attached]:
+        records: list[Attached] = []
+        problems: list[StorkitError] = []
+        uuids = [path.stem for path in self._directory.glob("*.json")] if volumes is None else volumes
+        for uuid in uuids:
+            path = self._record(uuid)
+            try:
+                records.append(codec.load(Attached, read_json(path, "the attachment"), str(path)))
+            except FileNotFoundError:
+                continue
+            except StorkitError as error:
+                first = getattr(error, "problems", [error])[0]
+                problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
+        raise_problems(problems)
+        return records
+
+
+def _qcow2_size(file: Path) -> int:
+    try:
+        return qcow2.parse(fingerprint.read_direct(file, [(0, fingerprint.BLOCK)])[0]).size
+    except ValueError as error:
+        raise Unsafe(f"{file} is damaged: {error}", f"qemu-img check {file}") from error
+
+
+def _read_error(error: OSError, file: Path, server: str) -> StorkitError:
+    import errno
+
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "the server must take this host's root for a user who may read it (anonuid, no_root_squash): exports(5)"
+        return Conflict(f"the NFS server {server} does not let this host read {file}", hint)
+    if error.errno == errno.ESTALE:
+        return Unsafe(f"{file} is not what was mounted any more: {error.strerror}", "detach it, then attach it again")
+    return explain(error, file)

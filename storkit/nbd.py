@@ -1,9 +1,10 @@
-"""The transport `nbd`: volumes over the Network Block Device protocol, served and used in user space.
+"""The transport `nbd`: volumes over the Network Block Device protocol, served in user space.
 
-It needs no kernel module and no root. QEMU opens the export itself, so an attachment is a `network` disk source. At
-the volume's home host one qemu-storage-daemon per volume is the only process that has the image open; every client
-host has an export of its own there, and the server refuses writes on an export that may not. Hosts on one machine use
-its Unix socket, others TLS with a key (or certificate) that opens their own export and nothing else.
+It needs no kernel module and no root: QEMU opens the export itself, and an attachment is a `network` disk source. Where
+the inventory says `attach = "kernel"`, hosts have block devices instead (system/nbdkernel.py). At the volume's home
+host one qemu-storage-daemon per volume is the only process that has the image open; every client host has an export of
+its own there, and the server refuses writes on an export that may not. Hosts on one machine use its Unix socket, others
+TLS with a key (or certificate) that opens their own export and nothing else.
 
 Identity on the wire is the export's description, `storkit:UUID:INSTANCE`: INSTANCE is drawn when a server starts, so
 the servers of two copies of one disk can never be taken for one.
@@ -35,9 +36,10 @@ from storkit.system.qsd import PACKAGE, PROGRAM
 
 
 class Nbd(Transport):
-    """NBD in user space, by QEMU's storage daemon."""
+    """NBD, served by QEMU's storage daemon."""
 
     name = "nbd"
+    claims = True
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
     Settings: ClassVar[type] = NbdSettings
 
@@ -200,6 +202,8 @@ class Nbd(Transport):
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))
                 problems.extend(_refused(volume, grant, hosts))
+                if self.settings.attach == "kernel":
+                    _rename(grant, set(grant.writers) - set(hosts))
                 grant.writers = sorted(set(hosts))
             raise_problems(problems)
             self._grants.save(grants)
@@ -238,7 +242,6 @@ class Nbd(Transport):
     def restore(self) -> list[Export]:
         """Start again, with the same rights, all servers of this host that have died, and make the stable paths of its
         attachments again: after a crash or a reboot."""
-        Attachments(self.site, self.settings).restore()
         uuids = [grant.volume.uuid for grant in self._grants.find()[0]]
         with self._grants.guard(uuids):
             grants, problems = self._grants.find(uuids)
@@ -249,6 +252,11 @@ class Nbd(Transport):
                 every(lambda grant: self._serve([grant]), [grant for grant in grants if grant.clients])
             except StorkitError as error:
                 problems.extend(getattr(error, "problems", [error]))
+        # Attachments on the server's own machine need it.
+        try:
+            Attachments(self.site, self.settings).restore()
+        except StorkitError as error:
+            problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
         return self.find_exports()
 
@@ -256,6 +264,9 @@ class Nbd(Transport):
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         return Attachments(self.site, self.settings).attach(offers)
+
+    def claim(self, volumes: list[Volume], writers: list[str]) -> None:
+        Attachments(self.site, self.settings).claim(volumes)
 
     def detach(self, volumes: list[Volume]) -> None:
         Attachments(self.site, self.settings).detach(volumes)
@@ -270,6 +281,13 @@ class Nbd(Transport):
 def _image(volume: Volume) -> tuple[str, str, int, str]:
     """What a server depends on."""
     return volume.path, volume.format, volume.size, volume.kind
+
+
+def _rename(grant: Grant, losers: Iterable[str]) -> None:
+    """Give hosts that lose the right to write exports of another name. A device that still holds writes connects again
+    by itself: it must never find what a later grant lets write."""
+    for client in losers:
+        grant.clients[client].nonce = secrets.token_hex(4)
 
 
 def _refused(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:

@@ -1,7 +1,8 @@
 """NBD exports on the host that uses them: found at a stable path, verified before, proved afterwards.
 
 An attachment is a record and, where TLS is used, a directory with its credential as QEMU's tls-creds objects take it.
-The stable path is a symbolic link: to the server's Unix socket, or, over the network, to the text of the NBD URI.
+The stable path is a symbolic link: to the server's Unix socket, or, over the network, to the text of the NBD URI. With
+`attach = "kernel"` it leads to a block device instead (nbdkernel.py), and the record keeps how its server is reached.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,8 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system import nbdclient
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
 from storkit.system.fingerprint import BLOCK, digests, wanted
-from storkit.system.nbdgrant import codec_text
+from storkit.system.nbdgrant import codec_text, export_name
+from storkit.system.nbdkernel import KernelDevices, Link, read_device
 from storkit.system.nbdserver import NbdSettings, check_x509, every
 from storkit.system.qsd import check_socket_path
 from storkit.system.run import run
@@ -45,15 +47,26 @@ class Attached:
 
     attachment: Attachment
     target: str
-    """What the stable path points to: the server's socket, or an NBD URI."""
+    """What the stable path points to: the server's socket, or an NBD URI; empty for a block device."""
+    wire: DiskSource | None = None
+    """How the server of a block device is reached; None: QEMU does it itself, as the attachment's source says."""
+
+    @property
+    def link(self) -> Link | None:
+        """What the block device is made of, where there is one."""
+        it = self.attachment
+        if self.wire is None:
+            return None
+        credential = tls_credential(self.wire) if self.wire.tls else None
+        return Link(it.volume, it.uuid, it.size, it.writable, self.wire, credential)
 
 
 @dataclass(slots=True)
 class _Pending:
     offer: Offer
     record: Attached
-    known: bool
-    """Whether the volume was attached before."""
+    known: Attached | None
+    """The record of a volume that was attached before."""
 
 
 class Attachments:
@@ -63,6 +76,7 @@ class Attachments:
         self.site = site
         self.settings = settings
         self._directory = site.state / "nbd" / "attached"
+        self._devices = KernelDevices(site)
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         before = {record.attachment.uuid: record for record in self._records(None)}
@@ -72,7 +86,8 @@ class Attachments:
         for offer in offers:
             try:
                 self._check(offer, names.get(offer.volume, ""))
-                pending.append(_Pending(offer, self._plan(offer), offer.uuid in before))
+                pending.append(_Pending(offer, self._plan(offer), before.get(offer.uuid)))
+                self._check_kind(pending[-1])
             except StorkitError as error:
                 problems.append(error)
         raise_problems(problems)
@@ -80,8 +95,7 @@ class Attachments:
             make_private(directory)
         every(self._verify, pending)
         write_many((self._record(one.offer.uuid), codec_text(one.record)) for one in pending)
-        for one in pending:
-            self._link(one.record)
+        self._connect([one.record for one in pending])
         return [one.record.attachment for one in pending]
 
     def _check(self, offer: Offer, owner: str) -> None:
@@ -97,11 +111,23 @@ class Attachments:
         if offer.credential and offer.credential.method == "x509":
             check_x509(Path(self.settings.tls_dir or "."), X509_CLIENT_FILES)
 
+    def _check_kind(self, one: _Pending) -> None:
+        if one.known is not None and (one.known.wire is None) != (one.record.wire is None):
+            was = "in user space" if one.known.wire is None else "as a block device"
+            raise Conflict(
+                f"volume {one.offer.volume} is attached {was} on {self.site.host}; nbd's `attach` has changed since",
+                f"storkit detach {one.offer.volume} --on {self.site.host}",
+            )
+        if one.record.link is not None:
+            self._devices.check(one.record.link)
+
     def _plan(self, offer: Offer) -> Attached:
         path = str(self.site.dev / offer.volume)
+        kernel = self.settings.attach == "kernel"
         source = DiskSource("network", protocol="nbd", export=offer.name)
         if offer.socket:
-            source = DiskSource("network", protocol="nbd", export=offer.name, socket=path)
+            where = offer.socket if kernel else path
+            source = DiskSource("network", protocol="nbd", export=offer.name, socket=where)
         else:
             tls: Literal["", "psk", "x509"] = ""
             directory = user = ""
@@ -119,17 +145,18 @@ class Attachments:
                 tls_dir=directory,
                 tls_user=user,
             )
+        seen = DiskSource("block", path=path) if kernel else source
         attachment = Attachment(
-            offer.volume, offer.uuid, self.site.host, offer.transport, path, source, offer.size, offer.writable
+            offer.volume, offer.uuid, self.site.host, offer.transport, path, seen, offer.size, offer.writable
         )
-        return Attached(attachment, offer.socket or source.uri)
+        return Attached(attachment, "", source) if kernel else Attached(attachment, offer.socket or source.uri)
 
     def _verify(self, one: _Pending) -> None:
         """Ask the server who it is, and raise Unsafe unless it is who the offer says.
 
         The credential is written first: the question is asked with it. A volume that was attached keeps its own.
         """
-        offer, source = one.offer, one.record.attachment.source
+        offer, source = one.offer, one.record.wire or one.record.attachment.source
         secret = offer.credential.secret if offer.credential else None
         try:
             if secret is not None:
@@ -146,43 +173,106 @@ class Attachments:
             if info.size != offer.size:
                 raise Unsafe(f"volume {offer.volume} has {offer.size} bytes, and the server serves {info.size}", hint)
         except StorkitError:
-            if not one.known:
+            if one.known is None:
                 shutil.rmtree(self._directory / offer.uuid, ignore_errors=True)
             raise
 
-    def _link(self, record: Attached) -> None:
-        """Make the stable path; one that leads elsewhere is of an earlier attachment of the same volume."""
-        path = Path(record.attachment.path)
-        if path.is_symlink() and str(path.readlink()) == record.target:
+    def _connect(self, records: list[Attached]) -> None:
+        """Make the stable paths, and the block devices that they lead to."""
+        paths = self._devices.connect([record.link for record in records if record.link is not None])
+        for record in records:
+            self._point(Path(record.attachment.path), paths.get(record.attachment.uuid, record.target))
+
+    def _point(self, path: Path, target: str) -> None:
+        """Make a stable path; one that leads elsewhere is of an earlier attachment of the same volume."""
+        if path.is_symlink() and str(path.readlink()) == target:
             return
         partial = path.with_name(path.name + PARTIAL)
         partial.unlink(missing_ok=True)
-        partial.symlink_to(record.target)
+        partial.symlink_to(target)
         partial.rename(path)
 
+    def claim(self, volumes: list[Volume]) -> None:
+        """Have block devices that may be written; in user space QEMU sees for itself what the server lets it do."""
+        before = [record for record in self._records([volume.uuid for volume in volumes]) if record.wire is not None]
+        records = [self._writable(record) for record in before]
+        changed = [new for old, new in zip(before, records, strict=True) if new != old or not self._device(new)]
+        write_many((self._record(record.attachment.uuid), codec_text(record)) for record in changed)
+        self._connect(changed)
+
+    def _writable(self, record: Attached) -> Attached:
+        """The record with this host's export as the server has it now: it may have another name."""
+        it, wire = record.attachment, record.wire
+        assert wire is not None
+        own = export_name(it.volume, self.site.host) + "+"
+        found = [info for info in listed(wire) if info.name.startswith(own) and info.writable]
+        if len(found) != 1 or not found[0].description.startswith(f"storkit:{it.uuid}:"):
+            raise Unsafe(f"the server of volume {it.volume} does not let {self.site.host} write", "storkit status")
+        return replace(record, attachment=replace(it, writable=True), wire=replace(wire, export=found[0].name))
+
+    def _device(self, record: Attached) -> str:
+        return self._devices.path(record.link) if record.link is not None else ""
+
     def detach(self, volumes: list[Volume]) -> None:
-        for record in self._records([volume.uuid for volume in volumes]):
+        records = self._records([volume.uuid for volume in volumes])
+        problems: list[StorkitError] = []
+        kept: set[str] = set()
+        for record in records:
+            try:
+                if record.link is not None:
+                    self._devices.disconnect(record.link, lambda record=record: self._serves(record))  # type: ignore[misc]
+            except StorkitError as error:
+                problems.append(error)
+                kept.add(record.attachment.uuid)
+                continue
             path = Path(record.attachment.path)
             path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
             if path.is_symlink():
                 path.unlink()
-        for volume in volumes:
-            shutil.rmtree(self._directory / volume.uuid, ignore_errors=True)
-            file = self._record(volume.uuid)
+        for uuid in {volume.uuid for volume in volumes} - kept:
+            shutil.rmtree(self._directory / uuid, ignore_errors=True)
+            file = self._record(uuid)
             for path in (file, file.with_name(file.name + PARTIAL)):
                 path.unlink(missing_ok=True)
         if self._directory.is_dir():
             sync_directory(self._directory)
+        raise_problems(problems)
+
+    def _serves(self, record: Attached) -> bool:
+        """Whether the server of an attachment answers, and still has this export for this host."""
+        try:
+            return self._identity(record).writable or not record.attachment.writable
+        except StorkitError:
+            return False
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
         found = [record.attachment for record in self._records(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:
-        """Make the stable paths again: /dev is empty after a reboot."""
+        """Make the stable paths and block devices again: /dev is empty after a reboot. Devices whose server or relay
+        has died get new connections. All that fails is raised at the end."""
         make_private(self.site.dev)
-        for record in self._records(None):
-            self._link(record)
+
+        def again(record: Attached) -> None:
+            if record.wire is not None:
+                self._identity(record)
+            self._connect([record])
+
+        every(again, self._records(None))
+
+    def _identity(self, record: Attached) -> nbdclient.ExportInfo:
+        """What the server of an attachment says, if it is that volume's; Unsafe otherwise."""
+        it = record.attachment
+        return self._checked(it, stated(record.wire or it.source))
+
+    def _checked(self, attachment: Attachment, info: nbdclient.ExportInfo) -> nbdclient.ExportInfo:
+        if not info.description.startswith(f"storkit:{attachment.uuid}:"):
+            raise Unsafe(
+                f"what answers for volume {attachment.volume} on {self.site.host} is {info.description!r}",
+                f"storkit detach {attachment.volume} --on {self.site.host}",
+            )
+        return info
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
         records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
@@ -201,28 +291,23 @@ class Attachments:
         found: dict[str, Evidence] = {}
 
         def look(record: Attached) -> None:
-            found[record.attachment.uuid] = self._look(record.attachment, offsets)
+            found[record.attachment.uuid] = self._look(record, offsets)
 
         every(look, list(records.values()))
         return [found[volume.uuid] for volume in volumes]
 
-    def _look(self, attachment: Attachment, offsets: list[int] | None) -> Evidence:
-        source = attachment.source
-        if source.tls:
-            info = stated(source)
-            ranges = wanted(attachment.uuid, info.size, offsets)
-            blocks = _read_by_tool(source, ranges)
-        else:
+    def _look(self, record: Attached, offsets: list[int] | None) -> Evidence:
+        attachment, source = record.attachment, record.wire or record.attachment.source
+        if record.wire is None and not source.tls:
             where = source.socket or (source.server, source.port)
             with nbdclient.Connection(where) as connection:
-                info = connection.go(source.export)
+                info = self._checked(attachment, connection.go(source.export))
                 ranges = wanted(attachment.uuid, info.size, offsets)
                 blocks = [connection.read(offset, length) for offset, length in ranges]
-        if not info.description.startswith(f"storkit:{attachment.uuid}:"):
-            raise Unsafe(
-                f"what answers for volume {attachment.volume} on {self.site.host} is {info.description!r}",
-                f"storkit detach {attachment.volume} --on {self.site.host}",
-            )
+        else:
+            info = self._identity(record)
+            ranges = wanted(attachment.uuid, info.size, offsets)
+            blocks = _read_by_tool(source, ranges) if record.wire is None else read_device(self._device(record), ranges)
         return Evidence(attachment.volume, self.site.host, info.description, info.size, digests(ranges, blocks))
 
     def _record(self, uuid: str) -> Path:
@@ -252,11 +337,23 @@ def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
     """
     if not source.tls:
         return nbdclient.ask(socket or source.socket or (source.server, source.port), source.export)
+    for info in listed(source):
+        if info.name == source.export:
+            return info
+    where = f"{source.server}:{source.port}"
+    raise NotFound(f"the NBD server at {where} has no export {source.export!r}", "storkit status")
+
+
+def listed(source: DiskSource) -> list[nbdclient.ExportInfo]:
+    """All exports of the server behind a disk source. Raises as `stated`."""
+    if not source.tls:
+        with nbdclient.Connection(source.socket or (source.server, source.port)) as connection:
+            return [connection.info(name) for name in connection.names()]
     where = f"{source.server}:{source.port}"
     argv = ["qemu-nbd", "--list", "--object", json.dumps(tls_credential(source)), "--tls-creds", "tls0"]
     argv += ["--bind", source.server, "--port", str(source.port)]
     try:
-        listing = run(argv, package="qemu-utils", timeout=_TOOL_TIMEOUT).stdout
+        return parse_listing(run(argv, package="qemu-utils", timeout=_TOOL_TIMEOUT).stdout)
     except CommandFailed as error:
         if re.search(r"refused|unreachable|No route|timed out|not known|reset by peer", error.stderr):
             raise nbdclient.unreachable(where, error.stderr.splitlines()[-1]) from None
@@ -264,10 +361,6 @@ def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
             f"the NBD server at {where} and this host do not accept each other: {error.stderr.splitlines()[-1]}",
             f"detach and attach it again: the credential may have changed, {source.tls_dir}",
         ) from None
-    for info in parse_listing(listing):
-        if info.name == source.export:
-            return info
-    raise NotFound(f"the NBD server at {where} has no export {source.export!r}", "storkit status")
 
 
 def tls_credential(source: DiskSource) -> dict[str, Any]:

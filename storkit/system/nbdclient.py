@@ -96,6 +96,13 @@ class Connection:
             self._socket.close()
             self._socket = None
 
+    def hand_over(self) -> socket.socket:
+        """The socket itself, negotiated and blocking, for somebody who goes on with it: the kernel."""
+        assert self._socket is not None
+        handed, self._socket = self._socket, None
+        handed.settimeout(None)
+        return handed
+
     def names(self) -> list[str]:
         """The names of all exports (NBD_OPT_LIST)."""
         return [

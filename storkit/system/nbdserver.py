@@ -59,6 +59,9 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
 class NbdSettings:
     """What the inventory may set for the transport `nbd`."""
 
+    attach: Literal["qemu", "kernel"] = "qemu"
+    """qemu: QEMU opens the export itself, in user space. kernel: hosts have it as a block device. Change it only while
+    nothing is attached."""
     port_first: int = 10809
     port_last: int = 11808
     """TCP ports for clients on other machines, one for each volume and client."""
@@ -168,16 +171,20 @@ class VolumeServer:
             node = await self._node(monitor)
             exports = await monitor.execute("query-block-exports")
             live = {str(export["id"]) for export in exports}
-            right = {export_id(client, write) for client, write in self.grant.rights().items()}
+            clients = self.grant.clients
+            names = {
+                client: export_id(client, write, clients[client].nonce) for client, write in self.grant.rights().items()
+            }
+            right = set(names.values())
             right -= {str(export["id"]) for export in exports if export["shutting-down"]}
             for wrong in sorted(live - right, reverse=True):  # rw before ro
-                await asyncio.to_thread(self._front(wrong.partition(".")[2]).stop, kill=True)
+                await asyncio.to_thread(self._front(wrong.split(".")[1]).stop, kill=True)
                 await self._delete(monitor, wrong)
             for client, write in self.grant.rights().items():
-                if export_id(client, write) not in live & right:
+                if names[client] not in live & right:
                     arguments = {
                         "type": "nbd",
-                        "id": export_id(client, write),
+                        "id": names[client],
                         "node-name": node,
                         "name": self.grant.export_name(client),
                         "writable": write,
@@ -319,9 +326,10 @@ class VolumeServer:
         return True
 
 
-def export_id(client: str, write: bool) -> str:
-    """QEMU's id of a client's export. It says whether it may write: query-block-exports does not."""
-    return f"{'rw' if write else 'ro'}.{short(client)}"
+def export_id(client: str, write: bool, nonce: str) -> str:
+    """QEMU's id of a client's export. It says whether it may write, and under which name: query-block-exports does
+    not."""
+    return f"{'rw' if write else 'ro'}.{short(client)}.{nonce}"
 
 
 def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,8 +63,14 @@ class NbdLabRig(LabRig):
         """User space alone: there is nothing to start."""
 
 
+class NbdKernelLabRig(NbdLabRig):
+    """Block devices: on the server's own machine straight from its socket, on the other through a relay."""
+
+    settings: Mapping[str, Any] = {"attach": "kernel"}
+
+
 def lab_setups() -> dict[str, LabSetup]:
-    return {"psk": lab_rig(NbdLabRig)}
+    return {"psk": lab_rig(NbdLabRig), "kernel": lab_rig(NbdKernelLabRig)}
 
 
 def setups() -> dict[str, RigSetup]:

@@ -246,7 +246,7 @@ def _detach(session: Session, options: Namespace, find: Callable[[], list[Volume
         exports = session.survey.exports(volumes)
         exported = {export.uuid for export in exports if export.client == host}
         _refuse_from_under_a_guest(session, [volume for volume in volumes if volume.uuid in exported], host)
-        return planner.detach(volumes, host, exports, session.inventory)
+        return planner.detach(volumes, host, session.inventory)
 
     return session.change(build) is not None
 

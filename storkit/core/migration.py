@@ -8,8 +8,7 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume
 from storkit.core.plan import Hold, Plan, Stages, Step, step
-from storkit.core.planner import finish_plan, give, holds, names_of, prove, set_writers, writers
-from storkit.core.survey import by_server
+from storkit.core.planner import finish_plan, give, holds, prove, set_writers, take, writers
 from storkit.guests.record import Guest
 
 
@@ -111,7 +110,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
         )
     )  # fmt: skip
     if only:
-        _leave(stages, subject, [only], keep=only)
+        _leave(stages, subject, [only])
         return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
     _leave(stages, subject, sorted({*hosts, *_clients(subject)}))
     return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
@@ -228,28 +227,17 @@ def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> N
         step("confirm", here, subject.target, f"see that {name} runs on {here} alone", name=name, others=others)
     )
     set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
-    _leave(stages, subject, others, keep=here)
+    _leave(stages, subject, others)
 
 
-def _leave(stages: Stages, subject: Subject, hosts: list[str], keep: str = "") -> None:
+def _leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them."""
     name, target = subject.name, subject.target
     stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
     stages.then(*(_define(subject, host, "undefine", f"forget {name} on {host}") for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
-    if not mine or not hosts:
-        return
-    if not keep:
-        set_writers(stages, subject.written, set(), "nobody writes", subject.inventory)
-    servers = by_server(mine, subject.inventory)
-    stages.then(
-        *(step("detach", host, transport, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
-          for host in hosts for home, transport, group in servers)
-    )  # fmt: skip
-    stages.then(
-        *(step("unexport", home, transport, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
-          for home, transport, group in servers)
-    )  # fmt: skip
+    if hosts:
+        take(stages, mine, hosts, subject.inventory)
 
 
 def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:

@@ -166,10 +166,10 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
     return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
 
 
-def detach(volumes: list[Volume], host: str, exports: list[Export], inventory: Inventory) -> Plan:
+def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:
     """Detach volumes from a host and take its rights away."""
     stages = Stages()
-    take(stages, volumes, host, exports, inventory)
+    take(stages, volumes, [host], inventory)
     return finish_plan(f"detach {names_of(volumes)} from {host}", stages, holds(volumes), inventory)
 
 
@@ -218,17 +218,17 @@ def give(
     )  # fmt: skip
 
 
-def take(stages: Stages, volumes: list[Volume], host: str, exports: list[Export], inventory: Inventory) -> None:
-    """Take a host's rights, its attachments and its exports."""
-    for home, target, group in by_server(volumes, inventory):
-        left = {volume.uuid: sorted(writers(exports, volume) - {host}) for volume in group}
-        stages.then(
-            *(step("set_writers", home, target, f"{host} no longer writes {volume.name}",
-                   volumes=[volume], hosts=left[volume.uuid])
-              for volume in group if host in writers(exports, volume))
-        )  # fmt: skip
-        stages.then(step("detach", host, target, f"detach {names_of(group)} from {host}", volumes=group, peer=home))
-        stages.then(step("unexport", home, target, f"end the export to {host}", volumes=group, clients=[host]))
+def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inventory) -> None:
+    """Detach volumes from hosts, then end their exports, and with them their rights."""
+    servers = by_server(volumes, inventory)
+    stages.then(
+        *(step("detach", host, target, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
+          for host in hosts for home, target, group in servers)
+    )  # fmt: skip
+    stages.then(
+        *(step("unexport", home, target, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
+          for home, target, group in servers)
+    )  # fmt: skip
 
 
 def set_writers(stages: Stages, volumes: list[Volume], hosts: set[str], title: str, inventory: Inventory) -> None:

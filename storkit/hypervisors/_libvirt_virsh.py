@@ -17,7 +17,9 @@ PACKAGE = "libvirt-clients"
 ASK_TIMEOUT = 15.0
 """Seconds after which a libvirtd that does not answer makes its guests `unknown`."""
 
-RUNNING, PAUSED, SHUTTING_DOWN, SHUT_OFF, CRASHED = 1, 3, 4, 5, 6
+NO_STATE, PAUSED, SHUT_OFF, CRASHED = 0, 3, 5, 6
+RUNNING = (1, 2, 4)
+"""Running, blocked on a resource, shutting down."""
 BY_USER, BY_MIGRATION, STARTING_UP = 1, 2, 11
 """Why a domain is paused."""
 MIGRATED = 4

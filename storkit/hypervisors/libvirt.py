@@ -1,9 +1,4 @@
-"""Guests as domains of libvirt's QEMU driver, commanded through virsh.
-
-STATE/libvirt/NAME/guest.json   the guest's record, its disks on this host, its pinned machine type
-STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see _libvirt_domain)
-STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not been let go on
-"""
+"""Guests as domains of libvirt's QEMU driver, commanded through virsh."""
 
 from __future__ import annotations
 
@@ -27,33 +22,24 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.model import Credential, DiskSource, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, GuestState, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors import _libvirt_host as host
 from storkit.hypervisors import _qemu_host as machine_host
+from storkit.hypervisors._libvirt_domain import Domain
+from storkit.hypervisors._libvirt_guests import XML, Guests, Known
 from storkit.hypervisors._libvirt_migration import Limits, Source, Way, way
-from storkit.hypervisors._libvirt_virsh import (
-    BY_MIGRATION,
-    PACKAGE,
-    PAUSED,
-    STARTING_UP,
-    State,
-    Virsh,
-)
-from storkit.hypervisors._qemu_definition import RECORD, Definition, load
+from storkit.hypervisors._libvirt_virsh import PACKAGE, Virsh
+from storkit.hypervisors._qemu_definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
 
-XML = "domain.xml"
-ARRIVING = "arriving"
 DEFAULT_MACHINE = "pc"
 PRESS_AGAIN = 10.0
 """Seconds between presses of the power button: a guest that is still starting loses the first one."""
 START_TIMEOUT = 180.0
 """Seconds for QEMU to open its disks and be ready. libvirt first asks a QEMU that it does not know what it can do."""
-RUNNING_STATES = {1, 2, 4}
-"""running, blocked on a resource, shutting down (virDomainState)."""
 MESSAGES = 40
 """Lines of libvirt's log at most."""
 
@@ -81,20 +67,6 @@ class LibvirtSettings:
     """Seconds without a byte sent after which a migration is given up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A domain that storkit has to do with on this host."""
-
-    name: str
-    uuid: str
-    status: GuestStatus
-    machine: str = ""
-    volumes: dict[str, str] | None = None
-    defined: bool = True
-    """Whether libvirt has it."""
-    migration: str = ""
-
-
 class Libvirt(Hypervisor):
     """Guests of one host."""
 
@@ -107,6 +79,10 @@ class Libvirt(Hypervisor):
     def _virsh(self) -> Virsh:
         return Virsh(self.settings.uri)
 
+    @property
+    def _guests(self) -> Guests:
+        return Guests(self._virsh, self.site.state.absolute() / "libvirt")
+
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
         """Of domains that have storkit's mark, and of records. A libvirtd that does not answer: all are unknown."""
         return [
@@ -118,22 +94,22 @@ class Libvirt(Hypervisor):
                 status=known.status,
                 migration=known.migration,
                 machine=known.machine,
-                volumes=known.volumes or {},
+                volumes=known.volumes,
             )
-            for known in self._known(guests)
+            for known in self._guests.look(guests)[0]
         ]
 
     def check(self, guest: Guest) -> list[str]:
         problems: list[str] = []
+        known, foreign = self._guests.look([guest.name], guest.uuid)
         try:
-            problems += self._foreign(guest)
-            problems += self._taken(guest)
             offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
             problem = host.processor_problem(self._virsh, guest.cpu, offer)
             problems += [problem] if problem else []
-            running = any(known.status in ("running", "paused") for known in self._known([guest.name]))
         except StorkitError as error:
-            return [f"{error.message}: {error.hint}" if error.hint else error.message]
+            problems.append(f"{error.message}: {error.hint}" if error.hint else error.message)
+        problems += [_in_the_way(one) for one in foreign]
+        problems += self._guests.taken(guest)
         for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
             if path and not os.access(path, os.R_OK):
                 problems.append(f"the {what} {path} is missing or not readable here: copy it to this host")
@@ -143,16 +119,17 @@ class Libvirt(Hypervisor):
             if not Path("/sys/class/net", nic.bridge, "bridge").exists():
                 problems.append(f"there is no bridge {nic.bridge} here: ip link add {nic.bridge} type bridge")
         available = machine_host.memory_available()
-        if guest.memory > available and not running:
+        if guest.memory > available and all(one.idle for one in known):
             problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
         return problems
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
         """What must be alike. Versions of libvirt and QEMU need not be: a versioned machine type is the same in all,
         and libvirt itself compares the processor that the guest was started with before anything moves."""
-        before, changed = self._record(guest.name), ""
+        before, changed = self._guests.record(guest.name), ""
         offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
-        if before and any(known.status in ("running", "paused") for known in self._known([guest.name])):
+        known = self._guests.one(guest.name)
+        if before and known and not known.idle:
             changed = _changed(before.guest, guest)
         native = offer.virttype == "kvm" and guest.cpu == "host"
         return {
@@ -165,13 +142,11 @@ class Libvirt(Hypervisor):
         }
 
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
-        directory, before = self._directory(guest.name), self._record(guest.name)
-        problems: list[StorkitError] = [
-            Conflict(problem, f"storkit guest show {guest.name}") for problem in self._foreign(guest)
-        ]
-        raise_problems(problems)
-        old = next((known for known in self._known([guest.name]) if known.defined), None)
-        if old and old.status not in ("stopped", "migrated"):
+        directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
+        known, foreign = self._guests.look([guest.name], guest.uuid)
+        raise_problems([Conflict(_in_the_way(one), f"virsh dumpxml {one.uuid}") for one in foreign])
+        old = next((one for one in known if one.defined), None)
+        if old and not old.idle:
             if before and (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
                 return str(directory / XML)
             what = "another guest of that name" if old.uuid != guest.uuid else "it"
@@ -197,12 +172,12 @@ class Libvirt(Hypervisor):
         return str(directory / XML)
 
     def undefine(self, name: str) -> None:
-        for known in self._known([check_name("guest", name)]):
-            if known.status not in ("stopped", "migrated"):
-                raise Conflict(f"guest {name} is {known.status} here", _stop(name))
-            if known.defined:
-                self._virsh("undefine", known.uuid, "--nvram")
-        shutil.rmtree(self._directory(name), ignore_errors=True)
+        known = self._guests.one(name)
+        if known and not known.idle:
+            raise Conflict(f"guest {name} is {known.status} here", _stop(name))
+        if known and known.defined:
+            self._virsh("undefine", known.uuid, "--nvram")
+        shutil.rmtree(self._guests.directory(name), ignore_errors=True)
 
     def start(self, name: str) -> GuestState:
         known = self._one(name)
@@ -215,7 +190,7 @@ class Libvirt(Hypervisor):
                     f"guest {name} has its memory saved from an earlier run, which may be older than its disks",
                     f"virsh managedsave-remove {name}; or, if its disks were not used since: virsh start {name}",
                 )
-            self._arriving(name).unlink(missing_ok=True)
+            self._guests.arriving(name).unlink(missing_ok=True)
             try:
                 self._virsh("start", known.uuid, timeout=START_TIMEOUT)
             except CommandFailed:
@@ -225,8 +200,8 @@ class Libvirt(Hypervisor):
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
-        known = next(iter(self._known([check_name("guest", name)])), None)
-        if known is None or known.status in ("stopped", "migrated"):
+        known = self._guests.one(name)
+        if known is None or known.idle:
             return
         if force or known.status in ("incoming", "arrived"):
             self._destroy(known)
@@ -234,7 +209,7 @@ class Libvirt(Hypervisor):
         if known.status in ("paused", "unknown"):
             state = "is paused" if known.status == "paused" else "does not answer"
             raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
-        while self._active(known):
+        while self._guests.active(known):
             if time.monotonic() >= deadline:
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
             self._press(known, min(PRESS_AGAIN, max(1.0, deadline - time.monotonic())))
@@ -250,26 +225,26 @@ class Libvirt(Hypervisor):
                 f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
             )
         known = self._one(name)
-        if known.status not in ("stopped", "migrated", "incoming", "arrived"):
+        if not known.idle and known.status not in ("incoming", "arrived"):
             raise Conflict(f"guest {name} cannot be received here: it is {known.status} here", _look(name))
         self._check_disks(name)
-        self._arriving(name).touch(0o600)
+        self._guests.arriving(name).touch(0o600)
         shown = f"[{address}]" if ":" in address else address
-        sources = domains.sources((self._directory(name) / XML).read_text())
+        sources = domains.sources((self._guests.directory(name) / XML).read_text())
         return str(Way(self.settings.migrate_uri.replace("{address}", shown), f"tcp://{shown}", sources))
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         settings = self.settings
         limits = Limits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
         source = self._source(self._one(name))
-        return source.send(way(uri), limits, self._directory(name) / "moving.xml")
+        return source.send(way(uri), limits, self._guests.directory(name) / "moving.xml")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)
         if known.status not in ("running", "paused", "arrived"):
             raise Unsafe(f"guest {name} cannot go on here: it is {known.status}", _look(name))
         # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
-        self._arriving(name).unlink(missing_ok=True)
+        self._guests.arriving(name).unlink(missing_ok=True)
         if run and known.status != "running":
             self._virsh("resume", known.uuid)
 
@@ -282,94 +257,18 @@ class Libvirt(Hypervisor):
         return last_messages(log.read_text(errors="replace")) if log.exists() else ""
 
     def cancel(self, name: str) -> None:
-        for known in self._known([check_name("guest", name)]):
-            if known.defined and known.status in ("running", "paused"):
-                self._source(known).cancel()
+        known = self._guests.one(name)
+        if known and known.status in ("running", "paused"):
+            self._source(known).cancel()
 
     def retire(self, name: str) -> None:
-        for known in self._known([check_name("guest", name)]):
-            if known.status in ("running", "paused", "unknown"):
-                may = ", so it may run" if known.status == "unknown" else ""
-                raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", _look(name))
-            if known.status in ("incoming", "arrived"):
-                self._destroy(known)
-        self._arriving(name).unlink(missing_ok=True)
-
-    def _known(self, guests: list[str] | None) -> list[Known]:
-        """The domains with storkit's mark and the guests with a record: all, or those of these names."""
-        records = {
-            name: record for name in self._names() if guests is None or name in guests if (record := self._record(name))
-        }
-        try:
-            names, states = self._virsh.states()
-            uuids = {record.guest.uuid: name for name, record in records.items()}
-            wanted = [uuid for uuid, name in names.items() if guests is None or name in guests or uuid in uuids]
-            ours = [one for one in map(domains.read, self._virsh.definitions(wanted)) if one.ours]
-        except StorkitError:
-            return [_from_record(record, "unknown", defined=True) for record in records.values()]
-        found: list[Known] = []
-        for one in ours:
-            name = uuids.get(one.uuid, one.name)
-            if one.uuid in states:
-                status, migration = self._status(name, one.uuid, states[one.uuid])
-                found.append(Known(name, one.uuid, status, one.machine, one.volumes, migration=migration))
-        seen = {known.name for known in found}
-        found += [
-            _from_record(record, "stopped", defined=False) for name, record in records.items() if name not in seen
-        ]
-        return sorted(found, key=lambda known: known.name)
-
-    def _status(self, name: str, uuid: str, state: State) -> tuple[GuestStatus, str]:
-        """libvirt's state as storkit's, and the job under way if the state does not tell alone."""
-        arriving = self._arriving(name)
-        if not state.active:
-            return ("migrated" if state.migrated else "stopped"), ""
-        if state.state in RUNNING_STATES:
-            # Whoever let it go on: what is paused from now on has not just arrived.
-            arriving.unlink(missing_ok=True)
-            return "running", ""
-        if (state.state, state.reason) == (PAUSED, STARTING_UP):
-            return "incoming", "in"
-        if (state.state, state.reason) == (PAUSED, BY_MIGRATION):
-            job = self._virsh.job(uuid)
-            if job and job.outgoing:
-                # Paused for the switchover, and it runs on here by itself if that fails.
-                return "running", "out"
-            return ("incoming", "in") if arriving.exists() else ("paused", "")
-        return ("arrived", "in") if arriving.exists() else ("paused", "")
-
-    def _foreign(self, guest: Guest) -> list[str]:
-        """Domains in this guest's way that storkit has not made."""
-        names, _ = self._virsh.states()
-        near = [uuid for uuid, name in names.items() if name == guest.name or uuid == guest.uuid]
-        return [
-            f"libvirt here has a domain {one.name} ({one.uuid}) that is not storkit's: virsh domrename"
-            for one in map(domains.read, self._virsh.definitions(near))
-            if not one.ours or (one.uuid == guest.uuid and one.name != guest.name)
-        ]
-
-    def _check_disks(self, name: str) -> None:
-        record = self._record(name)
-        taken = self._taken(record.guest) if record else []
-        if taken:
-            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
-
-    def _taken(self, guest: Guest) -> list[str]:
-        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
-        both for this host, which may write."""
-        readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
-        taken: list[str] = []
-        for other in self._known(None):
-            if other.name == guest.name or other.status in ("stopped", "migrated"):
-                continue
-            record = self._record(other.name)
-            shares = {disk.uuid for disk in record.guest.disks if disk.readonly} if record else set()
-            taken += [
-                f"volume {volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
-                for uuid, volume in (other.volumes or {}).items()
-                if uuid in readonly and not (readonly[uuid] and uuid in shares)
-            ]
-        return taken
+        known = self._guests.one(name)
+        if known and known.status in ("running", "paused", "unknown"):
+            may = ", so it may run" if known.status == "unknown" else ""
+            raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", _look(name))
+        if known and not known.idle:
+            self._destroy(known)
+        self._guests.arriving(name).unlink(missing_ok=True)
 
     def _render(self, definition: Definition) -> str:
         from storkit.guests.render import Place, render
@@ -384,7 +283,7 @@ class Libvirt(Hypervisor):
         until = time.monotonic() + seconds
         # In one process: an event that came before anybody listens would be waited for in vain.
         words = [f"shutdown {known.uuid} --mode acpi"]
-        while self._active(known) and (left := until - time.monotonic()) > 0:
+        while self._guests.active(known) and (left := until - time.monotonic()) > 0:
             wait = max(1, round(left))
             self._virsh.batch([*words, f"event {known.uuid} --event lifecycle --timeout {wait}"], timeout=wait + 30)
             words = []
@@ -393,38 +292,24 @@ class Libvirt(Hypervisor):
         try:
             self._virsh("destroy", known.uuid)
         except CommandFailed:
-            if self._active(known):
+            if self._guests.active(known):
                 raise
-        self._arriving(known.name).unlink(missing_ok=True)
-
-    def _active(self, known: Known) -> bool:
-        state = self._virsh.states()[1].get(known.uuid)
-        return state is not None and state.active
+        self._guests.arriving(known.name).unlink(missing_ok=True)
 
     def _source(self, known: Known) -> Source:
         return Source(self._virsh, known.name, known.uuid, self.site.progress)
 
     def _one(self, name: str) -> Known:
-        for known in self._known([check_name("guest", name)]):
-            if known.defined:
-                return known
-        raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")
+        known = self._guests.one(name)
+        if known is None or not known.defined:
+            raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")
+        return known
 
-    def _arriving(self, name: str) -> Path:
-        return self._directory(name) / ARRIVING
-
-    def _directory(self, name: str) -> Path:
-        return self.site.state.absolute() / "libvirt" / check_name("guest", name)
-
-    def _names(self) -> list[str]:
-        base = self.site.state / "libvirt"
-        return sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-
-    def _record(self, name: str) -> Definition | None:
-        try:
-            return load(self._directory(name))
-        except FileNotFoundError:
-            return None
+    def _check_disks(self, name: str) -> None:
+        record = self._guests.record(name)
+        taken = self._guests.taken(record.guest) if record else []
+        if taken:
+            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
 
 
 def last_messages(log: str) -> str:
@@ -442,16 +327,16 @@ def last_messages(log: str) -> str:
     return "\n".join(said[-MESSAGES:]).strip()
 
 
-def _from_record(record: Definition, status: GuestStatus, defined: bool) -> Known:
-    guest = record.guest
-    volumes = {disk.uuid: disk.volume for disk in guest.disks if disk.uuid}
-    return Known(guest.name, guest.uuid, status, record.machine, volumes, defined)
-
-
 def _changed(started: Guest, record: Guest) -> str:
     """The fields in which a guest's record is another one than the one that was started."""
     names = [field.name for field in fields(Guest) if field.name != "machine"]
     return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
+
+
+def _in_the_way(domain: Domain) -> str:
+    return (
+        f"libvirt here has a domain {domain.name} ({domain.uuid}) that is not this guest: virsh domrename moves it away"
+    )
 
 
 def _look(name: str) -> str:

@@ -188,8 +188,9 @@ class Iscsi(Transport):
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
         running = lioconfigfs.FABRIC.is_dir()
-        if running:
-            devmapper.create([wanted_export(grant.volume) for grant in remote if grant.remote()])
+        missing = [grant for grant in remote if grant.remote() and not lio.stands(_unit(grant))]
+        if running and missing:
+            devmapper.create([wanted_export(grant.volume) for grant in missing])
         _all(
             lambda: liosave.save(units) if units else None,
             lambda: lio.take(units) if running else None,
@@ -197,7 +198,8 @@ class Iscsi(Transport):
         )
         if running:
             lio.bring(units)
-            devmapper.remove([export_node(grant.volume) for grant in remote if not grant.remote()])
+        if gone := [grant for grant in remote if not grant.remote()]:
+            devmapper.remove([export_node(grant.volume) for grant in gone])
         self._local.allow(grants)
 
     def find_exports(self, volumes: list[str] | None = None) -> list[Export]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +111,12 @@ def observe(iqn: str) -> Seen | None:
     return Seen(serial, device, configfs.read(tpg / "enable") == "1", access, backstore)
 
 
+def stands(unit: Unit) -> bool:
+    """Whether the kernel has this unit's backstore, and with it the device open."""
+    seen = observe(unit.iqn)
+    return seen is not None and seen.backstore is not None and seen.serial == unit.serial
+
+
 def registrations(backstore: Path) -> dict[str, str]:
     """Initiator to the reservation key that it has registered at this logical unit, in hexadecimal."""
     return lioaptpl.parse_registered(configfs.read(backstore / "pr" / "res_pr_registered_i_pts"))
@@ -182,7 +188,8 @@ def bring(units: Sequence[Unit]) -> None:
 def take(units: Sequence[Unit]) -> None:
     """End the sessions of all initiators that may do more in the kernel than these units say, and remove their ACLs.
 
-    All are told to end before the first is waited for; what remains of each is then waited for in turn.
+    All sessions are ended at the same time. Raises TimedOut if one's commands do not come back from the disk: it can
+    send no more writes then, but what it has sent may still arrive.
     """
     doomed: list[tuple[Unit, str]] = []
     for unit in units:
@@ -191,33 +198,33 @@ def take(units: Sequence[Unit]) -> None:
             wanted = unit.access.get(initiator)
             if wanted is None or (writable and not wanted.writable):
                 doomed.append((unit, initiator))
-    sessions = []
+    ends = []
     for unit, initiator in doomed:
         acl = unit.acl(initiator)
         with contextlib.suppress(FileNotFoundError):
             configfs.write(acl / "lun_0" / "write_protect", "1")
-        if session := _session(acl):
-            sessions.append((unit, initiator, session))
-            # Setting the queue's depth, to what it is, shuts the ACL's sessions down (and does not wait). The client
-            # sees its connection break and comes back, instead of errors for reads in the moment without the LUN.
-            configfs.write(acl / "cmdsn_depth", configfs.read(acl / "cmdsn_depth"))
+        if configfs.read(acl / "info").startswith("InitiatorName"):
+            ends.append((unit, initiator, threading.Thread(target=_end_session, args=(acl,), daemon=True)))
+            ends[-1][2].start()
     deadline = time.monotonic() + DRAIN
-    for unit, initiator, session in sessions:
-        # rmdir would wait as well, but uninterruptibly, with all of the target's configfs locked meanwhile.
-        while _session(unit.acl(initiator)) == session:
-            if time.monotonic() > deadline:
-                message = f"commands of {initiator} on {unit.name} do not come back from {unit.device}"
-                raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
-            time.sleep(0.002)
+    for unit, initiator, thread in ends:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            message = f"commands of {initiator} on {unit.name} do not come back from {unit.device}"
+            raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
     for unit, initiator in doomed:
         _remove_acl(unit.acl(initiator))
         lioaptpl.forget(configfs.database(), unit.serial, [initiator])
 
 
-def _session(acl: Path) -> str:
-    """The number of the session that an initiator has through its ACL; empty: none."""
-    match = re.search(r"^LIO Session ID: (\d+)", configfs.read(acl / "info"), re.MULTILINE)
-    return match[1] if match else ""
+def _end_session(acl: Path) -> None:
+    """Shut down the session that an initiator has, and wait until its commands are back: a new queue depth does both.
+
+    Removing the ACL would do so too, but with all of the target's configfs locked meanwhile, and the client would get
+    errors for what it reads in the moment without the LUN; this way its connection breaks, and it comes back.
+    """
+    with contextlib.suppress(OSError):  # what is not done here is done when the ACL is removed
+        configfs.write(acl / "cmdsn_depth", str(int(configfs.read(acl / "cmdsn_depth")) - 1))
 
 
 def _make(unit: Unit) -> None:

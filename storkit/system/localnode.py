@@ -67,7 +67,8 @@ class LocalNodes:
         raise_problems(problems)
         mine = [found[offer.uuid] for offer in offers]
         wanted = [self._wanted(grant) for grant in mine]
-        devmapper.create([node for node in wanted if node.uuid not in there])
+        if new := [node for node in wanted if node.uuid not in there]:
+            devmapper.create(new)
         self.allow(mine)
         for grant in mine:
             self._link(grant.volume.name)
@@ -95,7 +96,8 @@ class LocalNodes:
         """Remove nodes and stable paths. Raises Conflict: one is in use."""
         uuids = {devmapper.node_uuid(volume.uuid, ROLE): volume for volume in volumes}
         nodes = [node for node in devmapper.find() if node.uuid in uuids]
-        devmapper.remove([node.name for node in nodes])
+        if nodes:
+            devmapper.remove([node.name for node in nodes])
         names = {_volume(node) for node in nodes} | {volume.name for volume in uuids.values()}
         for path in map(self.path, names):
             # a link that was left by a kill has no node; one of another attachment points elsewhere
@@ -119,25 +121,30 @@ class LocalNodes:
 
     def allow(self, grants: Iterable[Grant], *, giving: bool = True) -> None:
         """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
-        there = {node.uuid: node for node in devmapper.find()}
-        todo = []
-        for grant in grants:
+        mine = [grant for grant in grants if Path(self._node(grant.volume.name)).exists()]
+        there = {node.uuid: node for node in devmapper.find()} if mine else {}
+        guarded: list[Wanted] = []
+        cut: list[Wanted] = []
+        for grant in mine:
             node = there.get(devmapper.node_uuid(grant.volume.uuid, ROLE))
-            if node is None:
-                continue
             wanted = self._wanted(grant)
-            changed = node.suspended or (node.table, node.readonly) != (wanted.table, wanted.readonly)
-            if changed and (giving or not self._may_write(grant)):
-                todo.append(wanted)
-        devmapper.swap([node for node in todo if node.table != devmapper.error(_length(node))])
-        # who is cut off may hang below as well: nothing of this host's cache is waited for
-        devmapper.swap([node for node in todo if node.table == devmapper.error(_length(node))], flush=False)
+            if node is None or (node.table, node.readonly, node.suspended) == (wanted.table, wanted.readonly, False):
+                continue
+            if giving or not self._may_write(grant):
+                (guarded if self.site.host in grant.clients else cut).append(wanted)
+        if guarded:
+            devmapper.swap(guarded)
+        if cut:  # nothing that this host's cache holds for the disk is written any more
+            devmapper.swap(cut, flush=False)
 
     def restore(self, grants: Sequence[Grant]) -> None:
         """Make the nodes and paths again that these grants say were attached."""
         mine = [grant for grant in grants if self._attached(grant)]
+        if not mine:
+            return
         there = {node.uuid for node in devmapper.find()}
-        devmapper.create([node for node in map(self._wanted, mine) if node.uuid not in there])
+        if new := [node for node in map(self._wanted, mine) if node.uuid not in there]:
+            devmapper.create(new)
         self.allow(mine)
         for grant in mine:
             self._link(grant.volume.name)
@@ -201,10 +208,6 @@ class LocalNodes:
 
 def _volume(node: devmapper.Node) -> str:
     return node.name.split(":")[1]
-
-
-def _length(node: Wanted) -> int:
-    return int(node.table.split()[1]) * 512
 
 
 def _writable(node: devmapper.Node) -> bool:

@@ -162,7 +162,7 @@ def test_nothing_is_cloned_from_a_half_import_or_a_volume_that_is_another(pool: 
 def test_an_image_with_dependents_can_be_deleted_only_with_them(pool: Pool) -> None:
     image = golden(pool)
     clones = pool.clone(image, [new(f"c{number}") for number in range(7)])
-    if clones[0].made in ("overlay", "thin"):
+    if clones[0].made == "overlay":
         with pytest.raises(Conflict, match="c0, c1, c2, c3, c4 and 2 more"):
             pool.delete([image])
         with pytest.raises(Conflict):
@@ -268,8 +268,12 @@ def test_capacity(pool: Pool) -> None:
     assert (usage.pool, usage.host, usage.provisioned) == ("tested", "here", SIZE)
     assert 0 < usage.free < usage.total and usage.warnings == []
     assert 4 * MIB <= usage.allocated <= 2 * SIZE
-    pool.create([new("vast", -(-2 * usage.total // MIB) * MIB)])
-    assert any("over-committed" in warning for warning in pool.capacity().warnings)
+    try:
+        pool.create([new("vast", -(-2 * usage.total // MIB) * MIB)])
+    except Conflict as error:  # of a pool that sets all space aside when it makes a volume
+        assert "no room" in error.message and names(pool) == ["v"]
+    else:
+        assert any("over-committed" in warning for warning in pool.capacity().warnings)
     assert codec.load(Usage, codec.dump(usage)) == usage
 
 

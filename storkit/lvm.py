@@ -1,0 +1,506 @@
+"""Pool `lvm`: volumes are logical volumes of one volume group, thin ones of a thin pool or thick ones.
+
+Thin: made and cloned in milliseconds of metadata, whatever their size; a clone shares its source's chunks and depends
+on it no longer. Thick: zeroed when they are made, so that no volume shows what another one left; a clone is a copy.
+Metadata are LVM tags (storkit.system.lvmtools). A batch of volumes is made by one `lvm` process, and exists from the
+moment that its tag is taken from the volume group. Logical volumes that storkit did not make are never touched.
+
+An LV is whole extents, a volume whole sectors: what lies beyond a volume's size in its LV is no part of it. The volumes
+are active where they were made until that host is booted: see `lvmtools.activate`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from storkit.core.backend import Needs, Pool
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.core.model import Usage, Volume, check_name
+from storkit.core.units import format_size
+from storkit.system import blockdevice, locks, lvmbatch, lvmroom, lvmtools, volumefile
+from storkit.system.lvmbatch import Batches
+from storkit.system.lvmtools import LogicalVolume, VolumeGroup
+from storkit.system.run import run
+
+IMPORTING = "importing"
+"""`made` of a volume whose image is not yet, or not wholly, in it."""
+_LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_RESERVED = re.compile(
+    r"snapshot|pvmove|.*_(cdata|cmeta|corig|cvol|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig)"
+)
+"""Names that lvm(8) keeps for itself: these beginnings, and these anywhere."""
+_DM_NAME_MAX = 126
+"""Of the device's name: the volume group's and the logical volume's with hyphens doubled, and one between."""
+_BLOCK = 4096
+_NEW = ["-y", "-ky", "-K", "-ay"]
+"""Of lvcreate: never activated by others (see `lvmtools.activate`), but by this command."""
+
+
+@dataclass(frozen=True)
+class LvmSettings:
+    """The keys of an LVM pool in the inventory."""
+
+    vg: str = ""
+    """The volume group."""
+    thinpool: str = ""
+    """A thin pool in it; empty: thick volumes."""
+    floor: str = "5%"
+    """Of a thin pool's data that must be free, as a share or a size: below it nothing is made. Of its metadata, the
+    same share, or 5% where this is a size."""
+    warn: str = "80%"
+    """Warn when this share of a thin pool's data or metadata is taken."""
+    overcommit: float = 1.0
+    """Warn when thin volumes could grow beyond this many times the thin pool's size."""
+    zeroing: bool = True
+    """False: also use a thin pool that does not zero new chunks (lvchange -Zn). Around the first bytes that a guest
+    writes to a chunk, it then finds what another volume left there."""
+
+
+class Lvm(Pool):
+    """Logical volumes of one volume group."""
+
+    name: ClassVar[str] = "lvm"
+    transport: ClassVar[str] = "iscsi"
+    needs: ClassVar[Needs] = Needs(
+        tools={"lvm": "lvm2", "dmsetup": "dmsetup", "thin_check": "thin-provisioning-tools"},
+        modules=("dm_mod", "dm_thin_pool"),
+    )
+    Settings: ClassVar[type] = LvmSettings
+    settings: LvmSettings
+
+    def find(self, names: list[str] | None = None) -> list[Volume]:
+        wanted = None if names is None else {check_name("volume", name) for name in names}
+        group = lvmtools.read(self._vg)
+        found = []
+        problems: list[StorkitError] = []
+        for name, lv in sorted(group.lvs.items()):
+            if (wanted is None or name in wanted) and self._is_ours(group, lv):
+                try:
+                    found.append(self._volume(lv))
+                except Unsafe as error:
+                    problems.append(error)
+        raise_problems(problems)
+        return found
+
+    def create(self, volumes: list[Volume]) -> list[Volume]:
+        with ExitStack() as stack:
+            with self._batches.locked("create") as (lock, group):
+                todo = self._admit(group, volumes)
+                self._check_room(lock, group, todo)
+                made = [_fresh(volume, volume.made or "created") for volume in todo]
+                if not made:
+                    return self._found(volumes)
+                batch = stack.enter_context(self._batches.claimed("create"))
+                self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
+                if self.settings.thinpool:
+                    self._batches.publish(lock, batch)
+            if not self.settings.thinpool:
+                self._fill(batch, made, lambda: self._zero(group, made))
+        return self._found(volumes)
+
+    def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        return self._derive("clone", source, volumes)
+
+    def snapshot(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """As the contract says; of a volume in use only where it is thin: what a power cut would have left."""
+        return self._derive("snapshot", source, [replace(volume, kind="snapshot") for volume in volumes])
+
+    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+        with self._batches.locked("resize") as (lock, group):
+            known = self._known(group, volumes)
+            group = self._settled(group, known)
+            problems: list[StorkitError] = []
+            for volume, old in zip(volumes, known, strict=True):
+                problems += volumefile.size_problems(volume, "raw")
+                problems += self._resize_problems(group, volume, old, shrink)
+            if not self.settings.thinpool:
+                more = [group.extents(volume.size) - group.lvs[volume.name].size for volume in volumes]
+                problems += lvmroom.thick_problems(group, sum(size for size in more if size > 0))
+            raise_problems(problems)
+            for volume, old in zip(volumes, known, strict=True):
+                if volume.size != old.size:
+                    use = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
+                    try:
+                        self._resize(lock, group, old, volume.size)
+                    finally:
+                        use.release()
+        return self._found(volumes)
+
+    def relabel(self, volumes: list[Volume]) -> list[Volume]:
+        with self._batches.locked("relabel") as (lock, group):
+            known = self._known(group, volumes)
+            changed = [volume for volume, old in zip(volumes, known, strict=True) if volume.kind != old.kind]
+            group = self._settled(group, changed)
+            raise_problems([problem for volume in changed for problem in self._in_use(group, volume, "relabelled")])
+            commands = []
+            for volume, old in zip(volumes, known, strict=True):
+                command = _retag(old, replace(old, kind=volume.kind, made=volume.made))
+                if group.lvs[old.name].readonly != (volume.kind != "disk"):
+                    command += ["--permission", "r" if volume.kind != "disk" else "rw"]
+                if command:
+                    commands.append(["lvchange", "-y", *command, f"{self._vg}/{old.name}"])
+            said = lvmtools.batch(self._vg, lock, commands) if commands else ""
+        found = self._found(volumes)
+        for volume, now in zip(volumes, found, strict=True):
+            if (volume.kind, volume.made) != (now.kind, now.made):
+                raise Conflict(f"volume {volume.name} could not be relabelled: {said}", f"lvs {self._vg}")
+        return found
+
+    def delete(self, volumes: list[Volume]) -> None:
+        with self._batches.locked("delete") as (lock, group):
+            problems: list[StorkitError] = []
+            gone = []
+            for volume in volumes:
+                lv = group.lvs.get(check_name("volume", volume.name))
+                if lv is not None and self._is_ours(group, lv):
+                    problems += self._another(lv, volume)
+                    gone.append(volume)
+                elif lv is not None and lv.tags.get(lvmtools.BATCH) in group.making:
+                    problems.append(lvmbatch.being_made(lv.name))
+            raise_problems(problems)
+            group = self._settled(group, gone)
+            for volume in gone:
+                problems += self._in_use(group, volume, "deleted")
+                problems += self._needed(group, volume.name)
+            raise_problems(problems)
+            self._batches.remove(lock, [volume.name for volume in gone])
+            for volume in gone:
+                locks.use_lock(self.site.run, volume.uuid).unlink(missing_ok=True)
+
+    def capacity(self) -> Usage:
+        group = lvmtools.read(self._vg)
+        volumes = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
+        sizes = [self._volume(lv).size for lv in volumes]
+        if not self.settings.thinpool:
+            allocated = sum(lv.size for lv in volumes)
+            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated)
+        pool = self._thin_pool(group)
+        # lvs rounds to hundredths of a percent: this is the most that can be taken.
+        allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
+        free = pool.size - allocated if pool.data is not None else 0
+        warnings = lvmroom.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
+        return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings)
+
+    # The volume group
+
+    @property
+    def _vg(self) -> str:
+        if not self.settings.vg:
+            raise UsageError(f"pool {self.pool} names no volume group", f'add vg = "NAME" to [pools.{self.pool}]')
+        for name in (self.settings.vg, self.settings.thinpool):
+            if not _LVM_NAME.fullmatch(name or self.settings.vg):
+                raise UsageError(f"pool {self.pool}: {name!r} cannot be a name in LVM", "vgs; lvs")
+        return self.settings.vg
+
+    @property
+    def _batches(self) -> Batches:
+        return Batches(self._vg, self.site.host, self.site.run)
+
+    def _thin_pool(self, group: VolumeGroup) -> LogicalVolume:
+        pool = group.lvs.get(self.settings.thinpool)
+        if pool is None or not pool.is_thin_pool:
+            hint = f"make one: lvcreate --type thin-pool -l 90%FREE -n {self.settings.thinpool} {group.name}"
+            raise NotFound(f"there is no thin pool {self.settings.thinpool} in volume group {group.name}", hint)
+        return pool
+
+    def _is_ours(self, group: VolumeGroup, lv: LogicalVolume) -> bool:
+        return group.exists(lv) and lv.pool == self.settings.thinpool
+
+    def _volume(self, lv: LogicalVolume) -> Volume:
+        where = lvmtools.path(self._vg, lv.name)
+        return replace(lvmtools.volume_of(lv), pool=self.pool, host=self.site.host, path=where)
+
+    def _found(self, volumes: Sequence[Volume]) -> list[Volume]:
+        """The volumes as they are now, in the order asked for."""
+        found = {volume.name: volume for volume in self.find([volume.name for volume in volumes])}
+        return [found[volume.name] for volume in volumes if volume.name in found]
+
+    # Making
+
+    def _derive(self, verb: str, source: Volume, volumes: Sequence[Volume]) -> list[Volume]:
+        """Clones and snapshots: thin ones of the same pool, or copies."""
+        thin = bool(self.settings.thinpool)
+        with ExitStack() as stack:
+            with self._batches.locked(verb) as (lock, group):
+                (old,) = self._known(group, [source])
+                todo = self._admit(group, volumes)
+                group = self._settled(group, [old])
+                problems = _derive_problems(old, volumes)
+                if old.kind == "disk" and not (thin and verb == "snapshot"):
+                    problems += self._in_use(group, old, "copied")
+                raise_problems(problems)
+                self._check_room(lock, group, todo)
+                made = [replace(_fresh(volume, "thin" if thin else "copy"), origin=old.uuid) for volume in todo]
+                if not made:
+                    return self._found(volumes)
+                batch = stack.enter_context(self._batches.claimed(verb))
+                if thin:
+                    size = group.lvs[old.name].size
+                    commands = [command for volume in made for command in self._share(old, size, volume, batch)]
+                    self._batches.carve(lock, batch, made, commands)
+                    self._batches.publish(lock, batch)
+                    return self._found(volumes)
+                if old.kind == "disk":
+                    use = locks.use_lock(self.site.run, old.uuid)
+                    stack.callback(locks.acquire(use, f"volume {old.name}", shared=True).release)
+                lvmtools.activate([old])
+                self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
+            self._fill(batch, made, lambda: self._copy(group, old, made))
+        return self._found(volumes)
+
+    def _new(self, volume: Volume, batch: str) -> list[str]:
+        command = ["lvcreate", *_NEW, *_tags(volume, batch)]
+        if self.settings.thinpool:
+            return [*command, "-V", f"{volume.size}b", "-T", f"{self._vg}/{self.settings.thinpool}", "-n", volume.name]
+        # Nothing is wiped at its start: all of it is zeroed.
+        return [*command, "-Wn", "-Zn", "-L", f"{volume.size}b", "-n", volume.name, self._vg]
+
+    def _share(self, old: Volume, size: int, volume: Volume, batch: str) -> list[list[str]]:
+        """A thin snapshot, grown to the size of a larger clone. `size` is that of the logical volume it is of."""
+        mode = "rw" if volume.kind == "disk" else "r"
+        tags = _tags(volume, batch)
+        commands = [["lvcreate", *_NEW, "-s", "-p", mode, *tags, "-n", volume.name, f"{self._vg}/{old.name}"]]
+        if volume.size > size:
+            commands.append(["lvextend", "-y", "-L", f"{volume.size}b", f"{self._vg}/{volume.name}"])
+        return commands
+
+    def _fill(self, batch: str, made: Sequence[Volume], work: Callable[[], None]) -> None:
+        """Let `work` write the content of thick volumes, which takes long, while others use the volume group."""
+        try:
+            try:
+                work()
+            except OSError as error:
+                raise Conflict(f"volume group {self._vg}: {error.strerror}", "see what the disk says: dmesg") from error
+            with self._batches.locked("publish") as (lock, _):
+                if sealed := [volume.name for volume in made if volume.kind != "disk"]:
+                    names = [f"{self._vg}/{name}" for name in sealed]
+                    lvmtools.change(self._vg, lock, ["lvchange", "-y", "--permission", "r", *names])
+                self._batches.publish(lock, batch)
+        except BaseException:
+            with suppress(StorkitError), self._batches.locked("undo") as (lock, _):
+                self._batches.discard(lock, batch)
+            raise
+
+    def _zero(self, group: VolumeGroup, made: Sequence[Volume]) -> None:
+        total, before = sum(volume.size for volume in made), 0
+        for volume in made:
+
+            def progress(done: int, before: int = before, name: str = volume.name) -> None:
+                self.site.progress(min(1.0, (before + done) / total), f"zeroing {name}")
+
+            with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+                blockdevice.zero(device, 0, group.extents(volume.size), progress)
+            before += volume.size
+
+    def _copy(self, group: VolumeGroup, old: Volume, made: Sequence[Volume]) -> None:
+        names = made[0].name + (f" and {len(made) - 1} more" if len(made) > 1 else "")
+
+        # Whole blocks, of a device with blocks of 4 KiB as well: the logical volume is whole extents.
+        length = -(-old.size // _BLOCK) * _BLOCK
+
+        def progress(done: int) -> None:
+            self.site.progress(done / length, f"copying {old.name} to {names}")
+
+        targets = [lvmtools.path(self._vg, volume.name) for volume in made]
+        blockdevice.copy(lvmtools.path(self._vg, old.name), targets, length, progress)
+        for volume in made:
+            with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+                blockdevice.zero(device, old.size, group.extents(volume.size))
+
+    def _resize(self, lock: locks.Lock, group: VolumeGroup, old: Volume, size: int) -> None:
+        """The tag never promises more than is there and reads as it should, so that a kill in between is harmless."""
+        lv, end, target = group.lvs[old.name], group.extents(size), f"{self._vg}/{old.name}"
+        retag = ["lvchange", "-y", *_retag(old, replace(old, size=size)), target]
+        lvmtools.activate([old])
+        if size > old.size:
+            if end > lv.size:
+                lvmtools.change(self._vg, lock, ["lvextend", "-y", "-L", f"{size}b", target])
+            self._clear(old, old.size, end)
+            lvmtools.change(self._vg, lock, retag)
+            return
+        lvmtools.change(self._vg, lock, retag)
+        self._clear(old, size, lv.size)
+        if end < lv.size:
+            lvmtools.change(self._vg, lock, ["lvreduce", "-y", "-L", f"{size}b", target])
+
+    def _clear(self, volume: Volume, start: int, end: int) -> None:
+        with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+            if self.settings.thinpool:
+                blockdevice.clear_thin(device, start, end)
+            else:
+                blockdevice.zero(device, start, end)
+
+    # What stands in the way
+
+    def _admit(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
+        """Those of `volumes` that are still to be made. Raises everything that is wrong with the request."""
+        problems: list[StorkitError] = []
+        todo: list[Volume] = []
+        seen: set[str] = set()
+        for volume in volumes:
+            try:
+                check_name("volume", volume.name)
+            except UsageError as error:
+                problems.append(error)
+                continue
+            if volume.name in seen:
+                problems.append(UsageError(f"volume {volume.name} is asked for twice", "give each its own name"))
+                continue
+            seen.add(volume.name)
+            lv = group.lvs.get(volume.name)
+            problems += _request_problems(volume, self._vg)
+            if lv is None:
+                todo.append(volume)
+            elif not self._is_ours(group, lv):
+                problems.append(self._in_the_way(group, lv))
+            elif (lv.tags["uuid"], lv.tags.get("size")) != (volume.uuid, str(volume.size)):
+                hint = f"choose another name, or look at it: storkit volume show {volume.name}"
+                problems.append(Conflict(f"volume {volume.name} exists already in {self._vg}", hint))
+        raise_problems(problems)
+        return todo
+
+    def _check_room(self, lock: locks.Lock, group: VolumeGroup, todo: Sequence[Volume]) -> None:
+        if not todo:
+            return
+        if not self.settings.thinpool:
+            raise_problems(lvmroom.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
+            return
+        pool = self._thin_pool(group)
+        if not pool.active:  # how full it is, only the kernel knows
+            lvmtools.change(self._vg, lock, ["lvchange", "-ay", f"{self._vg}/{pool.name}"])
+            pool = self._thin_pool(lvmtools.read(self._vg))
+        raise_problems(lvmroom.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
+
+    def _in_the_way(self, group: VolumeGroup, lv: LogicalVolume) -> StorkitError:
+        if lv.tags.get(lvmtools.BATCH) in group.making:
+            return lvmbatch.being_made(lv.name)
+        whose = "of another pool" if group.exists(lv) else "that storkit did not make"
+        message = f"{lvmtools.path(self._vg, lv.name)} is in the way: a logical volume {whose}"
+        return Conflict(message, "choose another name")
+
+    def _known(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
+        """The volumes as they are. Raises NotFound; Conflict: the name is that of another UUID."""
+        known = []
+        problems: list[StorkitError] = []
+        for volume in volumes:
+            lv = group.lvs.get(check_name("volume", volume.name))
+            if lv is None or not self._is_ours(group, lv):
+                problems.append(NotFound(f"pool {self.pool} has no volume {volume.name}", "storkit volume list"))
+                continue
+            problems += self._another(lv, volume)
+            known.append(self._volume(lv))
+        raise_problems(problems)
+        return known
+
+    def _another(self, lv: LogicalVolume, volume: Volume) -> list[StorkitError]:
+        if lv.tags["uuid"] == volume.uuid:
+            return []
+        return [
+            Conflict(
+                f"volume {lv.name} is another one than was meant: its UUID is {lv.tags['uuid']}, not {volume.uuid}",
+                f"look at it: storkit volume show {lv.name}",
+            )
+        ]
+
+    def _settled(self, group: VolumeGroup, volumes: Sequence[Volume]) -> VolumeGroup:
+        """The volume group once udevd has let go of these volumes: it looks into those that were written to."""
+        if not any(group.lvs[volume.name].open for volume in volumes):
+            return group
+        run(["udevadm", "settle", "--timeout=30"], ok=(0, 1), package="udev")
+        return lvmtools.read(self._vg)
+
+    def _in_use(self, group: VolumeGroup, volume: Volume, what: str) -> list[StorkitError]:
+        """Somebody has the lock, or has the device open: a process, a mount, an export, a device-mapper node on it."""
+        if not group.lvs[volume.name].open and not locks.held(locks.use_lock(self.site.run, volume.uuid)):
+            return []
+        hint = f"see who has it: storkit volume show {volume.name}; lsblk {lvmtools.path(self._vg, volume.name)}"
+        return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
+
+    def _needed(self, group: VolumeGroup, name: str) -> list[StorkitError]:
+        """Snapshots that storkit did not make: lvremove would take those that are not thin with their origin."""
+        pool = group.lvs[name].pool
+        users = [lv.name for lv in group.lvs.values() if lv.origin == name and not (pool and lv.pool == pool)]
+        if not users:
+            return []
+        hint = f"remove it first: lvremove {self._vg}/{users[0]}"
+        return [Conflict(f"volume {name} cannot be deleted: {', '.join(users)} stands on it", hint)]
+
+    def _resize_problems(self, group: VolumeGroup, volume: Volume, old: Volume, shrink: bool) -> list[StorkitError]:
+        if volume.size == old.size:
+            return []
+        problems = [*self._in_use(group, old, "resized"), *self._needed(group, old.name)]
+        if old.kind != "disk":
+            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {format_size(volume.size)}"
+            problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
+        if old.made == IMPORTING:
+            problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
+        if volume.size < old.size and not shrink:
+            message = (
+                f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
+                "what lies beyond"
+            )
+            problems.append(Conflict(message, "shrink the file system in it first, then say --shrink"))
+        return problems
+
+
+def _request_problems(volume: Volume, vg: str) -> list[StorkitError]:
+    """What is wrong with a volume that is asked for, whatever there is already."""
+    problems = volumefile.size_problems(volume, "raw")
+    if not _UUID.fullmatch(volume.uuid):
+        problems.append(UsageError(f"{volume.uuid!r} is not a UUID for volume {volume.name}", "uuidgen makes one"))
+    if volume.kind == "tree":
+        message = f"volume {volume.name}: a logical volume holds no tree"
+        problems.append(Unsupported(message, "choose a pool of the kind nfs or directory"))
+    if _RESERVED.match(volume.name):
+        problems.append(UsageError(f"LVM keeps the name {volume.name} for itself", "choose another name"))
+    if len(f"{vg}-{volume.name}".replace("-", "--")) > _DM_NAME_MAX:
+        message = f"the name of volume {volume.name} in volume group {vg} is too long for device-mapper"
+        problems.append(UsageError(message, f"use {_DM_NAME_MAX} characters at most for both, hyphens counted twice"))
+    return problems
+
+
+def _derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError]:
+    problems: list[StorkitError] = []
+    for volume in volumes:
+        if 0 < volume.size < old.size:
+            message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
+            problems.append(UsageError(message, f"make it {format_size(old.size)} or larger"))
+    if old.made == IMPORTING:
+        hint = "wait for the import, or run it again: storkit plan list"
+        problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
+    return problems
+
+
+def _fresh(volume: Volume, made: str) -> Volume:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return replace(volume, made=made, created=volume.created or now, origin="")
+
+
+def _tags(volume: Volume, batch: str) -> list[str]:
+    """The options of lvcreate that give a new volume its metadata."""
+    tags = lvmtools.tags_of(volume) | {lvmtools.BATCH: batch}
+    return [word for key, value in tags.items() for word in ("--addtag", lvmtools.tag(key, value))]
+
+
+def _retag(old: Volume, new: Volume) -> list[str]:
+    """The options of lvchange that turn the metadata of `old` into those of `new`, in one commit."""
+    before, after = lvmtools.tags_of(old), lvmtools.tags_of(new)
+    words = []
+    for key, value in after.items():
+        if before.get(key) != value:
+            words += ["--deltag", lvmtools.tag(key, before[key]), "--addtag", lvmtools.tag(key, value)]
+    return words

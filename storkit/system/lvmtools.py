@@ -1,0 +1,289 @@
+"""LVM as storkit uses it: one volume group read in one process, changed under a lock, many commands in one `lvm`.
+
+A volume's metadata are tags of its logical volume, `storkit.KEY=VALUE` (lvm(8) on tags). What is being made carries
+`storkit.batch=ID`, and the volume group `storkit.making=HOST:ID` for as long: taking that one tag away turns all
+volumes of the batch into existing ones at once, and a batch whose maker is dead is removed by the next command.
+
+`lvm` without a command is a shell that reads commands from its standard input, and goes on after one that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
+from storkit.core.model import Volume
+from storkit.system.locks import Lock
+from storkit.system.run import run, which
+
+PACKAGE = "lvm2"
+TAG = "storkit."
+MAKING = "storkit.making="
+BATCH = "batch"
+_VG_FIELDS = "vg_name,vg_size,vg_free,vg_extent_size,vg_tags"
+_LV_FIELDS = "lv_name,lv_size,lv_tags,lv_attr,pool_lv,origin,data_percent,metadata_percent"
+_PLAIN = re.compile(r"[A-Za-z0-9_.+:=-]", re.ASCII)
+_PER_COMMAND = 20.0
+"""Seconds that one command of many may take, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalVolume:
+    """A logical volume as lvs(8) reports it."""
+
+    name: str
+    size: int
+    attr: str
+    """lv_attr's letters."""
+    pool: str
+    """The thin pool it is in; empty: none."""
+    origin: str
+    data: float | None = None
+    """Percent of a thin pool's space that is taken; None: not known, since it is not active."""
+    metadata: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    """storkit's, without the prefix."""
+
+    @property
+    def is_thin_pool(self) -> bool:
+        return self.attr[0] == "t"
+
+    @property
+    def readonly(self) -> bool:
+        return self.attr[1] == "r"
+
+    @property
+    def active(self) -> bool:
+        return self.attr[4] == "a"
+
+    @property
+    def open(self) -> bool:
+        return self.attr[5] == "o"
+
+    @property
+    def zeroes(self) -> bool:
+        """A thin pool's new chunks are zeroed before a volume gets them."""
+        return self.attr[7] == "z"
+
+    @property
+    def health(self) -> str:
+        """Of a thin pool: F failed, D out of data space, M metadata read-only, - well."""
+        return self.attr[8]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeGroup:
+    """A volume group and its visible logical volumes."""
+
+    name: str
+    size: int
+    free: int
+    extent: int
+    lvs: dict[str, LogicalVolume]
+    making: dict[str, str] = field(default_factory=dict)
+    """Batch to the host that makes it."""
+
+    def extents(self, size: int) -> int:
+        """`size` as LVM gives it: whole extents."""
+        return -(-size // self.extent) * self.extent
+
+    def batch(self, batch: str) -> list[LogicalVolume]:
+        return [lv for lv in self.lvs.values() if lv.tags.get(BATCH) == batch]
+
+    def exists(self, lv: LogicalVolume) -> bool:
+        """Whether a logical volume is a volume: storkit's, and made to its end."""
+        return "uuid" in lv.tags and lv.tags.get(BATCH) not in self.making
+
+
+def path(vg: str, lv: str) -> str:
+    return f"/dev/{vg}/{lv}"
+
+
+# Tags
+
+
+def encode(value: str) -> str:
+    """`value` in the characters that tags may have; others as #XX, the hexadecimal bytes of UTF-8."""
+    return "".join(
+        character if _PLAIN.fullmatch(character) else "".join(f"#{byte:02x}" for byte in character.encode())
+        for character in value
+    )
+
+
+def decode(value: str) -> str:
+    """What `encode` was given."""
+    raw = re.sub(rb"#([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), value.encode())
+    return raw.decode(errors="replace")
+
+
+def tag(key: str, value: str) -> str:
+    return f"{TAG}{key}={encode(value)}"
+
+
+def tags_of(volume: Volume) -> dict[str, str]:
+    """A volume's metadata as tags: all but what follows from where it is."""
+    tags = {"uuid": volume.uuid, "kind": volume.kind, "size": str(volume.size), "made": volume.made}
+    return tags | {"created": volume.created} | ({"origin": volume.origin} if volume.origin else {})
+
+
+def volume_of(lv: LogicalVolume) -> Volume:
+    """The volume that a logical volume's tags tell of. Raises Unsafe: they cannot be trusted."""
+    tags = lv.tags
+    wrong = [key for key, pattern in _VALUES.items() if not pattern.fullmatch(tags.get(key, ""))]
+    problems = [f"{key} {tags.get(key, '')!r}" for key in wrong]
+    if not problems and int(tags["size"]) > lv.size:
+        problems.append(f"{tags['size']} bytes, of which {lv.size} are there")
+    if problems:
+        raise Unsafe(f"the tags of logical volume {lv.name} are damaged: {', '.join(problems)}", "lvs -o+lv_tags")
+    size, kind = int(tags["size"]), tags["kind"]
+    return Volume(
+        lv.name, tags["uuid"], size, kind=kind, format="raw", origin=tags.get("origin", ""),  # type: ignore[arg-type]
+        made=tags["made"], created=tags["created"],
+    )  # fmt: skip
+
+
+_VALUES = {
+    "uuid": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII),
+    "kind": re.compile("disk|image|snapshot"),
+    "size": re.compile(r"[1-9][0-9]{0,18}", re.ASCII),
+    "made": re.compile(".*"),
+    "created": re.compile(".*"),
+}
+
+
+# Parsing
+
+
+def parse_group(report: str) -> VolumeGroup:
+    """A volume group from the JSON of `lvm fullreport` as `read` asks for it, sizes in bytes."""
+    (sections,) = [entry for entry in json.loads(report)["report"] if entry.get("vg")]
+    (group,) = sections["vg"]
+    lvs = {row["lv_name"]: _parse_lv(row) for row in sections.get("lv", [])}
+    making = {}
+    for tag in group["vg_tags"].split(","):
+        if tag.startswith(MAKING):
+            host, _, batch = tag.removeprefix(MAKING).rpartition(":")
+            making[batch] = host
+    size, free, extent = (int(group[key]) for key in ("vg_size", "vg_free", "vg_extent_size"))
+    return VolumeGroup(group["vg_name"], size, free, extent, lvs, making)
+
+
+def _parse_lv(row: dict[str, str]) -> LogicalVolume:
+    ours = [tag.removeprefix(TAG) for tag in row["lv_tags"].split(",") if tag.startswith(TAG)]
+    tags = {key: decode(value) for key, _, value in (tag.partition("=") for tag in ours)}
+    data, metadata = (float(row[key]) if row[key] else None for key in ("data_percent", "metadata_percent"))
+    name, size = row["lv_name"], int(row["lv_size"])
+    return LogicalVolume(name, size, row["lv_attr"], row["pool_lv"], row["origin"], data, metadata, tags)
+
+
+def complaint(stderr: str) -> str:
+    """What LVM's messages say is wrong, without its warnings, in one line."""
+    lines = [line.strip().rstrip(".") for line in stderr.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("WARNING")))
+
+
+def explain(failure: CommandFailed, vg: str) -> StorkitError:
+    """A failure of LVM as the kind of error it is."""
+    said = complaint(failure.stderr)
+    if re.search(r'[Vv]olume group "?\S+"? not found', said):
+        return NotFound(f"there is no volume group {vg}", "vgs lists those there are; pvs shows what lacks a disk")
+    if "insufficient free space" in said:
+        return Conflict(f"no room in volume group {vg}: {said}", f"vgs {vg}")
+    if "target(s) not detected" in said or "target support missing" in said or "thin-pool target" in said:
+        return Unsupported(f"this kernel lacks a device-mapper target: {said}", "modprobe dm-mod dm-thin-pool")
+    if "thin_check" in said and ("No such file" in said or "failed" in said):
+        return Unsupported(f"a thin pool cannot be checked: {said}", "apt install thin-provisioning-tools")
+    return CommandFailed(failure.argv, failure.status, said or failure.stderr, hint=failure.hint)
+
+
+# Acting
+
+
+def read(vg: str) -> VolumeGroup:
+    """The state of a volume group, in one process. Raises NotFound: there is none of that name."""
+    argv = ["lvm", "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix"]
+    argv += ["--configreport", "vg", "-o", _VG_FIELDS, "--configreport", "lv", "-o", _LV_FIELDS]
+    # The other three are not wanted, and come nevertheless.
+    argv += ["--configreport", "pv", "-o", "pv_name", "-S", "pv_name=none"]
+    argv += ["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_start=-1"]
+    argv += ["--configreport", "seg", "-o", "seg_start", "-S", "seg_start=1"]
+    try:
+        return parse_group(run([*argv, vg], package=PACKAGE).stdout)
+    except CommandFailed as failure:
+        raise explain(failure, vg) from failure
+
+
+def change(vg: str, lock: Lock, argv: Sequence[str]) -> None:
+    """Run one LVM command that changes `vg`. Raises what it says is wrong."""
+    _locked_run(vg, lock, list(argv), count=len(argv))
+
+
+def batch(vg: str, lock: Lock, commands: Sequence[Sequence[str]]) -> str:
+    """Run many LVM commands in one process; what they complain of. Which of them worked is to be looked up."""
+    script = os.memfd_create("lvm", 0)  # inherited by lvm
+    try:
+        with os.fdopen(os.dup(script), "w") as file:
+            file.write("".join(f"{' '.join(command)}\n" for command in commands))
+        # A file, not a pipe: what a killed writer leaves in a pipe can end in the middle of a name.
+        argv = ["sh", "-c", 'exec lvm <"$0"', f"/proc/self/fd/{script}"]
+        return complaint(_locked_run(vg, lock, argv, script, count=len(commands)))
+    finally:
+        os.close(script)
+
+
+def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) -> str:
+    """Run a command under a shell that keeps the lock while it runs, also when we are killed: LVM itself closes what
+    it inherits, and without the lock the next command would take its half-made volumes for leftovers."""
+    if which("lvm") is None:
+        raise Unsupported("lvm is not installed", f"apt install {PACKAGE}")
+    os.set_inheritable(lock.descriptor, True)
+    # No history of our commands in root's ~/.lvm_history.
+    environment = {"HOME": "/dev/null", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    try:
+        done = run(
+            ["sh", "-c", '"$@"; exit $?', "sh", *argv],
+            timeout=60 + _PER_COMMAND * count,
+            pass_fds=[lock.descriptor, *keep],
+            env=environment,
+        )
+    except CommandFailed as failure:
+        plain = CommandFailed(argv, failure.status, failure.stderr, hint=f"try it by hand: {shlex.join(argv)}")
+        raise explain(plain, vg) from failure
+    return done.stderr
+
+
+def activate(volumes: Sequence[Volume]) -> None:
+    """Make the paths of LVM volumes usable on this host, as they are no longer after it was booted.
+
+    storkit's logical volumes have the activation skip flag (lvcreate -ky): neither the boot nor `vgchange -ay`, here or
+    on another host that sees the disks, activates them. Whoever serves a volume by its path calls this first; volumes
+    whose path is there, and those of other pools, are left alone.
+
+    Raises NotFound: gone; Conflict: the logical volume of that name is not this volume.
+    """
+    wanted: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        parts = Path(volume.path).parts
+        if len(parts) == 4 and parts[:2] == ("/", "dev") and parts[3] == volume.name and not Path(volume.path).exists():
+            wanted.setdefault(parts[2], []).append(volume)
+    for vg, missing in wanted.items():
+        group = read(vg)
+        problems: list[StorkitError] = []
+        for volume in missing:
+            lv = group.lvs.get(volume.name)
+            if lv is None:
+                problems.append(NotFound(f"{vg} has no logical volume {volume.name}", f"lvs {vg}"))
+            elif lv.tags.get("uuid") != volume.uuid:
+                problems.append(Conflict(f"{volume.path} is not the volume {volume.name} that was meant", f"lvs {vg}"))
+        raise_problems(problems)
+        argv = ["lvchange", "-ay", "-K", *(f"{vg}/{volume.name}" for volume in missing)]
+        try:
+            run(argv, package=PACKAGE, timeout=60 + _PER_COMMAND * len(missing))
+        except CommandFailed as failure:
+            raise explain(failure, vg) from failure

@@ -1,0 +1,41 @@
+"""LVM pools to test, thin and thick. They need device-mapper: tests/lab/test_contract_pools.py runs these tests in a
+host of the lab, where LAB_LVM_DISK names a disk that may be overwritten; elsewhere there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from storkit.lvm import LvmSettings
+
+VG = "contract"
+
+
+@contextmanager
+def _group(thin: bool, place: Path) -> Iterator[LvmSettings]:
+    disk = os.environ["LAB_LVM_DISK"]
+    _lvm("vgcreate", "-y", VG, disk)
+    try:
+        if thin:
+            _lvm("lvcreate", "-y", "--type", "thin-pool", "-L", "1G", "-n", "pool", VG)
+        yield LvmSettings(vg=VG, thinpool="pool" if thin else "")
+    finally:
+        _lvm("vgremove", "-f", "-y", VG)
+        _lvm("pvremove", "-y", disk)
+
+
+def _lvm(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"
+
+
+def setups() -> dict[str, Any]:
+    if "LAB_LVM_DISK" not in os.environ:
+        return {}
+    variants: dict[str, AbstractContextManager[Any] | Any] = {"thin": partial(_group, True)}
+    return variants | {"thick": partial(_group, False)}

@@ -1,0 +1,21 @@
+"""The contract tests of pools whose technology needs a real kernel, run by pytest inside a host."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import Lab
+from tests.lab.inner import run_tests
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.mark.parametrize("variant", ["thin", "thick"])
+def test_lvm_pools_keep_the_contract(lab: Lab, variant: str) -> None:
+    (host,) = lab.hosts("s")
+    disk = host.add_disk(2 << 30)
+    said = run_tests(
+        host, "tests/contract/test_pools.py", "-k", f"lvm-{variant}", timeout=1800, env={"LAB_LVM_DISK": disk}
+    )
+    print(said)
+    assert "skipped" not in said

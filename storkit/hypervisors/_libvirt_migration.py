@@ -176,7 +176,7 @@ class Source:
                 f"storkit migrate status {self.name}",
             )
         raise CommandFailed(
-            ["virsh", "migrate"], 1, reason, hint=f"guest {self.name} is still here; see virsh domstate"
+            ["virsh", "migrate"], 1, reason, hint=f"guest {self.name} is still here"
         )
 
     def _settled(self) -> None:

@@ -33,6 +33,7 @@ from storkit.system.iscsiattached import ROLE, Attached, Node, find_nodes
 from storkit.system.iscsigrant import Chapped, IscsiSettings, initiator_iqn, portal, portal_name
 from storkit.system.lun import Lun
 from storkit.system.nbdserver import every
+from storkit.system.openers import only_killed
 from storkit.system.openiscsi import Session
 
 _BUSY = 60.0
@@ -128,7 +129,7 @@ class IscsiAttachments:
         """Have a session, and in it the disk that the offer speaks of."""
         session = self._attached.session(one.offer)
         if session is not None and not session.alive:
-            if one.node is not None and _opens(one.node):
+            if one.node is not None and _opens(one.node) and not only_killed(one.node.path):
                 raise HostUnreachable(
                     f"volume {one.offer.volume} is in use on {self.site.host}, and its target {session.target} at "
                     f"{session.portal} is away",
@@ -170,7 +171,7 @@ class IscsiAttachments:
                     offer.name,
                     address,
                     port,
-                    offer.options.get("initiator") or initiator_iqn(self.settings.prefix, self.site.host),
+                    initiator_iqn(offer.name.removesuffix(f":{offer.uuid.lower()}"), self.site.host),
                     _chap(offer),
                     self.settings.login_timeout,
                     self.settings.replacement_timeout,
@@ -261,6 +262,8 @@ class IscsiAttachments:
 
     def _in_use(self, one: _Pending) -> Iterator[StorkitError]:
         if one.node is not None and _opens(one.node):
+            if one.session is not None and not one.session.alive and only_killed(one.node.path):
+                return
             hint = f"see who has it: lsblk {one.node.path}; fuser -v {one.node.path}"
             yield Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint)
 
@@ -391,5 +394,5 @@ def _chap(offer: Offer) -> Chapped | None:
     credential = offer.credential
     if credential is None or credential.secret is None:
         return None
-    mutual = credential.files.get("mutual_secret", Secret(""))
-    return Chapped(credential.user, credential.secret, offer.options.get("mutual_user", ""), mutual)
+    user, secret = (credential.files.get(name, Secret("")) for name in ("mutual-user", "mutual-secret"))
+    return Chapped(credential.user, credential.secret, user.reveal(), secret)

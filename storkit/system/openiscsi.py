@@ -18,9 +18,11 @@ from storkit.core.errors import (
     Conflict,
     HostUnreachable,
     StorkitError,
+    TimedOut,
     Unsafe,
     Unsupported,
 )
+from storkit.system import iscsinetlink
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.iscsigrant import Chapped, portal_name
 from storkit.system.run import run, which
@@ -35,8 +37,9 @@ _PROBE = 5.0
 _LOGIN_TIMEOUT = 90.0
 
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
-_TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _INTERNAL, _PDU_TIMEOUT = 4, 5, 8, 9, 11
-_SESSION_EXISTS, _NO_DAEMON, _NO_OBJECTS, _FATAL_LOGIN, _LOGIN_AUTH, _BUSY = 15, 20, 21, 19, 24, 28
+_TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11
+_SESSION_EXISTS, _DAEMON_LOST, _FATAL_LOGIN, _NO_DAEMON, _NO_OBJECTS = 15, 18, 19, 20, 21
+_LOGIN_AUTH, _NOT_CONNECTED = 24, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,28 +267,35 @@ def probe(address: str, port: int, timeout: float = _PROBE) -> str:
 def login(node: Node) -> None:
     """Log in by the record of this node, which must be written; logged in already is fine.
 
-    Raises HostUnreachable: nobody answers at the portal. Unsafe: one side does not accept the other's CHAP secret.
-    Conflict: the target lets this host not in.
+    Raises HostUnreachable: no such target at the portal. Unsafe: one side does not accept the other's CHAP secret, or
+    the target does not let this host in.
     """
     argv = ["iscsiadm", "-m", "node", "-T", node.target, "-p", f"{node.portal},{TPGT}", "--login"]
     try:
-        run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE)
+        done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE)
     except CommandFailed as failure:
         raise explain_login(node, failure) from failure
+    if done.status == _SESSION_EXISTS and not any(found.target == node.target for found in find_sessions()):
+        raise Conflict(
+            f"iscsid holds on to a session to {node.target} that is gone",
+            "restart it, which no other session suffers from: systemctl restart iscsid",
+        )
 
 
 def explain_login(node: Node, failure: CommandFailed) -> StorkitError:
+    """What a failed login means, by iscsiadm's exit status."""
     where = f"target {node.target} at {node.portal}"
-    if failure.status == _LOGIN_AUTH:
+    said = last_line(failure.stderr)
+    if failure.status in (_LOGIN_AUTH, _FATAL_LOGIN):
         return Unsafe(
-            f"{where} and this host do not accept each other: another CHAP secret, or no right to log in",
+            f"{where} and this host do not accept each other: another CHAP secret, or no right to log in ({said})",
             "detach and attach it again: storkit fetches the secrets anew",
         )
-    if failure.status in (_TRANSPORT, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT):
-        return HostUnreachable(f"{where} does not answer: {last_line(failure.stderr)}", "storkit host check")
-    if failure.status in (_LOGIN, _FATAL_LOGIN):
-        return Conflict(f"{where} lets this host not in: {last_line(failure.stderr)}", "storkit status")
-    if failure.status == _NO_DAEMON:
+    if failure.status in (_TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT):
+        return HostUnreachable(
+            f"{where} takes no login, though its port is open: is the volume exported? ({said})", "storkit status"
+        )
+    if failure.status in (_NO_DAEMON, _DAEMON_LOST):
         return Unsupported("iscsid does not answer", "start it: systemctl restart iscsid, or: iscsid")
     return failure
 
@@ -304,4 +314,12 @@ def logout(session: Session, timeout: float = 30.0) -> None:
     administrator would begin to use that.
     """
     argv = ["iscsiadm", "-m", "node", "-T", session.target, "-p", f"{session.portal},{TPGT}", "--logout"]
-    run(argv, ok=(0, _NO_OBJECTS), timeout=timeout, package=PACKAGE)
+    try:
+        done = run(argv, ok=(0, _NO_OBJECTS, _NOT_CONNECTED), timeout=timeout, package=PACKAGE)
+    except TimedOut:
+        if session.alive:
+            raise
+    else:
+        if done.status != _NOT_CONNECTED:
+            return
+    iscsinetlink.destroy(session.id)

@@ -89,6 +89,7 @@ class Iscsi(Transport):
                 liosave.check()
         except StorkitError as error:
             problems.append(error)
+        _activate(volumes)
         grants: list[Grant] = []
         for volume in volumes:
             check_name("volume", volume.name)
@@ -316,6 +317,8 @@ class Iscsi(Transport):
                 grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
                 grant.writers = [name for name in grant.writers if name in grant.clients]
             self._grants.save(grants)
+            with _collected(problems):
+                _activate([grant.volume for grant in grants])
             ready: list[Grant] = []
             for grant in grants:
                 try:
@@ -385,6 +388,14 @@ class Iscsi(Transport):
         raise_problems(problems)
         found |= {grant.volume.uuid: self._local.evidence(grant, offsets) for grant in grants}
         return [found[volume.uuid] for volume in volumes]
+
+
+def _activate(volumes: Iterable[Volume]) -> None:
+    """Volumes of LVM have no device since the last boot, until they are asked for."""
+    if missing := [volume for volume in volumes if not Path(volume.path).exists()]:
+        from storkit.system import lvmtools
+
+        lvmtools.activate(missing)
 
 
 def _unit(grant: Grant) -> lio.Unit:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storkit.core.errors import CommandFailed, Unsupported
+from storkit.system.files import make_private
 from storkit.system.locks import acquire
 from storkit.system.run import run
 
@@ -15,7 +16,7 @@ CONFIGFS = Path("/sys/kernel/config")
 TARGET = CONFIGFS / "target"
 FABRIC = TARGET / "iscsi"
 CORE = TARGET / "core"
-LOCK = Path("/run/storkit-lio.lock")
+LOCK = Path("/run/storkit/lio.lock")
 """One for the machine: all storkit processes share its kernel's target, whatever directory their host's state is in."""
 LOCK_WAIT = 600.0
 MODULES = ("target_core_mod", "target_core_iblock", "iscsi_target_mod")
@@ -24,6 +25,7 @@ MODULES = ("target_core_mod", "target_core_iblock", "iscsi_target_mod")
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
     """Keep other storkit processes from changing this machine's targets and their save file meanwhile."""
+    make_private(LOCK.parent)
     held = acquire(LOCK, "the iSCSI target of this machine", holder=f"process {os.getpid()}", wait=LOCK_WAIT)
     try:
         yield

@@ -20,31 +20,21 @@ from typing import ClassVar
 
 from storkit.core.backend import Needs, Pool
 from storkit.core.errors import (
+    CommandFailed,
     Conflict,
     NotFound,
     StorkitError,
     Unsafe,
-    Unsupported,
     UsageError,
     raise_problems,
 )
 from storkit.core.model import Usage, Volume, check_name
-from storkit.core.units import format_size
-from storkit.system import blockdevice, locks, lvmbatch, lvmroom, lvmtools, volumefile
+from storkit.system import blockdevice, locks, lvmchecks, lvmtools, volumefile
 from storkit.system.lvmbatch import Batches
 from storkit.system.lvmtools import LogicalVolume, VolumeGroup
 from storkit.system.run import run
 
-IMPORTING = "importing"
-"""`made` of a volume whose image is not yet, or not wholly, in it."""
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_RESERVED = re.compile(
-    r"snapshot|pvmove|.*_(cdata|cmeta|corig|cvol|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig)"
-)
-"""Names that lvm(8) keeps for itself: these beginnings, and these anywhere."""
-_DM_NAME_MAX = 126
-"""Of the device's name: the volume group's and the logical volume's with hyphens doubled, and one between."""
 _BLOCK = 4096
 _NEW = ["-y", "-ky", "-K", "-ay"]
 """Of lvcreate: never activated by others (see `lvmtools.activate`), but by this command."""
@@ -126,10 +116,13 @@ class Lvm(Pool):
             problems: list[StorkitError] = []
             for volume, old in zip(volumes, known, strict=True):
                 problems += volumefile.size_problems(volume, "raw")
-                problems += self._resize_problems(group, volume, old, shrink)
+                if volume.size != old.size:
+                    problems += self._in_use(group, old, "resized")
+                    problems += lvmchecks.needed(group, old.name, "resized")
+                    problems += lvmchecks.resize_problems(volume, old, shrink)
             if not self.settings.thinpool:
                 more = [group.extents(volume.size) - group.lvs[volume.name].size for volume in volumes]
-                problems += lvmroom.thick_problems(group, sum(size for size in more if size > 0))
+                problems += lvmchecks.thick_problems(group, sum(size for size in more if size > 0))
             raise_problems(problems)
             for volume, old in zip(volumes, known, strict=True):
                 if volume.size != old.size:
@@ -167,15 +160,15 @@ class Lvm(Pool):
             for volume in volumes:
                 lv = group.lvs.get(check_name("volume", volume.name))
                 if lv is not None and self._is_ours(group, lv):
-                    problems += self._another(lv, volume)
+                    problems += lvmchecks.another(lv, volume)
                     gone.append(volume)
                 elif lv is not None and lv.tags.get(lvmtools.BATCH) in group.making:
-                    problems.append(lvmbatch.being_made(lv.name))
+                    problems.append(lvmchecks.being_made(group, lv))
             raise_problems(problems)
             group = self._settled(group, gone)
             for volume in gone:
                 problems += self._in_use(group, volume, "deleted")
-                problems += self._needed(group, volume.name)
+                problems += lvmchecks.needed(group, volume.name, "deleted")
             raise_problems(problems)
             self._batches.remove(lock, [volume.name for volume in gone])
             for volume in gone:
@@ -192,7 +185,7 @@ class Lvm(Pool):
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
-        warnings = lvmroom.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
+        warnings = lvmchecks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
         return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings)
 
     # The volume group
@@ -239,7 +232,7 @@ class Lvm(Pool):
                 (old,) = self._known(group, [source])
                 todo = self._admit(group, volumes)
                 group = self._settled(group, [old])
-                problems = _derive_problems(old, volumes)
+                problems = lvmchecks.derive_problems(old, volumes)
                 if old.kind == "disk" and not (thin and verb == "snapshot"):
                     problems += self._in_use(group, old, "copied")
                 raise_problems(problems)
@@ -252,6 +245,9 @@ class Lvm(Pool):
                     size = group.lvs[old.name].size
                     commands = [command for volume in made for command in self._share(old, size, volume, batch)]
                     self._batches.carve(lock, batch, made, commands)
+                    for volume in made:
+                        if old.size < min(volume.size, size):  # the rest of the last extent is nobody's
+                            self._clear(volume, old.size, size)
                     self._batches.publish(lock, batch)
                     return self._found(volumes)
                 if old.kind == "disk":
@@ -335,7 +331,13 @@ class Lvm(Pool):
         lvmtools.change(self._vg, lock, retag)
         self._clear(old, size, lv.size)
         if end < lv.size:
-            lvmtools.change(self._vg, lock, ["lvreduce", "-y", "-L", f"{size}b", target])
+            command = ["lvreduce", "-y", "-L", f"{size}b", target]
+            try:
+                lvmtools.change(self._vg, lock, [*command, "--fs", "ignore"])
+            except CommandFailed as failure:  # of LVM before 2.03.17, which never looks at the file system
+                if "unrecognized option" not in failure.stderr and "parsing" not in failure.stderr:
+                    raise
+                lvmtools.change(self._vg, lock, command)
 
     def _clear(self, volume: Volume, start: int, end: int) -> None:
         with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
@@ -362,7 +364,7 @@ class Lvm(Pool):
                 continue
             seen.add(volume.name)
             lv = group.lvs.get(volume.name)
-            problems += _request_problems(volume, self._vg)
+            problems += lvmchecks.request_problems(volume, self._vg)
             if lv is None:
                 todo.append(volume)
             elif not self._is_ours(group, lv):
@@ -377,17 +379,17 @@ class Lvm(Pool):
         if not todo:
             return
         if not self.settings.thinpool:
-            raise_problems(lvmroom.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
+            raise_problems(lvmchecks.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
             return
         pool = self._thin_pool(group)
         if not pool.active:  # how full it is, only the kernel knows
             lvmtools.change(self._vg, lock, ["lvchange", "-ay", f"{self._vg}/{pool.name}"])
             pool = self._thin_pool(lvmtools.read(self._vg))
-        raise_problems(lvmroom.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
+        raise_problems(lvmchecks.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
 
     def _in_the_way(self, group: VolumeGroup, lv: LogicalVolume) -> StorkitError:
         if lv.tags.get(lvmtools.BATCH) in group.making:
-            return lvmbatch.being_made(lv.name)
+            return lvmchecks.being_made(group, lv)
         whose = "of another pool" if group.exists(lv) else "that storkit did not make"
         message = f"{lvmtools.path(self._vg, lv.name)} is in the way: a logical volume {whose}"
         return Conflict(message, "choose another name")
@@ -401,20 +403,10 @@ class Lvm(Pool):
             if lv is None or not self._is_ours(group, lv):
                 problems.append(NotFound(f"pool {self.pool} has no volume {volume.name}", "storkit volume list"))
                 continue
-            problems += self._another(lv, volume)
+            problems += lvmchecks.another(lv, volume)
             known.append(self._volume(lv))
         raise_problems(problems)
         return known
-
-    def _another(self, lv: LogicalVolume, volume: Volume) -> list[StorkitError]:
-        if lv.tags["uuid"] == volume.uuid:
-            return []
-        return [
-            Conflict(
-                f"volume {lv.name} is another one than was meant: its UUID is {lv.tags['uuid']}, not {volume.uuid}",
-                f"look at it: storkit volume show {lv.name}",
-            )
-        ]
 
     def _settled(self, group: VolumeGroup, volumes: Sequence[Volume]) -> VolumeGroup:
         """The volume group once udevd has let go of these volumes: it looks into those that were written to."""
@@ -429,60 +421,6 @@ class Lvm(Pool):
             return []
         hint = f"see who has it: storkit volume show {volume.name}; lsblk {lvmtools.path(self._vg, volume.name)}"
         return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
-
-    def _needed(self, group: VolumeGroup, name: str) -> list[StorkitError]:
-        """Snapshots that storkit did not make: lvremove would take those that are not thin with their origin."""
-        pool = group.lvs[name].pool
-        users = [lv.name for lv in group.lvs.values() if lv.origin == name and not (pool and lv.pool == pool)]
-        if not users:
-            return []
-        hint = f"remove it first: lvremove {self._vg}/{users[0]}"
-        return [Conflict(f"volume {name} cannot be deleted: {', '.join(users)} stands on it", hint)]
-
-    def _resize_problems(self, group: VolumeGroup, volume: Volume, old: Volume, shrink: bool) -> list[StorkitError]:
-        if volume.size == old.size:
-            return []
-        problems = [*self._in_use(group, old, "resized"), *self._needed(group, old.name)]
-        if old.kind != "disk":
-            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {format_size(volume.size)}"
-            problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
-        if old.made == IMPORTING:
-            problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
-        if volume.size < old.size and not shrink:
-            message = (
-                f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
-                "what lies beyond"
-            )
-            problems.append(Conflict(message, "shrink the file system in it first, then say --shrink"))
-        return problems
-
-
-def _request_problems(volume: Volume, vg: str) -> list[StorkitError]:
-    """What is wrong with a volume that is asked for, whatever there is already."""
-    problems = volumefile.size_problems(volume, "raw")
-    if not _UUID.fullmatch(volume.uuid):
-        problems.append(UsageError(f"{volume.uuid!r} is not a UUID for volume {volume.name}", "uuidgen makes one"))
-    if volume.kind == "tree":
-        message = f"volume {volume.name}: a logical volume holds no tree"
-        problems.append(Unsupported(message, "choose a pool of the kind nfs or directory"))
-    if _RESERVED.match(volume.name):
-        problems.append(UsageError(f"LVM keeps the name {volume.name} for itself", "choose another name"))
-    if len(f"{vg}-{volume.name}".replace("-", "--")) > _DM_NAME_MAX:
-        message = f"the name of volume {volume.name} in volume group {vg} is too long for device-mapper"
-        problems.append(UsageError(message, f"use {_DM_NAME_MAX} characters at most for both, hyphens counted twice"))
-    return problems
-
-
-def _derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError]:
-    problems: list[StorkitError] = []
-    for volume in volumes:
-        if 0 < volume.size < old.size:
-            message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
-            problems.append(UsageError(message, f"make it {format_size(old.size)} or larger"))
-    if old.made == IMPORTING:
-        hint = "wait for the import, or run it again: storkit plan list"
-        problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
-    return problems
 
 
 def _fresh(volume: Volume, made: str) -> Volume:

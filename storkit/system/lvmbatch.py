@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storkit.core.errors import CommandFailed, Conflict, StorkitError
+from storkit.core.errors import CommandFailed, StorkitError
 from storkit.core.model import Volume
 from storkit.system import files, locks, lvmtools
 from storkit.system.locks import Lock
@@ -94,7 +94,3 @@ class Batches:
 
     def _lives(self, batch: str) -> bool:
         return locks.held(self._claim(batch))
-
-
-def being_made(name: str) -> StorkitError:
-    return Conflict(f"volume {name} is being made by another command", "wait until it has ended, then try again")

@@ -239,7 +239,8 @@ def batch(vg: str, lock: Lock, commands: Sequence[Sequence[str]]) -> str:
 
 def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) -> str:
     """Run a command under a shell that keeps the lock while it runs, also when we are killed: LVM itself closes what
-    it inherits, and without the lock the next command would take its half-made volumes for leftovers."""
+    it inherits, and without the lock the next command would take its half-made volumes for leftovers. Nor may LVM then
+    die of a message that nobody reads, while it has devices suspended."""
     if which("lvm") is None:
         raise Unsupported("lvm is not installed", f"apt install {PACKAGE}")
     os.set_inheritable(lock.descriptor, True)
@@ -247,7 +248,7 @@ def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) ->
     environment = {"HOME": "/dev/null", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     try:
         done = run(
-            ["sh", "-c", '"$@"; exit $?', "sh", *argv],
+            ["sh", "-c", 'trap "" PIPE; "$@"; exit $?', "sh", *argv],
             timeout=60 + _PER_COMMAND * count,
             pass_fds=[lock.descriptor, *keep],
             env=environment,

@@ -81,9 +81,9 @@ def hold(disk: str, own: int, writers: Iterable[int] | None) -> None:
     """
     register(disk, own)
     allowed = None if writers is None else {*writers, own}
-    for _ in range(_ROUNDS):
+    for attempt in range(_ROUNDS):
         with scsi.Disk(disk) as asked:
-            keys, held = set(asked.registered_keys()), asked.reservation()
+            keys, held = asked.registered_keys(), asked.reservation()
         if own not in keys:
             raise Conflict(
                 f"{disk} has lost this host's registration as a writer",
@@ -94,7 +94,9 @@ def hold(disk: str, own: int, writers: Iterable[int] | None) -> None:
             raise Conflict(
                 f"{disk} is reserved by key {key_text(held.key)}, {name}", f"see whose it is: sg_persist --in -k {disk}"
             )
-        victims = keys - allowed if allowed is not None else set()
+        victims = set(keys) - allowed if allowed is not None else set()
+        if keys.count(own) > 1 and attempt == 0:  # earlier sessions of this host, which ended without a word
+            victims.add(own)
         if held is not None and not victims:
             return
         for victim in sorted(victims):

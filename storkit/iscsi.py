@@ -1,42 +1,24 @@
 """The transport `iscsi`: block volumes by the kernel's own target (LIO) and initiator (open-iscsi).
 
 Every volume has a target of its own, PREFIX:UUID, with one logical unit whose serial number is the volume's UUID; every
-client host an access list in it, with secrets of its own. Who may write is decided there: see storkit.system.lio. The
-home host itself comes through no target: see storkit.system.localnode. What each of both needs is made of the grants,
-which are saved before anything changes: see storkit.system.iscsigrant.
+client host an access list in it, with secrets of its own. The home host itself comes through no target: its guest has a
+node over the same device. Who may write is decided at the home host, in both. See storkit.system.iscsiexports and
+storkit.system.iscsiattach.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
-import socket
-import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Client, Needs, Transport
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
-from storkit.core.model import Attachment, Credential, Evidence, Export, Offer, Secret, Volume, check_name
-from storkit.system import devmapper, lio, lioconfigfs, liosave
-from storkit.system.iscsigrant import (
-    Chapped,
-    Grant,
-    Granted,
-    Grants,
-    IscsiSettings,
-    identity,
-    initiator_iqn,
-    portal,
-    portal_name,
-    target_iqn,
-    unit_serial,
-)
-from storkit.system.localnode import LocalNodes, device_size, export_node, wanted_export
+from storkit.core.errors import StorkitError, raise_problems
+from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
+from storkit.system.iscsigrant import IscsiSettings
 
 if TYPE_CHECKING:
     from storkit.system.iscsiattach import IscsiAttachments
+    from storkit.system.iscsiexports import IscsiExports
 
 
 class Iscsi(Transport):
@@ -45,21 +27,19 @@ class Iscsi(Transport):
     name = "iscsi"
     needs = Needs(
         tools={"iscsiadm": "open-iscsi", "dmsetup": "dmsetup", "udevadm": "udev"},
-        modules=("target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "dm_mod"),
+        modules=("target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "dm_mod", "dm_flakey"),
     )
     Settings: ClassVar[type] = IscsiSettings
     claims = True
 
-    @property
-    def _grants(self) -> Grants:
-        return Grants(self.site)
+    @cached_property
+    def _exports(self) -> IscsiExports:
+        from storkit.system.iscsiexports import IscsiExports
 
-    @property
-    def _local(self) -> LocalNodes:
-        return LocalNodes(self.site)
+        return IscsiExports(self.site, self.settings)
 
-    @property
-    def _remote(self) -> IscsiAttachments:
+    @cached_property
+    def _attachments(self) -> IscsiAttachments:
         from storkit.system.iscsiattach import IscsiAttachments
 
         return IscsiAttachments(self.site, self.settings)
@@ -67,412 +47,71 @@ class Iscsi(Transport):
     # At the volume's home host.
 
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
-        names = {client.name for client in clients}
-        with lioconfigfs.lock():
-            grants = self._extended(volumes, clients)
-            self._grants.save(grants)
-            self._apply(grants)
-        return [export for export in self.find_exports([volume.uuid for volume in volumes]) if export.client in names]
-
-    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[Grant]:
-        """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
-        found, problems = self._grants.find(volume.uuid for volume in volumes)
-        before = {grant.volume.uuid: grant for grant in found}
-        remote = [client for client in clients if not client.same_machine]
-        portals: list[str] = []
-        for client in clients:
-            problems += self._refused_client(client)
-        try:
-            if remote:
-                portals = self._portals()
-                lioconfigfs.prepare(liosave.directory())
-                liosave.check()
-        except StorkitError as error:
-            problems.append(error)
-        _activate(volumes)
-        grants: list[Grant] = []
-        for volume in volumes:
-            check_name("volume", volume.name)
-            old = before.get(volume.uuid)
-            problems += self._refused_volume(volume, old)
-            grants.append(self._grant(volume, old, clients, portals))
-        if remote and not problems:
-            problems += lio.foreign(map(_unit, grants))
-        raise_problems(problems)
-        return grants
-
-    def _refused_client(self, client: Client) -> Iterable[StorkitError]:
-        if self._grants.fenced(client.name):
-            hint = f"once it is known to be harmless: storkit unfence {client.name}"
-            yield Unsafe(f"host {client.name} is fenced on {self.site.host}", hint)
-        if client.same_machine and client.name != self.site.host:
-            message = f"iSCSI cannot tell host {client.name} from {self.site.host}: they are one machine"
-            yield Unsupported(message, 'use the transport "nbd" between hosts of one machine')
-
-    def _refused_volume(self, volume: Volume, old: Grant | None) -> Iterable[StorkitError]:
-        if volume.format not in ("", "raw"):
-            message = f"volume {volume.name} is {volume.format}: iSCSI exports raw block devices"
-            yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
-            return
-        try:
-            if not stat.S_ISBLK(Path(volume.path).stat().st_mode):
-                message = f"volume {volume.name} is a file, {volume.path}: iSCSI exports block devices"
-                yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
-            elif device_size(volume.path) < volume.size:
-                yield Unsafe(
-                    f"{volume.path} is smaller than volume {volume.name}", f"storkit volume show {volume.name}"
-                )
-        except OSError:
-            hint = f"storkit host restore {self.site.host}"
-            yield NotFound(f"volume {volume.name} has no device {volume.path}", hint)
-        if old is not None and _bytes(old.volume) != _bytes(volume) and self._in_use(old):
-            message = f"volume {volume.name} is exported as it was before it changed"
-            yield Conflict(message, f"storkit detach {volume.name}")
-
-    def _in_use(self, grant: Grant) -> bool:
-        return lio.observe(grant.iqn) is not None or bool(self._local.find([grant.volume.uuid]))
-
-    def _portals(self) -> list[str]:
-        """The portals of this host's targets, as LIO names them: numbers, and of this host."""
-        texts = self.settings.portals or (
-            [f"[{a}]" if ":" in (a := self.site.address) else a] if self.site.address else []
-        )
-        if not texts:
-            message = f"hosts would come over the network, and host {self.site.host} has no address"
-            raise Unsupported(message, f"give host {self.site.host} an address in the inventory, or iscsi portals")
-        found: list[str] = []
-        problems: list[StorkitError] = []
-        for text in texts:
-            address, port = portal(text)
-            try:
-                found.append(portal_name(_own_address(address), port))
-            except StorkitError as error:
-                problems.append(error)
-        raise_problems(problems)
-        return found
-
-    def _grant(self, volume: Volume, old: Grant | None, clients: list[Client], portals: list[str]) -> Grant:
-        """A volume's grant with `clients` added. What its target is called, and where, stays while anyone uses it."""
-        grant = Grant(volume)
-        if old is not None:
-            grant.clients, grant.writers = dict(old.clients), old.writers
-        if old is not None and old.remote():
-            grant.iqn, grant.prefix, grant.portals, grant.chap = old.iqn, old.prefix, old.portals, old.chap
-        elif portals:
-            grant.iqn, grant.prefix = target_iqn(self.settings.prefix, volume.uuid), self.settings.prefix
-            grant.portals, grant.chap = portals, self.settings.chap
-        for client in clients:
-            known = grant.clients.get(client.name)
-            if known is None or known.same_machine != client.same_machine:
-                grant.clients[client.name] = Granted(client.same_machine, chap=_secrets(grant, client))
-        return grant
+        return self._exports.export(volumes, clients)
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
-        uuids = [volume.uuid for volume in volumes]
-        with lioconfigfs.lock():
-            grants, problems = self._grants.find(uuids)
-            raise_problems(problems)
-            self._withdraw(grants, clients)
-            self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
-
-    def _withdraw(self, grants: list[Grant], clients: list[str]) -> None:
-        """Take these clients' exports away. A grant is forgotten last: killed before, it names what is left."""
-        for grant in grants:
-            grant.clients = {name: granted for name, granted in grant.clients.items() if name not in clients}
-            grant.writers = [writer for writer in grant.writers if writer in grant.clients]
-        self._grants.save(grants)
-        self._apply(grants)
-        self._grants.forget(grant.volume.uuid for grant in grants if not grant.clients)
-
-    def _apply(self, grants: Sequence[Grant]) -> None:
-        """Make kernel and save file what these grants say. Rights are taken first; if any cannot be, none is given."""
-        remote = [grant for grant in grants if grant.iqn]
-        units = [_unit(grant) for grant in remote]
-        running = lioconfigfs.FABRIC.is_dir()
-        missing = [grant for grant in remote if grant.remote() and not lio.stands(_unit(grant))]
-        if running and missing:
-            devmapper.create([wanted_export(grant.volume) for grant in missing])
-        _all(
-            lambda: liosave.save(units) if units else None,
-            lambda: lio.take(units) if running else None,
-            lambda: self._local.allow(grants, giving=False),
-        )
-        if running:
-            lio.bring(units)
-        if gone := [grant for grant in remote if not grant.remote()]:
-            devmapper.remove([export_node(grant.volume) for grant in gone])
-        self._local.allow(grants)
+        self._exports.unexport(volumes, clients)
 
     def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
-        grants, problems = self._grants.find(volumes)
-        raise_problems(problems)
-        exports = []
-        for grant in grants:
-            volume = grant.volume
-            seen = lio.observe(grant.iqn) if grant.iqn else None
-            for client, granted in grant.clients.items():
-                writable: bool | None = client in grant.writers
-                if granted.same_machine:
-                    live, where = Path(volume.path).exists(), volume.path
-                else:
-                    right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
-                    live = seen is not None and seen.enabled and right is not None
-                    writable, where = right if live else writable, ", ".join(grant.portals)
-                exports.append(Export(volume.name, volume.uuid, client, bool(writable), self.name, live, where))
-        return exports
+        return self._exports.find(volumes)
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
-        grants, problems = self._grants.find(volume.uuid for volume in volumes)
-        found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
-        for volume in volumes:
-            if volume.uuid not in found and not problems:
-                hint = f"storkit attach {volume.name} --on {client}"
-                problems.append(NotFound(f"volume {volume.name} is not exported to host {client}", hint))
-        raise_problems(problems)
-        offers: list[Offer] = []
-        for volume in volumes:
-            try:
-                offers.append(self._offer(found[volume.uuid], client))
-            except StorkitError as error:
-                problems.append(error)
-        raise_problems(problems)
-        return offers
-
-    def _offer(self, grant: Grant, client: str) -> Offer:
-        volume, granted = grant.volume, grant.clients[client]
-        said = identity(volume.uuid)
-        if granted.same_machine:
-            writable = client in grant.writers
-            common = (volume.name, volume.uuid, volume.size, client, self.name, volume.path, said, writable)
-            return Offer(*common, path=volume.path)
-        seen = lio.observe(grant.iqn)
-        right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
-        if seen is None or right is None or not seen.enabled:
-            message = f"the target of volume {volume.name} does not run on host {self.site.host}"
-            raise HostUnreachable(message, f"storkit host restore {self.site.host}")
-        size = device_size(seen.device)
-        credential: Credential | None = None
-        if granted.chap is not None:
-            chap = granted.chap
-            mutual = {"mutual-user": Secret(chap.mutual_user), "mutual-secret": chap.mutual_secret}
-            credential = Credential("chap", chap.user, chap.secret, mutual if chap.mutual_user else {})
-        address, port = portal(grant.portals[0])
-        common = (volume.name, volume.uuid, size, client, self.name, grant.iqn, said, right)
-        return Offer(*common, server=address, port=port, portals=grant.portals, credential=credential)
+        return self._exports.offers(volumes, client)
 
     def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        with lioconfigfs.lock():
-            grants, problems = self._grants.find(volume.uuid for volume in volumes)
-            found = {grant.volume.uuid: grant for grant in grants}
-            for volume in volumes:
-                grant = found.get(volume.uuid, Grant(volume))
-                problems += _refused_writers(volume, grant, hosts)
-                grant.writers = sorted(set(hosts))
-            raise_problems(problems)
-            self._grants.save(grants)
-            self._apply(grants)
+        self._exports.set_writers(volumes, hosts)
 
     def fence(self, client: str) -> list[Export]:
-        # The mark comes first: from then on no other command lets the host in.
-        self._grants.fence(client)
-        with lioconfigfs.lock():
-            grants, problems = self._grants.find()
-            grants = [grant for grant in grants if client in grant.clients]
-            had = [
-                export
-                for export in self.find_exports([grant.volume.uuid for grant in grants])
-                if export.client == client
-            ]
-            names = {grant.iqn: initiator_iqn(grant.prefix, client) for grant in grants if grant.iqn}
-            self._withdraw(grants, [client])
-            for grant in grants:
-                problems += self._not_off(grant, names.get(grant.iqn, ""), client)
-        raise_problems(problems)
-        return had
-
-    def _not_off(self, grant: Grant, initiator: str, client: str) -> Iterable[StorkitError]:
-        """What disproves that `client` is off: an access list (and so a session), a registration, a writable node."""
-        seen = lio.observe(grant.iqn) if initiator else None
-        if seen is not None:
-            left = initiator in seen.access
-            left = left or (seen.backstore is not None and initiator in lio.registrations(seen.backstore))
-            if left:
-                hint = f"storkit fence {client}"
-                yield Unsafe(f"the target of volume {grant.volume.name} still knows host {client}", hint)
-        if client == self.site.host:
-            for attachment in self._local.find([grant.volume.uuid]):
-                if attachment.writable:
-                    yield Unsafe(f"{attachment.path} can still be written on {client}", f"storkit fence {client}")
+        return self._exports.fence(client)
 
     def unfence(self, client: str) -> None:
-        self._grants.unfence(client)
+        self._exports.unfence(client)
 
     def restore(self) -> list[Export]:
-        """Make targets, nodes and attachments again, with the rights granted: after a reboot, or whatever has changed
-        them. It belongs before the distribution's own service, which removes and restores all targets: the save file is
-        put right here first."""
-        with lioconfigfs.lock():
-            grants, problems = self._grants.find()
-            for grant in grants:
-                grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
-                grant.writers = [name for name in grant.writers if name in grant.clients]
-            self._grants.save(grants)
-            with _collected(problems):
-                _activate([grant.volume for grant in grants])
-            ready: list[Grant] = []
-            for grant in grants:
-                try:
-                    device_size(grant.volume.path)
-                    ready.append(grant)
-                except StorkitError as error:
-                    problems.append(error)
-            if any(grant.remote() for grant in ready):
-                lioconfigfs.prepare(liosave.directory())
-            with _collected(problems):
-                self._apply(ready)
-            with _collected(problems):
-                self._local.restore(ready)
-        with _collected(problems):
-            self._remote.restore()
+        problems: list[StorkitError] = []
+        for restore in (self._exports.restore, self._attachments.restore):
+            try:
+                restore()
+            except StorkitError as error:
+                problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
         return self.find_exports()
 
-    # At the client.
+    # At the client. An offer with a path is for the home host itself.
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
-        here = [offer for offer in offers if offer.path]
-        there = [offer for offer in offers if not offer.path]
-        made: dict[str, Attachment] = {}
-        if here:
-            with lioconfigfs.lock():
-                grants, problems = self._grants.find(offer.uuid for offer in here)
-                raise_problems(problems)
-                attached = self._local.attach(here, grants)
-                self._note(grants, True)
-            made |= {attachment.uuid: attachment for attachment in attached}
-        if there:
-            made |= {attachment.uuid: attachment for attachment in self._remote.attach(there)}
-        return [made[offer.uuid] for offer in offers]
-
-    def _note(self, grants: list[Grant], attached: bool) -> None:
-        """Remember whether this host, the home host, has these volumes attached."""
-        changed = []
-        for grant in grants:
-            mine = grant.clients.get(self.site.host)
-            if mine is not None and mine.attached != attached:
-                mine.attached = attached
-                changed.append(grant)
-        self._grants.save(changed)
+        made: list[Attachment] = []
+        if here := [offer for offer in offers if offer.path]:
+            made += self._exports.attach_here(here)
+        if there := [offer for offer in offers if not offer.path]:
+            made += self._attachments.attach(there)
+        order = {offer.uuid: number for number, offer in enumerate(offers)}
+        return sorted(made, key=lambda attachment: order[attachment.uuid])
 
     def claim(self, volumes: list[Volume], writers: list[str]) -> None:
-        # The home host's node has the right since `set_writers` returned: there is nothing to take up.
-        here = {attachment.uuid for attachment in self._local.find([volume.uuid for volume in volumes])}
-        if there := [volume for volume in volumes if volume.uuid not in here]:
-            self._remote.claim(there, writers)
+        # The home host's own node has the right since `set_writers` returned: there is nothing to take up.
+        _, there = self._divided(volumes)
+        if there:
+            self._attachments.claim(there, writers)
 
     def detach(self, volumes: list[Volume]) -> None:
-        with lioconfigfs.lock():
-            self._local.detach(volumes)
-            self._note(self._grants.find(volume.uuid for volume in volumes)[0], False)
-        self._remote.detach(volumes)
+        self._exports.detach_here(volumes)
+        self._attachments.detach(volumes)
 
     def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
-        found = [*self._local.find(volumes), *self._remote.find(volumes)]
+        found = [*self._exports.find_here(volumes), *self._attachments.find(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
-        here = {attachment.uuid for attachment in self._local.find([volume.uuid for volume in volumes])}
-        there = [volume for volume in volumes if volume.uuid not in here]
-        found = {volume.uuid: seen for volume, seen in zip(there, self._remote.evidence(there, offsets), strict=True)}
-        grants, problems = self._grants.find(here)
-        raise_problems(problems)
-        found |= {grant.volume.uuid: self._local.evidence(grant, offsets) for grant in grants}
-        return [found[volume.uuid] for volume in volumes]
+        here, there = self._divided(volumes)
+        found = self._exports.evidence_here(here, offsets) if here else []
+        if there:
+            found += self._attachments.evidence(there, offsets)
+        order = {volume.name: number for number, volume in enumerate(volumes)}
+        return sorted(found, key=lambda evidence: order[evidence.volume])
 
-
-def _activate(volumes: Iterable[Volume]) -> None:
-    """Volumes of LVM have no device since the last boot, until they are asked for."""
-    if missing := [volume for volume in volumes if not Path(volume.path).exists()]:
-        from storkit.system import lvmtools
-
-        lvmtools.activate(missing)
-
-
-def _unit(grant: Grant) -> lio.Unit:
-    """A grant as the kernel's target should have it."""
-    volume = grant.volume
-    access = {
-        initiator_iqn(grant.prefix, client): lio.Access(client in grant.writers, granted.chap)
-        for client, granted in grant.clients.items()
-        if not granted.same_machine
-    }
-    return lio.Unit(
-        name=f"storkit-{volume.name}",
-        serial=unit_serial(volume.uuid),
-        device=devmapper.node_path(export_node(volume)),
-        readonly=volume.kind != "disk",
-        iqn=grant.iqn,
-        portals=grant.portals,
-        authentication=grant.chap != "none",
-        access=access,
-    )
-
-
-def _secrets(grant: Grant, client: Client) -> Chapped | None:
-    if client.same_machine or grant.chap == "none":
-        return None
-    return Chapped(initiator_iqn(grant.prefix, client.name), mutual_user=grant.iqn if grant.chap == "mutual" else "")
-
-
-def _bytes(volume: Volume) -> tuple[str, int, str]:
-    """What a target depends on."""
-    return volume.path, volume.size, volume.kind
-
-
-def _own_address(name: str) -> str:
-    """An address of this host as a number. Raises Unsupported: it is none of its own, or only this host reaches it."""
-    try:
-        address = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise Unsupported(f"{name} has no address: {error}", "name iscsi portals by number") from error
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            # the kernel's target would listen on any address, hoping that the host gets it some day (IP_FREEBIND)
-            probe.bind((address, 0))
-        except OSError as error:
-            raise Unsupported(f"{address} is no address of this host: {error.strerror}", "ip address") from error
-    if ipaddress.ip_address(address).is_loopback and name != address:
-        hint = "name the portal by the number that other hosts reach; see /etc/hosts"
-        raise Unsupported(f"{name} is {address} on this host, where no other host reaches it", hint)
-    return address
-
-
-def _refused_writers(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
-    """Why these hosts cannot be the writers of a volume."""
-    if hosts and "disk" not in (volume.kind, grant.volume.kind):
-        hint = "storkit volume clone it, and use the clone"
-        yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
-    if hosts and volume.made == "importing":
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    for host in hosts:
-        if host not in grant.clients:
-            hint = f"storkit attach {volume.name} --on {host}"
-            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)
-
-
-@contextlib.contextmanager
-def _collected(problems: list[StorkitError]) -> Iterator[None]:
-    try:
-        yield
-    except StorkitError as error:
-        problems.extend(getattr(error, "problems", [error]))
-
-
-def _all(*acts: Callable[[], None]) -> None:
-    """Do all of these, and raise what failed at the end."""
-    problems: list[StorkitError] = []
-    for act in acts:
-        with _collected(problems):
-            act()
-    raise_problems(problems)
+    def _divided(self, volumes: list[Volume]) -> tuple[list[Volume], list[Volume]]:
+        """Those that this host has attached as their home, and the others."""
+        here = {attachment.uuid for attachment in self._exports.find_here([volume.uuid for volume in volumes])}
+        mine = [volume for volume in volumes if volume.uuid in here]
+        return mine, [volume for volume in volumes if volume.uuid not in here]

@@ -95,7 +95,7 @@ class LocalNodes:
     def detach(self, volumes: Iterable[Volume]) -> None:
         """Remove nodes and stable paths. Raises Conflict: one is in use."""
         uuids = {devmapper.node_uuid(volume.uuid, ROLE): volume for volume in volumes}
-        nodes = [node for node in devmapper.find() if node.uuid in uuids]
+        nodes = [node for node in self._nodes() if node.uuid in uuids]
         if nodes:
             devmapper.remove([node.name for node in nodes])
         names = {_volume(node) for node in nodes} | {volume.name for volume in uuids.values()}
@@ -106,11 +106,13 @@ class LocalNodes:
 
     def find(self, uuids: Iterable[str] | None = None) -> list[Attachment]:
         chosen = None if uuids is None else {devmapper.node_uuid(uuid, ROLE) for uuid in uuids}
-        return [
-            self._attachment(node)
-            for node in devmapper.find()
-            if node.uuid.endswith(f"-{ROLE}") and (chosen is None or node.uuid in chosen)
-        ]
+        return [self._attachment(node) for node in self._nodes() if chosen is None or node.uuid in chosen]
+
+    def _nodes(self) -> list[devmapper.Node]:
+        # without a process on hosts that are nobody's home
+        if not any(Path("/dev/mapper").glob(devmapper.node_name("*", ROLE))):
+            return []
+        return [node for node in devmapper.find() if node.uuid.endswith(f"-{ROLE}")]
 
     def _attachment(self, node: devmapper.Node) -> Attachment:
         uuid = node.uuid.removeprefix(devmapper.PREFIX).removesuffix(f"-{ROLE}")

@@ -67,7 +67,8 @@ def rig(rig_setup: RigSetup) -> Iterator[Rig]:
         for site in (made.home, made.far):
             found = site.find_attachments()
             site.detach([Volume(attachment.volume, attachment.uuid, attachment.size) for attachment in found])
-        assert made.leftovers() == []
+        left = made.leftovers()
+        assert not left, "\n".join(left)
 
 
 def attach(rig: Rig, volumes: list[Volume], client: Client) -> list[Attachment]:

@@ -43,6 +43,10 @@ def nfs_server(host: Host) -> None:
     host.wait_for(lambda: host.run(["cat", "/proc/fs/nfsd/threads"]).stdout.strip() != "0", "NFS server")
 
 
+def nfs_client(host: Host) -> None:
+    host.run(["modprobe", "-a", "nfs", "nfsv4"])
+
+
 def libvirtd(host: Host) -> None:
     """libvirtd and what it needs, reachable by other hosts' ssh. What it finds out about QEMU in 20 s is kept for the
     lab's other hosts, which have the same programs."""

@@ -1,0 +1,42 @@
+"""iSCSI to test, in the lab alone: it is the kernel's at both ends. Volumes of a thin pool and thick ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.lab import services
+from tests.lab.host import Host
+from tests.lab.remote import LabRig, LabSetup, lab_rig
+
+VG = "vg"
+
+
+class IscsiThick(LabRig):
+    transport, pool = "iscsi", "lvm"
+    ignored = (r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/)", r". files: /dev/disk/by-")
+
+    def prepare(self, host: Host) -> None:
+        services.target(host)
+        services.iscsid(host)
+        host.run(["modprobe", "-a", "dm-mod", "dm-thin-pool"])
+
+    def pool_settings(self, host: Host) -> dict[str, Any]:
+        if host.run(["vgs", VG], check=False).status:
+            host.run(["vgcreate", "-q", VG, host.add_disk(1 << 30)])
+            self.fill(host)
+        return {"vg": VG}
+
+    def fill(self, host: Host) -> None:
+        """Make what volumes come from."""
+
+
+class IscsiThin(IscsiThick):
+    def pool_settings(self, host: Host) -> dict[str, Any]:
+        return {**super().pool_settings(host), "thinpool": "thin"}
+
+    def fill(self, host: Host) -> None:
+        host.run(["lvcreate", "-q", "--type", "thin-pool", "-L", "512M", "-n", "thin", VG])
+
+
+def lab_setups() -> dict[str, LabSetup]:
+    return {"thin": lab_rig(IscsiThin), "thick": lab_rig(IscsiThick)}

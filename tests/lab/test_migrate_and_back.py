@@ -1,0 +1,26 @@
+"""A guest moves from a to b and back, over every storage and hypervisor there is, and nothing is lost or left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.lab import Lab
+from tests.lab.world import Storage, World, names, worlds
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.mark.parametrize(("storage", "hypervisor"), worlds(), ids=names(worlds()))
+def test_guest_moves_there_and_back(lab: Lab, tmp_path: Path, storage: Storage, hypervisor: str) -> None:
+    world = World(lab, tmp_path, storage, hypervisor)
+    world.define()
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.wait_for_writes()
+    for destination in ("b", "a"):
+        world.migrate(destination)
+    report = world.clear()
+    assert report.clean, report
+    left = world.left()
+    assert not left, "\n".join(left)

@@ -1,0 +1,250 @@
+"""A whole installation in the lab, for runs from end to end: a and b run guests, s has the disks, commands go to a.
+
+`worlds()` has every combination of storage and hypervisor that this storkit knows; a new one is a `Storage` below.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from storkit.core import registry
+from storkit.core.backend import Hypervisor, Pool, Transport
+from tests.guestkit import bootsector
+from tests.lab import services
+from tests.lab.host import Host, Result
+from tests.lab.lab import Lab
+from tests.lab.remains import Remains
+
+INVENTORY = "/etc/storkit/inventory.toml"
+VOLUMES = "/srv/volumes"
+IMAGE = "/root/boot.img"
+SIZE = 4 << 20
+"""Of the guest's disk: one extent of LVM."""
+KEPT = (
+    r". files: /var/lib/storkit/(plans/|hosts?/|setup|qemu-|libvirt)",
+    r". files: /run/storkit/qemu-",
+    r". files: /srv/volumes/\.storkit\.lock",
+    r". files: /root/\.cache/|. files: /root/boot\.img",
+    r". files: /etc/lvm/|. files: /run/lvm/|. files: /run/lock/lvm/",
+    r". sockets: udp",
+)
+"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A pool on host s, and the transport of its volumes."""
+
+    name: str
+    pool: str
+    transport: str
+    pool_settings: dict[str, str] = field(default_factory=dict)
+    transport_settings: dict[str, str] = field(default_factory=dict)
+    make: Callable[[Host], None] = lambda s: None
+    """Make what the pool needs, once."""
+    serve: Callable[[Host], None] = lambda s: None
+    """Start what systemd would on the storage host, after each boot."""
+    use: Callable[[Host], None] = lambda client: None
+    """The same on a and b."""
+
+    def known(self) -> bool:
+        """Whether this storkit has it."""
+        if self.pool not in registry.names(Pool) or self.transport not in registry.names(Transport):  # type: ignore[type-abstract]
+            return False
+        settings = {field.name for field in fields(registry.transport(self.transport).Settings)}
+        return set(self.transport_settings) <= settings
+
+
+def _directory(s: Host) -> None:
+    s.run(["mkdir", "-p", "-m", "700", VOLUMES])
+
+
+def _volume_group(s: Host) -> None:
+    disk = s.add_disk(1 << 30)
+    s.run(["modprobe", "dm-mod"])
+    s.run(["vgcreate", "-q", "vg", disk])
+
+
+def _modules(host: Host) -> None:
+    host.run(["modprobe", "-a", "dm-mod", "nbd"])
+
+
+STORAGES = (
+    Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory),
+    Storage("nbd-qcow2", "directory", "nbd", {"path": VOLUMES, "format": "qcow2"}, make=_directory),
+    Storage("nbd-kernel", "directory", "nbd", {"path": VOLUMES}, {"attach": "kernel"}, make=_directory, use=_modules),
+    Storage("iscsi", "lvm", "iscsi", {"vg": "vg"}, make=_volume_group, serve=services.target, use=services.iscsid),
+    Storage(
+        "nfs", "nfs", "nfs", {"path": VOLUMES},
+        make=_directory, serve=services.nfs_server, use=services.nfs_client,
+    ),
+    Storage(
+        "nfs-qcow2", "nfs", "nfs", {"path": VOLUMES, "format": "qcow2"},
+        make=_directory, serve=services.nfs_server, use=services.nfs_client,
+    ),
+)  # fmt: skip
+
+
+def storage(name: str) -> Storage:
+    return next(storage for storage in STORAGES if storage.name == name)
+
+
+def hypervisors() -> list[str]:
+    """Those that the lab's hosts can run."""
+    return [name for name in ("qemu", "libvirt") if name in registry.names(Hypervisor)]  # type: ignore[type-abstract]
+
+
+def worlds() -> list[tuple[Storage, str]]:
+    """Every storage and hypervisor there is."""
+    return [(storage, hypervisor) for storage in STORAGES if storage.known() for hypervisor in hypervisors()]
+
+
+class World:
+    """Three hosts joined by an inventory."""
+
+    def __init__(self, lab: Lab, scratch: Path, storage: Storage, hypervisor: str = "qemu") -> None:
+        self.a, self.b, self.s = self.hosts = lab.hosts("a", "b", "s")
+        self.storage, self.hypervisor, self.scratch = storage, hypervisor, scratch
+        storage.make(self.s)
+        for host in self.hosts:
+            host.put("", "/root/.hushlogin")
+            self.ready(host)
+        self.a.put(self.inventory(), INVENTORY)
+        self.remains = Remains(self.hosts, KEPT)
+
+    def inventory(self) -> str:
+        lines = []
+        for host in self.hosts:
+            lines.append(f'[hosts.{host.name}]\nurl = "ssh://root@{host.name}"\naddress = "{host.address("san1")}"\n')
+        pool = {"host": "s", "type": self.storage.pool, "transport": self.storage.transport}
+        lines.append(_table("pools.default", pool | self.storage.pool_settings))
+        lines.append(_table(f"transports.{self.storage.transport}", self.storage.transport_settings))
+        lines.append(_table("defaults", {"hypervisor": self.hypervisor}))
+        return "\n".join(lines)
+
+    def ready(self, host: Host) -> None:
+        """Start what systemd would."""
+        if host is self.s:
+            self.storage.serve(host)
+            return
+        self.storage.use(host)
+        if self.hypervisor == "libvirt":
+            services.libvirtd(host)
+
+    def boot(self, host: Host) -> None:
+        """Give a host that lost its power its power back."""
+        host.boot()
+        self.ready(host)
+
+    def run(self, *words: str, on: Host | None = None, timeout: float = 300) -> Result:
+        """A storkit command, whatever its end."""
+        return (on or self.a).run(["storkit", "--json", *words], check=False, timeout=timeout)
+
+    def storkit(self, *words: str, on: Host | None = None, timeout: float = 300) -> Any:
+        """The result of a storkit command that must succeed."""
+        done = self.run(*words, on=on, timeout=timeout)
+        assert done.status == 0, f"storkit {' '.join(words)}: {done.status}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    # --- the guest
+
+    def define(self, name: str = "g", *options: str) -> None:
+        """A guest that is a boot sector, with its disk."""
+        image = self.scratch / "boot.img"
+        bootsector.make_disk(image, SIZE)
+        self.import_(image, name)
+        self.storkit("guest", "define", name, "--disk", name, *(options or ("--memory", "16MiB")))
+
+    def import_(self, image: Path, name: str) -> None:
+        self.s.put(image.read_bytes(), IMAGE)
+        self.storkit("volume", "import", IMAGE, name)
+
+    def status(self, name: str = "g") -> Any:
+        return self.storkit("migrate", "status", name)[0]
+
+    def disk(self, name: str = "g") -> Path:
+        """A copy of the volume's bytes as the storage host has them now."""
+        volume = self.storkit("volume", "show", name)
+        return self._copy(volume["path"], volume["format"])
+
+    def _copy(self, path: str, format: str) -> Path:
+        if format == "qcow2":
+            read = ["qemu-img", "convert", "-U", "-f", format, "-O", "raw", path, "/lab/own/copy"]
+        elif path.startswith("/dev/"):
+            read = ["dd", f"if={path}", "of=/lab/own/copy", "bs=1M", "iflag=direct", "status=none"]
+        else:
+            read = ["cp", path, "/lab/own/copy"]
+        self.s.run(read)
+        copy = self.scratch / "copy.img"
+        copy.write_bytes((self.s.own / "copy").read_bytes())
+        (self.s.own / "copy").unlink()
+        return copy
+
+    def wait_for_writes(self, name: str = "g", deadline: float = 120) -> int:
+        """Wait until the guest has written on; its last record."""
+        volume = self.storkit("volume", "show", name)
+
+        def last() -> int:
+            return bootsector.last_record(self._copy(volume["path"], volume["format"]))
+
+        before = last()
+        self.s.wait_for(lambda: last() > before, f"the guest to write after record {before}", deadline, every=0.5)
+        return last()
+
+    def migrate(self, destination: str, name: str = "g", written: bool = True) -> Move:
+        """Move the guest, and see that it is there alone, with the right to write, and that it writes records."""
+        started = time.monotonic()
+        moved = self.storkit("migrate", "run", name, "--to", destination)
+        seconds = time.monotonic() - started
+        assert sorted(moved["proof"][0]["hosts"]) == ["a", "b"], moved
+        status = self.status(name)
+        assert status["places"] == {destination: "running"} and status["writers"] == [destination], status
+        last = self.wait_for_writes(name) if written else 0
+        result = moved.get("migration") or {}
+        return Move(destination, seconds, result.get("total_ms", 0), result.get("downtime_ms", 0), last)
+
+    def report(self, name: str = "g") -> bootsector.Report:
+        """What the disk says of its guest, which is stopped."""
+        return bootsector.verify(self.disk(name))
+
+    def clear(self, name: str = "g") -> bootsector.Report:
+        """Stop the guest and delete it with its disk; what the disk said of it."""
+        self.storkit("guest", "stop", name, "--force")
+        report = self.report(name)
+        self.delete(name)
+        return report
+
+    def delete(self, name: str = "g") -> None:
+        self.storkit("guest", "delete", name)
+        self.storkit("volume", "delete", name)
+
+    def left(self) -> list[str]:
+        """What is on any host that was not there before."""
+        return self.remains.left()
+
+
+@dataclass(frozen=True)
+class Move:
+    """One migration."""
+
+    to: str
+    seconds: float
+    """Of the whole command."""
+    total_ms: int
+    """The hypervisor's part."""
+    downtime_ms: int
+    last: int
+    """The guest's last record some time after."""
+
+
+def _table(name: str, values: dict[str, str]) -> str:
+    return "\n".join([f"[{name}]", *(f'{key} = "{value}"' for key, value in values.items())]) + "\n"
+
+
+def names(combinations: Sequence[tuple[Storage, str]]) -> list[str]:
+    return [f"{storage.name}-{hypervisor}" for storage, hypervisor in combinations]

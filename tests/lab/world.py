@@ -1,4 +1,4 @@
-"""A whole installation in the lab, for runs from end to end: a and b run guests, s has the disks, commands go to a.
+"""A whole installation in the lab, for runs from end to end: a and b run guests, s has the disks.
 
 `worlds()` has every combination of storage and hypervisor that this storkit knows; a new one is a `Storage` below.
 """
@@ -51,6 +51,8 @@ class Storage:
     """Start what systemd would on the storage host, after each boot."""
     use: Callable[[Host], None] = lambda client: None
     """The same on a and b."""
+    durable: bool = True
+    """Whether what a guest has written, and not flushed, outlives a power cut of s."""
 
     def known(self) -> bool:
         """Whether this storkit has it."""
@@ -75,9 +77,10 @@ def _modules(host: Host) -> None:
 
 
 STORAGES = (
-    Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory),
-    Storage("nbd-qcow2", "directory", "nbd", {"path": VOLUMES, "format": "qcow2"}, make=_directory),
-    Storage("nbd-kernel", "directory", "nbd", {"path": VOLUMES}, {"attach": "kernel"}, make=_directory, use=_modules),
+    Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory, durable=False),
+    Storage("nbd-qcow2", "directory", "nbd", {"path": VOLUMES, "format": "qcow2"}, make=_directory, durable=False),
+    Storage("nbd-kernel", "directory", "nbd", {"path": VOLUMES}, {"attach": "kernel"},
+            make=_directory, use=_modules, durable=False),
     Storage("iscsi", "lvm", "iscsi", {"vg": "vg"}, make=_volume_group, serve=services.target, use=services.iscsid),
     Storage(
         "nfs", "nfs", "nfs", {"path": VOLUMES},
@@ -105,16 +108,19 @@ def worlds() -> list[tuple[Storage, str]]:
 
 
 class World:
-    """Three hosts joined by an inventory."""
+    """Three hosts joined by an inventory; commands are given on one of them."""
 
-    def __init__(self, lab: Lab, scratch: Path, storage: Storage, hypervisor: str = "qemu") -> None:
+    def __init__(
+        self, lab: Lab, scratch: Path, storage: Storage, hypervisor: str = "qemu", commands: str = "a"
+    ) -> None:
         self.a, self.b, self.s = self.hosts = lab.hosts("a", "b", "s")
         self.storage, self.hypervisor, self.scratch = storage, hypervisor, scratch
         storage.make(self.s)
         for host in self.hosts:
             host.put("", "/root/.hushlogin")
             self.ready(host)
-        self.a.put(self.inventory(), INVENTORY)
+        self.commands = lab.host(commands)
+        self.commands.put(self.inventory(), INVENTORY)
         self.remains = Remains(self.hosts, KEPT)
 
     def inventory(self) -> str:
@@ -141,13 +147,13 @@ class World:
         host.boot()
         self.ready(host)
 
-    def run(self, *words: str, on: Host | None = None, timeout: float = 300) -> Result:
+    def run(self, *words: str, timeout: float = 300) -> Result:
         """A storkit command, whatever its end."""
-        return (on or self.a).run(["storkit", "--json", *words], check=False, timeout=timeout)
+        return self.commands.run(["storkit", "--json", *words], check=False, timeout=timeout)
 
-    def storkit(self, *words: str, on: Host | None = None, timeout: float = 300) -> Any:
+    def storkit(self, *words: str, timeout: float = 300) -> Any:
         """The result of a storkit command that must succeed."""
-        done = self.run(*words, on=on, timeout=timeout)
+        done = self.run(*words, timeout=timeout)
         assert done.status == 0, f"storkit {' '.join(words)}: {done.status}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout) if done.stdout.strip() else None
 
@@ -186,15 +192,23 @@ class World:
         return copy
 
     def wait_for_writes(self, name: str = "g", deadline: float = 120) -> int:
-        """Wait until the guest has written on; its last record."""
+        """Wait until the guest has written on; its last record then."""
         volume = self.storkit("volume", "show", name)
+        before = bootsector.last_record(self._copy(volume["path"], volume["format"]))
+        return self.wait_for_record(before + 1, name, deadline)
 
-        def last() -> int:
-            return bootsector.last_record(self._copy(volume["path"], volume["format"]))
+    def wait_for_record(self, number: int, name: str = "g", deadline: float = 120) -> int:
+        """Wait until the guest has come to a record; its last one then."""
+        volume = self.storkit("volume", "show", name)
+        last = 0
 
-        before = last()
-        self.s.wait_for(lambda: last() > before, f"the guest to write after record {before}", deadline, every=0.5)
-        return last()
+        def reached() -> bool:
+            nonlocal last
+            last = bootsector.last_record(self._copy(volume["path"], volume["format"]))
+            return last >= number
+
+        self.s.wait_for(reached, f"record {number} of guest {name}", deadline, every=0.5)
+        return last
 
     def migrate(self, destination: str, name: str = "g", written: bool = True) -> Move:
         """Move the guest, and see that it is there alone, with the right to write, and that it writes records."""

@@ -36,7 +36,7 @@ from storkit.system.iscsigrant import (
     target_iqn,
     unit_serial,
 )
-from storkit.system.iscsiportal import own_portals
+from storkit.system.iscsiportal import listening, own_portals
 from storkit.system.localnode import LocalNodes, device_size, export_node, wanted_export
 
 TRANSPORT = "iscsi"
@@ -123,10 +123,13 @@ class IscsiExports:
         if old is not None:
             grant.clients, grant.writers = dict(old.clients), old.writers
         if old is not None and old.remote():
-            grant.iqn, grant.prefix, grant.portals, grant.chap = old.iqn, old.prefix, old.portals, old.chap
+            grant.iqn, grant.prefix, grant.chap = old.iqn, old.prefix, old.chap
+            grant.portals, grant.listens = old.portals, old.listens
         elif portals:
             grant.iqn, grant.prefix = target_iqn(self.settings.prefix, volume.uuid), self.settings.prefix
-            grant.portals, grant.chap = portals, self.settings.chap
+            grant.chap = self.settings.chap
+        if portals and not _runs(grant):
+            grant.portals, grant.listens = portals, listening(portals)
         for client in clients:
             known = grant.clients.get(client.name)
             if known is None or known.same_machine != client.same_machine:
@@ -333,6 +336,11 @@ class IscsiExports:
         self._grants.save(changed)
 
 
+def _runs(grant: Grant) -> bool:
+    seen = lio.observe(grant.iqn)
+    return seen is not None and seen.enabled
+
+
 def _activate(volumes: Iterable[Volume]) -> None:
     """Volumes of LVM have no device since the last boot, until they are asked for."""
     if missing := [volume for volume in volumes if not Path(volume.path).exists()]:
@@ -355,7 +363,7 @@ def _unit(grant: Grant) -> lio.Unit:
         device=devmapper.node_path(export_node(volume)),
         readonly=volume.kind != "disk",
         iqn=grant.iqn,
-        portals=grant.portals,
+        portals=grant.listens,
         authentication=grant.chap != "none",
         access=access,
     )

@@ -149,6 +149,9 @@ class Grant:
     prefix: str = ""
     """What the initiators' names begin with, kept for the same reason."""
     portals: list[str] = field(default_factory=list)
+    """Where clients reach the target."""
+    listens: list[str] = field(default_factory=list)
+    """What it listens on, as LIO names it: the portals, or all addresses, if another target does already."""
     chap: Chap = "mutual"
 
     def remote(self) -> dict[str, bool]:

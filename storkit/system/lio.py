@@ -244,7 +244,11 @@ def _make(unit: Unit) -> None:
     for initiator, access in unit.access.items():
         _make_acl(unit.acl(initiator), access, lun)
     for portal in unit.portals:
-        (tpg / "np" / portal).mkdir(exist_ok=True)
+        try:
+            (tpg / "np" / portal).mkdir(exist_ok=True)
+        except OSError as error:
+            message = f"the kernel's target cannot listen on {portal}: {error.strerror}"
+            raise Conflict(message, f"see who does: ss -ltnp 'sport = :{portal.rpartition(':')[2]}'") from error
     configfs.put(tpg / "enable", "1")
 
 

@@ -1,0 +1,41 @@
+"""Reservations that LIO keeps through a restart: what it wrote is read, and given back to those who may have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storkit.system import lioaptpl
+
+DATA = Path(__file__).with_name("data")
+A, B = "iqn.2026-11.org.storkit:host.a", "iqn.2026-11.org.storkit:host.b"
+SERIAL = "0c9f3f0e-1111-2222-3333-444455556601"
+
+
+def test_registrations_are_read() -> None:
+    text = (DATA / "lio-6.1-res_pr_registered_i_pts.txt").read_text()
+    assert lioaptpl.parse_registered(text) == {A: "00000000000000a1", B: "deadbeef000000b2"}
+    assert lioaptpl.parse_registered("SPC-3 PR Registrations:\nNone\n") == {}
+
+
+def test_a_host_is_taken_out_of_the_file_and_the_others_stay() -> None:
+    text = (DATA / "lio-6.1-aptpl.txt").read_text()
+    assert [node for node, _ in lioaptpl.parse_entries(text)] == [A, B]
+    without = lioaptpl.without(text, [A])
+    assert [node for node, _ in lioaptpl.parse_entries(without)] == [B]
+    assert without in text and lioaptpl.without(text, ["iqn.x"]) == text
+    assert lioaptpl.without(text, [A, B]) == ""
+
+
+def test_only_those_who_may_get_their_registration_back(tmp_path: Path) -> None:
+    (tmp_path / "pr").mkdir()
+    file = lioaptpl.file(tmp_path, SERIAL)
+    assert lioaptpl.kept(tmp_path, SERIAL, [A, B]) == []
+    file.write_text((DATA / "lio-6.1-aptpl.txt").read_text())
+    (metadata,) = lioaptpl.kept(tmp_path, SERIAL, [B])
+    fields = dict(field.split("=", 1) for field in metadata.split(","))
+    assert (fields["initiator_node"], fields["sa_res_key"], fields["mapped_lun"]) == (B, str(0xDEADBEEF000000B2), "0")
+    lioaptpl.forget(tmp_path, SERIAL, [B])
+    assert len(lioaptpl.kept(tmp_path, SERIAL, [A, B])) == 1
+    lioaptpl.forget(tmp_path, SERIAL)
+    assert not file.exists()
+    lioaptpl.forget(tmp_path, SERIAL)

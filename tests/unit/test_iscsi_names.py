@@ -1,0 +1,109 @@
+"""Names on the wire, settings, and what was granted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storkit.core.backend import Site
+from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.model import Volume
+from storkit.system import iscsigrant
+from storkit.system.iscsigrant import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
+
+UUID = "0c9f3f0e-1111-2222-3333-444455556601"
+
+
+def test_the_identity_is_what_the_kernel_makes_of_the_serial() -> None:
+    # as read by INQUIRY from a LIO logical unit of Linux 6.1
+    assert iscsigrant.naa("0c9f3f0e-1111-2222-3333-444455556666") == "60014050c9f3f0e11112222333344445"
+    assert iscsigrant.identity(UUID.upper()) == f"naa.60014050c9f3f0e11112222333344445 serial.{UUID}"
+
+
+@pytest.mark.parametrize("host", ["a", "web1.example.org", "10.0.0.1"])
+def test_a_plain_host_name_is_in_its_iqn_as_it_is(host: str) -> None:
+    assert initiator_iqn(PREFIX, host) == f"{PREFIX}:host.{host}"
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_hosts_have_iqns_of_their_own(one: str, other: str) -> None:
+    names = [initiator_iqn(PREFIX, host) for host in (one, other)]
+    assert (names[0] == names[1]) == (one == other)
+    for name in names:
+        assert re.fullmatch(r"iqn\.[a-z0-9.:-]+", name) and len(name) <= 223
+
+
+@pytest.mark.parametrize(
+    "text, address, port",
+    [
+        ("10.0.0.1", "10.0.0.1", 3260),
+        ("san1.example.org:860", "san1.example.org", 860),
+        ("[fd00::1]", "fd00::1", 3260),
+        ("[fd00::1]:861", "fd00::1", 861),
+    ],
+)
+def test_portals_are_read(text: str, address: str, port: int) -> None:
+    assert portal(text) == (address, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "fd00::1", "a b", "[10.0.0.1", ":3260"]
+)
+def test_what_is_no_portal_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no portal"):
+        portal(text)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "iqn.2026-11.org", "iqn.2026-13.org.x", "IQN.2026-11.org.x", "iqn.2026-11.org.x:A"]
+)
+def test_a_prefix_that_the_kernel_would_refuse_is_refused(prefix: str) -> None:
+    with pytest.raises(UsageError, match="cannot begin an IQN"):
+        IscsiSettings(prefix=prefix)
+
+
+def test_all_that_is_wrong_with_the_settings_is_said_at_once() -> None:
+    with pytest.raises(StorkitError) as raised:
+        IscsiSettings(prefix="x", portals=["::1"], login_timeout=0, replacement_timeout=0)
+    assert len(getattr(raised.value, "problems", [])) == 4
+
+
+def site(path: Path) -> Site:
+    return Site("s", path / "state", path / "run", path / "dev")
+
+
+def test_grants_are_kept_with_their_secrets_for_root_alone(tmp_path: Path) -> None:
+    grants = Grants(site(tmp_path))
+    grant = Grant(Volume("web", UUID, 1 << 20), {"a": Granted(False, chap=Chapped("me"))}, ["a"], "iqn", PREFIX)
+    grants.save([grant])
+    assert grants.path(UUID).stat().st_mode & 0o777 == 0o600
+    assert grants.find() == ([grant], []) == grants.find([UUID, UUID])
+    assert grants.find(["other"]) == ([], [])
+    secrets = grant.clients["a"].chap
+    assert secrets is not None and secrets.secret != secrets.mutual_secret and len(secrets.secret.reveal()) == 32
+    assert secrets.secret.reveal() not in repr(grant)
+    assert grant.remote() == {f"{PREFIX}:host.a": True}
+    grants.forget([UUID])
+    assert grants.find() == ([], [])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"volume": 1}'])
+def test_a_damaged_grant_is_named(tmp_path: Path, text: str) -> None:
+    grants = Grants(site(tmp_path))
+    grants.path(UUID).parent.mkdir(parents=True)
+    grants.path(UUID).write_text(text)
+    found, problems = grants.find()
+    assert found == [] and isinstance(problems[0], Unsafe) and str(grants.path(UUID)) in problems[0].message
+
+
+def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
+    grants = Grants(site(tmp_path))
+    grants.unfence("ssh://root@b:22")
+    grants.fence("ssh://root@b:22")
+    assert grants.fenced("ssh://root@b:22") and not grants.fenced("b")
+    grants.unfence("ssh://root@b:22")
+    assert not grants.fenced("ssh://root@b:22")

@@ -7,6 +7,7 @@ STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Known:
     migration: str = ""
     defined: bool = True
     """Whether libvirt has the domain; otherwise there is only a record."""
+    saved: bool = False
+    """Whether it would start from memory that was saved."""
 
     @property
     def idle(self) -> bool:
@@ -50,15 +53,16 @@ class Guests:
     def look(self, names: list[str] | None, uuid: str = "") -> tuple[list[Known], list[Domain]]:
         """storkit's guests, all or those of `names`; and the domains of these names, or this UUID, that are not its.
 
-        Three virsh processes at most, and one more for each guest in a migration's switchover. If libvirtd does not
-        answer, the guests with a record are unknown.
+        One virsh process, a second for domains without a record, and one for each guest in a migration's switchover. If
+        libvirtd does not answer, the guests with a record are unknown.
         """
         records = {name: record for name in self._recorded(names) if (record := self.record(name))}
         ids = {record.guest.uuid: name for name, record in records.items()}
         try:
-            listed, states = self.virsh.states()
-            wanted = [one for one, name in listed.items() if names is None or name in names or one in {*ids, uuid}]
-            found = [domains.read(xml) for xml in self.virsh.definitions(wanted)]
+            seen = self.virsh.look(list(ids))
+            more = [one for one, name in seen.names.items() if names is None or name in names or one == uuid]
+            others = self.virsh.definitions([one for one in more if one not in ids])
+            found = [domains.read(xml) for xml in [*seen.xml, *others]]
         except StorkitError:
             return [_recorded(record, "unknown", defined=True) for record in records.values()], []
         known: dict[str, Known] = {}
@@ -67,8 +71,8 @@ class Guests:
             name = ids.get(one.uuid, one.name)
             if not one.ours or (names is not None and name not in names):
                 foreign.append(one)
-            elif one.uuid in states:
-                known[name] = self._known(name, one, states[one.uuid])
+            elif one.uuid in seen.states:
+                known[name] = self._known(name, one, seen.states[one.uuid], one.uuid in seen.saved)
         for name, record in records.items():
             known.setdefault(name, _recorded(record, "stopped", defined=False))
         return [known[name] for name in sorted(known)], foreign
@@ -81,22 +85,25 @@ class Guests:
         """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
         both for this host, which may write."""
         readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
+        names = [name for name in self._recorded(None) if name != guest.name and self._shares(name, readonly)]
         taken: list[str] = []
-        for other in self.look(None)[0] if readonly else []:
-            if other.name == guest.name or other.idle:
-                continue
+        for other in self.look(names)[0] if names else []:
             record = self.record(other.name)
             reads = {disk.uuid for disk in record.guest.disks if disk.readonly} if record else set()
             taken += [
                 f"volume {volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
                 for uuid, volume in other.volumes.items()
-                if uuid in readonly and not (readonly[uuid] and uuid in reads)
+                if not other.idle and uuid in readonly and not (readonly[uuid] and uuid in reads)
             ]
         return taken
 
+    def _shares(self, name: str, volumes: Collection[str]) -> bool:
+        record = self.record(name)
+        return record is not None and any(disk.uuid in volumes for disk in record.guest.disks)
+
     def active(self, known: Known) -> bool:
         """Whether the guest has a process now."""
-        state = self.virsh.states()[1].get(known.uuid)
+        state = self.virsh.states().get(known.uuid)
         return state is not None and state.active
 
     def record(self, name: str) -> Definition | None:
@@ -116,12 +123,12 @@ class Guests:
             return sorted(entry.name for entry in self.base.iterdir()) if self.base.is_dir() else []
         return names
 
-    def _known(self, name: str, one: Domain, state: State) -> Known:
+    def _known(self, name: str, one: Domain, state: State, saved: bool) -> Known:
         status = self._status(name, one.uuid, state)
         migration = "in" if status in ("incoming", "arrived") else ""
         if status == "running" and state.state == PAUSED:
             migration = "out"
-        return Known(name, one.uuid, status, one.machine, one.volumes, migration)
+        return Known(name, one.uuid, status, one.machine, one.volumes, migration, saved=saved)
 
     def _status(self, name: str, uuid: str, state: State) -> GuestStatus:
         arriving = self.arriving(name)

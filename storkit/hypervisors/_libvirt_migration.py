@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from storkit.core import codec
-from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, TimedOut, Unsafe, UsageError
+from storkit.core.errors import CommandFailed, NotFound, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.model import MigrationResult
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors._libvirt_virsh import BY_MIGRATION, OUTGOING, PAUSED, Job, State, Virsh
@@ -92,21 +92,19 @@ class Source:
     uuid: str
     progress: Callable[[float, str], None]
 
-    def send(self, to: Way, limits: Limits, xml: Path) -> MigrationResult:
-        """Migrate, or go on waiting for the migration under way, or report the one that has ended well.
+    def send(self, to: Way, limits: Limits, xml: Path, moved: bool) -> MigrationResult:
+        """Migrate, or go on waiting for the migration under way, or report the one that has ended well (`moved`).
 
         Raises CommandFailed with libvirt's reason, TimedOut if nothing moves any more; the guest is here then.
         """
-        state = self._state()
-        if state.migrated:
+        if moved:
             return self._result()
-        if not state.active:
-            raise Conflict(f"guest {self.name} does not run here", f"storkit migrate status {self.name}")
         with ThreadPoolExecutor(1) as thread:
             moving: Future[str] | None = None
             if not self._job():
-                write_atomic(xml, domains.moved(self.virsh("dumpxml", self.uuid, "--migratable"), to.sources))
-                self.virsh("migrate-setmaxdowntime", self.uuid, str(limits.downtime))
+                downtime = f"migrate-setmaxdowntime {self.uuid} {limits.downtime}"
+                live = self.virsh.batch([downtime, f"dumpxml {self.uuid} --migratable"])
+                write_atomic(xml, domains.moved(live, to.sources))
                 words = arguments(self.uuid, to, limits, xml)
                 moving = thread.submit(lambda: self.virsh(*words, timeout=LONGEST))
             try:
@@ -175,9 +173,7 @@ class Source:
                 f"the migration of guest {self.name} failed ({reason.splitlines()[-1]}), and it does not run here",
                 f"storkit migrate status {self.name}",
             )
-        raise CommandFailed(
-            ["virsh", "migrate"], 1, reason, hint=f"guest {self.name} is still here"
-        )
+        raise CommandFailed(["virsh", "migrate"], 1, reason, hint=f"guest {self.name} is still here")
 
     def _settled(self) -> None:
         """Wait for a job that outlives its virsh, or another one than ours."""
@@ -190,7 +186,7 @@ class Source:
 
     def _state(self) -> State:
         try:
-            return self.virsh.states()[1][self.uuid]
+            return self.virsh.states()[self.uuid]
         except KeyError:
             raise NotFound(f"guest {self.name} is not here", f"storkit migrate status {self.name}") from None
 

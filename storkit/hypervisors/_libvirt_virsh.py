@@ -46,6 +46,17 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What libvirt has at one time, by UUID."""
+
+    names: dict[str, str]
+    states: dict[str, State]
+    saved: set[str]
+    """Domains whose memory was saved to start from (managedsave)."""
+    xml: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A migration under way, or ended (`domjobinfo --completed`). Times are milliseconds, sizes bytes."""
 
@@ -75,16 +86,17 @@ class Virsh:
             raise CommandFailed(["virsh", "-c", self.uri], done.status, done.stderr, hint="is libvirtd running?")
         return done.stdout
 
-    def states(self) -> tuple[dict[str, str], dict[str, State]]:
-        """All domains: UUID to name, and UUID to state."""
-        text = self.batch(["list --all --uuid --name", "domstats --state --nowait"])
-        listed, domstats = text.partition("Domain: ")[::2]
-        names = parse_list(listed)
-        by_name = parse_domstats("Domain: " + domstats)
-        return names, {uuid: by_name[name] for uuid, name in names.items() if name in by_name}
+    def look(self, uuids: Sequence[str] = ()) -> Look:
+        """All domains, with the XML of those of `uuids` that exist (of live ones as they run)."""
+        lists = ["list --all --uuid --name", "list --all --uuid --with-managed-save", "domstats --state --nowait"]
+        return parse_look(self.batch([*lists, *(f"dumpxml {uuid}" for uuid in uuids)]))
+
+    def states(self) -> dict[str, State]:
+        """The state of every domain, by UUID."""
+        return self.look().states
 
     def definitions(self, uuids: Sequence[str]) -> list[str]:
-        """The XML of domains, of live ones as they run; those that are gone are left out."""
+        """The XML of those of these domains that exist."""
         return split_documents(self.batch([f"dumpxml {uuid}" for uuid in uuids])) if uuids else []
 
     def job(self, uuid: str, completed: bool = False) -> Job | None:
@@ -93,10 +105,19 @@ class Virsh:
         return parse_job(self.batch([words]))
 
 
-def parse_list(text: str) -> dict[str, str]:
-    """`virsh -q list --all --uuid --name` as a table of UUID to name."""
-    pairs = (line.split(" ", 1) for line in text.splitlines() if " " in line)
-    return {uuid: name.rstrip() for uuid, name in pairs}
+def parse_look(text: str) -> Look:
+    """What `Virsh.look` asks for. No line of it but those of `dumpxml` begins with an angle bracket."""
+    lists, start, documents = f"\n{text}".partition("\n<domain")
+    listed, domain, domstats = lists.partition("\nDomain: ")
+    pairs = [line.rstrip().partition(" ")[::2] for line in listed.splitlines() if line.strip()]
+    names = {uuid: name for uuid, name in pairs if name}
+    by_name = parse_domstats(domain + domstats)
+    return Look(
+        names=names,
+        states={uuid: by_name[name] for uuid, name in names.items() if name in by_name},
+        saved={uuid for uuid, name in pairs if not name},
+        xml=split_documents(start + documents),
+    )
 
 
 def parse_domstats(text: str) -> dict[str, State]:

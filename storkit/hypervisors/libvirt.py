@@ -185,7 +185,7 @@ class Libvirt(Hypervisor):
             raise Conflict(f"guest {name} cannot start here: it is {known.status}", _look(name))
         if known.status not in ("running", "paused"):
             self._check_disks(name)
-            if "Managed save:   yes" in self._virsh("dominfo", known.uuid):
+            if known.saved:
                 raise Conflict(
                     f"guest {name} has its memory saved from an earlier run, which may be older than its disks",
                     f"virsh managedsave-remove {name}; or, if its disks were not used since: virsh start {name}",
@@ -236,8 +236,11 @@ class Libvirt(Hypervisor):
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         settings = self.settings
         limits = Limits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
-        source = self._source(self._one(name))
-        return source.send(way(uri), limits, self._guests.directory(name) / "moving.xml")
+        known, to = self._one(name), way(uri)
+        if known.status not in ("running", "paused", "migrated"):
+            raise Conflict(f"guest {name} is {known.status} here", _look(name))
+        xml = self._guests.directory(name) / "moving.xml"
+        return self._source(known).send(to, limits, xml, moved=known.status == "migrated")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)

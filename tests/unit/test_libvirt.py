@@ -29,23 +29,25 @@ def data(name: str) -> str:
     return (DATA / f"virsh-9.0-{name}").read_text()
 
 
-def test_list_and_domstats() -> None:
-    listed, _, domstats = data("states.txt").partition("Domain: ")
-    assert virsh.parse_list(listed) == {
-        UUID: "g",
-        "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11": "a 'quoted' name",
-    }
-    states = virsh.parse_domstats("Domain: " + domstats)
-    assert states == {
-        "g": virsh.State(1, 5),
-        "a 'quoted' name": virsh.State(5, 0),
-    }
-    assert states["g"].active and not states["a 'quoted' name"].active
+OTHER = "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
+
+
+def test_look_at_all_domains() -> None:
+    look = virsh.parse_look(data("look.txt"))
+    assert look.names == {UUID: "g", OTHER: "a 'quoted' name"}
+    assert look.saved == set()
+    assert look.states == {UUID: virsh.State(1, 1), OTHER: virsh.State(5, 0)}
+    assert look.states[UUID].active and not look.states[OTHER].active
+    assert [domains.read(xml).name for xml in look.xml] == ["g", "a 'quoted' name"]
+
+
+def test_saved_memory_is_seen() -> None:
+    listed, domain, rest = data("look.txt").partition("Domain: ")
+    assert virsh.parse_look(f"{listed}{UUID}\n{domain}{rest}").saved == {UUID}
 
 
 def test_no_domains() -> None:
-    assert virsh.parse_list("\n") == {}
-    assert virsh.parse_domstats("Domain: ") == {}
+    assert virsh.parse_look("\n\n") == virsh.Look({}, {}, set(), [])
 
 
 def test_jobs() -> None:

@@ -214,7 +214,7 @@ def take(units: Sequence[Unit]) -> None:
             raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
     for unit, initiator in doomed:
         _remove_acl(unit.acl(initiator))
-        lioaptpl.forget(configfs.database(), unit.serial, [initiator])
+        lioaptpl.forget(configfs.databases(), unit.serial, [initiator])
 
 
 def _end_session(acl: Path) -> None:
@@ -304,7 +304,7 @@ def _enable(unit: Unit, backstore: Path) -> Path:
     for name, value in {**BACKSTORE_ATTRIBUTES, "emulate_tpu": str(int(discards(unit.device)))}.items():
         configfs.put(backstore / "attrib" / name, value)
     writers = [initiator for initiator, access in unit.access.items() if access.writable]
-    for metadata in lioaptpl.kept(configfs.database(), unit.serial, writers):
+    for metadata in lioaptpl.kept(configfs.databases(), unit.serial, writers):
         configfs.write(backstore / "pr" / "res_aptpl_metadata", metadata)
     return backstore
 
@@ -325,7 +325,7 @@ def _remove(unit: Unit) -> None:
     for left in [backstore] if backstore else _scan(unit.name):
         if _serial(left) == unit.serial or configfs.read(left / "enable") != "1":
             _remove_backstore(left)
-    lioaptpl.forget(configfs.database(), unit.serial)
+    lioaptpl.forget(configfs.databases(), unit.serial)
 
 
 def _remove_acl(acl: Path) -> None:

@@ -44,22 +44,29 @@ def file(database: Path, serial: str) -> Path:
     return database / "pr" / f"aptpl_{serial}"
 
 
-def kept(database: Path, serial: str, initiators: Iterable[str]) -> list[str]:
-    """The metadata of what these initiators, and no others, had registered at a logical unit before a restart."""
+def kept(databases: Iterable[Path], serial: str, initiators: Iterable[str]) -> list[str]:
+    """The metadata of what these initiators, and no others, had registered at a logical unit before a restart.
+
+    The kernel's database moves when the distribution's tools are installed: what was written last counts.
+    """
     known = set(initiators)
-    return [metadata for node, metadata in parse_entries(_text(file(database, serial))) if node in known]
+    files = [path for path in (file(database, serial) for database in databases) if path.exists()]
+    if not files:
+        return []
+    latest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    return [metadata for node, metadata in parse_entries(_text(latest)) if node in known]
 
 
-def forget(database: Path, serial: str, initiators: Iterable[str] | None = None) -> None:
+def forget(databases: Iterable[Path], serial: str, initiators: Iterable[str] | None = None) -> None:
     """Forget what these initiators (None: all, and the file) had registered."""
-    path = file(database, serial)
-    if initiators is None:
-        path.unlink(missing_ok=True)
-        return
-    before = _text(path)
-    after = without(before, initiators)
-    if after != before:
-        write_atomic(path, after)
+    for path in (file(database, serial) for database in databases):
+        if initiators is None:
+            path.unlink(missing_ok=True)
+            continue
+        before = _text(path)
+        after = without(before, initiators)
+        if after != before:
+            write_atomic(path, after)
 
 
 def _text(path: Path) -> str:

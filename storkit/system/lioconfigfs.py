@@ -16,6 +16,8 @@ CONFIGFS = Path("/sys/kernel/config")
 TARGET = CONFIGFS / "target"
 FABRIC = TARGET / "iscsi"
 CORE = TARGET / "core"
+DATABASES = (Path("/etc/rtslib-fb-target"), Path("/etc/target"), Path("/var/target"))
+"""Where Debian's rtslib puts the target's database, rtslib's own and recent kernels' place, older kernels'."""
 LOCK = Path("/run/storkit/lio.lock")
 """One for the machine: all storkit processes share its kernel's target, whatever directory their host's state is in."""
 LOCK_WAIT = 600.0
@@ -58,7 +60,12 @@ def prepare(save_directory: Path) -> None:
 
 def database() -> Path:
     """Where the kernel keeps reservations that survive a restart."""
-    return Path(read(TARGET / "dbroot") or "/var/target")
+    return Path(read(TARGET / "dbroot") or DATABASES[-1])
+
+
+def databases() -> list[Path]:
+    """That, and where it may have been before the last boot."""
+    return list(dict.fromkeys([database(), *DATABASES]))
 
 
 def mount() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import Unsafe
-from storkit.system import lio
+from storkit.system import lio, lioconfigfs
 from storkit.system.files import write_atomic
 
-DIRECTORIES = (Path("/etc/rtslib-fb-target"), Path("/etc/target"))
+DIRECTORIES = lioconfigfs.DATABASES[:2]
 """Debian's place, and rtslib's own: the first that exists."""
 FILE = "saveconfig.json"
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from storkit.system import lioaptpl
@@ -27,15 +28,20 @@ def test_a_host_is_taken_out_of_the_file_and_the_others_stay() -> None:
 
 
 def test_only_those_who_may_get_their_registration_back(tmp_path: Path) -> None:
-    (tmp_path / "pr").mkdir()
-    file = lioaptpl.file(tmp_path, SERIAL)
-    assert lioaptpl.kept(tmp_path, SERIAL, [A, B]) == []
-    file.write_text((DATA / "lio-6.1-aptpl.txt").read_text())
-    (metadata,) = lioaptpl.kept(tmp_path, SERIAL, [B])
+    text = (DATA / "lio-6.1-aptpl.txt").read_text()
+    old, new = tmp_path / "old", tmp_path / "new"
+    for database in (old, new):
+        (database / "pr").mkdir(parents=True)
+    assert lioaptpl.kept([new, old], SERIAL, [A, B]) == []
+    lioaptpl.file(old, SERIAL).write_text(text)
+    (metadata,) = lioaptpl.kept([new, old], SERIAL, [B])
     fields = dict(field.split("=", 1) for field in metadata.split(","))
     assert (fields["initiator_node"], fields["sa_res_key"], fields["mapped_lun"]) == (B, str(0xDEADBEEF000000B2), "0")
-    lioaptpl.forget(tmp_path, SERIAL, [B])
-    assert len(lioaptpl.kept(tmp_path, SERIAL, [A, B])) == 1
-    lioaptpl.forget(tmp_path, SERIAL)
-    assert not file.exists()
-    lioaptpl.forget(tmp_path, SERIAL)
+    lioaptpl.file(new, SERIAL).write_text(lioaptpl.without(text, [B]))
+    os.utime(lioaptpl.file(old, SERIAL), ns=(1, 1))
+    assert lioaptpl.kept([new, old], SERIAL, [B]) == []  # the file that was written last counts
+    lioaptpl.forget([new, old], SERIAL, [A])
+    assert [node for node, _ in lioaptpl.parse_entries(lioaptpl.file(old, SERIAL).read_text())] == [B]
+    lioaptpl.forget([new, old], SERIAL)
+    assert not lioaptpl.file(new, SERIAL).exists() and not lioaptpl.file(old, SERIAL).exists()
+    lioaptpl.forget([new, old], SERIAL)

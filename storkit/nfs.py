@@ -200,7 +200,7 @@ class Nfs(Transport):
         writable = {_key(entry) for entry in there if entry.writable}
         first = [replace(entry, writable=entry.writable and _key(entry) in writable) for entry in wanted]
         nfsserver.keep(self.site.state, self._boot(grants, first), self.settings)
-        nfsserver.apply(gone, first, self.settings)
+        nfsserver.apply(gone, nfsserver.changed(there, first, self.settings), self.settings)
         nfsserver.settle(paths - {entry.path for entry in first if entry.writable})
         nfsserver.keep(self.site.state, self._boot(grants, wanted), self.settings)
         nfsserver.apply([], [new for new, old in zip(wanted, first, strict=True) if new != old], self.settings)

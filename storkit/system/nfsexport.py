@@ -53,7 +53,8 @@ def make(grant: Grant, client: str, settings: NfsSettings, managed: bool) -> Non
     """Make a client's directory as it should be, whatever is there. `managed`: the server is this host."""
     directory = grant.path(client)
     try:
-        directory.mkdir(mode=0o711, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(mode=0o711)
         data, *below = _chain(Path(grant.volume.path), grant.volume.format)
         for file in (data, *below):
             _link(file, directory / file.name)

@@ -92,7 +92,7 @@ def mount(server: str, path: str, point: Path, options: str) -> None:
     """Mount a directory of a server. Raises HostUnreachable, NotFound, Unsupported or Conflict, with what to do."""
     _answers(server)
     make_private(point)
-    argv = ["mount", "-t", "nfs", "-o", options, source(server, path), str(point)]
+    argv = ["mount", "-n", "-t", "nfs", "-o", options, source(server, path), str(point)]
     try:
         run(argv, package=PACKAGE, timeout=_MOUNT_TIMEOUT)
     except CommandFailed as error:
@@ -306,12 +306,7 @@ class Attachments:
         return True
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
-        there = {mount.point for mount in mounts()}
-        found = [
-            record.attachment
-            for record in self._records(volumes)
-            if str(self._point(record.attachment.uuid)) in there and Path(record.attachment.path).is_symlink()
-        ]
+        found = [record.attachment for record in self._records(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:
@@ -327,14 +322,16 @@ class Attachments:
         raise_problems(problems)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        here = {attachment.uuid for attachment in self.find([volume.uuid for volume in volumes])}
-        records = {record.attachment.uuid: record for record in self._records(here)}
+        records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
         problems: list[StorkitError] = []
         for volume in volumes:
             if volume.uuid not in records:
                 hint = f"storkit attach {volume.name} --on {self.site.host}"
                 problems.append(NotFound(f"volume {volume.name} is not attached on {self.site.host}", hint))
         for record in records.values():
+            if not self._mounted(self._point(record.attachment.uuid)):
+                message = f"volume {record.attachment.volume} is not mounted on {self.site.host}"
+                problems.append(NotFound(message, f"storkit host restore {self.site.host}"))
             if any(offset % fingerprint.BLOCK or not 0 <= offset < record.attachment.size for offset in offsets or ()):
                 message = f"offsets are multiples of {fingerprint.BLOCK} below {record.attachment.size}"
                 problems.append(UsageError(message))

@@ -130,6 +130,16 @@ def in_kernel() -> list[Entry]:
         return []
 
 
+def changed(there: Iterable[Entry], wanted: Iterable[Entry], settings: NfsSettings) -> list[Entry]:
+    """Those of the wanted entries that are not in the table yet, or otherwise than they should be."""
+    now = {(entry.path, entry.client): set(entry.options) for entry in there}
+    return [
+        entry
+        for entry in wanted
+        if not now.get((entry.path, entry.client), set()) >= set(options(settings, entry.writable).split(","))
+    ]
+
+
 def apply(remove: Sequence[Entry], add: Sequence[Entry], settings: NfsSettings) -> None:
     """Take entries out of the table, and put entries in or change their rights."""
     for chunk in _chunks(remove):

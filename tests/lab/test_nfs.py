@@ -1,0 +1,291 @@
+"""The transport nfs where real servers and clients can fail it: rights, restarts, foreign exports, wrong files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
+from storkit.core.model import Attachment, Volume
+from tests.contract.transport_nfs import NfsRig
+from tests.lab import Host, Lab
+from tests.lab.remote import Hosts
+
+pytestmark = pytest.mark.lab
+
+# Writes blocks as fast as it can until /root/stop exists; after every 50 tries it says how they went.
+HAMMER = """\
+import collections, json, mmap, os, sys, threading
+told = collections.Counter()
+def hammer(number):
+    block = mmap.mmap(-1, 4096)
+    descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+    for turn in range(10**9):
+        block[:8] = turn.to_bytes(8, "little")
+        try:
+            os.pwritev(descriptor, [block], 4096 * number)
+            how = "accepted"
+        except OSError as error:
+            how = error.strerror
+        with lock:
+            told[how] += 1
+            if sum(told.values()) % 50 == 0:
+                with open("/root/told.new", "w") as file:
+                    json.dump(told, file)
+                os.rename("/root/told.new", "/root/told")
+                if os.path.exists("/root/stop"):
+                    os._exit(0)
+lock = threading.Lock()
+for number in range(4):
+    threading.Thread(target=hammer, args=[number]).start()
+"""
+REFUSED = "Read-only file system"
+
+
+class Writer:
+    """A process of a host that writes its attachment without a pause."""
+
+    def __init__(self, host: Host, attachment: Attachment) -> None:
+        self._host = host
+        host.run(["rm", "-f", "/root/stop", "/root/told"])
+        host.put(HAMMER, "/root/hammer.py")
+        self.process = host.spawn(["/usr/bin/python3", "/root/hammer.py", attachment.path])
+        self.wait_for("accepted", 50)
+
+    def told(self) -> dict[str, int]:
+        done = self._host.run(["cat", "/root/told"], check=False)
+        return dict(json.loads(done.stdout)) if done.status == 0 else {}
+
+    def wait_for(self, how: str, more: int) -> None:
+        """Until so many more tries went that way."""
+        start = self.told().get(how, 0)
+        self._host.wait_for(lambda: self.told().get(how, 0) >= start + more, f"{more} tries {how!r}", 90)
+
+    def stop(self) -> dict[str, int]:
+        self._host.run(["touch", "/root/stop"])
+        self.process.wait(60)
+        return self.told()
+
+
+@pytest.fixture
+def rig(lab: Lab, request: pytest.FixtureRequest) -> Iterator[NfsRig]:
+    hosts = Hosts(lab)
+    yield getattr(request, "param", NfsRig)(hosts)
+    hosts.discard()
+
+
+class OnOwnDisk(NfsRig):
+    """The pool is on a disk of its own, in a directory with a difficult name."""
+
+    path = '/srv/the pool\'s #1 "disk" é'
+
+    def pool_settings(self, host: Host) -> dict[str, Any]:
+        if host.run(["mountpoint", "-q", self.path], check=False).status:
+            disk = host.add_disk(320 << 20)
+            host.run(["mkfs.ext4", "-q", disk])
+            host.run(["mkdir", "-p", self.path])
+            host.run(["mount", disk, self.path])
+        return {"path": self.path}
+
+
+def attach(rig: NfsRig, volume: Volume, *writers: str) -> Attachment:
+    """The volume attached on b."""
+    rig.home.export([volume], [rig.b])
+    rig.home.set_writers([volume], list(writers))
+    return rig.far.attach(rig.home.offers([volume], "b"))[0]
+
+
+def digest(host: Host, volume: Volume) -> str:
+    return host.run(["sha256sum", volume.path]).stdout
+
+
+def test_no_write_of_a_host_without_the_right_reaches_the_file(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    volume = rig.volume("v")
+    writer = Writer(b, attach(rig, volume, "b"))
+    for _ in range(10):
+        rig.home.set_writers([volume], [])
+        taken = digest(a, volume)
+        writer.wait_for(REFUSED, 100)
+        assert digest(a, volume) == taken
+        rig.home.set_writers([volume], ["b"])
+        writer.wait_for("accepted", 50)  # with the descriptors that it had all the time
+        assert digest(a, volume) != taken
+    told = writer.stop()
+    assert told[REFUSED] >= 1000 and set(told) == {REFUSED, "accepted"}
+
+
+@pytest.mark.parametrize("rig", [OnOwnDisk], indirect=True)
+def test_a_right_is_gone_only_when_the_writes_under_way_have_ended(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    volume = rig.volume("v")
+    writer = Writer(b, attach(rig, volume, "b"))
+    # Writes that have passed the check of the right now wait on their way to the file.
+    a.run(["fsfreeze", "-f", OnOwnDisk.path])
+    a.wait_for(lambda: " D " in a.run(["sh", "-c", "ps -eo comm,stat,pid | grep nfsd"]).stdout, "thread that waits")
+    with ThreadPoolExecutor() as pool:
+        taking = pool.submit(rig.home.set_writers, [volume], [])
+        a.wait_for(lambda: "(ro," in a.run(["grep", volume.uuid, "/var/lib/nfs/etab"]).stdout, "right to be taken")
+        with pytest.raises(TimeoutError):
+            taking.result(3)
+        a.run(["fsfreeze", "-u", OnOwnDisk.path])
+        taking.result(60)
+    taken = digest(a, volume)
+    writer.wait_for(REFUSED, 100)
+    assert digest(a, volume) == taken
+    writer.stop()
+
+
+def test_a_writer_waits_for_a_server_that_restarts(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    volume = rig.volume("v")
+    writer = Writer(b, attach(rig, volume, "b"))
+    a.run(["rpc.nfsd", "0"])
+    a.run(["pkill", "-9", "-x", "rpc.mountd"])
+    assert [export.live for export in rig.home.find_exports()] == [False]
+    rig.home.restore()
+    writer.wait_for("accepted", 200)
+    assert set(writer.stop()) == {"accepted"}
+
+
+def test_a_fenced_host_holds_nothing_on_the_server(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    volume = rig.volume("v")
+    there = attach(rig, volume, "b")
+    writer = Writer(b, there)
+    (had,) = rig.home.fence("b")
+    assert had.writable
+    taken = digest(a, volume)
+    assert volume.uuid not in a.run(["cat", "/var/lib/nfs/etab", "/proc/net/rpc/nfsd.export/content"]).stdout
+    states = a.run(["sh", "-c", "cat /proc/fs/nfsd/clients/*/states"], check=False).stdout
+    assert f':{a.run(["stat", "-c", "%i", volume.path]).stdout.strip()}"' not in states
+    b.wait_for(lambda: len(set(writer.told()) - {"accepted"}) > 0, "refusal")
+    assert digest(a, volume) == taken
+    writer.stop()
+    # What still has old data to send is not let in by a new grant either.
+    rig.home.unfence("b")
+    rig.home.export([volume], [rig.b])
+    rig.home.set_writers([volume], ["b"])
+    with pytest.raises(OSError), rig.access(there) as disk:
+        disk.write(0, b"x" * 4096)
+    assert digest(a, volume) == taken
+    there = rig.far.attach(rig.home.offers([volume], "b"))[0]
+    with rig.access(there) as disk:
+        disk.write(0, b"y" * 4096)
+    assert digest(a, volume) != taken
+
+
+def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    lost, kept = rig.volume("lost"), rig.volume("kept")
+    attach(rig, lost, "b")
+    writer = Writer(b, attach(rig, kept, "b"))
+    stuck = b.spawn(["dd", "if=/dev/zero", "of=/dev/storkit/lost", "bs=4k", "oflag=direct", "conv=notrunc"])
+    a.cut()
+    try:
+        start = time.monotonic()
+        rig.far.detach([lost])
+        assert time.monotonic() - start < 40
+        assert stuck.wait(30, check=False).status != 0
+        assert not rig.has_path(rig.far, "lost")
+        assert [found.volume for found in rig.far.find_attachments()] == ["kept"]
+    finally:
+        a.heal()
+    writer.wait_for("accepted", 100)
+    assert set(writer.stop()) == {"accepted"}
+
+
+def test_exports_of_others_stay_as_they_are(rig: NfsRig, lab: Lab) -> None:
+    a = lab.host("a")
+    a.run(["mkdir", "-p", "/srv/theirs", "/srv/byhand", "/etc/exports.d"])
+    a.put("/srv/theirs 10.77.0.0/24(rw,no_subtree_check)\n", "/etc/exports.d/theirs.exports")
+    a.run(["exportfs", "-r"])
+    a.run(["exportfs", "-o", "ro,no_subtree_check", "10.9.9.9:/srv/byhand"])
+    before = a.run(["cat", "/var/lib/nfs/etab"]).stdout
+    volume = rig.volume("v")
+    attach(rig, volume, "b")
+    during = a.run(["cat", "/var/lib/nfs/etab"]).stdout
+    assert set(before.splitlines()) < set(during.splitlines())
+    a.run(["exportfs", "-r"])  # what an administrator may type at any time
+    assert [(export.live, export.writable) for export in rig.home.find_exports()] == [(True, True)]
+    a.run(["exportfs", "-o", "ro,no_subtree_check", "10.9.9.9:/srv/byhand"])
+    rig.far.detach([volume])
+    rig.home.unexport([volume], ["b"])
+    assert sorted(a.run(["cat", "/var/lib/nfs/etab"]).stdout.splitlines()) == sorted(before.splitlines())
+    assert a.run(["ls", "/etc/exports.d"]).stdout.split() == ["theirs.exports"]
+
+
+def test_a_pool_that_others_export_for_writing_is_refused(rig: NfsRig, lab: Lab) -> None:
+    a = lab.host("a")
+    volume = rig.volume("v")
+    for path in ("/var/lib/storkit", volume.path.rpartition("/")[0]):
+        a.run(["exportfs", "-o", "rw,no_subtree_check,no_root_squash", f"10.77.0.0/24:{path}"])
+        with pytest.raises(Unsafe, match=r"exported to 10\.77\.0\.0/24 for writing"):
+            rig.home.export([volume], [rig.b])
+        a.run(["exportfs", "-u", f"10.77.0.0/24:{path}"])
+    attach(rig, volume)
+    a.run(["exportfs", "-o", "rw,no_subtree_check", f"10.77.0.0/24:{volume.path.rpartition('/')[0]}"])
+    with pytest.raises(Unsafe, match="exported to"):
+        rig.home.set_writers([volume], ["b"])
+
+
+def test_another_file_than_the_one_meant_is_refused(rig: NfsRig, lab: Lab) -> None:
+    a = lab.host("a")
+    one, two = rig.volume("one"), rig.volume("two")
+    rig.home.export([one, two], [rig.b])
+    offers = rig.home.offers([one, two], "b")
+    paths = [offer.name for offer in offers]
+    # Two exports swapped; the right name and identity with another file; a file of another size.
+    a.run(["sh", "-c", f"mv {paths[0]} /srv/x; mv {paths[1]} {paths[0]}; mv /srv/x {paths[1]}; exportfs -f"])
+    with pytest.raises(StorkitError) as refused:
+        rig.far.attach(offers)
+    assert all(isinstance(error, Unsafe) for error in getattr(refused.value, "problems", [refused.value]))
+    a.run(["sh", "-c", f"mv {paths[0]} /srv/x; mv {paths[1]} {paths[0]}; mv /srv/x {paths[1]}; exportfs -f"])
+    a.run(["sh", "-c", f"cd {paths[0]}; mv one.raw /srv/y; cp /srv/y one.raw; chown nobody one.raw"])
+    with pytest.raises(Unsafe, match="what the NFS server shows is"):
+        rig.far.attach(offers[:1])
+    a.run(["sh", "-c", f"mv -f /srv/y {paths[0]}/one.raw; truncate -s +4096 {two.path}"])
+    with pytest.raises(Unsafe, match="bytes, and the NFS server shows"):
+        rig.far.attach(offers[1:])
+    a.run(["truncate", "-s", str(two.size), two.path])
+    assert [found.volume for found in rig.far.attach(rig.home.offers([one, two], "b"))] == ["one", "two"]
+    assert rig.far.find_attachments() == rig.far.attach(offers)
+
+
+def test_a_client_can_change_nothing_but_its_volumes_file(rig: NfsRig, lab: Lab) -> None:
+    b = lab.host("b")
+    there = attach(rig, rig.volume("v"), "b")
+    place = b.run(["dirname", b.run(["readlink", there.path]).stdout.strip()]).stdout.strip()
+    for command in ("touch new", "rm -f v.raw", "mv v.raw w.raw", "ln v.raw w.raw", "echo > .storkit", "mkdir d"):
+        done = b.run(["sh", "-c", f"cd {place} && {command}"], check=False)
+        assert "Permission denied" in done.stderr, command
+    # Below the server's root a client is shown its own exports, and no other names.
+    b.run(["mkdir", "-p", "/mnt/root"])
+    b.run(["mount", "-t", "nfs", "-o", "vers=4.2", f"{rig.home.site.address}:/", "/mnt/root"])
+    other = rig.volume("other")
+    rig.home.export([other], [rig.a])
+    seen = b.run(["find", "/mnt/root"], check=False).stdout
+    assert "v.raw" in seen and other.uuid not in seen and "other.raw" not in seen
+    b.run(["umount", "/mnt/root"])
+
+
+def test_what_cannot_be_exported_says_why(rig: NfsRig, lab: Lab) -> None:
+    from dataclasses import replace
+
+    volume = rig.volume("v")
+    with pytest.raises(Unsupported, match="host b has none"):
+        rig.home.export([volume], [replace(rig.b, address="")])
+    with pytest.raises(StorkitError, match="not known here"):
+        rig.home.export([volume], [replace(rig.b, address="no-such-host.invalid")])
+    with pytest.raises(Unsupported, match="only volumes of nfs pools"):
+        rig.home.export([replace(volume, path="/etc/passwd")], [rig.b])
+    rig.home.export([volume], [rig.b])
+    with pytest.raises(Unsupported, match="both come from"):
+        rig.home.export([volume], [replace(rig.b, name="c")])
+    with pytest.raises(Conflict, match="exported and cannot be deleted"):
+        rig._pool("delete", volumes=[volume])

@@ -41,7 +41,7 @@ class Place:
     qmp: str = ""
     """QEMU: the monitor's socket."""
     pidfile: str = ""
-    reconnect_delay: int = 30
+    reconnect_delay: int = 300
     """Seconds that QEMU tries to reach an NBD server again before the guest's requests fail, and it is paused."""
     taps: list[str] = field(default_factory=list)
     """Tap devices for the network cards, in their order; without them QEMU's bridge helper makes one."""

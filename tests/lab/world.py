@@ -31,9 +31,11 @@ KEPT = (
     r". files: /srv/volumes/\.storkit\.lock",
     r". files: /root/\.cache/|. files: /root/boot\.img",
     r". files: /etc/lvm/|. files: /run/lvm/|. files: /run/lock/lvm/",
+    r". files: (/dev/mapper/control|/etc/multipath/wwids|/run/lock/iscsi/lock|\S*/saveconfig\.json) ",
+    r". configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
     r". sockets: udp",
 )
-"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks."""
+"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks, empty configurations."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Storage:
     """Start what systemd would on the storage host, after each boot."""
     use: Callable[[Host], None] = lambda client: None
     """The same on a and b."""
+    hypervisors: tuple[str, ...] = ("qemu", "libvirt")
+    """What can open these disks."""
     durable: bool = True
     """Whether what a guest has written, and not flushed, outlives a power cut of s."""
 
@@ -76,11 +80,17 @@ def _modules(host: Host) -> None:
     host.run(["modprobe", "-a", "dm-mod", "nbd"])
 
 
+# libvirt has no NBD over TLS with a pre-shared key.
 STORAGES = (
-    Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory, durable=False),
-    Storage("nbd-qcow2", "directory", "nbd", {"path": VOLUMES, "format": "qcow2"}, make=_directory, durable=False),
-    Storage("nbd-kernel", "directory", "nbd", {"path": VOLUMES}, {"attach": "kernel"},
-            make=_directory, use=_modules, durable=False),
+    Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory, hypervisors=("qemu",), durable=False),
+    Storage(
+        "nbd-qcow2", "directory", "nbd", {"path": VOLUMES, "format": "qcow2"},
+        make=_directory, hypervisors=("qemu",), durable=False,
+    ),
+    Storage(
+        "nbd-kernel", "directory", "nbd", {"path": VOLUMES}, {"attach": "kernel"},
+        make=_directory, use=_modules, durable=False,
+    ),
     Storage("iscsi", "lvm", "iscsi", {"vg": "vg"}, make=_volume_group, serve=services.target, use=services.iscsid),
     Storage(
         "nfs", "nfs", "nfs", {"path": VOLUMES},
@@ -104,7 +114,13 @@ def hypervisors() -> list[str]:
 
 def worlds() -> list[tuple[Storage, str]]:
     """Every storage and hypervisor there is."""
-    return [(storage, hypervisor) for storage in STORAGES if storage.known() for hypervisor in hypervisors()]
+    return [
+        (storage, hypervisor)
+        for storage in STORAGES
+        if storage.known()
+        for hypervisor in hypervisors()
+        if hypervisor in storage.hypervisors
+    ]
 
 
 class World:

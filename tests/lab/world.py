@@ -35,7 +35,8 @@ KEPT = (
     r". configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
     r". sockets: udp",
 )
-"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks, empty configurations."""
+"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks, empty
+configurations."""
 
 
 @dataclass(frozen=True)

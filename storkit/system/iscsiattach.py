@@ -117,6 +117,8 @@ class IscsiAttachments:
         """All or none."""
         try:
             every(lambda one: self._connect(one, login), pending)
+            if login == self._recorded_login:
+                self._heed_target(pending)
             raise_problems([problem for one in pending for problem in self._duplicates(one)])
             every(self._take_right, [one for one in pending if one.offer.writable])
             self._attached.save(one.offer for one in pending)
@@ -144,6 +146,12 @@ class IscsiAttachments:
             session = self._attached.alive(one.offer)
         one.session = session
         one.disk = lun.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
+
+    def _heed_target(self, pending: list[_Pending]) -> None:
+        """After a reboot this host writes only what it wrote before and the target still lets it write."""
+        for one in pending:
+            if one.offer.writable and one.disk is not None and lun.readonly(one.disk.path):
+                one.offer = replace(one.offer, writable=False)
 
     def _write_login(self, offer: Offer) -> None:
         """Log in with the secrets of the offer."""

@@ -1,0 +1,153 @@
+"""What nfs reads from the kernel and from nfs-utils, and what it writes for them: no server is needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storkit.core.backend import Client, Site
+from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError
+from storkit.core.model import Offer, Volume
+from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
+from storkit.system import nfsexport, nfsmount, nfsserver
+from storkit.system.nfsgrant import Grant, Granted, Grants, NfsSettings
+from storkit.system.nfsserver import Entry
+
+DATA = Path(__file__).parent / "data"
+UUID = "68ef4ad6-1cb9-49f8-8773-a1a59a20d668"
+
+
+def test_the_table_of_exports() -> None:
+    theirs, ours, odd = nfsserver.parse_etab((DATA / "nfs-utils-2.6-etab.txt").read_text())
+    assert (theirs.path, theirs.client, theirs.writable, theirs.ours) == ("/srv/other", "10.77.9.9", True, False)
+    assert ours.ours and ours.writable and ours.client == "10.77.0.12/32"
+    assert (odd.path, odd.client, odd.writable) == ('/srv/pool/sp a"ce#ü', "fd00::1/128", False)
+    assert nfsserver.changed([ours], [Entry(ours.path, ours.client, True)], NfsSettings()) == []
+    read_only = Entry(ours.path, ours.client, False)
+    assert nfsserver.changed([ours], [read_only], NfsSettings()) == [read_only]
+    assert nfsserver.changed([ours], [Entry(ours.path, ours.client, True)], NfsSettings(uid=1000))
+
+
+def test_the_kernels_table_without_what_it_has_forgotten() -> None:
+    entries = nfsserver.parse_etab((DATA / "nfsd-6.1-export-content.txt").read_text())
+    assert [(entry.path, entry.writable) for entry in entries] == [
+        ("/srv/pool/.exports", False), ("/", False), ("/srv/pool/.exports/u1/n1", True)
+    ]  # fmt: skip
+
+
+def test_the_state_of_a_client() -> None:
+    states = (DATA / "nfsd-6.1-client-states.txt").read_text()
+    client = nfsserver.parse_client("7", (DATA / "nfsd-6.1-client-info.txt").read_text(), states)
+    assert (client.number, client.address, client.files) == ("7", "10.77.0.12", {13432})
+    assert nfsserver.parse_client("8", 'address: "[fd00::1]:700"\n', "").address == "fd00::1"
+
+
+def test_mounts() -> None:
+    mounts = nfsmount.parse_mountinfo((DATA / "proc-6.1-mountinfo-nfs.txt").read_text())
+    assert mounts[-1].point == "/srv/a b"
+    assert nfsmount.mount_of(Path("/m/disk"), mounts).source == "10.77.0.11:/srv/pool/.exports/u1/n1"
+    assert nfsmount.mount_of(Path("/mnt/disk"), mounts).type == "ext4"
+    assert nfsmount.mount_of(Path("/srv/a b/x"), mounts).source == "/dev/ubdb"
+
+
+@pytest.mark.parametrize("path", ["/srv/pool", "/srv/a b", "/srv/#\"'\\(x)", "/srv/é\n", "/srv/\udcff"])
+def test_paths_survive_the_exports_file(path: str) -> None:
+    escaped = nfsserver.escape(path)
+    assert escaped.isascii() and not set(escaped) & set(" #\"'()\n")
+    assert nfsserver.unescape(escaped) == path
+
+
+def test_the_file_in_exports_d() -> None:
+    entries = [Entry("/srv/a b", "10.0.0.1/32", True), Entry("/srv/a b", "fd00::1/128", False)]
+    lines = nfsserver.exports_text(entries, NfsSettings(sec="krb5p", uid=900)).splitlines()
+    assert lines[1].startswith("/srv/a\\040b 10.0.0.1/32(rw,sync,no_wdelay,subtree_check,all_squash,anonuid=900,")
+    assert lines[2].startswith("/srv/a\\040b fd00::1/128(ro,") and lines[2].endswith("sec=krb5p)")
+    assert nfsserver.exports_text([], NfsSettings()) == ""
+    assert nfsserver.argument(entries[1]) == "[fd00::1/128]:/srv/a b"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"version": "2"},
+        {"sec": "none"},
+        {"uid": 0},
+        {"options": "soft"},
+        {"options": "nconnect=4,vers=3"},
+        {"options": "a b"},
+    ],
+    ids=str,
+)
+def test_settings_that_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        NfsSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_mount_options_and_sources() -> None:
+    assert nfsmount.mount_options(NfsSettings(options="nconnect=4")) == (
+        "vers=4.2,proto=tcp,hard,nosharecache,sec=sys,nconnect=4"
+    )
+    assert nfsmount.source("fd00::1", "/x") == "[fd00::1]:/x"
+    with pytest.raises(UsageError):
+        NfsPoolSettings(server="nas")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site("here", tmp_path / "state", tmp_path / "run", tmp_path / "dev", "192.0.2.1")
+
+
+@pytest.fixture
+def volume(site: Site, tmp_path: Path) -> Volume:
+    (tmp_path / "pool").mkdir()
+    pool = NfsPool(site, NfsPoolSettings(path=str(tmp_path / "pool"), format="qcow2"), "p")
+    (image,) = pool.create([Volume("image", "00000000-0000-4000-8000-000000000001", 1 << 20)])
+    (image,) = pool.relabel([replace(image, kind="image")])
+    return pool.clone(image, [Volume("web", UUID, 1 << 20)])[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_clients_directory_has_the_files_that_the_volume_stands_on(volume: Volume) -> None:
+    if volume.made != "overlay":
+        pytest.skip("this file system shares blocks: no overlays")
+    grant = Grant(volume, "i1", {"b": Granted(["192.0.2.2"], "n1")})
+    for _ in range(2):
+        nfsexport.make(grant, "b", NfsSettings(uid=900, gid=901), managed=True)
+    directory = grant.path("b")
+    assert sorted(entry.name for entry in directory.iterdir()) == [".storkit", "image.qcow2", "web.qcow2"]
+    assert (directory / ".storkit").read_text().strip() == nfsexport.identity(grant)
+    image, web = (directory / "image.qcow2").stat(), (directory / "web.qcow2").stat()
+    assert (image.st_uid, image.st_gid, image.st_mode & 0o777) == (0, 901, 0o440), "nobody at a client writes an image"
+    assert (web.st_uid, web.st_gid, web.st_mode & 0o777) == (900, 901, 0o600)
+    assert web.st_ino == Path(volume.path).stat().st_ino
+    nfsexport.remove(nfsexport.left(grant.pool, UUID))
+    nfsexport.take_back(volume)
+    assert not directory.exists() and Path(volume.path).stat().st_uid == 0
+
+
+def test_exports_that_are_refused_before_anything_changes(site: Site, volume: Volume, tmp_path: Path) -> None:
+    nfs = Nfs(site)
+    with pytest.raises(StorkitError) as refused:
+        nfs.export([volume], [Client("b", False), Client("c", False, "no-such-host.invalid")])
+    messages = [error.message for error in getattr(refused.value, "problems", [refused.value])]
+    assert any("host b has none" in text for text in messages) and any("not known here" in text for text in messages)
+    assert Grants(site).find() == ([], []) and nfsexport.left(tmp_path / "pool", UUID) == []
+
+
+def test_two_hosts_of_one_address_are_refused(site: Site, volume: Volume) -> None:
+    Grants(site).save([Grant(volume, "i", {"b": Granted(["192.0.2.2"], "n1")})])
+    with pytest.raises(StorkitError) as refused:
+        Nfs(site).export([volume], [Client("c", False, "192.0.2.2")])
+    problems = getattr(refused.value, "problems", [refused.value])
+    assert any(isinstance(error, Unsupported) and "both come from 192.0.2.2" in error.message for error in problems)
+
+
+def test_a_server_that_does_not_answer_is_named(site: Site) -> None:
+    offer = Offer("web", UUID, 1 << 20, "here", "nfs", "/x", "storkit:x", False, server="127.0.0.9",
+                  options={"file": "web.raw", "format": "raw"})  # fmt: skip
+    with pytest.raises(HostUnreachable, match=r"127\.0\.0\.9, port 2049"):
+        Nfs(site).attach([offer])
+    assert Nfs(site).find_attachments() == [] and not (site.dev / "web").is_symlink()

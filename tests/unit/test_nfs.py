@@ -41,7 +41,7 @@ def test_the_kernels_table_without_what_it_has_forgotten() -> None:
 def test_the_state_of_a_client() -> None:
     states = (DATA / "nfsd-6.1-client-states.txt").read_text()
     client = nfsserver.parse_client("7", (DATA / "nfsd-6.1-client-info.txt").read_text(), states)
-    assert (client.number, client.address, client.files) == ("7", "10.77.0.12", {13432})
+    assert (client.number, client.address, set(client.files)) == ("7", "10.77.0.12", {13432})
     assert nfsserver.parse_client("8", 'address: "[fd00::1]:700"\n', "").address == "fd00::1"
 
 

@@ -175,6 +175,7 @@ class IscsiExports:
     def find(self, volumes: list[str] | None = None) -> list[Export]:
         grants, problems = self._grants.find(volumes)
         raise_problems(problems)
+        mine = {attachment.uuid: attachment.writable for attachment in self._local.find(volumes)}
         exports = []
         for grant in grants:
             volume = grant.volume
@@ -183,6 +184,7 @@ class IscsiExports:
                 writable: bool | None = client in grant.writers
                 if granted.same_machine:
                     live, where = Path(volume.path).exists(), volume.path
+                    writable = mine.get(volume.uuid, writable)
                 else:
                     right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
                     live = seen is not None and seen.enabled and right is not None

@@ -1,0 +1,429 @@
+"""The home host's half of the transport iscsi on the kernel's own target, with open-iscsi alone as its client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab import Host, Lab, services
+
+pytestmark = pytest.mark.lab
+
+MIB = 1 << 20
+UUIDS = "0c9f3f0e-1111-2222-3333-4444{:08x}"
+SAVE = "/etc/rtslib-fb-target/saveconfig.json"
+
+HOME = """\
+import json, os, sys, time
+from pathlib import Path
+from storkit.core import codec
+from storkit.core.backend import Client, Site
+from storkit.core.errors import StorkitError
+from storkit.core.model import Volume
+from storkit.system import lio, lioaptpl, lioconfigfs, liosave
+from storkit.system.iscsiexports import IscsiExports
+from storkit.system.iscsigrant import IscsiSettings
+ADDRESS, SIZE, UUIDS = sys.argv[1:4]
+for place in ("/var/lib/storkit", "/run/storkit", "/dev/storkit"):
+    Path(place).mkdir(parents=True, exist_ok=True)
+site = Site("s", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"), ADDRESS)
+home = IscsiExports(site, IscsiSettings())
+def volume(n, **more):
+    return Volume(f"v{n}", UUIDS.format(n), int(SIZE), "p", "s", path=f"/dev/mapper/source{n}", **more)
+def clients(*names):
+    return [Client(name, name == "s") for name in names]
+def show(records):
+    print(json.dumps(codec.dump(records, reveal=True)))
+def rights():
+    return {f"{e.volume}@{e.client}": "-rw"[(1 + e.writable) * e.live] for e in home.find()}
+def refused(call, *args):
+    try:
+        call(*args)
+    except StorkitError as error:
+        return f"{type(error).__name__}: {error.message} " + " ".join(str(p) for p in getattr(error, "problems", []))
+    raise SystemExit("it was not refused")
+"""
+
+
+class Home:
+    """Host s with `count` block devices that volumes are made on."""
+
+    def __init__(self, host: Host, count: int, size: int = 4 * MIB) -> None:
+        self.host, self.size, self.count = host, size, count
+        self.disk = host.add_disk(count * size + 16 * MIB)
+        self.start()
+
+    def start(self) -> None:
+        """What a boot does not do by itself."""
+        self.host.run(["modprobe", "-a", "dm_mod", "dm_flakey"])
+        self.host.run(["mkdir", "-p", "/etc/rtslib-fb-target"])
+        sectors = self.size // 512
+        nodes = [f"source{n},,,rw,0 {sectors} linear {self.disk} {n * sectors}" for n in range(self.count)]
+        self.host.run(["dmsetup", "create", "--concise"], input=";".join(nodes))
+        self.host.run(["udevadm", "settle"])
+
+    def python(self, code: str, timeout: float = 300) -> str:
+        return self.host.python(HOME + code, self.host.address(), str(self.size), UUIDS, timeout=timeout)
+
+    def rights(self) -> dict[str, str]:
+        """VOLUME@CLIENT to r, w, or - if it is granted and not live."""
+        return dict(json.loads(self.python("print(json.dumps(rights()))")))
+
+    def read(self, n: int) -> str:
+        """The first block of a volume, where it lies."""
+        return self.host.run(["sh", "-c", f"dd if=/dev/mapper/source{n} bs=4k count=1 iflag=direct | md5sum"]).stdout
+
+
+@pytest.fixture
+def home(lab: Lab) -> Iterator[Home]:
+    yield Home(lab.host("s"), 4)
+
+
+def login(client: Host, home: Home, n: int) -> str:
+    """Log in as storkit's client does, by the offer alone; the disk's device."""
+    services.iscsid(client)
+    (offer,) = json.loads(home.python(f"show(home.offers([volume({n})], {client.name!r}))"))
+    iface = ["iscsiadm", "-m", "iface", "-I", "lab"]
+    client.run([*iface, "-o", "new"])
+    name = f"iqn.2026-11.org.storkit:host.{client.name}"
+    client.run([*iface, "-o", "update", "-n", "iface.initiatorname", "-v", name])
+    node = ["iscsiadm", "-m", "node", "-T", offer["name"], "-p", offer["portals"][0], "-I", "lab"]
+    client.run([*node, "-o", "new"])
+    chap = offer["credential"]
+    for key, value in {
+        "authmethod": "CHAP",
+        "username": chap["user"],
+        "password": chap["secret"],
+        "username_in": chap["files"]["mutual-user"],
+        "password_in": chap["files"]["mutual-secret"],
+    }.items():
+        client.run([*node, "-o", "update", "-n", f"node.session.auth.{key}", "-v", value])
+    client.run([*node, "--login"])
+    device = f"/dev/disk/by-path/ip-{offer['portals'][0]}-iscsi-{offer['name']}-lun-0"
+    client.wait_for(lambda: client.run(["test", "-b", device], check=False).status == 0, device)
+    return client.run(["readlink", "-f", device]).stdout.strip()
+
+
+def make_writable(client: Host, device: str) -> None:
+    """Let the kernel see that it may write now; a session that was cut comes back within seconds."""
+    disk = device.removeprefix("/dev/")
+    again = f"echo 1 > /sys/block/{disk}/device/rescan && grep -q 0 /sys/block/{disk}/ro"
+    client.wait_for(lambda: client.run(["sh", "-c", again], check=False).status == 0, "writable disk", 60, every=0.5)
+
+
+WRITER = """\
+import mmap, os, sys
+device, tries = sys.argv[1], int(sys.argv[2])
+block = mmap.mmap(-1, 4096)
+descriptor = os.open(device, os.O_RDWR | os.O_DIRECT)
+done = refused = 0
+while refused < tries and not os.path.exists("/tmp/stop"):
+    block[:8] = done.to_bytes(8, "big")
+    try:
+        os.pwrite(descriptor, block, 0)
+        done += 1
+        if done == 1:
+            open("/tmp/writing", "w").close()
+    except OSError:
+        refused += 1
+print(done, refused)
+"""
+
+
+@pytest.mark.parametrize("verb", ["home.set_writers([volume(0)], ['s'])", "home.unexport([volume(0)], ['a'])"])
+def test_no_write_comes_through_once_a_right_is_taken(lab: Lab, home: Home, verb: str) -> None:
+    a = lab.host("a")
+    home.python("home.export([volume(0)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
+    device = login(a, home, 0)
+    a.put(WRITER, "/root/writer.py")
+    writer = a.spawn(["python3", "/root/writer.py", device, "1000"])
+    a.wait_for(lambda: a.run(["test", "-e", "/tmp/writing"], check=False).status == 0, "writes")
+    home.python(verb)
+    after = home.read(0)
+    if "unexport" in verb:
+        # without a target the client waits for it, as it should: nothing can be refused until it gives up
+        a.run(["sh", "-c", "iscsiadm -m session -u & sleep 5; touch /tmp/stop; echo 1 > /sys/block/sda/device/delete"])
+        writer.wait(120, check=False)
+    else:
+        done, refused = map(int, writer.wait(120).stdout.split())
+        assert done > 0 and refused == 1000
+        make = f"dd if=/dev/urandom of={device} bs=4k count=1 oflag=direct"
+        assert a.run(["sh", "-c", make], check=False).status != 0
+    assert home.read(0) == after
+
+
+def test_a_right_comes_back_to_a_session_that_lost_it(lab: Lab, home: Home) -> None:
+    a = lab.host("a")
+    home.python("home.export([volume(0)], clients('a')); home.set_writers([volume(0)], ['a'])")
+    device = login(a, home, 0)
+    home.python("home.set_writers([volume(0)], [])")
+    a.wait_for(
+        lambda: a.run(["dd", f"if={device}", "of=/dev/null", "count=1", "iflag=direct"]).status == 0, "reads", 60
+    )
+    assert a.run(["dd", "if=/dev/zero", f"of={device}", "count=1", "oflag=direct"], check=False).status != 0
+    home.python("home.set_writers([volume(0)], ['a'])")
+    make_writable(a, device)
+    a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
+
+
+FOREIGN = """
+import rtslib_fb as rts
+archive = rts.FileIOStorageObject("archive", "/var/tmp/archive.img", 8 << 20)
+scratch = rts.RDMCPStorageObject("scratch", 4 << 20)
+target = rts.Target(rts.FabricModule("iscsi"), "iqn.2003-01.org.linux-iscsi.nas:archive")
+group = rts.TPG(target, 1)
+group.enable = True
+rts.NetworkPortal(group, "0.0.0.0", 3260)
+lun = rts.LUN(group, 0, archive)
+acl = rts.NodeACL(group, "iqn.1994-05.com.redhat:client")
+acl.chap_userid, acl.chap_password = "client", "another-secret"
+rts.MappedLUN(acl, 0, lun, write_protect=True)
+"""
+
+CLASH = f"""
+import rtslib_fb as rts
+disk = rts.RDMCPStorageObject("theirs", 4 << 20)
+group = rts.TPG(rts.Target(rts.FabricModule("iscsi"), "iqn.2026-11.org.storkit:{UUIDS.format(0)}"), 1)
+rts.LUN(group, 0, disk)
+"""
+
+SNAPSHOT = """
+def tree(top):
+    found = {}
+    for place, _, files in os.walk(top):
+        for name in files:
+            path = f"{place}/{name}"
+            try:
+                found[path] = os.readlink(path) if os.path.islink(path) else open(path).read()
+            except OSError as error:
+                found[path] = str(error)
+    return {path: text for path, text in found.items() if "/statistics/" not in path}
+def foreign():
+    top = "/sys/kernel/config/target"
+    parts = [path for path in Path(f"{top}/core").glob("*_*") if not path.name.startswith("iblock_")]
+    parts += Path(f"{top}/iscsi").glob("iqn.2003*")
+    return {str(part): tree(part) for part in parts}
+"""
+
+
+def test_what_others_made_is_untouched_and_rtslib_restores_what_we_made(lab: Lab, home: Home) -> None:
+    a, s = lab.host("a"), home.host
+    s.run(["modprobe", "-a", "target_core_mod", "target_core_file"])
+    s.run(["/usr/bin/python3", "-"], input=FOREIGN)
+    s.run(["targetctl", "save"])
+    # an entry that is in the file, and does not run: rtslib's own save would lose it
+    edit = f"""
+path = "{SAVE}"
+data = json.load(open(path))
+data["storage_objects"].append({{"name": "gone", "plugin": "block", "dev": "/dev/gone", "wwn": "x", "note": "é"}})
+open(path, "w").write(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\\n")
+"""
+    home.python(edit)
+    before = s.get(SAVE).decode()
+    kernel = home.python(SNAPSHOT + "show(foreign())")
+    home.python(
+        "home.export([volume(0), volume(1), volume(2)], clients('a', 's'));"
+        "home.set_writers([volume(0)], ['a']); home.unexport([volume(1)], ['a'])"
+    )
+    device = login(a, home, 0)
+    granted = home.rights()
+    assert granted == {"v0@a": "w", "v0@s": "r", "v1@s": "r", "v2@a": "r", "v2@s": "r"}
+    assert home.python(SNAPSHOT + "show(foreign())") == kernel
+
+    s.run(["targetctl", "restore"])  # clears everything first
+    assert home.rights() == granted
+    make_writable(a, device)
+    a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
+
+    # whoever changes what is ours does not change who may write
+    flags = "*/tpgt_1/acls/*:host.a/lun_0/write_protect"
+    home.python(f"for flag in lioconfigfs.FABRIC.glob({flags!r}): flag.write_text('0')")
+    assert home.rights()["v2@a"] == "w"
+    home.python("home.restore()")
+    assert home.rights() == granted
+
+    home.python("home.unexport([volume(0), volume(1), volume(2)], ['a', 's'])")
+    assert s.get(SAVE).decode() == before
+    left = s.run(["sh", "-c", "ls /sys/kernel/config/target/core /sys/kernel/config/target/iscsi; dmsetup ls"]).stdout
+    assert "storkit" not in left and "iblock" not in left and "archive" in left
+    assert s.run(["sh", "-c", "ls /var/lib/storkit/iscsi"]).stdout == ""
+
+
+def test_what_stands_in_the_way_is_refused_and_changes_nothing(lab: Lab, home: Home) -> None:
+    s = home.host
+    s.run(["modprobe", "-a", "target_core_mod", "iscsi_target_mod"])
+    s.run(["/usr/bin/python3", "-"], input=CLASH)
+    said = home.python(
+        """
+print(refused(home.export, [volume(0), volume(1)], clients("a")))
+home.export([volume(1)], clients("a", "s"))
+save = liosave.directory() / "saveconfig.json"
+good = save.read_text()
+for bad in ("", good[:-20]):
+    save.write_text(bad)
+    print(refused(home.export, [volume(2)], clients("a")))
+    assert save.read_text() == bad
+print(refused(home.set_writers, [volume(1)], ["a"]))
+print(refused(home.unexport, [volume(1)], ["a"]))
+print(rights())
+save.write_text(good)
+home.unexport([volume(1)], ["a", "s"])
+Path("/var/lib/storkit/iscsi/x.json").write_text("{")
+print(refused(home.fence, "a"))
+"""
+    )
+    lines = said.splitlines()
+    assert "Conflict" in lines[0] and "holds another disk: theirs" in lines[0]
+    assert all("Unsafe" in line and "is not overwritten" in line for line in lines[1:5])
+    # a right that is taken is taken whatever the file is like; none is given
+    assert "'v1@a'" not in lines[5] and "'v1@s': 'r'" in lines[5]
+    assert "Unsafe" in lines[6] and "damaged" in lines[6]
+    assert "theirs" in s.run(["ls", "-R", "/sys/kernel/config/target/core"]).stdout
+
+
+def test_a_fenced_host_has_no_way_left(lab: Lab, home: Home) -> None:
+    a = lab.host("a")
+    home.python("home.export([volume(0), volume(1)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
+    device = login(a, home, 0)
+    a.run(["sg_persist", "--out", "--register", "--param-sark=a1", "--param-aptpl", device])
+    a.run(["sg_persist", "--out", "--reserve", "--param-rk=a1", "--prout-type=5", "--param-aptpl", device])
+    show = "print([lio.registrations(p) for p in lioconfigfs.CORE.glob('iblock_*/storkit-v0')])"
+    assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
+    had = json.loads(home.python("show(home.fence('a'))"))
+    assert {(export["volume"], export["writable"]) for export in had} == {("v0", True), ("v1", False)}
+    assert home.rights() == {"v0@s": "r", "v1@s": "r"}
+    home.python("home.unfence('a'); home.export([volume(0)], clients('a'))")
+    assert home.python(show) == "[{}]\n"
+    said = home.python("home.fence('a'); print(refused(home.export, [volume(0)], clients('a')))")
+    assert "fenced" in said
+
+
+def test_a_reboot_brings_back_rights_and_reservations(lab: Lab, home: Home) -> None:
+    a, s = lab.host("a"), home.host
+    home.python("home.export([volume(0), volume(1)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
+    device = login(a, home, 0)
+    a.run(["sg_persist", "--out", "--register", "--param-sark=a1", "--param-aptpl", device])
+    s.run(["sync"])  # the kernel does not flush the file that it keeps registrations in
+    s.power_off()
+    s.boot()
+    home.start()
+    assert home.rights() == {"v0@a": "-", "v0@s": "r", "v1@a": "-", "v1@s": "r"}
+    home.python("home.restore()")
+    assert home.rights() == {"v0@a": "w", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
+    show = "print([lio.registrations(p) for p in lioconfigfs.CORE.glob('iblock_*/storkit-v0')])"
+    assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
+    make_writable(a, device)
+    a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
+
+
+KILLED = """
+import signal
+EVENTS = ("open", "os.mkdir", "os.rmdir", "os.symlink", "os.remove", "os.rename", "os.fork")
+INTERESTING = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
+def killed(verb, at):
+    '''Run `verb` in a process that is killed at its `at`-th change of a file, or before a program is started.'''
+    child = os.fork()
+    if child == 0:
+        left = [at]
+        def hook(event, args):
+            if event not in EVENTS or not (event == "os.fork" or str(args[0]).startswith(INTERESTING)
+                                           or "saveconfig" in str(args[0])):
+                return
+            if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+                return
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        verb()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+def nothing_left():
+    import subprocess
+    names = [p.name for p in lioconfigfs.CORE.glob("iblock_*")] + [p.name for p in lioconfigfs.FABRIC.glob("iqn*")]
+    nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
+    grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
+    saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
+    left = (names, nodes, grants, saved["targets"], saved["storage_objects"])
+    assert left == ([], [], [], [], []), left
+both, one = clients("a", "s"), [volume(0), volume(1)]
+def started():
+    home.export(one, both)
+    home.set_writers([volume(0)], ["a"])
+    home.attach_here(home.offers([volume(0)], "s"))
+READ = {"v0@a": "r", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
+VERBS = {
+    "export": (lambda: None, lambda: home.export(one, both), READ),
+    "set_writers": (started, lambda: home.set_writers(one, ["s"]), {**READ, "v0@s": "w", "v1@s": "w"}),
+    "unexport": (started, lambda: home.unexport(one, ["a"]), {"v0@s": "r", "v1@s": "r"}),
+    "fence": (started, lambda: home.fence("a"), {"v0@s": "r", "v1@s": "r"}),
+}
+before, verb, after = VERBS[WHICH]
+at = 0
+home.export(one, both)
+home.unexport(one, ["a", "s"])
+while True:
+    home.unfence("a")
+    before()
+    if not killed(verb, at):
+        break
+    was = rights()
+    assert (was.get("v0@a"), was.get("v0@s")) != ("w", "w"), (at, was)
+    if at % 2:
+        verb()
+        assert rights() == after, (at, rights())
+    home.detach_here(one)
+    home.unexport(one, ["a", "s"])
+    nothing_left()
+    at += STEP
+print(at)
+"""
+
+
+@pytest.mark.parametrize("verb", ["export", "set_writers", "unexport", "fence"])
+def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(home: Home, verb: str) -> None:
+    said = home.python(f"WHICH, STEP = {verb!r}, 5\n" + KILLED, timeout=900)
+    assert int(said) > 10
+
+
+MANY = """
+import subprocess
+processes = []
+for number in range(8):
+    mine = [volume(n) for n in range(number * 4, number * 4 + 4)]
+    child = os.fork()
+    if child == 0:
+        try:
+            home.export(mine, clients("a", "b"))
+            home.set_writers(mine, ["a"])
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    processes.append(child)
+others = "import rtslib_fb as rts\\nfor n in range(20): rts.RDMCPStorageObject(f'foreign{n}', 1 << 20)"
+lioconfigfs.prepare(liosave.directory())
+foreign = subprocess.run(["/usr/bin/python3", "-c", others], env={}, stderr=subprocess.PIPE, text=True)
+assert foreign.returncode == 0, foreign.stderr
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in processes]
+assert codes == [0] * 8, codes
+assert len(list(lioconfigfs.CORE.glob("rd_mcp_*/foreign*"))) == 20
+saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
+assert len(saved["targets"]) == len(saved["storage_objects"]) == 32
+for n in range(32):
+    (backstore,) = lioconfigfs.CORE.glob(f"iblock_*/storkit-v{n}")
+    seen = lio.observe("iqn.2026-11.org.storkit:" + UUIDS.format(n))
+    assert (seen.backstore, seen.serial) == (backstore, UUIDS.format(n)), seen
+    assert seen.device == f"/dev/mapper/storkit:v{n}:export"
+show(rights())
+"""
+
+
+def test_many_processes_export_at_once(lab: Lab) -> None:
+    home = Home(lab.host("s"), 32, MIB)
+    found: dict[str, Any] = json.loads(home.python(MANY, timeout=600))
+    assert found == {f"v{n}@{client}": "w" if client == "a" else "r" for n in range(32) for client in "ab"}

@@ -93,14 +93,12 @@ class Lvm(Pool):
                 self._check_room(lock, group, todo)
                 made = [_fresh(volume, volume.made or "created") for volume in todo]
                 if not made:
-                    return self._found(volumes)
+                    return self._these(group, volumes)
                 batch = stack.enter_context(self._batches.claimed("create"))
                 self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
                 if self.settings.thinpool:
-                    self._batches.publish(lock, batch)
-            if not self.settings.thinpool:
-                self._fill(batch, made, lambda: self._zero(group, made))
-        return self._found(volumes)
+                    return self._these(self._batches.publish(lock, batch), volumes)
+            return self._these(self._fill(batch, made, lambda: self._zero(group, made)), volumes)
 
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
         return self._derive("clone", source, volumes)
@@ -131,7 +129,7 @@ class Lvm(Pool):
                         self._resize(lock, group, old, volume.size)
                     finally:
                         use.release()
-        return self._found(volumes)
+            return self._these(lvmtools.read(self._vg), volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._batches.locked("relabel") as (lock, group):
@@ -146,8 +144,8 @@ class Lvm(Pool):
                     command += ["--permission", "r" if volume.kind != "disk" else "rw"]
                 if command:
                     commands.append(["lvchange", "-y", *command, f"{self._vg}/{old.name}"])
-            said = lvmtools.batch(self._vg, lock, commands) if commands else ""
-        found = self._found(volumes)
+            after, said = lvmtools.batch(self._vg, lock, commands) if commands else (group, "")
+        found = self._these(after, volumes)
         for volume, now in zip(volumes, found, strict=True):
             if (volume.kind, volume.made) != (now.kind, now.made):
                 raise Conflict(f"volume {volume.name} could not be relabelled: {said}", f"lvs {self._vg}")
@@ -217,10 +215,9 @@ class Lvm(Pool):
         where = lvmtools.path(self._vg, lv.name)
         return replace(lvmtools.volume_of(lv), pool=self.pool, host=self.site.host, path=where)
 
-    def _found(self, volumes: Sequence[Volume]) -> list[Volume]:
-        """The volumes as they are now, in the order asked for."""
-        found = {volume.name: volume for volume in self.find([volume.name for volume in volumes])}
-        return [found[volume.name] for volume in volumes if volume.name in found]
+    def _these(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
+        """The volumes as they are in `group`, in the order asked for."""
+        return [self._volume(group.lvs[volume.name]) for volume in volumes]
 
     # Making
 
@@ -239,7 +236,7 @@ class Lvm(Pool):
                 self._check_room(lock, group, todo)
                 made = [replace(_fresh(volume, "thin" if thin else "copy"), origin=old.uuid) for volume in todo]
                 if not made:
-                    return self._found(volumes)
+                    return self._these(group, volumes)
                 batch = stack.enter_context(self._batches.claimed(verb))
                 if thin:
                     size = group.lvs[old.name].size
@@ -248,15 +245,13 @@ class Lvm(Pool):
                     for volume in made:
                         if old.size < min(volume.size, size):  # the rest of the last extent is nobody's
                             self._clear(volume, old.size, size)
-                    self._batches.publish(lock, batch)
-                    return self._found(volumes)
+                    return self._these(self._batches.publish(lock, batch), volumes)
                 if old.kind == "disk":
                     use = locks.use_lock(self.site.run, old.uuid)
                     stack.callback(locks.acquire(use, f"volume {old.name}", shared=True).release)
                 lvmtools.activate([old])
                 self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
-            self._fill(batch, made, lambda: self._copy(group, old, made))
-        return self._found(volumes)
+            return self._these(self._fill(batch, made, lambda: self._copy(group, old, made)), volumes)
 
     def _new(self, volume: Volume, batch: str) -> list[str]:
         command = ["lvcreate", *_NEW, *_tags(volume, batch)]
@@ -274,7 +269,7 @@ class Lvm(Pool):
             commands.append(["lvextend", "-y", "-L", f"{volume.size}b", f"{self._vg}/{volume.name}"])
         return commands
 
-    def _fill(self, batch: str, made: Sequence[Volume], work: Callable[[], None]) -> None:
+    def _fill(self, batch: str, made: Sequence[Volume], work: Callable[[], None]) -> VolumeGroup:
         """Let `work` write the content of thick volumes, which takes long, while others use the volume group."""
         try:
             try:
@@ -282,10 +277,9 @@ class Lvm(Pool):
             except OSError as error:
                 raise Conflict(f"volume group {self._vg}: {error.strerror}", "see what the disk says: dmesg") from error
             with self._batches.locked("publish") as (lock, _):
-                if sealed := [volume.name for volume in made if volume.kind != "disk"]:
-                    names = [f"{self._vg}/{name}" for name in sealed]
-                    lvmtools.change(self._vg, lock, ["lvchange", "-y", "--permission", "r", *names])
-                self._batches.publish(lock, batch)
+                sealed = [f"{self._vg}/{volume.name}" for volume in made if volume.kind != "disk"]
+                seal = [["lvchange", "-y", "--permission", "r", *sealed]] if sealed else []
+                return self._batches.publish(lock, batch, *seal)
         except BaseException:
             with suppress(StorkitError), self._batches.locked("undo") as (lock, _):
                 self._batches.discard(lock, batch)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -297,8 +298,10 @@ def _load(node: Wanted) -> None:
 
 
 def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = 60.0) -> str:
+    # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
+    alone = [] if udev_runs() else ["--noudevsync"]
     try:
-        return run(["dmsetup", *words], stdin=stdin, timeout=timeout, package=_PACKAGE).stdout
+        return run(["dmsetup", *alone, *words], stdin=stdin, timeout=timeout, package=_PACKAGE).stdout
     except CommandFailed as failure:
         if not _CONTROL.exists():
             raise Unsupported("this kernel has no device-mapper", "modprobe dm-mod") from failure
@@ -316,8 +319,18 @@ def _explain_target(failure: CommandFailed, tables: str) -> None:
         raise Unsupported(f"device-mapper lacks the target {', '.join(missing)}", f"modprobe {module}") from failure
 
 
+def udev_runs() -> bool:
+    """Whether a udevd listens (udevadm-control(8)'s socket)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        try:
+            control.connect(str(udev.UDEVD))
+        except OSError:
+            return False
+    return True
+
+
 def _keep_udev_out() -> None:
-    if not udev.UDEVD.exists() or (RULES.exists() and RULES.read_text() == _RULES):
+    if not udev_runs() or (RULES.exists() and RULES.read_text() == _RULES):
         return
     RULES.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(RULES, _RULES, 0o644)

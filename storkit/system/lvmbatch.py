@@ -54,31 +54,34 @@ class Batches:
 
     def carve(self, lock: Lock, batch: str, made: Sequence[Volume], commands: Sequence[Sequence[str]]) -> None:
         """Make the logical volumes of a batch by `commands`, in one process; all, or none is left."""
-        if not made:
-            return
         try:
-            lvmtools.change(self.vg, lock, ["vgchange", "--addtag", self._tag(batch), self.vg])
-            said = lvmtools.batch(self.vg, lock, commands)
-            there = {lv.name: lv for lv in lvmtools.read(self.vg).batch(batch)}
+            group, said = lvmtools.batch(
+                self.vg, lock, [["vgchange", "--addtag", self._tag(batch), self.vg], *commands]
+            )
+            there = {lv.name: lv for lv in group.batch(batch)}
             for volume in made:
                 lv = there.get(volume.name)
-                if lv is None or lv.size < volume.size or not lv.active:
+                if batch not in group.making or lv is None or lv.size < volume.size or not lv.active:
                     raise lvmtools.explain(CommandFailed(["lvcreate", volume.name], 5, said), self.vg)
         except BaseException:
             with suppress(StorkitError):  # what is left then, the next command finds
                 self.discard(lock, batch)
             raise
 
-    def publish(self, lock: Lock, batch: str) -> None:
-        """All volumes of the batch exist from now on."""
-        lvmtools.change(self.vg, lock, ["vgchange", "--deltag", self._tag(batch), self.vg])
+    def publish(self, lock: Lock, batch: str, *first: Sequence[str]) -> VolumeGroup:
+        """All volumes of the batch exist from now on; the volume group. `first`: commands that come before."""
+        command = ["vgchange", "--deltag", self._tag(batch), self.vg]
+        group, said = lvmtools.batch(self.vg, lock, [*first, command])
+        if batch in group.making:
+            raise lvmtools.explain(CommandFailed(command, 5, said), self.vg)
+        return group
 
     def discard(self, lock: Lock, batch: str) -> None:
         """Remove what there is of a batch, and then its tag."""
         group = lvmtools.read(self.vg)
         self.remove(lock, [lv.name for lv in group.batch(batch)])
         if batch in group.making:
-            self.publish(lock, batch)
+            lvmtools.change(self.vg, lock, ["vgchange", "--deltag", self._tag(batch), self.vg])
 
     def remove(self, lock: Lock, names: Sequence[str]) -> None:
         """Remove logical volumes; the extents of thick ones are discarded."""

@@ -9,7 +9,6 @@ volumes of the batch into existing ones at once, and a batch whose maker is dead
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from pathlib import Path
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.model import Volume
 from storkit.system.locks import Lock
-from storkit.system.run import run, which
+from storkit.system.run import Result, run, which
 
 PACKAGE = "lvm2"
 TAG = "storkit."
@@ -28,7 +27,17 @@ MAKING = "storkit.making="
 BATCH = "batch"
 _VG_FIELDS = "vg_name,vg_size,vg_free,vg_extent_size,vg_tags"
 _LV_FIELDS = "lv_name,lv_size,lv_tags,lv_attr,pool_lv,origin,data_percent,metadata_percent"
+# Not as JSON: the shell of LVM 2.03.16 does not print it.
+_REPORT = (
+    *("fullreport", "--nameprefixes", "--noheadings", "--units", "b", "--nosuffix"),
+    *("--configreport", "vg", "-o", _VG_FIELDS, "--configreport", "lv", "-o", _LV_FIELDS),
+    # The other three are not wanted, and come nevertheless.
+    *("--configreport", "pv", "-o", "pv_name", "-S", "pv_name=none"),
+    *("--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_start=-1"),
+    *("--configreport", "seg", "-o", "seg_start", "-S", "seg_start=1"),
+)
 _PLAIN = re.compile(r"[A-Za-z0-9_.+:=-]", re.ASCII)
+_FIELD = re.compile(r"\bLVM2_(\w+)='([^']*)'")
 _PER_COMMAND = 20.0
 """Seconds that one command of many may take, at most."""
 
@@ -161,10 +170,13 @@ _VALUES = {
 
 
 def parse_group(report: str) -> VolumeGroup:
-    """A volume group from the JSON of `lvm fullreport` as `read` asks for it, sizes in bytes."""
-    (sections,) = [entry for entry in json.loads(report)["report"] if entry.get("vg")]
-    (group,) = sections["vg"]
-    lvs = {row["lv_name"]: _parse_lv(row) for row in sections.get("lv", [])}
+    """A volume group from the lines of `lvm fullreport --nameprefixes` as `read` asks for it, sizes in bytes.
+
+    Raises ValueError: it is not in it.
+    """
+    rows = [{key.lower(): value for key, value in _FIELD.findall(line)} for line in report.splitlines()]
+    (group,) = [row for row in rows if "vg_name" in row]
+    lvs = {row["lv_name"]: _parse_lv(row) for row in rows if "lv_name" in row}
     making = {}
     for tag in group["vg_tags"].split(","):
         if tag.startswith(MAKING):
@@ -207,14 +219,8 @@ def explain(failure: CommandFailed, vg: str) -> StorkitError:
 
 def read(vg: str) -> VolumeGroup:
     """The state of a volume group, in one process. Raises NotFound: there is none of that name."""
-    argv = ["lvm", "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix"]
-    argv += ["--configreport", "vg", "-o", _VG_FIELDS, "--configreport", "lv", "-o", _LV_FIELDS]
-    # The other three are not wanted, and come nevertheless.
-    argv += ["--configreport", "pv", "-o", "pv_name", "-S", "pv_name=none"]
-    argv += ["--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_start=-1"]
-    argv += ["--configreport", "seg", "-o", "seg_start", "-S", "seg_start=1"]
     try:
-        return parse_group(run([*argv, vg], package=PACKAGE).stdout)
+        return parse_group(run(["lvm", *_REPORT, vg], package=PACKAGE).stdout)
     except CommandFailed as failure:
         raise explain(failure, vg) from failure
 
@@ -224,20 +230,28 @@ def change(vg: str, lock: Lock, argv: Sequence[str]) -> None:
     _locked_run(vg, lock, list(argv), count=len(argv))
 
 
-def batch(vg: str, lock: Lock, commands: Sequence[Sequence[str]]) -> str:
-    """Run many LVM commands in one process; what they complain of. Which of them worked is to be looked up."""
+def batch(vg: str, lock: Lock, commands: Sequence[Sequence[str]]) -> tuple[VolumeGroup, str]:
+    """Run many LVM commands in one process; the volume group after them, and what they complain of.
+
+    A command that fails does not stop the others: which of them worked is to be seen in the volume group.
+    """
     script = os.memfd_create("lvm", 0)  # inherited by lvm
     try:
         with os.fdopen(os.dup(script), "w") as file:
-            file.write("".join(f"{' '.join(command)}\n" for command in commands))
+            file.write("".join(f"{' '.join(command)}\n" for command in [*commands, [*_REPORT, vg]]))
         # A file, not a pipe: what a killed writer leaves in a pipe can end in the middle of a name.
         argv = ["sh", "-c", 'exec lvm <"$0"', f"/proc/self/fd/{script}"]
-        return complaint(_locked_run(vg, lock, argv, script, count=len(commands)))
+        done = _locked_run(vg, lock, argv, script, count=len(commands))
     finally:
         os.close(script)
+    said = complaint(done.stderr)
+    try:
+        return parse_group(done.stdout), said
+    except ValueError:
+        raise explain(CommandFailed(["lvm", "fullreport", vg], done.status, said), vg) from None
 
 
-def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) -> str:
+def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) -> Result:
     """Run a command under a shell that keeps the lock while it runs, also when we are killed: LVM itself closes what
     it inherits, and without the lock the next command would take its half-made volumes for leftovers. Nor may LVM then
     die of a message that nobody reads, while it has devices suspended."""
@@ -247,7 +261,7 @@ def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) ->
     # No history of our commands in root's ~/.lvm_history.
     environment = {"HOME": "/dev/null", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     try:
-        done = run(
+        return run(
             ["sh", "-c", 'trap "" PIPE; "$@"; exit $?', "sh", *argv],
             timeout=60 + _PER_COMMAND * count,
             pass_fds=[lock.descriptor, *keep],
@@ -256,7 +270,6 @@ def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) ->
     except CommandFailed as failure:
         plain = CommandFailed(argv, failure.status, failure.stderr, hint=f"try it by hand: {shlex.join(argv)}")
         raise explain(plain, vg) from failure
-    return done.stderr
 
 
 def activate(volumes: Sequence[Volume]) -> None:

@@ -215,7 +215,8 @@ def test_nobody_looks_into_a_guests_disk(lab: Lab) -> None:
     inside(
         s,
         """
-(n,) = dm.create([node("v", dm.linear(one, 32 * MIB))])
+# not at the disk's start, where LVM would find the same bytes twice
+(n,) = dm.create([node("v", dm.linear(one, 32 * MIB, MIB))])
 sh("pvcreate", "-y", n.path)
 sh("vgcreate", "-y", "guests", n.path)
 sh("lvcreate", "-y", "-an", "-L", "4M", "-n", "root", "guests")
@@ -229,7 +230,7 @@ assert "guests" in sh("vgs")
 line = '"r|^/dev/mapper/storkit:|"'
 assert line in dm.__doc__
 with open("/etc/lvm/lvm.conf", "a") as file:
-    file.write('\\ndevices { global_filter = [ ' + line + ', "r|^/dev/ubd|" ] }\\n')
+    file.write('\\ndevices { global_filter = [ ' + line + ' ] }\\n')
 assert "guests" not in sh("vgs")
 assert "guests" not in sh("pvs", "-a")
 """,

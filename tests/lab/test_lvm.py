@@ -138,13 +138,20 @@ def test_a_volume_never_shows_anothers_bytes(lab: Lab) -> None:
         """
 thick = pool(vg="vg")
 room = lvmtools.read("vg").free
-(old,) = thick.create([new("old", room)])
-write(old.path, b"S", room)
-assert only(old.path, b"S", room)
+def dirty():
+    sh("lvcreate", "-y", "-Wn", "-Zn", "-l", "100%FREE", "-n", "probe", "vg")
+    return "/dev/vg/probe"
+write(dirty(), b"S", room)
+sh("lvremove", "-y", "vg/probe")
+assert only(dirty(), b"S", room), "the disk forgets by itself: this test proves nothing"
+sh("lvremove", "-y", "vg/probe")
+(whole,) = thick.create([new("whole", room)])
+assert only(whole.path, b"\\0", room)
 assert "no room" in refused(Conflict, thick.create, [new("more")])[0]
-thick.delete([old])
-sh("lvcreate", "-y", "-Wn", "-Zn", "-l", "100%FREE", "-n", "probe", "vg")
-assert not only("/dev/vg/probe", b"\\0", room), "the disk forgets by itself: this test proves nothing"
+write(whole.path, b"S", room)
+thick.delete([whole])
+assert only(dirty(), b"\\0", room), "what is deleted is not discarded"
+write("/dev/vg/probe", b"S", room)
 sh("lvremove", "-y", "vg/probe")
 (small, odd) = thick.create([new("small", 64 * MIB), new("odd", 5 * MIB + 512)])
 assert only(small.path, b"\\0", 64 * MIB) and only(odd.path, b"\\0", 5 * MIB)

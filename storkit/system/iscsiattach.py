@@ -25,10 +25,9 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume, check_name
-from storkit.system import devmapper, locks, lun, openiscsi, reservations, scsi
+from storkit.system import devmapper, locks, lun, openiscsi, reservations
 from storkit.system.devmapper import Wanted, node_name, node_path, node_uuid
 from storkit.system.files import PARTIAL, make_private
-from storkit.system.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.iscsiattached import ROLE, Attached, Node, find_nodes
 from storkit.system.iscsigrant import Chapped, IscsiSettings, initiator_iqn, portal, portal_name
 from storkit.system.lun import Lun
@@ -259,7 +258,7 @@ class IscsiAttachments:
                 openiscsi.check_daemon()
             raise_problems([problem for one in todo for problem in self._in_use(one)])
             alive = [one for one in todo if one.session and one.session.alive]
-            every(self._flush, [one for one in alive if one.node])
+            every(self._flush, [one for one in alive if one.node and not one.node.readonly])
             for one in todo:
                 self._unlink(one.offer.volume)
             # What was sent to a target that is away comes back only at the end of its session.
@@ -276,13 +275,16 @@ class IscsiAttachments:
             yield Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint)
 
     def _flush(self, one: _Pending) -> None:
-        assert one.node is not None
+        """Write what this host's page cache holds. Raises HostUnreachable if the disk, though it is there and this host
+        may write it, does not take it: tried again, it may."""
+        assert one.node is not None and one.session is not None
         descriptor = os.open(one.node.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            message = f"volume {one.offer.volume} cannot be flushed: {error.strerror}"
-            raise HostUnreachable(message, "storkit status") from error
+            if lun.writable(one.session, one.offer.identity):
+                message = f"volume {one.offer.volume} cannot be flushed: {error.strerror}"
+                raise HostUnreachable(message, "storkit status") from error
         finally:
             os.close(descriptor)
 
@@ -294,10 +296,9 @@ class IscsiAttachments:
     def _let_go(self, one: _Pending) -> None:
         """Take back this host's registration, if it may still write, and log out."""
         assert one.session is not None
-        path = lun.find(one.session)
-        if path and not lun.readonly(path):
+        if one.node is not None and not one.node.readonly and lun.writable(one.session, one.offer.identity):
             with contextlib.suppress(StorkitError):
-                reservations.register(path, 0)
+                reservations.register(lun.find(one.session), 0)
         self._hang_up(one.offer)
 
     def _hang_up(self, offer: Offer) -> None:
@@ -338,43 +339,7 @@ class IscsiAttachments:
         return Attachment(volume, uuid, self.site.host, "iscsi", path, DiskSource("block", path), size, writable)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        nodes = self._attached.nodes()
-        offers, problems = self._attached.offers(volume.uuid for volume in volumes)
-        known = {offer.uuid: offer for offer in offers if offer.uuid in nodes}
-        for volume in volumes:
-            if volume.uuid not in known:
-                hint = f"storkit attach {volume.name} --on {self.site.host}"
-                problems.append(NotFound(f"volume {volume.name} is not attached on {self.site.host}", hint))
-            elif any(offset % BLOCK or not 0 <= offset < nodes[volume.uuid].size for offset in offsets or ()):
-                problems.append(UsageError(f"offsets are multiples of {BLOCK} below {nodes[volume.uuid].size}"))
-        raise_problems(problems)
-        found: dict[str, Evidence] = {}
-
-        def look(offer: Offer) -> None:
-            found[offer.uuid] = self._look(offer, nodes[offer.uuid], offsets)
-
-        every(look, list(known.values()))
-        return [found[volume.uuid] for volume in volumes]
-
-    def _look(self, offer: Offer, node: Node, offsets: list[int] | None) -> Evidence:
-        path = lun.find(self._attached.alive(offer))
-        hint = f"storkit detach {offer.volume} --on {self.site.host}"
-        if not path or node.disks != (path,):
-            message = f"the path of volume {offer.volume} on {self.site.host} does not lead to its target's disk"
-            raise Unsafe(message, hint)
-        disk = lun.read(path)
-        if disk.identity != offer.identity:
-            raise Unsafe(f"what answers for volume {offer.volume} on {self.site.host} is {disk.identity}", hint)
-        with scsi.Disk(path) as asked:
-            keys = {reservations.key_text(key) for key in asked.registered_keys()}
-        own = reservations.key_text(reservations.key_for(offer.uuid, self.site.host))
-        ranges = wanted(offer.uuid, disk.size, offsets)
-        try:
-            blocks = digests(ranges, read_direct(path, ranges))
-        except OSError as error:
-            raise HostUnreachable(f"{path} cannot be read: {error.strerror}", "storkit status") from error
-        key = own if own in keys else ""
-        return Evidence(offer.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
+        return self._attached.evidence(volumes, offsets)
 
     @contextlib.contextmanager
     def _locked(self, uuids: Iterable[str]) -> Iterator[None]:

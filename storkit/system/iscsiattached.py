@@ -12,13 +12,15 @@ from pathlib import Path
 
 from storkit.core import codec
 from storkit.core.backend import Site
-from storkit.core.errors import HostUnreachable, StorkitError, Unsafe
-from storkit.core.model import Offer, Volume
+from storkit.core.errors import HostUnreachable, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Evidence, Offer, Volume
 from storkit.core.units import SECTOR
-from storkit.system import devmapper, openiscsi
+from storkit.system import devmapper, lun, openiscsi, reservations, scsi
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
+from storkit.system.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.iscsigrant import target_iqn
 from storkit.system.nbdgrant import codec_text
+from storkit.system.nbdserver import every
 from storkit.system.openiscsi import Session
 
 ROLE = "attached"
@@ -95,6 +97,45 @@ class Attached:
                 "storkit status",
             )
         return session
+
+    def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
+        nodes = self.nodes()
+        offers, problems = self.offers(volume.uuid for volume in volumes)
+        known = {offer.uuid: offer for offer in offers if offer.uuid in nodes}
+        for volume in volumes:
+            if volume.uuid not in known:
+                hint = f"storkit attach {volume.name} --on {self.site.host}"
+                problems.append(NotFound(f"volume {volume.name} is not attached on {self.site.host}", hint))
+            elif any(offset % BLOCK or not 0 <= offset < nodes[volume.uuid].size for offset in offsets or ()):
+                problems.append(UsageError(f"offsets are multiples of {BLOCK} below {nodes[volume.uuid].size}"))
+        raise_problems(problems)
+        found: dict[str, Evidence] = {}
+
+        def look(offer: Offer) -> None:
+            found[offer.uuid] = self._look(offer, nodes[offer.uuid], offsets)
+
+        every(look, list(known.values()))
+        return [found[volume.uuid] for volume in volumes]
+
+    def _look(self, offer: Offer, node: Node, offsets: list[int] | None) -> Evidence:
+        path = lun.find(self.alive(offer))
+        hint = f"storkit detach {offer.volume} --on {self.site.host}"
+        if not path or node.disks != (path,):
+            message = f"the path of volume {offer.volume} on {self.site.host} does not lead to its target's disk"
+            raise Unsafe(message, hint)
+        disk = lun.read(path)
+        if disk.identity != offer.identity:
+            raise Unsafe(f"what answers for volume {offer.volume} on {self.site.host} is {disk.identity}", hint)
+        with scsi.Disk(path) as asked:
+            keys = {reservations.key_text(key) for key in asked.registered_keys()}
+        own = reservations.key_text(reservations.key_for(offer.uuid, self.site.host))
+        ranges = wanted(offer.uuid, disk.size, offsets)
+        try:
+            blocks = digests(ranges, read_direct(path, ranges))
+        except OSError as error:
+            raise HostUnreachable(f"{path} cannot be read: {error.strerror}", "storkit status") from error
+        key = own if own in keys else ""
+        return Evidence(offer.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
 
     def save(self, offers: Iterable[Offer]) -> None:
         make_private(self._directory)

@@ -13,9 +13,18 @@ from storkit.core.errors import HostUnreachable, NotFound, TimedOut, Unsafe
 from storkit.core.units import SECTOR
 from storkit.system import scsi, udev
 from storkit.system.iscsigrant import stated
-from storkit.system.openiscsi import Session
+from storkit.system.openiscsi import INTERFACE, Session
 
 DISKS = Path("/sys/class/scsi_disk")
+RULES = Path("/run/udev/rules.d/05-storkit-iscsi.rules")
+_RULES = f"""\
+# Made by storkit: what guests keep on their disks is none of this host's business. Neither blkid nor what goes by its
+# findings (LVM, md, btrfs, mounts) looks at the disks of storkit's own iSCSI sessions, nor at partitions on them.
+SUBSYSTEM=="block", KERNEL=="sd*", KERNELS=="session[0-9]*", \\
+  PROGRAM=="/bin/grep -qx {INTERFACE} /sys/class/iscsi_session/$id/ifacename", \\
+  ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}="1", ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1", \\
+  ENV{{DM_MULTIPATH_DEVICE_PATH}}="0", ENV{{SYSTEMD_READY}}="0", ENV{{UDISKS_IGNORE}}="1", OPTIONS:="nowatch"
+"""
 COMMAND_TIMEOUT = 60
 """Seconds that a command may take before it is aborted: enough for a busy server under a guest's root disk."""
 _APPEARS = 30.0
@@ -58,7 +67,7 @@ def attach(session: Session, volume: str, identity: str, size: int) -> Lun:
     Raises Unsafe: the target shows another disk. NotFound: it has no LUN 0. TimedOut: it did not appear in time.
     """
     path = find(session)
-    if path and read(path).identity != identity:
+    if path and _stale(path, identity):
         drop(session)
         path = ""
     lun = read(path or scan(session))
@@ -74,10 +83,27 @@ def attach(session: Session, volume: str, identity: str, size: int) -> Lun:
     return lun
 
 
+def _stale(path: str, identity: str) -> bool:
+    try:
+        return read(path).identity != identity
+    except Unsafe:
+        return True  # the logical unit is gone, and the device is left
+
+
+def writable(session: Session, identity: str) -> bool:
+    """Whether the disk of this identity is still there, and the target lets this host write it."""
+    path = find(session)
+    if not path or _stale(path, identity):
+        return False
+    rescan(path)
+    return not readonly(path)
+
+
 def scan(session: Session) -> str:
     """Ask the session's target for LUN 0 alone, and wait for the disk; its path."""
     number = (session.path / "iscsi_session" / session.path.name / "target_id").read_text().strip()
     host = session.path.parent
+    udev.keep_rules(RULES, _RULES)
     with udev.Watch("block", processed=False) as watch:
         (host / "scsi_host" / host.name / "scan").write_text(f"0 {number} 0")
         if not any(session.path.glob("target*/*:0/type")):

@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import TimedOut
+from storkit.system import files
+from storkit.system.run import run
 
 UDEVD = Path("/run/udev/control")
+
+
+def keep_rules(path: Path, rules: str) -> None:
+    """See to it that udevd, where it runs, goes by these rules, in a file below /run/udev/rules.d, from now on."""
+    if not UDEVD.exists() or (path.exists() and path.read_text() == rules):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, rules, 0o644)
+    run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")
 
 
 class Watch:

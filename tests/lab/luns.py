@@ -197,7 +197,7 @@ class Client:
         return self.host.spawn(["sh", "-c", f"while {write}; do echo . >>/run/written; done; exit 3"])
 
     def written(self) -> int:
-        return int(self.sh("wc -l </run/written"))
+        return int(self.sh("cat /run/written 2>/dev/null | wc -l"))
 
     def states(self) -> list[str]:
         return self.sh(STATES).split()

@@ -74,7 +74,7 @@ def test_the_right_to_write_is_taken_up_under_whoever_has_the_path_open(targets:
     assert client.write(1)
     assert client.find()[0].writable
     assert client.evidence(1).key == key("b") and client.evidence(1).keys == [key("b")]
-    held = client.sh("sg_persist --in -r /dev/disk/by-id/wwn-0x" + iscsigrant.naa(uuid(1)))
+    held = client.sh("sg_persist --in -r /dev/sda")
     assert "Write Exclusive, registrants only" in held and key("b").lstrip("0") in held, held
 
     with pytest.raises(Conflict, match="in use"):
@@ -84,6 +84,19 @@ def test_the_right_to_write_is_taken_up_under_whoever_has_the_path_open(targets:
     client.detach(1)
     client.attach(targets.offer(1, b, writable=True))
     assert client.write(1) and client.evidence(1).keys == [key("b")], "the first session's registration was taken back"
+
+
+def test_this_host_does_not_look_into_a_guests_disk(targets: Targets, client: Client) -> None:
+    b = client.host
+    targets.make(1, b, writable=True)
+    client.attach(targets.offer(1, b, writable=True))
+    b.run(["mke2fs", "-q", "-L", "guest", "/dev/storkit/v1"])
+    client.detach(1)
+    client.attach(targets.offer(1, b))
+    b.run(["udevadm", "settle"])
+    properties = client.sh("udevadm info --query=property /dev/sda")
+    assert "DEVNAME=/dev/sda" in properties and "ID_FS_" not in properties
+    assert client.sh("ls /dev/disk/by-label 2>/dev/null") == ""
 
 
 def test_hosts_that_are_no_writers_are_preempted(lab: Lab, targets: Targets, client: Client) -> None:

@@ -1,0 +1,311 @@
+"""iSCSI between two hosts of the lab (docs/lab.md), against what one would run instead, in one run.
+
+    python bench/bench_iscsi.py [LUNS...]            how many to export: 10 100 1000 by default
+
+exports       one call of storkit's transport; one `targetcli` process for each volume, which is what scripts do; and
+              one process that is fed all commands. Volumes are device-mapper nodes of 4 MiB. Starting programs counts.
+attachments   storkit's verb; os-brick's connect_volume (PyPI: os-brick, without multipath); and iscsiadm's new, update,
+              login and udevadm settle, typed one after the other. In process, so that starting Python does not count.
+data path     fio with O_DIRECT on /dev/storkit/NAME and on the SCSI device below it, in turns.
+
+Both hosts are User-Mode Linux on one machine: ratios hold, times do not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import _table  # noqa: E402
+from tests.lab import Host, Lab, services  # noqa: E402
+
+EXTENT = 4 << 20
+ROUNDS = 5
+OS_BRICK = ROOT / "build/os-brick"
+PREFIX = "iqn.2026-11.org.storkit"
+
+BACKEND = """\
+import json, sys, time
+from pathlib import Path
+from storkit.core import codec
+from storkit.core.backend import Client
+from storkit.core.model import Offer, Volume
+from storkit.hosts.site import Setup, site
+from storkit.iscsi import Iscsi
+def iscsi(host, address):
+    place = site(Setup(host, address, "/var/lib/storkit"))
+    return Iscsi(place, Iscsi.Settings())
+def volumes(first, count):
+    return [Volume(f"v{n}", f"{n:08x}-0000-4000-8000-000000000000", 4 << 20, "p", "s", format="raw",
+                   path=f"/dev/mapper/bench{n}") for n in range(first, first + count)]
+def timed(action):
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+"""
+
+
+def main() -> None:
+    counts = [int(word) for word in sys.argv[1:]] or [10, 100, 1000]
+    with Lab(print) as lab:
+        s, b = lab.hosts("s", "b")
+        prepare(s, max(counts))
+        exports(s, counts)
+        attachments(s, b, install_os_brick(lab))
+        data_path(s, b)
+
+
+def prepare(s: Host, count: int) -> None:
+    services.target(s)
+    s.run(["modprobe", "dm_mod"])
+    disk, sectors = s.add_disk((count + ROUNDS) * EXTENT), EXTENT // 512
+    names = [*(f"bench{n}" for n in range(count)), *(f"aside{n}" for n in range(ROUNDS))]
+    nodes = ";".join(f"{name},,,rw,0 {sectors} linear {disk} {n * sectors}" for n, name in enumerate(names))
+    s.run(["dmsetup", "create", "--concise"], input=nodes, timeout=300)
+    s.run(["mkdir", "-p", "/run/dbus"])
+    s.run(["dbus-daemon", "--system", "--fork"])  # targetcli asks it for user-space backstores
+
+
+def python(host: Host, code: str, timeout: float = 1800) -> Any:
+    return json.loads(host.python(BACKEND + code, timeout=timeout).splitlines()[-1])
+
+
+# Exports
+
+
+def exports(s: Host, counts: list[int]) -> None:
+    rows = []
+    storkit_exports(s, 1)  # compiles storkit, and loads the kernel's modules
+    for count in counts:
+        made, calls = storkit_exports(s, count), {"one targetcli": targetcli_at_once(s, count)}
+        if count <= 100:
+            calls["targetcli each"] = targetcli_each(s, count)
+        for title, seconds in [("storkit", made["export"]), *calls.items()]:
+            each = seconds / count * 1000
+            rows.append([f"{count} LUNs", title, f"{seconds:.2f}", f"{each:.1f}", f"{seconds / made['export']:.1f} x"])
+        rows.append([f"{count} LUNs", "storkit, away again", f"{made['unexport']:.2f}",
+                     f"{made['unexport'] / count * 1000:.1f}", ""])  # fmt: skip
+    _table.table("exports", ["", "by", "s", "ms each", "of storkit's"], rows)
+
+
+def storkit_exports(s: Host, count: int) -> dict[str, float]:
+    """Seconds for `count` exports to one host, and for taking them away, programs' starts included."""
+    found = {}
+    for verb, call in (
+        ("export", f'iscsi("s", "{s.address()}").export(volumes(0, {count}), [Client("b", False, "b")])'),
+        ("unexport", f'iscsi("s", "{s.address()}").unexport(volumes(0, {count}), ["b"])'),
+    ):
+        code = BACKEND + f"{call}\n"
+        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
+        done = s.run(["/usr/bin/python3", "-"], input=code, env=env, timeout=1800)
+        found[verb] = done.seconds
+    return found
+
+
+def targetcli_words(s: Host, n: int) -> list[str]:
+    target = f"{PREFIX}:t{n}"
+    group = f"/iscsi/{target}/tpg1"
+    client = f"{PREFIX}:host.b"
+    return [
+        f"/backstores/block create name=t{n} dev=/dev/mapper/bench{n}",
+        f"/iscsi create {target}",
+        f"{group}/luns create /backstores/block/t{n}",
+        f"{group}/acls create {client}",
+        f"{group}/acls/{client} set auth userid=user{n} password=secret{n:08}",
+    ]
+
+
+def targetcli_at_once(s: Host, count: int) -> float:
+    script = "\n".join(word for n in range(count) for word in targetcli_words(s, n)) + "\nsaveconfig\nexit\n"
+    done = s.run(["targetcli"], input=script, timeout=3000)
+    clear(s)
+    return done.seconds
+
+
+def targetcli_each(s: Host, count: int) -> float:
+    """One process a volume, fed its commands."""
+    seconds = 0.0
+    for n in range(count):
+        script = "\n".join([*targetcli_words(s, n), "saveconfig", "exit"]) + "\n"
+        seconds += s.run(["targetcli"], input=script, timeout=120).seconds
+    clear(s)
+    return seconds
+
+
+def clear(s: Host) -> None:
+    s.run(["targetcli", "clearconfig", "confirm=True"], timeout=600)
+
+
+# Attachments
+
+
+def install_os_brick(lab: Lab) -> bool:
+    """Have os-brick in the lab's hosts, below /lab/common."""
+    if not (OS_BRICK / "os_brick").is_dir():
+        # os-brick's own dependencies are for the machine's Python, which is the hosts' as well.
+        argv = ["/usr/bin/python3", "-m", "pip", "install", "-q", "--target", str(OS_BRICK), "os-brick"]
+        if subprocess.run([sys.executable, *argv[1:]], check=False).returncode:
+            print("os-brick cannot be installed: it is left out")
+            return False
+    shutil.copytree(OS_BRICK, lab.cell.path(lab.cell.run_dir / "common/os-brick"))
+    return True
+
+
+def attachments(s: Host, b: Host, os_brick: bool) -> None:
+    b.run(["sh", "-c", f"echo InitiatorName={PREFIX}:host.b > /etc/iscsi/initiatorname.iscsi"])
+    services.iscsid(b)
+    b.run(["modprobe", "dm_mod"])
+    offers = python(
+        s,
+        f"""
+t = iscsi("s", "{s.address()}")
+t.export(volumes(0, {ROUNDS}), [Client("b", False, "b")])
+t.set_writers(volumes(0, {ROUNDS}), ["b"])
+print(json.dumps(codec.dump(t.offers(volumes(0, {ROUNDS}), "b"), reveal=True)))
+""",
+    )
+    storkit = python(
+        b,
+        f"""
+offers = codec.load(list[Offer], json.loads({json.dumps(offers)!r}))
+t, found = iscsi("b", "{b.address()}"), []
+for offer, volume in zip(offers, volumes(0, {ROUNDS})):
+    found.append((timed(lambda: t.attach([offer]))[0], timed(lambda: t.detach([volume]))[0]))
+print(json.dumps(found))
+""",
+    )
+    ways: dict[str, list[list[float]]] = {"storkit": storkit}
+    plain = [plain_target(s, n) for n in range(ROUNDS)]
+    ways["iscsiadm, udevadm"] = [by_hand(b, s, iqn) for iqn in plain]
+    if os_brick:
+        ways["os-brick"] = by_os_brick(b, s, plain)
+    base = median(pair[0] for pair in storkit), median(pair[1] for pair in storkit)
+    rows = []
+    for title, pairs in ways.items():
+        on, off = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+        rows.append([title, f"{on * 1000:.0f}", f"{on / base[0]:.2f} x", f"{off * 1000:.0f}", f"{off / base[1]:.2f} x"])
+    _table.table(f"one volume, median of {ROUNDS}", ["", "attach ms", "", "detach ms", ""], rows)
+
+
+def plain_target(s: Host, n: int) -> str:
+    """A target as scripts make it, without authentication, over one of the nodes set aside for it."""
+    target, group = f"{PREFIX}:plain{n}", f"/iscsi/{PREFIX}:plain{n}/tpg1"
+    script = [
+        f"/backstores/block create name=plain{n} dev=/dev/mapper/aside{n}",
+        "set global auto_add_default_portal=false",
+        f"/iscsi create {target}",
+        f"{group}/portals create {s.address()} 3260",
+        f"{group}/luns create /backstores/block/plain{n}",
+        f"{group}/acls create {PREFIX}:host.b",
+        f"{group} set attribute authentication=0",
+        "exit",
+    ]
+    s.run(["targetcli"], input="\n".join(script) + "\n", timeout=120)
+    return target
+
+
+def by_hand(b: Host, s: Host, target: str) -> list[float]:
+    """iscsiadm as an administrator types it, one process after the other, and its undo."""
+    node = f"iscsiadm -m node -T {target} -p {s.address()}:3260"
+    device = f"/dev/disk/by-path/ip-{s.address()}:3260-iscsi-{target}-lun-0"
+    found = python(
+        b,
+        f"""
+import subprocess
+def shell(text):
+    subprocess.run(["sh", "-ec", text], check=True, stdout=subprocess.DEVNULL)
+on = "{node} -o new; {node} -o update -n node.startup -v manual; {node} --login; udevadm settle; test -b {device}"
+off = "blockdev --flushbufs {device}; {node} --logout; {node} -o delete"
+print(json.dumps([timed(lambda: shell(on))[0], timed(lambda: shell(off))[0]]))
+""",
+    )
+    return [float(seconds) for seconds in found]
+
+
+def by_os_brick(b: Host, s: Host, targets: list[str]) -> list[list[float]]:
+    found = python(
+        b,
+        f"""
+sys.path.append("/lab/common/os-brick")
+import logging
+logging.disable(logging.CRITICAL)
+from oslo_concurrency import lockutils
+lockutils.set_defaults("/run/lock")
+from os_brick import privileged
+from os_brick.initiator import connector
+privileged.default.set_client_mode(False)  # this is root already: no helper process
+c = connector.InitiatorConnector.factory("ISCSI", "", use_multipath=False, device_scan_attempts=5)
+found = []
+for target in {targets!r}:
+    wanted = dict(target_portal="{s.address()}:3260", target_iqn=target, target_lun=0, target_discovered=False,
+                  auth_method="", volume_id=target)
+    on, device = timed(lambda: c.connect_volume(dict(wanted)))
+    off, _ = timed(lambda: c.disconnect_volume(dict(wanted), device))
+    found.append([on, off])
+print(json.dumps(found))
+""",
+    )
+    return [[float(seconds) for seconds in pair] for pair in found]
+
+
+# The data path
+
+
+FIO = {
+    "4 KiB random reads, depth 16": ["--rw=randread", "--bs=4k", "--iodepth=16"],
+    "4 KiB random writes, depth 16": ["--rw=randwrite", "--bs=4k", "--iodepth=16"],
+    "1 MiB reads, depth 4": ["--rw=read", "--bs=1M", "--iodepth=4"],
+    "1 MiB writes, depth 4": ["--rw=write", "--bs=1M", "--iodepth=4"],
+}
+
+
+def data_path(s: Host, b: Host) -> None:
+    size = 64 << 20
+    s.run(["dmsetup", "create", "data", "--table", f"0 {size // 512} linear {s.add_disk(size)} 0"])
+    volume = f'[Volume("data", "{9:08x}-0000-4000-8000-000000000000", {size}, "p", "s", path="/dev/mapper/data")]'
+    offers = python(
+        s,
+        f"""
+t, v = iscsi("s", "{s.address()}"), {volume}
+t.export(v, [Client("b", False, "b")])
+t.set_writers(v, ["b"])
+print(json.dumps(codec.dump(t.offers(v, "b"), reveal=True)))
+""",
+    )
+    path = python(
+        b,
+        f"""
+offers = codec.load(list[Offer], json.loads({json.dumps(offers)!r}))
+print(json.dumps(iscsi("b", "{b.address()}").attach(offers)[0].path))
+""",
+    )
+    below = b.run(["sh", "-c", f"ls /sys/block/$(basename $(readlink -f {path}))/slaves"]).stdout.split()[0]
+    rows = []
+    for title, words in FIO.items():
+        speeds: dict[str, list[float]] = {path: [], f"/dev/{below}": []}
+        for _ in range(ROUNDS):
+            for device, seen in speeds.items():
+                seen.append(fio(b, device, words))
+        ours, raw = (median(seen) for seen in speeds.values())
+        rows.append([title, f"{ours / 1e6:.1f}", f"{raw / 1e6:.1f}", f"{ours / raw:.3f}"])
+    _table.table("data path, MB/s", ["", "/dev/storkit", "SCSI device", "ratio"], rows)
+
+
+def fio(host: Host, device: str, words: list[str]) -> float:
+    """Bytes a second."""
+    common = ["--name=x", "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=3", "--output-format=json"]
+    done = host.run(["fio", *common, f"--filename={device}", *words], timeout=60)
+    job = json.loads(done.stdout)["jobs"][0]
+    return float(job["read"]["bw_bytes"] + job["write"]["bw_bytes"])
+
+
+if __name__ == "__main__":
+    main()

@@ -158,15 +158,16 @@ class IscsiExports:
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
         running = lioconfigfs.FABRIC.is_dir()
-        missing = [grant for grant in remote if grant.remote() and not lio.stands(_unit(grant))]
-        if running and missing:
-            devmapper.create([wanted_export(grant.volume) for grant in missing])
         _all(
             lambda: liosave.save(units) if units else None,
             lambda: lio.take(units) if running else None,
             lambda: self._local.allow(grants, giving=False),
         )
-        if running:
+        if offered := [grant for grant in remote if grant.remote()]:
+            lioconfigfs.prepare(liosave.directory())
+            if missing := [grant for grant in offered if not lio.stands(_unit(grant))]:
+                devmapper.create([wanted_export(grant.volume) for grant in missing])
+        if running or offered:
             lio.bring(units)
         if gone := [grant for grant in remote if not grant.remote()]:
             devmapper.remove([export_node(grant.volume) for grant in gone])
@@ -296,8 +297,6 @@ class IscsiExports:
                     ready.append(grant)
                 except StorkitError as error:
                     problems.append(error)
-            if any(grant.remote() for grant in ready):
-                lioconfigfs.prepare(liosave.directory())
             with _collected(problems):
                 self._apply(ready)
             with _collected(problems):
@@ -364,6 +363,7 @@ def _unit(grant: Grant) -> lio.Unit:
         serial=unit_serial(volume.uuid),
         device=devmapper.node_path(export_node(volume)),
         readonly=volume.kind != "disk",
+        discard=lio.discards(volume.path),
         iqn=grant.iqn,
         portals=grant.listens,
         authentication=grant.chap != "none",

@@ -60,6 +60,8 @@ class Unit:
     serial: str
     device: str
     readonly: bool
+    discard: bool
+    """Whether the device takes discards."""
     iqn: str
     portals: list[str]
     """As LIO names their directories: ADDRESS:PORT, [IPV6]:PORT."""
@@ -301,7 +303,7 @@ def _enable(unit: Unit, backstore: Path) -> Path:
         configfs.write(backstore / "udev_path", unit.device)
         configfs.write(backstore / "wwn" / "vpd_unit_serial", unit.serial)
         configfs.write(backstore / "enable", "1")
-    for name, value in {**BACKSTORE_ATTRIBUTES, "emulate_tpu": str(int(discards(unit.device)))}.items():
+    for name, value in {**BACKSTORE_ATTRIBUTES, "emulate_tpu": str(int(unit.discard))}.items():
         configfs.put(backstore / "attrib" / name, value)
     writers = [initiator for initiator, access in unit.access.items() if access.writable]
     for metadata in lioaptpl.kept(configfs.databases(), unit.serial, writers):

@@ -80,7 +80,7 @@ def storage_object(unit: lio.Unit) -> dict[str, Any]:
     attributes = {name: int(value) for name, value in lio.BACKSTORE_ATTRIBUTES.items()}
     return {
         "alua_tpgs": [],
-        "attributes": {**attributes, "emulate_tpu": int(lio.discards(unit.device))},
+        "attributes": {**attributes, "emulate_tpu": int(unit.discard)},
         "dev": unit.device,
         "name": unit.name,
         "plugin": "block",

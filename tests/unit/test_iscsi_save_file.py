@@ -28,6 +28,7 @@ def unit(name: str = "web", **changes: Any) -> lio.Unit:
         serial=UUID,
         device=f"/dev/mapper/storkit:{name}:export",
         readonly=False,
+        discard=True,
         iqn=f"iqn.2026-11.org.storkit:{name}",
         portals=["10.0.0.1:3260", "[fd00::1]:3260"],
         authentication=True,

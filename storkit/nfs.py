@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 from storkit.core.backend import Client, Needs, Transport
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
@@ -146,7 +147,7 @@ class Nfs(Transport):
                 problems += _shared(volume, client.name, where, granted)
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
-                    granted[client.name] = Granted(where, secrets.token_hex(6), client.same_machine)
+                    granted[client.name] = Granted(where, uuid4().hex, client.same_machine)
             grants.append(Grant(volume, old.instance or secrets.token_hex(4), granted, old.writers))
         problems += self._exposed(grants)
         raise_problems(problems)
@@ -207,7 +208,7 @@ class Nfs(Transport):
 
     def _entries(self, grant: Grant) -> list[Entry]:
         return [
-            Entry(str(grant.path(client)), nfsserver.network(address), client in grant.writers)
+            Entry(str(grant.path(client)), nfsserver.network(address), client in grant.writers, granted.nonce)
             for client, granted in grant.clients.items()
             for address in granted.addresses
         ]

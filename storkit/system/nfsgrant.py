@@ -72,8 +72,8 @@ class Granted:
     addresses: list[str]
     """Where the server sees the client come from."""
     nonce: str
-    """Part of the name of what is exported: new with each grant, so that a client that was cut off, and still has
-    writes to send, is never let in by a later grant."""
+    """A UUID, part of the name of what is exported and of every file handle: new with each grant, so that a client that
+    was cut off, and still has writes to send, is never let in by a later grant."""
     same_machine: bool = False
 
 

@@ -43,7 +43,10 @@ class Entry:
     path: str
     client: str
     writable: bool
+    fsid: str = ""
+    """A UUID that is part of all its file handles; for storkit's own entries."""
     options: tuple[str, ...] = ()
+    """As the table has them."""
 
     @property
     def ours(self) -> bool:
@@ -68,7 +71,7 @@ def parse_etab(text: str) -> list[Entry]:
         match = re.fullmatch(r"(\S+)\s+(\S+?)\(([^()]*)\)", line.strip())
         if match and not line.startswith("#"):
             options = tuple(match[3].split(","))
-            entries.append(Entry(unescape(match[1]), match[2], "rw" in options, options))
+            entries.append(Entry(unescape(match[1]), match[2], "rw" in options, options=options))
     return entries
 
 
@@ -95,17 +98,19 @@ def network(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
-def options(settings: NfsSettings, writable: bool) -> str:
+def options(settings: NfsSettings, entry: Entry) -> str:
     """The export options of a volume. Every user of the client is one unprivileged user here, who owns the volume's
     file and nothing else in what is exported. With subtree_check a handle is good below its own export alone: without
-    it, a client could make up handles of all other files of the file system (exports(5))."""
-    words = ["rw" if writable else "ro", "sync", "no_wdelay", "subtree_check", "all_squash"]
-    return ",".join([*words, f"anonuid={settings.uid}", f"anongid={settings.gid}", f"sec={settings.sec}"])
+    it, a client could make up handles of all other files of the file system (exports(5)). The fsid is in every handle:
+    by the directory's inode number alone, a new directory could be taken for an old one that had the same."""
+    words = ["rw" if entry.writable else "ro", "sync", "no_wdelay", "subtree_check", "all_squash"]
+    words += [f"anonuid={settings.uid}", f"anongid={settings.gid}", f"sec={settings.sec}", f"fsid={entry.fsid}"]
+    return ",".join(words)
 
 
 def exports_text(entries: Iterable[Entry], settings: NfsSettings) -> str:
     """The content of storkit's file in /etc/exports.d."""
-    lines = [f"{escape(entry.path)} {entry.client}({options(settings, entry.writable)})\n" for entry in entries]
+    lines = [f"{escape(entry.path)} {entry.client}({options(settings, entry)})\n" for entry in entries]
     return "# Written by storkit, which changes it with every export.\n" + "".join(sorted(lines)) if lines else ""
 
 
@@ -136,7 +141,7 @@ def changed(there: Iterable[Entry], wanted: Iterable[Entry], settings: NfsSettin
     return [
         entry
         for entry in wanted
-        if not now.get((entry.path, entry.client), set()) >= set(options(settings, entry.writable).split(","))
+        if not now.get((entry.path, entry.client), set()) >= set(options(settings, entry).split(","))
     ]
 
 
@@ -145,12 +150,14 @@ def apply(remove: Sequence[Entry], add: Sequence[Entry], settings: NfsSettings) 
     for chunk in _chunks(remove):
         # What is not there any more is no error to exportfs but a message.
         run(["exportfs", "-u", *map(argument, chunk)], package=PACKAGE)
-    for writable in (False, True):
-        for chunk in _chunks([entry for entry in add if entry.writable == writable]):
-            argv = ["exportfs", "-i", "-o", options(settings, writable), *map(argument, chunk)]
-            said = run(argv, package=PACKAGE).stderr
-            if said.strip():  # it exits with 0 also where it did nothing
-                raise CommandFailed(argv, 0, said, hint="see exports(5) for what can be exported")
+    together: dict[str, list[Entry]] = {}
+    for entry in add:
+        together.setdefault(options(settings, entry), []).append(entry)
+    for words, entries in together.items():
+        argv = ["exportfs", "-i", "-o", words, *map(argument, entries)]
+        said = run(argv, package=PACKAGE).stderr
+        if said.strip():  # it exits with 0 also where it did nothing
+            raise CommandFailed(argv, 0, said, hint="see exports(5) for what can be exported")
 
 
 def _chunks(entries: Sequence[Entry]) -> list[Sequence[Entry]]:

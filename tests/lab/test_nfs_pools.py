@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -26,7 +27,7 @@ class Qcow2(NfsRig):
 class Nas(NfsRig):
     """The pool is on host s, which exports a directory and knows nothing of storkit."""
 
-    settings: ClassVar[dict[str, str]] = {"enforce": "locks"}
+    settings = MappingProxyType({"enforce": "locks"})
 
     def pool_settings(self, host: Host) -> dict[str, Any]:
         nas = self._hosts.lab.host("s")
@@ -38,7 +39,7 @@ class Nas(NfsRig):
 
 
 class StrictNas(Nas):
-    settings: ClassVar[dict[str, str]] = {}
+    settings = MappingProxyType({})
 
 
 @pytest.fixture

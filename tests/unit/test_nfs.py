@@ -17,6 +17,7 @@ from storkit.system.nfsgrant import Grant, Granted, Grants, NfsSettings
 from storkit.system.nfsserver import Entry
 
 DATA = Path(__file__).parent / "data"
+FSID = "6aa75046225c4f4f9b7a1f0d2c3b4a59"
 UUID = "68ef4ad6-1cb9-49f8-8773-a1a59a20d668"
 
 
@@ -25,10 +26,11 @@ def test_the_table_of_exports() -> None:
     assert (theirs.path, theirs.client, theirs.writable, theirs.ours) == ("/srv/other", "10.77.9.9", True, False)
     assert ours.ours and ours.writable and ours.client == "10.77.0.12/32"
     assert (odd.path, odd.client, odd.writable) == ('/srv/pool/sp a"ce#ü', "fd00::1/128", False)
-    assert nfsserver.changed([ours], [Entry(ours.path, ours.client, True)], NfsSettings()) == []
-    read_only = Entry(ours.path, ours.client, False)
-    assert nfsserver.changed([ours], [read_only], NfsSettings()) == [read_only]
-    assert nfsserver.changed([ours], [Entry(ours.path, ours.client, True)], NfsSettings(uid=1000))
+    same = Entry(ours.path, ours.client, True, FSID)
+    assert nfsserver.changed([ours], [same], NfsSettings()) == []
+    for other in (replace(same, writable=False), replace(same, fsid=FSID[::-1]), replace(same, path="/srv/x")):
+        assert nfsserver.changed([ours], [same, other], NfsSettings()) == [other]
+    assert nfsserver.changed([ours], [same], NfsSettings(uid=1000)) == [same]
 
 
 def test_the_kernels_table_without_what_it_has_forgotten() -> None:
@@ -61,10 +63,10 @@ def test_paths_survive_the_exports_file(path: str) -> None:
 
 
 def test_the_file_in_exports_d() -> None:
-    entries = [Entry("/srv/a b", "10.0.0.1/32", True), Entry("/srv/a b", "fd00::1/128", False)]
+    entries = [Entry("/srv/a b", "10.0.0.1/32", True, FSID), Entry("/srv/a b", "fd00::1/128", False, FSID)]
     lines = nfsserver.exports_text(entries, NfsSettings(sec="krb5p", uid=900)).splitlines()
     assert lines[1].startswith("/srv/a\\040b 10.0.0.1/32(rw,sync,no_wdelay,subtree_check,all_squash,anonuid=900,")
-    assert lines[2].startswith("/srv/a\\040b fd00::1/128(ro,") and lines[2].endswith("sec=krb5p)")
+    assert lines[2].startswith("/srv/a\\040b fd00::1/128(ro,") and lines[2].endswith(f"sec=krb5p,fsid={FSID})")
     assert nfsserver.exports_text([], NfsSettings()) == ""
     assert nfsserver.argument(entries[1]) == "[fd00::1/128]:/srv/a b"
 

@@ -230,7 +230,10 @@ def shown(value: object) -> str:
 def test_every_setting_of_every_backend_is_documented_with_its_default(backend: type[Backend]) -> None:
     title = f'type = "{backend.name}"' if issubclass(backend, Pool) else ""
     title = title or f"[{'transports' if issubclass(backend, Transport) else 'hypervisors'}.{backend.name}]"
-    fields = {field.name: field.default for field in dataclasses.fields(backend.Settings)}
+    fields = {
+        field.name: "" if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(backend.Settings)
+    }
     if not fields:
         return
     documented = keys(section((DOCS / "inventory.md").read_text(), title))
@@ -244,7 +247,7 @@ def test_every_other_key_of_the_inventory_is_documented() -> None:
     page = (DOCS / "inventory.md").read_text()
     hosts = keys(section(page, "[hosts.NAME]").partition("| url |")[0])
     assert hosts.keys() == {field.name for field in dataclasses.fields(inventory._Host)}
-    assert {"host", "type"} == keys(section(page, "[pools.NAME]")).keys()
+    assert {"host", "type", "transport"} == keys(section(page, "[pools.NAME]")).keys()
     defaults = keys(section(page, "[defaults]"))
     assert defaults.keys() == {field.name for field in dataclasses.fields(Defaults)}
     assert set(inventory._SECTIONS) == {"hosts", "pools", "transports", "hypervisors", "defaults"}

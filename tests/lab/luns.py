@@ -187,13 +187,15 @@ class Client:
     def write(self, number: int, count: int = 1) -> bool:
         """Write blocks of zeros at the stable path, past the page cache."""
         path = f"/dev/storkit/v{number}"
-        argv = ["dd", "if=/dev/zero", f"of={path}", "bs=4096", f"count={count}", "oflag=direct", "conv=notrunc"]
+        argv = ["dd", "if=/dev/zero", f"of={path}", "bs=4096", f"count={count}", "oflag=direct", "conv=notrunc,nocreat"]
         self.host.run(["test", "-b", path])
         return self.host.run(argv, check=False, timeout=120).status == 0
 
     def writer(self, number: int) -> Command:
         """Something that goes on writing at the stable path, and ends with status 3 at the first error."""
-        write = f"dd if=/dev/zero of=/dev/storkit/v{number} bs=4096 count=10 oflag=direct conv=notrunc 2>/dev/null"
+        write = (
+            f"dd if=/dev/zero of=/dev/storkit/v{number} bs=4096 count=10 oflag=direct conv=notrunc,nocreat 2>/dev/null"
+        )
         return self.host.spawn(["sh", "-c", f"while {write}; do echo . >>/run/written; done; exit 3"])
 
     def written(self) -> int:

@@ -32,11 +32,9 @@ from storkit.system import devmapper, locks, nbdclient
 from storkit.system.files import make_private
 from storkit.system.nbdgrant import short
 from storkit.system.nbdnetlink import Device, Netlink, devices
-from storkit.system.nbdserver import every
+from storkit.system.nbdserver import FOREVER, every
 from storkit.system.qsd import Daemon, check_socket_path, listen_unix
 
-FOREVER = 10 * 365 * 86400
-"""Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that a user whose I/O has failed gets to close the device."""
 _GUARD_TIMEOUT = 60.0

@@ -40,6 +40,8 @@ PLAIN_TCP = "unencrypted and unauthenticated"
 X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 DYING_TIMEOUT = 5.0
 """Seconds that a killed server gets to let go of its lock."""
+FOREVER = 10 * 365 * 86400
+"""Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
 _QMP_TIMEOUT = 30.0
 
 DH_PARAMETERS = """\
@@ -349,6 +351,8 @@ def front_arguments(socket: Path, inner: nbdclient.ExportInfo) -> list[str]:
         "node-name": "inner",
         "server": {"type": "unix", "path": str(socket)},
         "export": inner.name,
+        # A server that died comes back under the same socket: until then its clients wait instead of failing.
+        "reconnect-delay": FOREVER,
         "read-only": not inner.writable,
         "discard": "unmap",
     }

@@ -68,6 +68,11 @@ class NbdKernelLabRig(NbdLabRig):
 
     settings: Mapping[str, Any] = {"attach": "kernel"}
 
+    def prepare(self, host: Host) -> None:
+        # Otherwise the first attach loads it, and its 16 idle devices stay.
+        host.run(["modprobe", "-a", "nbd", "dm-mod"])
+        host.run(["udevadm", "settle"])
+
 
 def lab_setups() -> dict[str, LabSetup]:
     return {"psk": lab_rig(NbdLabRig), "kernel": lab_rig(NbdKernelLabRig)}

@@ -11,7 +11,7 @@ PASSING = (
     r". modules: ",
     r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
     r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
-    r". files: (/run/motd|/run/utmp|/var/log/|/var/cache/libvirt/)",
+    r". files: (/run/motd|/run/utmp|/run/sshd\.pid|/var/log/|/var/cache/libvirt/)",
     r". files: /run/storkit\S*lock ",
 )
 """Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files."""

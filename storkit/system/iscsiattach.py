@@ -256,7 +256,7 @@ class IscsiAttachments:
                 todo.append(_Pending(offer, nodes.get(volume.uuid), self._attached.session(offer)))
             if any(one.session for one in todo):
                 openiscsi.check_daemon()
-            raise_problems([problem for one in todo for problem in self._in_use(one)])
+            self._check_unused([one for one in todo if one.node])
             alive = [one for one in todo if one.session and one.session.alive]
             every(self._flush, [one for one in alive if one.node and not one.node.readonly])
             for one in todo:
@@ -267,12 +267,16 @@ class IscsiAttachments:
             every(self._let_go, alive)
             self._attached.forget(one.offer for one in todo)
 
-    def _in_use(self, one: _Pending) -> Iterator[StorkitError]:
-        if one.node is not None and _opens(one.node):
-            if one.session is not None and not one.session.alive and only_killed(one.node.path):
-                return
-            hint = f"see who has it: lsblk {one.node.path}; fuser -v {one.node.path}"
-            yield Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint)
+    def _check_unused(self, todo: list[_Pending]) -> None:
+        opens = {node.name: node.opens for node in devmapper.find()} if todo else {}
+        problems: list[StorkitError] = []
+        for one in todo:
+            assert one.node is not None
+            stalled = one.session is not None and not one.session.alive
+            if opens.get(one.node.name) and not (stalled and only_killed(one.node.path)):
+                hint = f"see who has it: lsblk {one.node.path}; fuser -v {one.node.path}"
+                problems.append(Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint))
+        raise_problems(problems)
 
     def _flush(self, one: _Pending) -> None:
         """Write what this host's page cache holds. Raises HostUnreachable if the disk, though it is there and this host

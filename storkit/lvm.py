@@ -118,7 +118,7 @@ class Lvm(Pool):
                     problems += self._in_use(group, old, "resized")
                     problems += lvmchecks.needed(group, old.name, "resized")
                     problems += lvmchecks.resize_problems(volume, old, shrink)
-            if not self.settings.thinpool:
+            if not self.settings.thinpool and not problems:
                 more = [group.extents(volume.size) - group.lvs[volume.name].size for volume in volumes]
                 problems += lvmchecks.thick_problems(group, sum(size for size in more if size > 0))
             raise_problems(problems)

@@ -299,7 +299,7 @@ def _load(node: Wanted) -> None:
 
 def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = 60.0) -> str:
     # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
-    alone = [] if udev_runs() else ["--noudevsync"]
+    alone = [] if udev_runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
     try:
         return run(["dmsetup", *alone, *words], stdin=stdin, timeout=timeout, package=_PACKAGE).stdout
     except CommandFailed as failure:

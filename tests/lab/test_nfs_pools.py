@@ -55,6 +55,12 @@ def qemu_io(host: Host, path: str, *commands: str) -> str:
     return done.stdout + done.stderr
 
 
+def qemu(path: str) -> list[str]:
+    """A QEMU that has opened a disk, and waits."""
+    words = "qemu-system-x86_64 -M pc -accel tcg -m 32 -S -nodefaults -display none -drive"
+    return [*words.split(), f"file={path},format=raw,if=virtio,cache=none"]
+
+
 @pytest.mark.parametrize("rig", [Qcow2], indirect=True)
 def test_an_overlay_is_written_and_its_image_is_not(rig: NfsRig, lab: Lab) -> None:
     a, b = lab.hosts("a", "b")
@@ -100,14 +106,13 @@ def test_a_server_that_storkit_does_not_manage(rig: NfsRig, lab: Lab) -> None:
     (one_sees,), (two_sees,) = rig.home.evidence([volume]), rig.far.evidence([volume])
     assert (one_sees.identity, one_sees.blocks) == (two_sees.identity, two_sees.blocks)
     assert all(s.address() in mounted.run(["cat", "/proc/mounts"]).stdout for mounted in (a, b))
-    # QEMU's locks are what there is: two writers of the same file cannot open it.
-    holder = a.spawn(["qemu-io", "-f", "raw", "-c", "sleep 60000", here.source.path])
-    a.wait_for(lambda: "qemu-io" in a.run(["ps", "-e"]).stdout, "first QEMU")
-    b.wait_for(
-        lambda: "lock" in b.run(["qemu-io", "-f", "raw", "-c", "quit", there.source.path], check=False).stderr,
-        "refusal by the first one's lock",
-    )
+    # QEMU's locks are what there is: a second QEMU does not get the file.
+    holder = a.spawn(qemu(here.source.path))
+    a.wait_for(lambda: "OFDLCK" in a.run(["cat", "/proc/locks"]).stdout, "lock of the first QEMU")
+    second = b.run(qemu(there.source.path), check=False, timeout=60)
+    assert second.status != 0 and "lock" in second.stderr, second
     holder.kill()
+    holder.wait(30, check=False)
     with pytest.raises(Unsafe, match="may still write there"):
         rig.home.fence("b")
     rig.home.unfence("b")

@@ -13,7 +13,6 @@ VG = "vg"
 
 class IscsiThick(LabRig):
     transport, pool = "iscsi", "lvm"
-    ignored = (r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/)", r". files: /dev/disk/by-")
 
     def prepare(self, host: Host) -> None:
         services.target(host)

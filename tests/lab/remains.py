@@ -13,8 +13,11 @@ PASSING = (
     r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
     r". files: (/run/motd|/run/utmp|/run/sshd\.pid|/var/log/|/var/cache/libvirt/)",
     r". files: /run/storkit\S*lock ",
+    r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/dev/mapper/control |/etc/multipath/wwids |/run/lock/iscsi/lock )",
+    r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
 )
-"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files."""
+"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files; what LVM,
+multipath, open-iscsi and LIO keep of nothing."""
 
 
 class Remains:

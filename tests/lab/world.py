@@ -30,13 +30,9 @@ KEPT = (
     r". files: /run/storkit/qemu-",
     r". files: /srv/volumes/\.storkit\.lock",
     r". files: /root/\.cache/|. files: /root/boot\.img",
-    r". files: /etc/lvm/|. files: /run/lvm/|. files: /run/lock/lvm/",
-    r". files: (/dev/mapper/control|/etc/multipath/wwids|/run/lock/iscsi/lock|\S*/saveconfig\.json) ",
-    r". configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
     r". sockets: udp",
 )
-"""What storkit and its tools keep by right when everything is deleted: journals, what they found out, locks, empty
-configurations."""
+"""What storkit keeps by right when everything is deleted: journals, what it found out, locks."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ def test_detach_from_a_target_that_is_gone(targets: Targets, client: Client, res
     targets.do(*targets.making(1, b, writable=True), *targets.making(2, b))
     client.attach(targets.offer(1, b, writable=True), targets.offer(2, b))
     writer = b.spawn(["dd", "if=/dev/zero", "of=/dev/storkit/v1", "bs=4096", "oflag=direct", "conv=nocreat"])
-    b.wait_for(lambda: int(client.sh("cat /sys/block/sda/stat | awk '{print $5}'") or 0) > 5, "writes")
+    b.wait_for(
+        lambda: int(client.sh("cat /sys/block/$(basename $(readlink -f /dev/storkit/v1))/stat").split()[4]) > 5,
+        "writes",
+    )
     targets.host.power_off()
     client.wait_for_state("FAILED")
     if restarted:

@@ -39,7 +39,7 @@ _LOGIN_TIMEOUT = 90.0
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
 _TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11
 _SESSION_EXISTS, _DAEMON_LOST, _FATAL_LOGIN, _NO_DAEMON, _NO_OBJECTS = 15, 18, 19, 20, 21
-_LOGIN_AUTH, _NOT_CONNECTED = 24, 32
+_NOT_FOUND, _LOGIN_AUTH, _NOT_CONNECTED = 2, 24, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,11 +315,10 @@ def logout(session: Session, timeout: float = 30.0) -> None:
     """
     argv = ["iscsiadm", "-m", "node", "-T", session.target, "-p", f"{session.portal},{TPGT}", "--logout"]
     try:
-        done = run(argv, ok=(0, _NO_OBJECTS, _NOT_CONNECTED), timeout=timeout, package=PACKAGE)
+        run(argv, ok=(0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), timeout=timeout, package=PACKAGE)
     except TimedOut:
         if session.alive:
             raise
-    else:
-        if done.status != _NOT_CONNECTED:
-            return
-    iscsinetlink.destroy(session.id)
+    # An iscsid that was restarted takes its sessions up one by one, and waits for the targets of those that are lost.
+    if any(left.id == session.id for left in find_sessions()):
+        iscsinetlink.destroy(session.id)

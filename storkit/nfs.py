@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import ClassVar
 from uuid import uuid4
 
-from storkit.core.backend import Client, Needs, Transport
+from storkit.core.backend import Client, Needs, Site, Transport
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import locks, nfsexport, nfsmount, nfsserver
 from storkit.system.nfsgrant import EXPORTS, Grant, Granted, Grants, NfsSettings, resolve
-from storkit.system.nfsmount import Attachments
+from storkit.system.nfsmount import Attachments, Mount
 from storkit.system.nfsserver import Entry
 from storkit.system.sidecar import VolumeDirectory
 
@@ -93,6 +93,10 @@ class Nfs(Transport):
     Settings: ClassVar[type] = NfsSettings
     settings: NfsSettings
 
+    def __init__(self, site: Site, settings: NfsSettings | None = None) -> None:
+        super().__init__(site, settings)
+        self._mounts: dict[tuple[Path, int], Mount] = {}
+
     @property
     def _grants(self) -> Grants:
         return Grants(self.site)
@@ -131,12 +135,10 @@ class Nfs(Transport):
                 addresses[client.name] = self._addresses(client)
             except StorkitError as error:
                 problems.append(error)
-        here = nfsmount.mounts()
         grants: list[Grant] = []
         for volume in volumes:
             check_name("volume", volume.name)
-            kind = nfsmount.mount_of(Path(volume.path or "/"), here).type
-            problems += nfsexport.check(volume, kind)
+            problems += nfsexport.check(volume, self._mount(Path(volume.path).parent).type)
             old = before.get(volume.uuid, Grant(volume))
             if old.clients and _image(volume) != _image(old.volume):
                 message = f"volume {volume.name} is exported as it was before it changed"
@@ -174,9 +176,16 @@ class Nfs(Transport):
                 hint = f"take that out first: grep -rn {entry.path} /etc/exports /etc/exports.d; exportfs -u"
                 yield Unsafe(message, hint)
 
+    def _mount(self, pool: Path) -> Mount:
+        """The file system that a pool's directory is on; asked once, because many volumes are in one pool."""
+        key = pool, pool.stat().st_dev if pool.exists() else 0
+        if key not in self._mounts:
+            self._mounts[key] = nfsmount.mount_of(pool, nfsmount.mounts())
+        return self._mounts[key]
+
     def _managed(self, grant: Grant) -> bool:
         """Whether this host is the server of the pool, or a client of it as others are."""
-        return not nfsmount.mount_of(grant.pool, nfsmount.mounts()).type.startswith("nfs")
+        return not self._mount(grant.pool).type.startswith("nfs")
 
     def _fenced(self, client: str) -> StorkitError:
         hint = f"once it is known to be harmless: storkit unfence {client}"
@@ -265,7 +274,7 @@ class Nfs(Transport):
     def _place(self, grant: Grant, client: str) -> tuple[str, str]:
         """Server and path that a client mounts."""
         path = grant.path(client)
-        mount = nfsmount.mount_of(grant.pool, nfsmount.mounts())
+        mount = self._mount(grant.pool)
         if not mount.type.startswith("nfs"):
             return self.site.address or LOOPBACK, str(path)
         server, _, top = mount.source.rpartition(":/")

@@ -32,6 +32,7 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system import fingerprint, qcow2
 from storkit.system.files import PARTIAL, explain, make_private, read_json, sync_directory, write_many
 from storkit.system.nbdgrant import codec_text
+from storkit.system.nbdserver import every
 from storkit.system.nfsexport import IDENTITY, stated
 from storkit.system.nfsgrant import NfsSettings
 from storkit.system.nfsserver import unescape
@@ -184,17 +185,18 @@ class Attachments:
         raise_problems(problems)
         for directory in (self._directory.parent, self._directory, self._mounts, self.site.dev):
             make_private(directory)
-        made: list[Attached] = []
-        for offer in offers:
-            try:
-                made.append(self._mount(self._plan(offer), before.get(offer.uuid)))
-            except StorkitError as error:
-                problems.append(error)
-        write_many((self._record(record.attachment.uuid), codec_text(record)) for record in made)
-        for record in made:
-            self._link(record)
-        raise_problems(problems)
-        return [record.attachment for record in made]
+        made: dict[str, Attached] = {}
+
+        def attach(offer: Offer) -> None:
+            made[offer.uuid] = self._mount(self._plan(offer), before.get(offer.uuid))
+
+        try:
+            every(attach, offers)
+        finally:
+            write_many((self._record(uuid), codec_text(record)) for uuid, record in made.items())
+            for record in made.values():
+                self._link(record)
+        return [made[offer.uuid].attachment for offer in offers]
 
     def _check(self, offer: Offer, owner: str) -> None:
         check_name("volume", offer.volume)
@@ -277,14 +279,10 @@ class Attachments:
         partial.rename(path)
 
     def detach(self, volumes: list[Volume]) -> None:
-        problems: list[StorkitError] = []
         records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
-        for volume in volumes:
-            try:
-                unmount(self._point(volume.uuid), busy=not self._reachable(records.get(volume.uuid)))
-            except StorkitError as error:
-                problems.append(error)
-                continue
+
+        def detach(volume: Volume) -> None:
+            unmount(self._point(volume.uuid), busy=not self._reachable(records.get(volume.uuid)))
             if record := records.get(volume.uuid):
                 path = Path(record.attachment.path)
                 path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
@@ -293,9 +291,12 @@ class Attachments:
             file = self._record(volume.uuid)
             for leftover in (file, file.with_name(file.name + PARTIAL)):
                 leftover.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            sync_directory(self._directory)
-        raise_problems(problems)
+
+        try:
+            every(detach, volumes)
+        finally:
+            if self._directory.is_dir():
+                sync_directory(self._directory)
 
     def _reachable(self, record: Attached | None) -> bool:
         try:
@@ -311,15 +312,11 @@ class Attachments:
 
     def restore(self) -> None:
         """Mount again what was attached before a reboot, if it is still the same."""
-        problems: list[StorkitError] = []
-        for record in self._records(None):
+        records = self._records(None)
+        if records:
             make_private(self._mounts)
             make_private(self.site.dev)
-            try:
-                self._link(self._mount(record, record))
-            except StorkitError as error:
-                problems.append(error)
-        raise_problems(problems)
+        every(lambda record: self._link(self._mount(record, record)), records)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
         records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}

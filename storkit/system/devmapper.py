@@ -26,7 +26,7 @@ from pathlib import Path
 
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.units import SECTOR
-from storkit.system import files, udev
+from storkit.system import dmioctl, files, udev
 from storkit.system.run import run
 
 PREFIX = "STORKIT-"
@@ -125,39 +125,6 @@ def _number(device: str) -> str:
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
 
 
-# Parsing
-
-_ESCAPED = re.compile(r"\\(.)")
-
-
-def parse_tables(text: str) -> dict[str, tuple[bool, str]]:
-    """UUID to whether it is read-only, and table, of `dmsetup table --concise`:
-    `NAME,UUID,MINOR,ro|rw[,TABLE]...[;NAME...]`, with a backslash before a comma or semicolon that is data."""
-    found = {}
-    for entry in re.split(r"(?<!\\);", text.strip()):
-        fields = re.split(r"(?<!\\),", entry)
-        if len(fields) >= 4:
-            table = "\n".join(_ESCAPED.sub(r"\1", line).strip() for line in fields[4:])
-            found[fields[1]] = (fields[3] == "ro", table)
-    return found
-
-
-def parse_nodes(info: str, tables: str) -> list[Node]:
-    """Nodes by name order from `dmsetup info -c` with the fields of `find`, and `dmsetup table --concise`."""
-    known = parse_tables(tables)
-    nodes = []
-    for line in info.splitlines():
-        name, _, rest = line.strip().partition("|")
-        if not rest:
-            continue  # "No devices found"
-        uuid, opens, suspended = rest.split("|")
-        if uuid in known:  # otherwise removed between the two commands
-            readonly, table = known[uuid]
-            size = sum(int(row.split()[1]) for row in table.splitlines()) * SECTOR
-            nodes.append(Node(name, uuid, size, readonly, suspended == "Suspended", int(opens), table))
-    return sorted(nodes, key=lambda node: node.name)
-
-
 def concise(wanted: Sequence[Wanted]) -> str:
     """What `dmsetup create --concise` makes these nodes from."""
     return ";".join(
@@ -170,14 +137,14 @@ def concise(wanted: Sequence[Wanted]) -> str:
 
 
 def find(prefix: str = PREFIX) -> list[Node]:
-    """The nodes whose UUID starts with `prefix`, by name order, in two processes however many there are."""
-    if not _CONTROL.exists():
-        return []
-    fields = ["-o", "name,uuid,open,suspended", "--noheadings", "--separator", "|"]
-    info = run(["dmsetup", "info", "-c", *fields, "-S", f'uuid=~"^{re.escape(prefix)}"'], package=_PACKAGE).stdout
-    if "|" not in info:
-        return []
-    return parse_nodes(info, run(["dmsetup", "table", "--concise"], package=_PACKAGE).stdout)
+    """The nodes whose UUID starts with `prefix`, by name order; it costs no process."""
+    return [_node(mapped) for mapped in dmioctl.every(prefix)]
+
+
+def _node(mapped: dmioctl.Mapped) -> Node:
+    size = sum(length for _, length, _, _ in mapped.targets) * SECTOR
+    table = "\n".join(f"{start} {length} {kind} {words}".rstrip() for start, length, kind, words in mapped.targets)
+    return Node(mapped.name, mapped.uuid, size, mapped.readonly, mapped.suspended, mapped.opens, table)
 
 
 def create(wanted: Sequence[Wanted]) -> list[Node]:

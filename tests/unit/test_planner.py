@@ -45,7 +45,7 @@ def test_a_pool_is_served_by_its_own_transport_and_else_by_the_default() -> None
 
 
 def test_a_transport_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(StorkitError, match="pools.others.transport.*no transport 'carrier-pigeon'"):
+    with pytest.raises(StorkitError, match=r"pools\.others\.transport.*no transport 'carrier-pigeon'"):
         site(TEXT.replace('"nbd"', '"carrier-pigeon"'))
 
 

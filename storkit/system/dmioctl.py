@@ -1,0 +1,113 @@
+"""What device-mapper has, asked by its ioctls (linux/dm-ioctl.h): no process, however many nodes there are.
+
+Only to look: what changes nodes goes through dmsetup(8), which waits for udevd.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTROL = Path("/dev/mapper/control")
+
+_HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7x")
+"""struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr, padding, dev, name,
+uuid."""
+_NAME = struct.Struct("=Q I")
+"""struct dm_name_list: dev, next (from this one on; 0: the last), then the name."""
+_TARGET = struct.Struct("=Q Q i I 16s")
+"""struct dm_target_spec: sector_start, length, status, next (from the first one on), target_type; then the
+parameters."""
+_LIST_DEVICES, _TABLE_STATUS = 2, 12
+_READONLY, _SUSPENDED, _TABLE, _FULL = 1 << 0, 1 << 1, 1 << 4, 1 << 8
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A node as the kernel has it."""
+
+    name: str
+    uuid: str
+    readonly: bool
+    suspended: bool
+    opens: int
+    targets: list[tuple[int, int, str, str]]
+    """Start and length in 512-byte sectors, type, parameters."""
+
+
+def every(prefix: str = "") -> list[Mapped]:
+    """The nodes whose UUID starts with `prefix`, by name order; none where there is no device-mapper."""
+    with _control() as control:
+        if control is None:
+            return []
+        found = [node for name in parse_names(_ask(control, _LIST_DEVICES)) if (node := _status(control, name))]
+    return sorted((node for node in found if node.uuid.startswith(prefix)), key=lambda node: node.name)
+
+
+@contextmanager
+def _control() -> Iterator[int | None]:
+    try:
+        descriptor = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        raise
+    except OSError:  # no such file, or no driver behind it
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _status(control: int, name: bytes) -> Mapped | None:
+    with suppress(OSError):  # ENXIO: removed since it was listed
+        return parse_status(_ask(control, _TABLE_STATUS, name))
+    return None
+
+
+def _ask(control: int, command: int, name: bytes = b"") -> bytearray:
+    """The kernel's answer, header and data."""
+    size = 1 << 14
+    while True:
+        buffer = bytearray(size)
+        flags = _TABLE if command == _TABLE_STATUS else 0
+        _HEADER.pack_into(buffer, 0, 4, 0, 0, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name, b"")
+        fcntl.ioctl(control, 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command, buffer)
+        if not _HEADER.unpack_from(buffer)[7] & _FULL:
+            return buffer
+        size *= 4
+
+
+def parse_names(answer: bytes | bytearray) -> list[bytes]:
+    """Names of all nodes from DM_LIST_DEVICES."""
+    at, names = _HEADER.unpack_from(answer)[4], []
+    while True:
+        device, following = _NAME.unpack_from(answer, at)
+        if device:
+            names.append(_text(answer, at + _NAME.size))
+        if not following:
+            return names
+        at += following
+
+
+def parse_status(answer: bytes | bytearray) -> Mapped:
+    """A node from DM_TABLE_STATUS with DM_STATUS_TABLE_FLAG."""
+    header = _HEADER.unpack_from(answer)
+    first, count, opens, flags = header[4], header[5], header[6], header[7]
+    targets, at = [], first
+    for _ in range(count):
+        start, length, _status, following, kind = _TARGET.unpack_from(answer, at)
+        parameters = _text(answer, at + _TARGET.size).decode()
+        targets.append((start, length, kind.rstrip(b"\0").decode(), parameters))
+        at = first + following
+    name, uuid = (field.partition(b"\0")[0].decode(errors="surrogateescape") for field in header[11:13])
+    return Mapped(name, uuid, bool(flags & _READONLY), bool(flags & _SUSPENDED), opens, targets)
+
+
+def _text(answer: bytes | bytearray, at: int) -> bytes:
+    return bytes(answer[at : answer.index(0, at)])

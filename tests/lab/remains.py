@@ -11,7 +11,7 @@ PASSING = (
     r". modules: ",
     r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
     r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
-    r". files: (/run/motd|/run/utmp|/run/sshd\.pid|/var/log/|/var/cache/libvirt/)",
+    r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
     r". files: /run/storkit\S*lock ",
     r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/dev/mapper/control |/etc/multipath/wwids |/run/lock/iscsi/lock )",
     r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",

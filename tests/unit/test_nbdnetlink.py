@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from pathlib import Path
 
@@ -11,9 +12,14 @@ from storkit.core.model import DiskSource
 from storkit.system.nbdkernel import Link, read_device, relay_arguments
 from storkit.system.nbdnetlink import Device, attribute, attributes, devices, message, messages, sockets_attribute
 
-# What Linux 6.1 answered to NBD_CMD_CONNECT: the device's number, then the acknowledgement.
-CONNECTED = bytes.fromhex("1c000000150000000200000000000000010100000800010003000000")
-ACKNOWLEDGED = bytes.fromhex("24000000020000000200000000000000000000001c000000150005000200000000000000")
+# What Linux 6.1 answered: to NBD_CMD_CONNECT the device's number, then an acknowledgement; to NBD_CMD_RECONFIGURE with
+# another identifier than the device's an error.
+CONNECTED = bytes.fromhex("1c0000001c000000020000009d040000010100000800010000000000")
+ACKNOWLEDGED = bytes.fromhex("2400000002000001020000009d04000000000000680000001c0005000200000000000000")
+REFUSED = bytes.fromhex(
+    "5400000002000000030000009d040000eaffffff400000001c0005000300000000000000030100000800010000000000"
+    "12000a0073746f726b69743a6f74686572000000100007800c0001800800010003000000"
+)
 
 
 def test_attributes_are_padded_and_found_again() -> None:
@@ -36,8 +42,10 @@ def test_a_request_says_its_length_family_command_and_number() -> None:
 
 def test_the_kernels_answers_are_read_one_after_the_other() -> None:
     (kind, number, body), (ack, _, status) = messages(CONNECTED + ACKNOWLEDGED)
-    assert (kind, number, attributes(body[4:])) == (21, 2, {1: struct.pack("=I", 3)})
+    assert (kind, number, attributes(body[4:])) == (28, 2, {1: struct.pack("=I", 0)})
     assert (ack, struct.unpack_from("=i", status)) == (2, (0,))
+    ((_, number, status),) = messages(REFUSED)
+    assert (number, struct.unpack_from("=i", status)) == (3, (-errno.EINVAL,))
 
 
 def test_what_is_cut_short_ends_the_list_instead_of_the_program() -> None:

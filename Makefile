@@ -1,12 +1,13 @@
 # make demo   a real guest moves live between two hosts of this machine
 # make test   everything that is checked
+# make test-all   that, and every combination in the lab (hours)
 # make lab    three real-kernel hosts to play with
 PYTHON := $(shell for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test unit lint lab bench man pyz clean
+.PHONY: help demo test test-all unit lint lab bench man pyz clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -19,7 +20,10 @@ unit: $(VENV)/ready
 
 test: packages-test $(VENV)/ready
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/lab tests
-	$(BIN)/python -m pytest -q tests/lab
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/lab
+
+test-all: test
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/lab
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -15,12 +15,20 @@ from tests.lab.plugin import the_lab
 from tests.lab.remote import Hosts
 
 pytestmark = pytest.mark.lab
+SLOW = {"nbd-psk", "iscsi-thick"}
+"""What tests/contract asks on one machine, and what differs below the transport alone."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no-redef]
     if "lab_setup" in metafunc.fixturenames:
         setups = transport_setups("lab_setups")
-        metafunc.parametrize("lab_setup", list(setups.values()), ids=list(setups))
+        metafunc.parametrize(
+            "lab_setup",
+            [
+                pytest.param(setup, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+                for name, setup in setups.items()
+            ],
+        )
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.lab.lab import Lab
-from tests.lab.world import Storage, World, names, worlds
+from tests.lab.world import Storage, World, each, worlds
 
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize(("storage", "hypervisor"), worlds(), ids=names(worlds()))
-def test_guest_moves_there_and_back(lab: Lab, tmp_path: Path, storage: Storage, hypervisor: str) -> None:
-    world = World(lab, tmp_path, storage, hypervisor)
+USUAL = ("iscsi-qemu", "iscsi-libvirt", "nbd-kernel-qemu", "nfs-qemu", "nfs-qcow2-qemu")
+
+
+@pytest.mark.parametrize("combination", each(worlds(), USUAL))
+def test_guest_moves_there_and_back(lab: Lab, tmp_path: Path, combination: tuple[Storage, str]) -> None:
+    world = World(lab, tmp_path, *combination)
     world.define()
     world.storkit("guest", "start", "g", "--on", "a")
     world.wait_for_writes()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from storkit.core import registry
 from storkit.core.backend import Hypervisor, Pool, Transport
 from tests.guestkit import bootsector
@@ -117,6 +119,14 @@ def worlds() -> list[tuple[Storage, str]]:
         if storage.known()
         for hypervisor in hypervisors()
         if hypervisor in storage.hypervisors
+    ]
+
+
+def each(combinations: Sequence[tuple[Storage, str]], usual: Sequence[str]) -> list[Any]:
+    """Combinations as parameters of a test; those whose name is not among `usual` are slow ones."""
+    return [
+        pytest.param(one, id=name, marks=[] if name in usual else [pytest.mark.slow])
+        for one, name in zip(combinations, names(combinations), strict=True)
     ]
 
 

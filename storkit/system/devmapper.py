@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.units import SECTOR
-from storkit.system import dmioctl, files, udev
+from storkit.system import dmioctl, udev
 from storkit.system.run import run
 
 PREFIX = "STORKIT-"
@@ -159,7 +158,7 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
         if node.name in there:
             problems += _differs(node, there[node.name])
     raise_problems(problems)
-    _keep_udev_out()
+    udev.keep_rules(RULES, _RULES)
     # A node without a table was being made by a command that was killed.
     halves = [node for node in wanted if node.name in there and not there[node.name].table]
     todo = [node for node in wanted if node.name not in there]
@@ -266,7 +265,7 @@ def _load(node: Wanted) -> None:
 
 def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = 60.0) -> str:
     # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
-    alone = [] if udev_runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
+    alone = [] if udev.runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
     try:
         return run(["dmsetup", *alone, *words], stdin=stdin, timeout=timeout, package=_PACKAGE).stdout
     except CommandFailed as failure:
@@ -284,21 +283,3 @@ def _explain_target(failure: CommandFailed, tables: str) -> None:
     if missing := sorted(wanted - known):
         module = f"dm-{missing[0]}"
         raise Unsupported(f"device-mapper lacks the target {', '.join(missing)}", f"modprobe {module}") from failure
-
-
-def udev_runs() -> bool:
-    """Whether a udevd listens (udevadm-control(8)'s socket)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        try:
-            control.connect(str(udev.UDEVD))
-        except OSError:
-            return False
-    return True
-
-
-def _keep_udev_out() -> None:
-    if not udev_runs() or (RULES.exists() and RULES.read_text() == _RULES):
-        return
-    RULES.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(RULES, _RULES, 0o644)
-    run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")

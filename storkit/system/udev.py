@@ -10,6 +10,9 @@ rules and links are in place; elsewhere the kernel's (udev(7), NETLINK_KOBJECT_U
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +25,25 @@ from storkit.system.run import run
 UDEVD = Path("/run/udev/control")
 
 
+def runs() -> bool:
+    """Whether a udevd listens (udevadm-control(8)'s socket): one that has ended leaves the socket's file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        try:
+            control.connect(str(UDEVD))
+        except OSError:
+            return False
+    return True
+
+
 def keep_rules(path: Path, rules: str) -> None:
     """See to it that udevd, where it runs, goes by these rules, in a file below /run/udev/rules.d, from now on."""
-    if not UDEVD.exists() or (path.exists() and path.read_text() == rules):
+    if not runs() or (path.exists() and path.read_text() == rules):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, rules, 0o644)
+    # Several commands may do this at the same time, each with a file of its own.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{files.PARTIAL}")
+    files.write_new(partial, rules, 0o644)
+    partial.rename(path)
     run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")
 
 
@@ -40,7 +56,7 @@ class Watch:
     def __init__(self, subsystem: str, *, processed: bool = True) -> None:
         import pyudev
 
-        source = "udev" if processed and UDEVD.exists() else "kernel"
+        source = "udev" if processed and runs() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
         self._monitor.filter_by(subsystem)
 

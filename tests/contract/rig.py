@@ -46,6 +46,9 @@ class Rig(ABC):
     def leftovers(self) -> list[str]:
         """Processes, files, links and sockets that the transport has left on either host."""
 
+    def recover(self) -> None:  # noqa: B027
+        """Bring hosts back on which an access hangs for good, as an operator would: by a power cycle."""
+
     def access(self, attachment: Attachment) -> AbstractContextManager[Access]:
         """The bytes of an attachment, on the host where it is."""
         return access(attachment)

@@ -58,6 +58,7 @@ def rig(rig_setup: RigSetup) -> Iterator[Rig]:
     """A rig; a test that passes must be able to take everything back by the undo verbs, with nothing left."""
     with rig_setup() as made:
         yield made
+        made.recover()
         made.home.unfence("b")
         for export in made.home.find_exports():
             volume = Volume(export.volume, export.uuid, 0)

@@ -15,7 +15,7 @@ import threading
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +85,10 @@ class Machine:
         finally:
             timer.cancel()
 
+    def stuck(self) -> bool:
+        """Whether an access hangs, and holds what it opened."""
+        return self._disks is not None and self._disks.stuck
+
     def open(self, attachment: Attachment) -> AbstractContextManager[Access]:
         assert self._disks is not None
         return self._disks.open(attachment)
@@ -92,6 +96,9 @@ class Machine:
 
 class _Disks:
     """A conversation with guest/disks.py."""
+
+    stuck = False
+    """Whether something that it opened cannot be closed."""
 
     def __init__(self, argv: list[str]) -> None:
         self._process = subprocess.Popen(
@@ -136,8 +143,10 @@ class _Disks:
         try:
             yield _Open(self, handle)
         finally:
-            with suppress(TimedOut):  # behind a write that hangs
+            try:
                 self.request(handle, "close")
+            except TimedOut:  # behind a read or a write that hangs
+                self.stuck = True
 
     def close(self) -> None:
         self._process.kill()
@@ -318,7 +327,14 @@ class LabRig(Rig):
 
     def kill_servers(self) -> None:
         """Host a loses its power, and comes back with nothing started but what systemd would."""
-        machine = self._machines["a"]
+        self._power_cycle(self._machines["a"])
+
+    def recover(self) -> None:
+        for machine in self._machines.values():
+            if machine.stuck():
+                self._power_cycle(machine)
+
+    def _power_cycle(self, machine: Machine) -> None:
         machine.hang_up()
         machine.host.power_off()
         machine.host.boot()

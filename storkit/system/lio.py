@@ -16,6 +16,7 @@ Kernel: drivers/target/target_core_{configfs,fabric_configfs,tpg,device}.c, iscs
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -274,7 +275,8 @@ def _backstore(unit: Unit) -> Path:
     linked = _linked(unit.tpg / "lun" / "lun_0")
     if linked is not None:
         return linked
-    index = FIRST_INDEX + int(unit.serial.replace("-", "")[:7], 16)
+    # from all of the serial, so that no two meet: UUIDs made by time or by hand may begin alike
+    index = FIRST_INDEX + int.from_bytes(hashlib.sha256(unit.serial.encode()).digest()[:4]) % (1 << 30)
     while True:
         backstore = configfs.CORE / f"iblock_{index}" / unit.name
         backstore.parent.mkdir(exist_ok=True)

@@ -53,11 +53,12 @@ def gather(performer: Performer) -> dict[str, Any]:
 
 
 def _has_module(name: str) -> bool:
-    if Path("/sys/module", name.replace("-", "_")).exists():
+    wanted = name.replace("-", "_")  # the same to modprobe(8), and files have either
+    if Path("/sys/module", wanted).exists():
         return True
     directory = Path("/lib/modules", platform.release())
     for index in ("modules.dep", "modules.builtin"):
         path = directory / index
-        if path.exists() and f"/{name}.ko" in path.read_text():
+        if path.exists() and f"/{wanted}.ko" in path.read_text().replace("-", "_"):
             return True
     return False

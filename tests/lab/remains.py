@@ -14,10 +14,11 @@ PASSING = (
     r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
     r". files: /run/storkit\S*lock ",
     r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/dev/mapper/control |/etc/multipath/wwids |/run/lock/iscsi/lock )",
+    r". files: /var/lib/nfs/|. processes: /usr/libexec/nfsrahead ",
     r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
 )
 """Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files; what LVM,
-multipath, open-iscsi and LIO keep of nothing."""
+multipath, open-iscsi, the NFS server and LIO keep of nothing."""
 
 
 class Remains:

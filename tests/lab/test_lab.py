@@ -58,16 +58,6 @@ def test_files_of_any_content_and_size_go_both_ways(lab: Lab) -> None:
     assert a.run(["cat", "/root/new/file"]).stdout.encode(errors="surrogateescape") == content
 
 
-def test_a_command_takes_less_than_50_ms(lab: Lab) -> None:
-    a, times = lab.host("a"), []
-    for _ in range(40):
-        started = time.monotonic()
-        a.run(["true"])
-        times.append(time.monotonic() - started)
-    # the quickest, as what else runs on a shared machine is not ours to judge
-    assert min(times) < 0.05
-
-
 def test_hosts_reach_each_other_by_name_and_over_ssh(lab: Lab) -> None:
     a, _ = lab.hosts("a", "b")
     a.run(["ping", "-c", "1", "-W", "5", "b-san2"])

@@ -58,9 +58,8 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
-VolumeKind = Literal["disk", "image", "snapshot", "tree"]
-"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written.
-tree: a directory that is a guest's root file system, mounted over the network."""
+VolumeKind = Literal["disk", "image", "snapshot"]
+"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written."""
 
 
 @dataclass(frozen=True, slots=True)

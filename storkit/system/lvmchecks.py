@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError
+from storkit.core.errors import Conflict, StorkitError, UsageError
 from storkit.core.model import Volume
 from storkit.core.units import format_size, parse_size
 from storkit.system import volumefile
@@ -121,9 +121,6 @@ def request_problems(volume: Volume, vg: str) -> list[StorkitError]:
     problems = volumefile.size_problems(volume, "raw")
     if not _UUID.fullmatch(volume.uuid):
         problems.append(UsageError(f"{volume.uuid!r} is not a UUID for volume {volume.name}", "uuidgen makes one"))
-    if volume.kind == "tree":
-        message = f"volume {volume.name}: a logical volume holds no tree"
-        problems.append(Unsupported(message, "choose a pool of the kind nfs or directory"))
     if _RESERVED.match(volume.name):
         problems.append(UsageError(f"LVM keeps the name {volume.name} for itself", "choose another name"))
     if len(f"{vg}-{volume.name}".replace("-", "--")) > _DM_NAME_MAX:

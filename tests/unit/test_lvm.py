@@ -135,8 +135,8 @@ def test_names_that_lvm_cannot_take(name: str) -> None:
 def test_other_requests_that_lvm_cannot_fulfil() -> None:
     assert lvmchecks.request_problems(Volume("a.b-c_1", UUID, MIB), "vg") == []
     assert lvmchecks.request_problems(Volume("mysnapshot", UUID, MIB), "vg") == []
-    kinds = [type(problem) for problem in lvmchecks.request_problems(Volume("v", "x", 1000, kind="tree"), "vg")]
-    assert kinds == [UsageError, UsageError, Unsupported]
+    kinds = [type(problem) for problem in lvmchecks.request_problems(Volume("v", "x", 1000), "vg")]
+    assert kinds == [UsageError, UsageError]
 
 
 def test_a_snapshot_of_somebody_else_stands_on_a_volume(group: VolumeGroup) -> None:

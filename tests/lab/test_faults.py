@@ -71,6 +71,7 @@ def test_storage_host_loses_its_power_and_comes_back(world: World) -> None:
     ends_well(world)
 
 
+@pytest.mark.slow
 @every_world
 def test_network_is_cut_for_two_minutes(world: World) -> None:
     world.a.cut("san1")

@@ -133,6 +133,7 @@ def test_detach_killed_at_any_moment(targets: Targets, client: Client) -> None:
         assert client.evidence(1).size
 
 
+@pytest.mark.slow
 def test_twenty_at_once_from_several_processes(targets: Targets, client: Client) -> None:
     b = client.host
     numbers = list(range(1, 21))

@@ -167,6 +167,7 @@ def test_guest_lives_beside_domains_that_are_not_storkits(lab: Lab) -> None:
     assert host.run(["virsh", "dumpxml", "foreign"]).stdout == before
 
 
+@pytest.mark.slow
 def test_guest_moves_and_whoever_moves_it_is_killed(lab: Lab, tmp_path: Path) -> None:
     hosts = lab.hosts("a", "b", "s")
     s = hosts[2]

@@ -69,6 +69,7 @@ def group(host: Host, size: int = 2 << 30, thin: str = "") -> None:
         host.run(["lvcreate", "-y", "--type", "thin-pool", "-L", thin, "-n", "pool", "vg"])
 
 
+@pytest.mark.slow
 def test_a_hundred_volumes_are_one_call(lab: Lab) -> None:
     (s,) = lab.hosts("s")
     group(s, thin="1G")

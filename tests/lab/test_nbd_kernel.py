@@ -333,6 +333,7 @@ for offer in codec.load(list[Offer], json.loads(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_twenty_attaches_at_once_from_several_processes(rig: Rig) -> None:
     volumes = [rig.volume(f"v{number}", 1 << 20) for number in range(20)]
     rig.home.export(volumes, [rig.a])

@@ -9,7 +9,7 @@ import pytest
 from tests.guestkit import bootsector
 from tests.lab import Host, Lab, iscsi, services
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 # Without KVM; 16 MiB are plenty for a guest that is one sector long.
 DOMAIN = """\

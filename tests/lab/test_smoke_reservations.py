@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab import Host, Lab, iscsi
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 KEY = {"a": 0xA, "b": 0xB}
 

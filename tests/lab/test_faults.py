@@ -82,6 +82,7 @@ def test_network_is_cut_for_two_minutes(world: World) -> None:
     ends_well(world)
 
 
+@pytest.mark.slow
 @every_world
 def test_destination_loses_its_power_during_prepare(world: World) -> None:
     migration = world.s.spawn(["storkit", "--json", "migrate", "run", "g", "--to", "b"], timeout=300)

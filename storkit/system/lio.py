@@ -275,8 +275,7 @@ def _backstore(unit: Unit) -> Path:
     linked = _linked(unit.tpg / "lun" / "lun_0")
     if linked is not None:
         return linked
-    # from all of the serial, so that no two meet: UUIDs made by time or by hand may begin alike
-    index = FIRST_INDEX + int.from_bytes(hashlib.sha256(unit.serial.encode()).digest()[:4]) % (1 << 30)
+    index = _index(unit)
     while True:
         backstore = configfs.CORE / f"iblock_{index}" / unit.name
         backstore.parent.mkdir(exist_ok=True)
@@ -294,6 +293,11 @@ def _backstore(unit: Unit) -> Path:
         _remove_backstore(backstore)
         hint = f"see who has it: lsblk {unit.device}; dmesg | tail"
         raise Conflict(f"the kernel cannot export {unit.device}: {error.strerror}", hint) from error
+
+
+def _index(unit: Unit) -> int:
+    """A number for the unit's backstore, from all of its serial: UUIDs made by time or by hand may begin alike."""
+    return FIRST_INDEX + int.from_bytes(hashlib.sha256(unit.serial.encode()).digest()[:4]) % (1 << 30)
 
 
 def _enable(unit: Unit, backstore: Path) -> Path:
@@ -329,6 +333,7 @@ def _remove(unit: Unit) -> None:
     for left in [backstore] if backstore else _scan(unit.name):
         if _serial(left) == unit.serial or configfs.read(left / "enable") != "1":
             _remove_backstore(left)
+    _remove_hba(configfs.CORE / f"iblock_{_index(unit)}")  # a command that was killed may have left it empty
     lioaptpl.forget(configfs.databases(), unit.serial)
 
 
@@ -348,8 +353,12 @@ def _remove_lun(lun: Path) -> None:
 
 def _remove_backstore(backstore: Path) -> None:
     configfs.rmdir(backstore)
-    with contextlib.suppress(OSError):  # not empty: it holds another's backstore as well
-        backstore.parent.rmdir()
+    _remove_hba(backstore.parent)
+
+
+def _remove_hba(hba: Path) -> None:
+    with contextlib.suppress(OSError):  # not there, or not empty: it holds another's backstore
+        hba.rmdir()
 
 
 def _scan(name: str) -> list[Path]:

@@ -35,6 +35,9 @@ class IscsiThin(IscsiThick):
 
     def fill(self, host: Host) -> None:
         host.run(["lvcreate", "-q", "--type", "thin-pool", "-L", "512M", "-n", "thin", VG])
+        # A pool that has had a volume keeps a device-mapper node which a new one has not.
+        host.run(["lvcreate", "-q", "-V", "16M", "-n", "first", "--thinpool", "thin", VG])
+        host.run(["lvremove", "-q", "-f", f"{VG}/first"])
 
 
 def lab_setups() -> dict[str, LabSetup]:

@@ -13,7 +13,8 @@ PASSING = (
     r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
     r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
     r". files: /run/storkit\S*lock ",
-    r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/dev/mapper/control |/etc/multipath/wwids |/run/lock/iscsi/lock )",
+    r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/run/dmeventd-|/dev/mapper/control )",
+    r". files: (/etc/multipath/wwids |/run/lock/iscsi/lock )",
     r". files: /var/lib/nfs/|. processes: /usr/libexec/nfsrahead ",
     r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
 )

@@ -10,6 +10,8 @@ One file a plan, `plans/ID.jsonl` below the coordinator's state directory, a JSO
     {"undo": "2.1"} {"undone": "2.1"}   the same for rollback
     {"end": "completed"}                or "rolled back": nothing is left to do
 
+All but the first also have "time", in seconds since 1970, by the coordinator's clock.
+
 A kill can cut the last line short: a last line without its newline was never written. Damage anywhere else is Unsafe.
 """
 
@@ -107,7 +109,7 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Raises Conflict, with the journal as it was, if the line cannot be written whole (a full disk)."""
-        line = json.dumps(entry).encode() + b"\n"
+        line = json.dumps({**entry, "time": round(time.time(), 3)}).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) != len(line):

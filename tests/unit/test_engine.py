@@ -166,8 +166,8 @@ def test_cut_short_line_was_never_written(tmp_path: Path) -> None:
     again.done("1.1", 5)
     again.close()
     assert [list(json.loads(line)) for line in path.read_text().splitlines()][1:] == [
-        ["start", "before"],
-        ["done", "result"],
+        ["start", "before", "time"],
+        ["done", "result", "time"],
     ]
 
 

@@ -13,6 +13,7 @@ from storkit.core.backend import Client
 from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsafe
 from storkit.core.model import Evidence, GuestState, Volume
 from storkit.core.plan import Step
+from storkit.core.proof import Comparison, same_disk
 
 
 class Run(Protocol):
@@ -187,66 +188,28 @@ class Prove(Verb):
     """A guest that writes can change a block between two readings: differing blocks are read again, this often."""
 
     def act(self, run: Run, step: Step) -> Any:
-        proofs = []
-        for volume in step.args["volumes"]:
-            offsets: list[int] | None = None
-            differing: list[str] = []
-            for _ in range(self.ROUNDS):
-                seen = [
-                    codec.load(
-                        list[Evidence], run.call(host, step.target, "evidence", volumes=[volume], offsets=offsets)
-                    )[0]
-                    for host in step.args["hosts"]
-                ]
-                same_disk(volume["name"], seen)
-                if offsets is None:
-                    checked = len(seen[0].blocks)
-                differing = [
-                    at
-                    for at, digest in seen[0].blocks.items()
-                    if any(other.blocks.get(at) != digest for other in seen[1:])
-                ]
-                if not differing:
-                    break
-                offsets = [int(at) for at in differing]
-            if differing:
-                raise Unsafe(
-                    f"{' and '.join(step.args['hosts'])} read different bytes of volume {volume['name']} "
-                    f"at {len(differing)} of {checked} places",
-                    f"they do not see one disk: storkit verify {volume['name']}",
-                )
-            proofs.append(
-                {
-                    "volume": volume["name"],
-                    "uuid": volume["uuid"],
-                    "hosts": step.args["hosts"],
-                    "identity": seen[0].identity,
-                    "size": seen[0].size,
-                    "blocks": checked,
-                }
-            )
-        return proofs
+        return [self._prove(run, step, volume) for volume in step.args["volumes"]]
 
-
-def same_disk(volume: str, seen: list[Evidence]) -> None:
-    """Raise Unsafe unless all evidence states one identity and one size, and each host reads the reservation keys that
-    the others have registered."""
-    first = seen[0]
-    for reader in seen:
-        for other in seen:
-            if other.key and reader.keys is not None and other.key not in reader.keys:
-                raise Unsafe(
-                    f"volume {volume}: {other.host} has registered key {other.key}, which {reader.host} does not see: "
-                    "two different disks",
-                    f"storkit detach {volume} --on {reader.host}, then attach it again",
-                )
-    for other in seen[1:]:
-        for what, one, two in (("identity", first.identity, other.identity), ("size", first.size, other.size)):
-            if one != two:
-                raise Unsafe(
-                    f"volume {volume}: {first.host} sees {what} {one}, {other.host} sees {two}: two different disks",
-                    f"storkit detach {volume} --on {other.host}, then attach it again",
-                )
+    def _prove(self, run: Run, step: Step, volume: Any) -> Any:
+        hosts, name = step.args["hosts"], volume["name"]
+        comparison = Comparison()
+        offsets: list[int] | None = None
+        for _ in range(self.ROUNDS):
+            asked = {"volumes": [volume], "offsets": offsets}
+            said = [run.call(host, step.target, "evidence", **asked) for host in hosts]
+            seen = [codec.load(list[Evidence], evidence)[0] for evidence in said]
+            same_disk(name, seen)
+            offsets = comparison.add(seen)
+            if not offsets:
+                break
+        return {
+            "volume": name,
+            "uuid": volume["uuid"],
+            "hosts": hosts,
+            "identity": seen[0].identity,
+            "size": seen[0].size,
+            "blocks": comparison.conclude(name, hosts),
+        }
 
 
 class Define(Verb):

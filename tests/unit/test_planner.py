@@ -1,4 +1,4 @@
-"""Plans: which transport serves which volume, and what a right and a proof take."""
+"""Plans: which transport serves which volume, and what a right takes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from storkit.core import inventory, planner, verbs
-from storkit.core.errors import Conflict, StorkitError, Unsafe
-from storkit.core.model import Evidence, Volume
+from storkit.core import inventory, planner
+from storkit.core.errors import Conflict, StorkitError
+from storkit.core.model import Volume
 from storkit.core.plan import Stages, step
 
 TEXT = """\
@@ -107,16 +107,3 @@ def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch:
         verbs.VERBS["set_writers"].act(calls, change)
         taken_up = [("a", "claim", ["a", "b"]), ("b", "claim", ["a", "b"])] if claims else []
         assert calls.made == [("s", "set_writers", ["a", "b"]), *taken_up]
-
-
-def evidence(host: str, key: str = "", keys: list[str] | None = None, identity: str = "naa.6001405") -> Evidence:
-    return Evidence("v", host, identity, 1 << 20, {}, key, keys)
-
-
-def test_evidence_must_agree_and_show_the_keys_of_the_others() -> None:
-    verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b", "", ["1f"])])
-    verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b")])
-    with pytest.raises(Unsafe, match="a has registered key 1f, which b does not see"):
-        verbs.same_disk("v", [evidence("a", "1f", ["1f"]), evidence("b", "", [])])
-    with pytest.raises(Unsafe, match="two different disks"):
-        verbs.same_disk("v", [evidence("a"), evidence("b", identity="naa.6001406")])

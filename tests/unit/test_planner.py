@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storkit.core import inventory, planner
+from storkit.core import inventory, planner, verbs
 from storkit.core.errors import Conflict, StorkitError
 from storkit.core.model import Volume
 from storkit.core.plan import Stages, step

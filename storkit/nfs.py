@@ -7,6 +7,8 @@ host's own guests come through a mount too, so that their right can be taken as 
 
 A pool on an NFS server that storkit does not manage (`server = "nas:/path"`) has the same directories; there nobody
 checks who writes, which the inventory has to accept (`enforce = "locks"`).
+
+A tree is exported itself, to its guest's address alone: the guest is the client, wherever it runs (docs/nfs.md).
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import ClassVar
 from uuid import uuid4
 
+from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Site, Transport
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
-from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name
-from storkit.directory import Directory, DirectorySettings
-from storkit.system import locks, nfsexport, nfsmount, nfsserver
-from storkit.system.nfsgrant import EXPORTS, Grant, Granted, Grants, NfsSettings, resolve
+from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name, guest_of
+from storkit.directory import DirectorySettings
+from storkit.system import locks, nfsexport, nfsmount, nfsrules, nfsserver
+from storkit.system.nfsgrant import EXPORTS, Grant, Granted, Grants, NfsSettings, pool_of, resolve
 from storkit.system.nfsmount import Attachments, Mount
 from storkit.system.nfsserver import Entry
 from storkit.system.sidecar import VolumeDirectory
@@ -47,8 +50,8 @@ class NfsPoolSettings(DirectorySettings):
             raise UsageError(f"nfs: server {self.server!r} names no directory of a server", "write SERVER:/PATH")
 
 
-class NfsPool(Directory):
-    """A directory of volume files that NFS exports."""
+class NfsPool(TreeDirectory):
+    """A directory of volume files and trees that NFS exports."""
 
     name: ClassVar[str] = "nfs"
     transport: ClassVar[str] = "nfs"
@@ -76,11 +79,14 @@ class NfsPool(Directory):
             yield directory
 
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
+        return self._exported(volume, what) or super()._in_use(volume, what)
+
+    def _exported(self, volume: Volume, what: str) -> list[StorkitError]:
         grants, problems = Grants(self.site).find([volume.uuid])
         if any(grant.clients for grant in grants):
             hint = f"see who has it: storkit volume show {volume.name}"
             problems.append(Conflict(f"volume {volume.name} is exported and cannot be {what}", hint))
-        return problems or super()._in_use(volume, what)
+        return problems
 
 
 class Nfs(Transport):
@@ -106,7 +112,7 @@ class Nfs(Transport):
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
         names = {client.name for client in clients}
         with self._grants.guard(), ExitStack() as stack:
-            for pool in sorted({Path(volume.path).parent for volume in volumes}):
+            for pool in sorted({pool_of(volume) for volume in volumes}):
                 if (pool / EXPORTS).is_dir():
                     stack.enter_context(VolumeDirectory(pool).locked("export over NFS"))
             grants = self._extended(volumes, clients)
@@ -135,18 +141,21 @@ class Nfs(Transport):
                 addresses[client.name] = self._addresses(client)
             except StorkitError as error:
                 problems.append(error)
+        everyone = self._grants.find()[0] if any(guest_of(name) for name in addresses) else []
         grants: list[Grant] = []
         for volume in volumes:
             check_name("volume", volume.name)
-            problems += nfsexport.check(volume, self._mount(Path(volume.path).parent).type)
+            problems += nfsexport.check(volume, self._mount(pool_of(volume)).type)
             old = before.get(volume.uuid, Grant(volume))
             if old.clients and _image(volume) != _image(old.volume):
                 message = f"volume {volume.name} is exported as it was before it changed"
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
             granted = dict(old.clients)
+            problems += nfsrules.clients(volume, addresses, granted, everyone)
+            if volume.kind == "tree":
+                problems += nfsrules.tree(volume, self.settings, self._managed(old))
             for client in clients:
                 where = addresses.get(client.name, [])
-                problems += _shared(volume, client.name, where, granted)
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
                     granted[client.name] = Granted(where, uuid4().hex, client.same_machine)
@@ -203,7 +212,7 @@ class Nfs(Transport):
 
     def _apply(self, grants: list[Grant]) -> None:
         wanted = [entry for grant in grants for entry in self._entries(grant)]
-        paths = {str(path) for grant in grants for path in nfsexport.left(grant.pool, grant.volume.uuid)}
+        paths = {str(path) for grant in grants for path in nfsexport.places(grant)}
         there = [entry for entry in nfsserver.table() if entry.path in paths]
         kept = {_key(entry) for entry in wanted}
         gone = [entry for entry in there if _key(entry) not in kept]
@@ -217,10 +226,13 @@ class Nfs(Transport):
 
     def _entries(self, grant: Grant) -> list[Entry]:
         return [
-            Entry(str(grant.path(client)), nfsserver.network(address), client in grant.writers, granted.nonce)
+            Entry(
+                str(grant.path(client)), nfsserver.network(address), client in grant.writers, granted.nonce,
+                tree=grant.volume.kind == "tree",
+            )
             for client, granted in grant.clients.items()
             for address in granted.addresses
-        ]
+        ]  # fmt: skip
 
     def _boot(self, grants: list[Grant], entries: list[Entry]) -> list[Entry]:
         """What is to be exported at boot: `entries` of these volumes, and those of all others."""
@@ -244,6 +256,11 @@ class Nfs(Transport):
             writers = [writer for writer in grant.writers if writer in kept]
             left.append(Grant(grant.volume, grant.instance, kept, writers))
         self._apply([grant for grant in left if self._managed(grant)])
+        # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
+        guests = {name for name in clients if guest_of(name)}
+        nfsserver.expire(
+            {at for grant in grants for name in guests & grant.clients.keys() for at in grant.clients[name].addresses}
+        )
         for grant in left:
             kept_paths = {grant.path(client) for client in grant.clients}
             nfsexport.remove(set(nfsexport.left(grant.pool, grant.volume.uuid)) - kept_paths)
@@ -309,7 +326,7 @@ class Nfs(Transport):
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))
-                problems.extend(_refused(volume, grant, hosts))
+                problems.extend(nfsrules.writers(volume, grant, hosts))
                 if hosts:
                     problems.extend(self._unenforced(grant))
                 grant.writers = sorted(set(hosts))
@@ -408,25 +425,3 @@ def _image(volume: Volume) -> tuple[str, str, int, str]:
 
 def _key(entry: Entry) -> tuple[str, str]:
     return entry.path, entry.client
-
-
-def _shared(volume: Volume, client: str, addresses: list[str], granted: dict[str, Granted]) -> Iterable[StorkitError]:
-    """The clients of a volume that the server could not tell from this one."""
-    for other, theirs in granted.items():
-        if other != client and (same := sorted(set(addresses) & set(theirs.addresses))):
-            message = f"hosts {client} and {other} both come from {same[0]}: NFS cannot give them different rights"
-            yield Unsupported(message, f"volume {volume.name} needs another transport, or they other addresses")
-
-
-def _refused(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
-    """Why these hosts cannot be the writers of a volume."""
-    if hosts and "disk" not in (volume.kind, grant.volume.kind):
-        yield Unsafe(
-            f"{volume.name} is a {volume.kind}: nobody writes it", "storkit volume clone it, and use the clone"
-        )
-    if hosts and volume.made == "importing":
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    for host in hosts:
-        if host not in grant.clients:
-            hint = f"storkit attach {volume.name} --on {host}"
-            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)

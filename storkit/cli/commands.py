@@ -99,6 +99,7 @@ COMMANDS = (
         "volume:import_",
         (
             arg("file", help="the image file on the pool's host; - is standard input", metavar="FILE"),
+            arg("--tree", help="FILE is a tar, or a directory: a guest's root over NFS", action="store_true"),
             arg("name", help="the new volume's name", metavar="NAME"),
             POOL,
             arg("--format", help="the image's format (default: by its content)", choices=FORMATS),
@@ -194,6 +195,9 @@ COMMANDS = (
         (
             arg("name", help="the guest's name", metavar="NAME"),
             arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", default=[], **VOLUME),
+            arg("--root", help="a tree that it mounts as its root over NFS", **VOLUME),
+            arg("--address", help="its own IPv4 address, for its root: 10.0.1.50/24", metavar="ADDRESS/BITS"),
+            arg("--gateway", help="the gateway to the server, if there is one between", metavar="ADDRESS"),
             arg("--memory", help="its memory (default: 512MiB)", metavar="SIZE"),
             arg("--vcpus", help="its processors (default: 1)", type=int, metavar="N"),
             arg("--kernel", help="boot this kernel, not the disk's boot loader", metavar="FILE"),

@@ -17,7 +17,7 @@ from storkit.core.model import DiskSource, Export, Volume, check_name
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 from storkit.guests import files
-from storkit.guests.record import Boot, Disk, Guest, Nic
+from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 
 MEMORY = "512MiB"
 
@@ -39,11 +39,51 @@ def define(session: Session, options: Namespace) -> None:
         hypervisor=options.hypervisor or session.inventory.defaults.hypervisor,
         machine=options.machine or "",
         boot=Boot(kernel=_absolute(options.kernel), initrd=_absolute(options.initrd), cmdline=options.cmdline or ""),
+        root=_root(session, options),
         disks=bind(session, disks),
         nics=[Nic(bridge) for bridge in options.bridge],
         console=_absolute(options.console),
     )
     save(session, guest, replace_=options.replace)
+
+
+def _root(session: Session, options: Namespace) -> Root | None:
+    if not options.root:
+        if options.address or options.gateway:
+            raise UsageError("--address and --gateway are for a guest whose root is a tree", "name it with --root")
+        return None
+    volume = _tree(session, options.root)
+    return Root(volume.name, options.address or "", options.gateway or "", uuid=volume.uuid)
+
+
+def _tree(session: Session, name: str) -> Volume:
+    volume = session.survey.volume(name)
+    if volume.kind != "tree":
+        raise UsageError(f"volume {name} is a {volume.kind}, and no tree that a guest mounts", f"write --disk {name}")
+    return volume
+
+
+def _with_root(session: Session, guest: Guest) -> tuple[Guest, Volume | None]:
+    """The guest with all that its kernel must know of its root, and that tree."""
+    from storkit.system.nfsgrant import resolve
+
+    root = guest.root
+    if root is None:
+        return guest, None
+    volume = _tree(session, root.volume)
+    if root.uuid and root.uuid != volume.uuid:
+        raise Unsafe(
+            f"volume {volume.name} is not the root of guest {guest.name} any more: UUID {volume.uuid}, not {root.uuid}",
+            f"bring the right volume back, or storkit guest define {guest.name} --replace ...",
+        )
+    server = root.server
+    if not server:
+        known = resolve(volume.host, session.inventory.host(volume.host).reach or volume.host)
+        server = next((address for address in known if ":" not in address), "")
+    if not server:
+        hint = f"give host {volume.host} one in the inventory, or guest {guest.name} a root.server"
+        raise Unsupported(f"host {volume.host} has no IPv4 address, and a kernel mounts its root over IPv4", hint)
+    return replace(guest, root=replace(root, uuid=volume.uuid, server=server, path=volume.path)), volume
 
 
 def import_(session: Session, options: Namespace) -> None:
@@ -128,6 +168,8 @@ def bind(session: Session, disks: list[Disk]) -> list[Disk]:
         return []
     volumes = session.survey.find_all([disk.volume for disk in disks])
     for disk, volume in zip(disks, volumes, strict=True):
+        if volume.kind == "tree":
+            raise UsageError(f"volume {volume.name} is a tree, and no disk", f"write --root {volume.name}")
         if volume.kind != "disk" and not disk.readonly:
             raise Conflict(
                 f"volume {volume.name} is a golden image or a snapshot: no guest can write it",
@@ -150,25 +192,31 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
                 f"bring the right volume back, or storkit guest define {name} --replace ...",
             )
     guest = replace(guest, disks=[replace(d, uuid=v.uuid) for d, v in zip(guest.disks, volumes, strict=True)])
+    guest, root = _with_root(session, guest)
     exports = session.survey.exports(volumes)
+    root_exports = session.survey.exports([root]) if root else []
     asked = dict.fromkeys([*(export.client for export in exports), *hosts])
     if not volumes:
         asked = dict.fromkeys([*session.inventory.hosts, *hosts])
     for host in asked:
         session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
     target = f"hypervisor:{guest.hypervisor}"
-    places = session.survey.where(name, target, asked, _able(exports) if volumes else None)
+    places = session.survey.where(name, target, asked, _able(exports, volumes, root, root_exports))
     running = [host for host, status in places.items() if status in ("running", "paused")]
     states = {host: found[0] for host, found in session.survey.guests(running, target, [name]).items() if found}
     machine = next((state.machine for state in states.values() if state.machine), guest.machine)
     has = {host: state.volumes for host, state in states.items()}
     shared = _shared(session, guest, volumes)
-    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has)
+    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has, root, root_exports)
 
 
-def _able(exports: list[Export]) -> set[str]:
-    """The hosts that can run a guest with disks: without an export no server lets them in."""
-    return {export.client for export in exports}
+def _able(
+    exports: list[Export], volumes: list[Volume], root: Volume | None, root_exports: list[Export]
+) -> set[str] | None:
+    """The hosts that can run a guest (None: any): without an export no server lets them in, or the guest itself."""
+    if volumes:
+        return {export.client for export in exports}
+    return set() if root and not root_exports else None
 
 
 def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[str]:
@@ -183,7 +231,8 @@ def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[
 
 def start(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
-    given = options.on or (session.survey.volume(guest.disks[0].volume).host if guest.disks else "local")
+    first = guest.disks[0].volume if guest.disks else guest.root.volume if guest.root else ""
+    given = options.on or (session.survey.volume(first).host if first else "local")
     host = session.inventory.host(given).name
 
     def build() -> Plan:
@@ -224,7 +273,9 @@ def delete(session: Session, options: Namespace) -> None:
 def _places(session: Session, guest: Guest) -> dict[str, str]:
     """Where a guest is, whatever has become of its volumes."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    able = _able(session.survey.exports(volumes)) if volumes else None
+    roots = session.survey.volumes([guest.root.volume]) if guest.root else []
+    root = roots[0] if roots else None
+    able = _able(session.survey.exports(volumes), volumes, root, session.survey.exports(roots))
     return session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", session.survey.hosts(volumes), able)
 
 
@@ -235,7 +286,9 @@ def list_(session: Session, options: Namespace) -> None:
         try:
             volumes = session.survey.find_all([disk.volume for disk in guest.disks])
             hosts = session.survey.hosts(volumes)
-            able = _able(session.survey.exports(volumes)) if volumes else None
+            roots = session.survey.find_all([guest.root.volume]) if guest.root else []
+            root = roots[0] if roots else None
+            able = _able(session.survey.exports(volumes), volumes, root, session.survey.exports(roots))
         except NotFound:
             hosts = list(session.inventory.hosts)
         try:
@@ -244,7 +297,9 @@ def list_(session: Session, options: Namespace) -> None:
         except Unsupported as error:
             places, shown = {}, "unsupported"
             session.warn(f"storkit: guest {guest.name}: {error.message}")
-        disks = ", ".join(disk.volume for disk in guest.disks)
+        disks = ", ".join(
+            name for name in [guest.root.volume if guest.root else "", *(d.volume for d in guest.disks)] if name
+        )
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
         data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", ")})
     header = ("NAME", "STATE", "MEMORY", "VCPUS", "HYPERVISOR", "DISKS")
@@ -262,6 +317,9 @@ def show(session: Session, options: Namespace) -> None:
         ("hypervisor", what.guest.hypervisor),
         ("state", ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped"),
     ]
+    if what.root and what.guest.root:
+        lines.append(("root", f"{what.root.name}, {what.guest.root.address}, {what.root.uuid}"))
+        data["root_exports"] = codec.dump(what.root_exports)
     lines += [(f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}") for n, v in enumerate(what.volumes)]
     session.result(data, output.fields(lines))
 

@@ -12,6 +12,7 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, StorkitError, UsageError, raise_problems
+from storkit.core.model import guest_of
 from storkit.core.units import format_size
 
 CLOCK_SKEW = 2.0
@@ -116,7 +117,7 @@ def status(session: Session, options: Namespace) -> None:
     from storkit.core.journal import Journals
 
     exports = session.survey.all_exports()
-    clients = {export.client for group in exports.values() for export in group}
+    clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
     attachments = session.survey.attachments(dict.fromkeys([*session.inventory.hosts, *sorted(clients)]))
     journals = Journals(session.state / "plans")
     open_plans = []
@@ -132,7 +133,8 @@ def status(session: Session, options: Namespace) -> None:
         for export in group:
             attached = any(a.uuid == export.uuid for a in attachments.get(export.client, []))
             state = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
-            rows.append((export.volume, home, export.client, state, "attached" if attached else "not attached"))
+            there = "itself" if guest_of(export.client) else "attached" if attached else "not attached"
+            rows.append((export.volume, home, export.client, state, there))
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     if open_plans:
         parts.append(output.table(("PLAN", "STATUS", "WHAT"), open_plans))

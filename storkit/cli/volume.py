@@ -14,7 +14,7 @@ from storkit.cli.session import Session
 from storkit.core import codec, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Volume, check_name
+from storkit.core.model import Volume, check_name, guest_of
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 
@@ -39,6 +39,8 @@ def import_(session: Session, options: Namespace) -> None:
 
     from storkit import images
 
+    if options.tree:
+        return _import_tree(session, options)
     problems: list[StorkitError] = []
     wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
     limit = _checked(lambda: parse_size(options.max_size), problems) if options.max_size else 0
@@ -79,6 +81,27 @@ def import_(session: Session, options: Namespace) -> None:
             spooled.unlink(missing_ok=True)
 
 
+def _import_tree(session: Session, options: Namespace) -> None:
+    problems: list[StorkitError] = []
+    pool = _checked(lambda: _pool(session, options), problems)
+    _checked(lambda: check_name("volume", options.name), problems)
+    for flag in ("format", "golden", "size", "max_size", "checksum"):
+        if getattr(options, flag):
+            problems.append(UsageError(f"--{flag.replace('_', '-')} is for images of disks", "leave it out"))
+    if options.file == "-":
+        problems.append(UsageError("a tree is read twice, and standard input only once", "keep the tar in a file"))
+    raise_problems(problems)
+    local = session.inventory.host(pool.host).machine == "local"
+    source = str(Path(options.file).absolute()) if local else options.file
+    volume = new_volume(pool, options.name, 0, kind="tree")
+
+    def build() -> Plan:
+        must_be_free(session, [options.name])
+        return planner.import_tree(volume, source, session.inventory)
+
+    _report(session, session.change(build), "imported")
+
+
 def export(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         volume = session.survey.volume(options.name)
@@ -112,8 +135,9 @@ def clone(session: Session, options: Namespace) -> None:
         if not volumes:
             pool = session.inventory.pool(source.pool)
             size = wanted or source.size
-            volumes.extend(new_volume(pool, name, size, origin=source.uuid) for name in options.names)
-        if source.kind == "disk":
+            kind = "tree" if source.kind == "tree" else "disk"
+            volumes.extend(new_volume(pool, name, size, origin=source.uuid, kind=kind) for name in options.names)
+        if source.kind in ("disk", "tree"):
             planner.refuse_written(source, session.survey.exports([source]), "cloned")
         return planner.clone([(source, volumes)], session.inventory)
 
@@ -227,7 +251,24 @@ def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
 
 
 def detach(session: Session, options: Namespace) -> None:
-    if _detach(session, options, lambda: [session.survey.volume(options.volume)]):
+    if guest_of(options.on):
+        _cut_off(session, options)
+    elif _detach(session, options, lambda: [session.survey.volume(options.volume)]):
+        session.result({"volume": options.volume, "detached": options.on})
+
+
+def _cut_off(session: Session, options: Namespace) -> None:
+    """Take its root from a guest: as fence does with a host's disks, it is meant for one that nobody can ask."""
+
+    def build() -> Plan:
+        volume = session.survey.volume(options.volume)
+        if options.on not in {export.client for export in session.survey.exports([volume])}:
+            raise NotFound(
+                f"volume {volume.name} is not exported to {options.on}", f"storkit volume show {volume.name}"
+            )
+        return planner.cut_off(volume, options.on, session.inventory)
+
+    if session.change(build):
         session.result({"volume": options.volume, "detached": options.on})
 
 

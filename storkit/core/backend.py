@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from storkit.core.errors import Unsupported
 from storkit.core.model import (
     Attachment,
     Credential,
@@ -124,6 +125,12 @@ class Pool(Backend):
 
         Raises Conflict: a name is taken by another UUID, or there is no room (nothing is left behind).
         """
+
+    def import_tree(self, volumes: list[Volume], source: str) -> list[Volume]:
+        """Make a volume of kind `tree` with the content of `source`, a tar or a directory on this host. All or none."""
+        raise Unsupported(
+            f"pool {self.pool} is of type {self.name}, which has no trees", "import it into a pool of type nfs"
+        )
 
     @abstractmethod
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:

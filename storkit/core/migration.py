@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.inventory import Inventory
-from storkit.core.model import Export, Volume
+from storkit.core.model import Export, Volume, guest_client
 from storkit.core.plan import Hold, Plan, Stages, Step, step
 from storkit.core.planner import finish_plan, give, holds, prove, set_writers, take, writers
 from storkit.guests.record import Guest
@@ -27,6 +27,9 @@ class Subject:
     """UUIDs of read-only volumes that other guests may use as well."""
     has: dict[str, dict[str, str]] = field(default_factory=dict)
     """Host to the volumes, UUID to name, that the guest was started with where it runs."""
+    root: Volume | None = None
+    """The tree that the guest mounts as its root. The right to write it is the guest's own, wherever it runs."""
+    root_exports: list[Export] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -35,6 +38,20 @@ class Subject:
     @property
     def target(self) -> str:
         return f"hypervisor:{self.guest.hypervisor}"
+
+    @property
+    def client(self) -> str:
+        """The client that the export of the guest's root is for."""
+        return guest_client(self.name)
+
+    def rooted(self) -> None:
+        """Raise Unsafe if the guest runs without the right to write its root."""
+        rights = [export for export in self.root_exports if export.client == self.client and export.writable]
+        if self.root and self.running and not rights:
+            raise Unsafe(
+                f"guest {self.name} runs on {', '.join(self.running)} from before its root {self.root.name} was taken",
+                f"storkit guest stop {self.name} --force, then start it",
+            )
 
     @property
     def written(self) -> list[Volume]:
@@ -50,9 +67,11 @@ class Subject:
         """Raise Unsafe if a host is silent: the guest could be running there."""
         silent = [host for host, status in self.places.items() if status == "unknown"]
         if silent:
+            # To fence a host takes its disks from a guest there, and a root that the guest itself has mounted not.
+            cut = f"detach {self.root.name} --on {self.client}" if self.root_exports and self.root else ""
             raise Unsafe(
                 f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
-                f"bring {silent[0]} back, or storkit fence {silent[0]}",
+                f"bring {silent[0]} back, or storkit {cut or f'fence {silent[0]}'}",
             )
         for host, has in self.has.items():
             if list(has) != list(dict.fromkeys(volume.uuid for volume in self.volumes)):
@@ -84,9 +103,11 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
                 f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
                 f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
             )
+    subject.rooted()
     stages = Stages()
     give(stages, subject.volumes, host, {host}, inventory, written=subject.written)
     if host not in subject.running:
+        _give_root(stages, subject)
         stages.then(_define(subject, host))
         stages.then(step("start", host, subject.target, f"start {subject.name} on {host}", name=subject.name))
     return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
@@ -109,6 +130,8 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
             for host in running
         )
     )  # fmt: skip
+    if not set(subject.running) - set(running):
+        _take_root(stages, subject)
     if only:
         _leave(stages, subject, [only])
         return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
@@ -178,6 +201,7 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
         here = subject.running[0]
         _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
     else:
+        _take_root(stages, subject)
         _leave(stages, subject, sorted({*_clients(subject), *subject.places}))
     return finish_plan(f"clean up after {subject.name}", stages, _guest_holds(subject), inventory)
 
@@ -191,6 +215,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     if subject.running == [destination]:
         raise Conflict(f"guest {subject.name} already runs on {destination}", f"storkit migrate status {subject.name}")
     source = subject.running[0]
+    subject.rooted()
     problems: list[StorkitError] = []
     for volume in subject.written:
         strangers = writers(subject.exports, volume) - {source, destination}
@@ -240,6 +265,32 @@ def _leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
         take(stages, mine, hosts, subject.inventory)
 
 
+def _give_root(stages: Stages, subject: Subject) -> None:
+    """Export the root to the guest, for writing. An export that it has from an earlier start ends first: what another
+    instance of the guest has mounted, somewhere, does not exist any more."""
+    if subject.root is None or subject.guest.root is None:
+        return
+    tree, name, address = subject.root, subject.client, subject.guest.root.host
+    if any(export.client == name for export in subject.root_exports):
+        _take_root(stages, subject)
+    title = f"export {tree.name} to {name} at {address}"
+    stages.then(_root_step("export", tree, subject, title, name, address))
+    set_writers(stages, [tree], {name}, f"let guest {subject.name} write", subject.inventory)
+
+
+def _take_root(stages: Stages, subject: Subject) -> None:
+    """End the export of the root to the guest."""
+    if subject.root is None or subject.guest.root is None:
+        return
+    tree, name, address = subject.root, subject.client, subject.guest.root.host
+    stages.then(_root_step("unexport", tree, subject, f"end the export of {tree.name} to {name}", name, address))
+
+
+def _root_step(verb: str, tree: Volume, subject: Subject, title: str, name: str, address: str) -> Step:
+    target = subject.inventory.transport(tree.pool)
+    return step(verb, tree.host, target, title, volumes=[tree], clients=[name], addresses={name: address})
+
+
 def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:
     return step(
         verb, host, subject.target, title or f"render {subject.name}'s configuration on {host}",
@@ -254,4 +305,5 @@ def _clients(subject: Subject) -> set[str]:
 
 def _guest_holds(subject: Subject) -> list[Hold]:
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
+    mine += [subject.root] if subject.root else []
     return holds(mine) + holds([volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True)

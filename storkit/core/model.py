@@ -58,8 +58,21 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
-VolumeKind = Literal["disk", "image", "snapshot"]
-"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written."""
+VolumeKind = Literal["disk", "image", "snapshot", "tree"]
+"""disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written.
+tree: a directory, a guest's root file system; the guest itself mounts it over the network."""
+
+_GUEST = "guest:"
+
+
+def guest_client(name: str) -> str:
+    """The name that a guest has as the client of an export, as hosts have theirs: no host can be named so."""
+    return _GUEST + name
+
+
+def guest_of(client: str) -> str:
+    """The guest that a client is; empty: it is a host."""
+    return client.removeprefix(_GUEST) if client.startswith(_GUEST) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,13 @@ def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: I
     return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
 
 
+def import_tree(volume: Volume, source: str, inventory: Inventory) -> Plan:
+    """Make a volume of kind `tree` from a tar or a directory, whole or not at all."""
+    title, stages = f"import {source} as {volume.name}", Stages()
+    stages.then(step("import_tree", volume.host, f"pool:{volume.pool}", title, volumes=[volume], source=source))
+    return finish_plan(title, stages, [], inventory)
+
+
 def export_image(volume: Volume, file: str, format: str, compress: bool, inventory: Inventory) -> Plan:
     """Write a volume to an image file on its host."""
     stages = Stages()
@@ -105,7 +112,7 @@ def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
 
 
 def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:
-    """Raise Conflict if a host may write the volume: also while its server is down, and the guest waits for it."""
+    """Raise Conflict if anyone may write the volume: also while its server is down, and the guest waits for it."""
     if hosts := sorted(writers(exports, volume)):
         raise Conflict(
             f"volume {volume.name} is written by {', '.join(hosts)}, and cannot be {what}",
@@ -164,6 +171,14 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
     stages = Stages()
     give(stages, volumes, host, {host} if disks else None, inventory, written=disks)
     return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
+
+
+def cut_off(tree: Volume, client: str, inventory: Inventory) -> Plan:
+    """Take a tree from the guest whose root it is, also from an instance of it that nobody can ask."""
+    stages = Stages()
+    title = f"end the export of {tree.name} to {client}"
+    stages.then(step("unexport", tree.host, inventory.transport(tree.pool), title, volumes=[tree], clients=[client]))
+    return finish_plan(title, stages, holds([tree]), inventory)
 
 
 def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:

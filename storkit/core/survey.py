@@ -8,7 +8,7 @@ from typing import TypeVar
 from storkit.core import codec
 from storkit.core.errors import Conflict, HostUnreachable, NotFound
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name
+from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name, guest_of
 from storkit.hosts.connection import Connections
 
 K = TypeVar("K")
@@ -98,7 +98,8 @@ class Survey:
         names = dict.fromkeys(inventory.hosts)
         exports = self.exports(volumes) if volumes else []
         for export in exports:
-            names.setdefault(export.client)
+            if not guest_of(export.client):
+                names.setdefault(export.client)
         for name in names:
             if name not in inventory.hosts:
                 self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, name))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from storkit.core import codec, registry
 from storkit.core.backend import Client
 from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsafe
-from storkit.core.model import Evidence, GuestState, Volume
+from storkit.core.model import Evidence, GuestState, Volume, guest_of
 from storkit.core.plan import Step
 from storkit.core.proof import Comparison, same_disk
 
@@ -105,8 +105,9 @@ class Export(Verb):
 
     def act(self, run: Run, step: Step) -> Any:
         if step.verb == "unexport":
-            return super().act(run, step)
-        clients = [client(run, step.host, name) for name in step.args["clients"]]
+            volumes, clients = step.args["volumes"], step.args["clients"]
+            return run.call(step.host, step.target, "unexport", volumes=volumes, clients=clients)
+        clients = [client(run, step, name) for name in step.args["clients"]]
         return run.call(step.host, step.target, "export", volumes=step.args["volumes"], clients=clients)
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
@@ -116,7 +117,7 @@ class Export(Verb):
                 if name not in had:
                     run.call(step.host, step.target, "unexport", volumes=[volume], clients=[name])
                 else:
-                    clients = [client(run, step.host, name)]
+                    clients = [client(run, step, name)]
                     run.call(step.host, step.target, "export", volumes=[volume], clients=clients)
             writers = sorted(name for name, export in had.items() if export["writable"])
             if step.verb == "unexport" and writers:
@@ -369,13 +370,16 @@ class Fence(Verb):
         run.call(step.host, step.target, other, client=step.args["client"])
 
 
-def client(run: Run, home: str, name: str) -> Any:
-    """The Client record, as JSON, of host `name` for servers of host `home`."""
-    return codec.dump(Client(name, run.same_machine(home, name), run.address(name)))
+def client(run: Run, step: Step, name: str) -> Any:
+    """The Client record, as JSON, of host `name`, or of a guest with the address in the step, for the step's host."""
+    if guest_of(name):
+        return codec.dump(Client(name, False, step.args.get("addresses", {}).get(name, "")))
+    return codec.dump(Client(name, run.same_machine(step.host, name), run.address(name)))
 
 
 VERBS: dict[str, Verb] = {
     "create": Make(),
+    "import_tree": Make(),
     "clone": Make(),
     "snapshot": Make(),
     "fill": Fill(),

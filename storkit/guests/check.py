@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from ipaddress import IPv4Address, IPv4Interface
 from uuid import UUID
 
 from storkit.core.errors import StorkitError, UsageError
@@ -77,6 +78,7 @@ def _problems(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
         if problem:
             yield f"extra[{number}]", UsageError(f"it cannot be passed on: {problem}", "one line of plain text each")
     yield from _boot(guest)
+    yield from _root(guest)
     yield from _disks(guest)
     yield from _nics(guest)
 
@@ -95,6 +97,40 @@ def _boot(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
     for field in fields(guest.boot):
         if field.name in ("initrd", "cmdline") and getattr(guest.boot, field.name):
             yield f"boot.{field.name}", UsageError("it is of no use without boot.kernel", "set boot.kernel as well")
+
+
+def _root(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    root = guest.root
+    if root is None:
+        return
+    yield from _tried("root.volume", lambda: check_name("volume", root.volume))
+    if root.uuid:
+        yield from _uuid("root.uuid", root.uuid)
+    if not guest.boot.kernel:
+        yield "root", UsageError("no firmware boots from NFS here", "set boot.kernel, and boot.initrd if it needs one")
+    try:
+        if "/" not in root.address:
+            raise ValueError
+        IPv4Interface(root.address)
+    except ValueError:
+        hint = "write 10.0.1.50/24: the kernel's ip= knows IPv4 alone"
+        yield "root.address", UsageError(f"{root.address!r} is no IPv4 address with a prefix", hint)
+    for key, value in (("gateway", root.gateway), ("server", root.server)):
+        if value and not _ipv4(value):
+            yield f"root.{key}", UsageError(f"{value!r} is no IPv4 address", "a kernel that boots asks no DNS")
+    for key, value in (("options", root.options), ("path", root.path)):
+        if text_problem(value) or " " in value:
+            yield f"root.{key}", UsageError(f"{value!r} cannot stand on a kernel's command line")
+    for word in guest.boot.cmdline.split():
+        if word.startswith(("root=", "nfsroot=")):
+            yield "boot.cmdline", UsageError(f"{word!r}: the root is {root.volume}", "leave it out: storkit adds it")
+
+
+def _ipv4(text: str) -> bool:
+    try:
+        return bool(IPv4Address(text))
+    except ValueError:
+        return False
 
 
 def _disks(guest: Guest) -> Iterator[tuple[str, StorkitError]]:

@@ -17,7 +17,7 @@ from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Usag
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB, check
-from storkit.guests.record import Boot, Disk, Guest, Nic
+from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic, write_new
 
 SUFFIX = ".toml"
@@ -175,14 +175,14 @@ def _size(size: int) -> str:
     return f"{size // 1024**3}GiB" if size % 1024**3 == 0 else f"{size // MIB}MiB"
 
 
-def _short(record: Guest | Boot | Disk | Nic) -> dict[str, Any]:
+def _short(record: Guest | Boot | Root | Disk | Nic) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, Boot):
+        if isinstance(value, Boot | Root):
             value = _short(value)
         elif isinstance(value, list):
             value = [_short(item) if isinstance(item, Disk | Nic) else item for item in value]
-        if value not in ({}, [], "") and value != field.default:
+        if value not in ({}, [], "", None) and value != field.default:
             shown[field.name] = value
     return shown

@@ -19,6 +19,46 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
+class Root:
+    """A tree that the guest mounts as its root, by NFS, from its own address."""
+
+    volume: str
+    address: str
+    """The guest's IPv4 address with its network's prefix, as 10.0.1.50/24: the tree is exported to it alone."""
+    gateway: str = ""
+    options: str = "vers=4.2,tcp"
+    """Mount options, nfs(5)."""
+    uuid: str = ""
+    """The volume's UUID: which storkit fills in, as the following."""
+    server: str = ""
+    """The address of the server; empty: that of the volume's home host in the inventory."""
+    path: str = ""
+
+    @property
+    def host(self) -> str:
+        """The address without the prefix."""
+        return self.address.partition("/")[0]
+
+    def words(self, name: str, uuid: str) -> list[str]:
+        """The words of the kernel's command line for a guest of this name and UUID
+        (Documentation/admin-guide/nfs/nfsroot.rst).
+
+        Clients that give the server one name take each other's locks, so it is made of more than the host name
+        (Documentation/filesystems/nfs/client-identifier.rst).
+        """
+        from ipaddress import IPv4Interface
+
+        netmask = IPv4Interface(self.address).netmask
+        return [
+            "root=/dev/nfs",
+            f"nfsroot={self.server}:{self.path},{self.options}",
+            f"ip={self.host}:{self.server}:{self.gateway}:{netmask}:{name}::off",
+            f"nfs.nfs4_unique_id={uuid}",
+            "rw",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """A volume as the guest sees it."""
 
@@ -59,12 +99,22 @@ class Guest:
     """QEMU's machine type; empty: the hypervisor's default, pinned to its version when the guest first starts."""
     cpu: str = ""
     boot: Boot = field(default_factory=Boot)
+    root: Root | None = None
     disks: list[Disk] = field(default_factory=list)
     nics: list[Nic] = field(default_factory=list)
     console: str = ""
     """A file on the host that takes the serial console's output; empty: none."""
     extra: list[str] = field(default_factory=list)
     """Further words for the hypervisor, as they are (QEMU arguments, lines of xl.cfg)."""
+
+    @property
+    def cmdline(self) -> str:
+        """The kernel's command line: the guest's own, then what mounts its root. An `ip=` of its own stays."""
+        own = self.boot.cmdline.split()
+        words = self.root.words(self.name, self.uuid) if self.root else []
+        if any(word.startswith("ip=") for word in own):
+            words = [word for word in words if not word.startswith("ip=")]
+        return " ".join(filter(None, [self.boot.cmdline, *words]))
 
     def mac(self, number: int) -> str:
         """The MAC address of network card `number`: the one it has, or one derived from the guest's UUID.

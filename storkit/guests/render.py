@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,6 +128,8 @@ def render(
     sources = list(disks)
     raise_problems([*check(guest), *_place_problems(place), *limits(guest, sources, hypervisor, place)])
     names = targets(guest, hypervisor)
+    # Also an administrator's own template, that knows nothing of roots, has the whole command line.
+    guest = replace(guest, boot=replace(guest.boot, cmdline=guest.cmdline))
     values = {
         "guest": guest,
         "disks": [

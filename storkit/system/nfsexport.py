@@ -16,7 +16,7 @@ from pathlib import Path
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported
 from storkit.core.model import Volume
 from storkit.system import files, qcow2, volumefile
-from storkit.system.nfsgrant import EXPORTS, Grant, NfsSettings
+from storkit.system.nfsgrant import EXPORTS, Grant, NfsSettings, pool_of
 
 IDENTITY = ".storkit"
 # A thread of the server that waits for one of these is in interruptible sleep: nfsserver.settle could not tell.
@@ -25,15 +25,17 @@ _NOT_LOCAL = re.compile(r"fuse.*|ceph|9p|cifs|smb3|afs|virtiofs|overlay|tmpfs|ra
 
 def check(volume: Volume, kind: str) -> list[StorkitError]:
     """What keeps a volume from being exported; `kind` is the type of the file system its file is on."""
-    path = Path(volume.path or "/nonexistent")
-    if not path.is_file() or not (path.parent / EXPORTS).is_dir():
+    path = Path(volume.path or "/nonexistent/none/none")
+    there = path.is_dir() if volume.kind == "tree" else path.is_file()
+    if not there or not (pool_of(volume) / EXPORTS).is_dir():
         message = f"volume {volume.name} is in pool {volume.pool or '-'}, and only volumes of nfs pools go over NFS"
         return [Unsupported(message, 'give the pool type = "nfs", or another transport')]
     if _NOT_LOCAL.fullmatch(kind):
         message = f"pool {volume.pool} is on {kind}, and the NFS server cannot keep its promises there"
         return [Unsupported(message, "put the pool on a disk's file system: ext4, XFS, Btrfs")]
     try:
-        _chain(path, volume.format)
+        if volume.kind != "tree":
+            _chain(path, volume.format)
     except StorkitError as error:
         return [error]
     return []
@@ -52,6 +54,8 @@ def stated(uuid: str, instance: str, inode: int) -> str:
 def make(grant: Grant, client: str, settings: NfsSettings, managed: bool) -> None:
     """Make a client's directory as it should be, whatever is there. `managed`: the server is this host."""
     directory = grant.path(client)
+    if grant.volume.kind == "tree":
+        return
     try:
         if not directory.is_dir():
             directory.mkdir(mode=0o711)
@@ -81,6 +85,11 @@ def remove(paths: Iterable[Path]) -> None:
             directory.rmdir()
 
 
+def places(grant: Grant) -> list[Path]:
+    """Everything that may be exported of a volume."""
+    return [Path(grant.volume.path)] if grant.volume.kind == "tree" else left(grant.pool, grant.volume.uuid)
+
+
 def left(pool: Path, uuid: str) -> list[Path]:
     """The directories there are for a volume, granted or not."""
     return sorted((pool / EXPORTS).glob(f"{uuid}+*"))
@@ -88,6 +97,8 @@ def left(pool: Path, uuid: str) -> list[Path]:
 
 def take_back(volume: Volume) -> None:
     """A volume that nobody has an export of belongs to root again."""
+    if volume.kind == "tree":
+        return
     with suppress(FileNotFoundError, PermissionError):
         _set(Path(volume.path), 0, 0, volumefile.mode(volume))
 

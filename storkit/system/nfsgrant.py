@@ -90,15 +90,23 @@ class Grant:
     @property
     def pool(self) -> Path:
         """The pool's directory."""
-        return Path(self.volume.path).parent
+        return pool_of(self.volume)
 
     def path(self, client: str) -> Path:
-        """What is exported to a client: a directory of its own."""
+        """What is exported to a client: a directory of its own, or the tree."""
+        if self.volume.kind == "tree":
+            return Path(self.volume.path)
         return export_path(self.pool, self.volume.uuid, self.clients[client].nonce)
 
 
 EXPORTS = ".exports"
 """The directory of a pool in which each export has its own."""
+
+
+def pool_of(volume: Volume) -> Path:
+    """The directory of a volume's pool: its file lies in it, a tree's `NAME.tree/root` below."""
+    directory = Path(volume.path).parent
+    return directory.parent if volume.kind == "tree" else directory
 
 
 def export_path(pool: Path, uuid: str, nonce: str) -> Path:

@@ -23,6 +23,7 @@ from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, U
 from storkit.system.files import write_atomic
 from storkit.system.nfsgrant import EXPORTS, NfsSettings
 from storkit.system.run import run, which
+from storkit.system.trees import ROOT
 
 PACKAGE = "nfs-kernel-server"
 SERVICE = "nfs-server"
@@ -33,6 +34,8 @@ CACHES = Path("/proc/net/rpc")
 SETTLE_TIMEOUT = 30.0
 _MANY = 500
 """Arguments to one exportfs."""
+_TREE = f".tree/{ROOT}"
+_FSID = re.compile(r"fsid=[0-9a-f]{32}")
 _OURS = re.compile(rf"/{re.escape(EXPORTS)}/[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}\+[0-9a-f]+$")
 
 
@@ -47,10 +50,13 @@ class Entry:
     """A UUID that is part of all its file handles; for storkit's own entries."""
     options: tuple[str, ...] = ()
     """As the table has them."""
+    tree: bool = False
+    """It is a guest's root file system, in which its root is root."""
 
     @property
     def ours(self) -> bool:
-        return bool(_OURS.search(self.path))
+        tree = self.path.endswith(_TREE) and any(_FSID.fullmatch(word) for word in self.options)
+        return tree or bool(_OURS.search(self.path))
 
 
 def unescape(text: str) -> str:
@@ -103,8 +109,10 @@ def options(settings: NfsSettings, entry: Entry) -> str:
     file and nothing else in what is exported. With subtree_check a handle is good below its own export alone: without
     it, a client could make up handles of all other files of the file system (exports(5)). The fsid is in every handle:
     by the directory's inode number alone, a new directory could be taken for an old one that had the same."""
-    words = ["rw" if entry.writable else "ro", "sync", "no_wdelay", "subtree_check", "all_squash"]
-    words += [f"anonuid={settings.uid}", f"anongid={settings.gid}", f"sec={settings.sec}", f"fsid={entry.fsid}"]
+    words = ["rw" if entry.writable else "ro", "sync", "no_wdelay", "subtree_check"]
+    squash = ["all_squash", f"anonuid={settings.uid}", f"anongid={settings.gid}"]
+    words += ["no_root_squash", "no_all_squash"] if entry.tree else squash
+    words += [f"sec={settings.sec}", f"fsid={entry.fsid}"]
     return ",".join(words)
 
 
@@ -301,10 +309,11 @@ def clients() -> list[NfsClient]:
     return found
 
 
-def expire(addresses: Iterable[str], inodes: set[int]) -> None:
-    """End the state of the clients at these addresses that have one of these files open: their locks are free."""
-    for client in clients():
-        if client.address in addresses and client.files & inodes:
+def expire(addresses: Iterable[str], inodes: set[int] | None = None) -> None:
+    """End the state of the clients at these addresses that have one of these files open (None: whatever they have):
+    their locks are free."""
+    for client in clients() if addresses else []:
+        if client.address in addresses and (inodes is None or client.files & inodes):
             try:
                 (CONTROL / "clients" / client.number / "ctl").write_text("expire\n")
             except FileNotFoundError:

@@ -1,4 +1,5 @@
 """A directory of volume files, each with a sidecar that holds its metadata: NAME.raw or NAME.qcow2, and NAME.json.
+A tree is a directory, NAME.tree.
 
 A volume exists if, and only if, its sidecar does. What is being made or removed carries files.PARTIAL, in an order
 that lets a kill at any moment be told apart afterwards (see `sweep`). Files that are neither are never touched.
@@ -11,6 +12,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +29,9 @@ from storkit.system.volumefile import FORMATS
 VERSION = 1
 SPOOL = "spool"
 """The extension of an image being unpacked for the volume of that name."""
-_LEFTOVER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})\.(raw|qcow2|json|{SPOOL}){re.escape(PARTIAL)}", re.ASCII)
+_LEFTOVER = re.compile(
+    rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})\.({'|'.join((*FORMATS, 'json', SPOOL))}){re.escape(PARTIAL)}", re.ASCII
+)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _LOCK = ".storkit.lock"
 _FEW = 4
@@ -174,7 +178,7 @@ class VolumeDirectory:
                 todo.append(volume)
                 if way := self.taken(volume.name, present):
                     problems.append(Conflict(way, "choose another name"))
-            elif (sidecar.volume.uuid, sidecar.volume.size) != (volume.uuid, volume.size):
+            elif sidecar.volume.uuid != volume.uuid or volume.size not in (sidecar.volume.size, _measured(sidecar)):
                 hint = f"choose another name, or look at it: storkit volume show {volume.name}"
                 problems.append(Conflict(f"volume {volume.name} exists already in {self.path}", hint))
         raise_problems(problems)
@@ -231,7 +235,7 @@ class VolumeDirectory:
         return self.making(name, sidecar.volume.format), self.claim(name)
 
     def _flush(self, paths: list[Path]) -> None:
-        if len(paths) > 2 * _FEW:
+        if len(paths) > 2 * _FEW or any(path.is_dir() for path in paths):
             files.sync_filesystem(self.path)
             return
         for path in paths:
@@ -251,7 +255,7 @@ class VolumeDirectory:
         with suppress(FileNotFoundError):
             self.data(sidecar.volume.name, sidecar.volume.format).rename(making)
         claim.unlink(missing_ok=True)
-        making.unlink(missing_ok=True)
+        _remove(making)
 
     def sweep(self) -> None:
         """Remove what commands that were killed left. The directory's lock must be held."""
@@ -281,7 +285,7 @@ class VolumeDirectory:
                     self._retire(sidecar)
         claim.unlink(missing_ok=True)
         for path in making:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def maker(self, name: str) -> str:
         """Who is making a volume of this name now, in a few words; "" if nobody is."""
@@ -308,6 +312,19 @@ def other_volume(volume: Volume, sidecar: Sidecar) -> StorkitError | None:
         f"volume {volume.name} is another one than was meant: its UUID is {sidecar.volume.uuid}, not {volume.uuid}",
         f"look at it: storkit volume show {volume.name}",
     )
+
+
+def _measured(sidecar: Sidecar) -> int:
+    """A tree's size is measured when it is made: who asks for one says 0."""
+    return 0 if sidecar.volume.kind == "tree" else sidecar.volume.size
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a tree that may be gone; links in it are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def rename_new(source: Path, target: Path) -> None:

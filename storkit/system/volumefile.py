@@ -11,7 +11,8 @@ from storkit.core.units import MAX_SIZE, SECTOR, format_size
 from storkit.system import files, qcow2
 from storkit.system.run import run
 
-FORMATS = ("raw", "qcow2")
+FORMATS = ("raw", "qcow2", "tree")
+"""What the name of a volume's file, or of a tree's directory, ends in."""
 
 
 def make_empty(descriptor: int, format: str, size: int) -> None:
@@ -74,6 +75,8 @@ def mode(volume: Volume) -> int:
 
 def size_problems(volume: Volume, format: str) -> list[StorkitError]:
     """What is wrong with the size of a volume that is to be made or resized in this format."""
+    if format == "tree":
+        return []
     limit = qcow2.MAX_SIZE if format == "qcow2" else MAX_SIZE
     if volume.size <= 0:
         return [UsageError(f"volume {volume.name} cannot have {volume.size} bytes", "give a size above zero")]

@@ -185,7 +185,7 @@ def test_what_has_no_json_form_is_a_bug_not_a_guess() -> None:
 
 
 def test_kinds_of_volumes() -> None:
-    assert get_args(VolumeKind) == ("disk", "image", "snapshot")
+    assert get_args(VolumeKind) == ("disk", "image", "snapshot", "tree")
     with pytest.raises(UsageError, match="'cdrom' is not one of"):
         codec.load(Volume, {"name": "n", "uuid": "u", "size": 1, "kind": "cdrom"})
 

@@ -92,7 +92,12 @@ def _build(scratch: Path) -> Path:
         **{f"lib/{Path(module).name}.ko": (0o644, _module(modules / "kernel", module)) for module in MODULES},
     }
     (done / "initrd").write_bytes(b"".join(_cpio(["bin", "dev", "lib", "root"], files)))
-    _root(scratch / "tree", busybox, done / "root.img")
+    tree(scratch / "tree", busybox)
+    run(
+        ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", scratch / "tree",
+         done / "root.img", f"{ROOT_SIZE >> 10}k"],
+        package="e2fsprogs",
+    )  # fmt: skip
     return done
 
 
@@ -146,7 +151,8 @@ def _cpio(directories: list[str], files: dict[str, tuple[int, bytes]]) -> Iterat
         yield bytes(-(110 + len(path)) % 4) + data + bytes(-len(data) % 4)
 
 
-def _root(tree: Path, busybox: bytes, image: Path) -> None:
+def tree(tree: Path, busybox: bytes) -> None:
+    """The guest's root file system as a directory."""
     for name in ("bin", "data", "dev", "proc", "run", "sbin", "sys"):
         (tree / name).mkdir(parents=True)
     (tree / "bin/busybox").write_bytes(busybox)
@@ -154,10 +160,6 @@ def _root(tree: Path, busybox: bytes, image: Path) -> None:
     for program in ("bin/busybox", "sbin/init"):
         (tree / program).chmod(0o755)
     (tree / "data/log").touch()
-    run(
-        ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", tree, image, f"{ROOT_SIZE >> 10}k"],
-        package="e2fsprogs",
-    )
 
 
 def main(argv: list[str]) -> int:

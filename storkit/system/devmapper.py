@@ -40,6 +40,8 @@ _CONTROL = Path("/sys/class/misc/device-mapper")
 _PACKAGE = "dmsetup"
 _SUSPEND = 30.0
 _SETTLE = 30
+_EACH = 2.0
+"""Seconds that one node may take of a busy udevd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
     todo = [node for node in wanted if node.name not in there]
     try:
         if todo:
-            _dmsetup(["create", "--concise"], stdin=concise(todo))
+            _dmsetup(["create", "--concise"], stdin=concise(todo), timeout=60 + _EACH * len(todo))
         for node in halves:
             _load(node)
         if halves:
@@ -237,7 +239,7 @@ def _remove_idle(names: set[str]) -> list[Node]:
     idle = [node.name for node in find() if node.name in names and not node.opens]
     if idle:
         try:
-            _dmsetup(["remove", *idle])
+            _dmsetup(["remove", *idle], timeout=60 + _EACH * len(idle))
         except CommandFailed as failure:
             if "busy" not in failure.stderr:
                 raise

@@ -19,12 +19,12 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import _table  # noqa: E402
+from bench._lab import BACKEND, attach, python, speeds  # noqa: E402
 from tests.lab import Host, Lab, services  # noqa: E402
 
 EXTENT = 4 << 20
@@ -32,24 +32,12 @@ ROUNDS = 5
 OS_BRICK = ROOT / "build/os-brick"
 PREFIX = "iqn.2026-11.org.storkit"
 
-BACKEND = """\
-import json, sys, time
-from pathlib import Path
-from storkit.core import codec
-from storkit.core.backend import Client
-from storkit.core.model import Offer, Volume
-from storkit.hosts.site import Setup, site
-from storkit.iscsi import Iscsi
+VOLUMES = """\
 def iscsi(host, address):
-    place = site(Setup(host, address, "/var/lib/storkit"))
-    return Iscsi(place, Iscsi.Settings())
+    return transport("iscsi", host, address)
 def volumes(first, count):
     return [Volume(f"v{n}", f"{n:08x}-0000-4000-8000-000000000000", 4 << 20, "p", "s", format="raw",
                    path=f"/dev/mapper/bench{n}") for n in range(first, first + count)]
-def timed(action):
-    start = time.perf_counter()
-    result = action()
-    return time.perf_counter() - start, result
 """
 
 
@@ -72,10 +60,6 @@ def prepare(s: Host, count: int) -> None:
     s.run(["dmsetup", "create", "--concise"], input=nodes, timeout=300)
     s.run(["mkdir", "-p", "/run/dbus"])
     s.run(["dbus-daemon", "--system", "--fork"])  # targetcli asks it for user-space backstores
-
-
-def python(host: Host, code: str, timeout: float = 1800) -> Any:
-    return json.loads(host.python(BACKEND + code, timeout=timeout).splitlines()[-1])
 
 
 # Exports
@@ -103,7 +87,7 @@ def storkit_exports(s: Host, count: int) -> dict[str, float]:
         ("export", f'iscsi("s", "{s.address()}").export(volumes(0, {count}), [Client("b", False, "b")])'),
         ("unexport", f'iscsi("s", "{s.address()}").unexport(volumes(0, {count}), ["b"])'),
     ):
-        code = BACKEND + f"{call}\n"
+        code = BACKEND + VOLUMES + f"{call}\n"
         env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
         done = s.run(["/usr/bin/python3", "-"], input=code, env=env, timeout=1800)
         found[verb] = done.seconds
@@ -165,7 +149,8 @@ def attachments(s: Host, b: Host, os_brick: bool) -> None:
     b.run(["modprobe", "dm_mod"])
     offers = python(
         s,
-        f"""
+        VOLUMES
+        + f"""
 t = iscsi("s", "{s.address()}")
 t.export(volumes(0, {ROUNDS}), [Client("b", False, "b")])
 t.set_writers(volumes(0, {ROUNDS}), ["b"])
@@ -174,7 +159,8 @@ print(json.dumps(codec.dump(t.offers(volumes(0, {ROUNDS}), "b"), reveal=True)))
     )
     storkit = python(
         b,
-        f"""
+        VOLUMES
+        + f"""
 offers = codec.load(list[Offer], json.loads({json.dumps(offers)!r}))
 t, found = iscsi("b", "{b.address()}"), []
 for offer, volume in zip(offers, volumes(0, {ROUNDS})):
@@ -259,52 +245,17 @@ print(json.dumps(found))
 # The data path
 
 
-FIO = {
-    "4 KiB random reads, depth 16": ["--rw=randread", "--bs=4k", "--iodepth=16"],
-    "4 KiB random writes, depth 16": ["--rw=randwrite", "--bs=4k", "--iodepth=16"],
-    "1 MiB reads, depth 4": ["--rw=read", "--bs=1M", "--iodepth=4"],
-    "1 MiB writes, depth 4": ["--rw=write", "--bs=1M", "--iodepth=4"],
-}
-
-
 def data_path(s: Host, b: Host) -> None:
     size = 64 << 20
     s.run(["dmsetup", "create", "data", "--table", f"0 {size // 512} linear {s.add_disk(size)} 0"])
-    volume = f'[Volume("data", "{9:08x}-0000-4000-8000-000000000000", {size}, "p", "s", path="/dev/mapper/data")]'
-    offers = python(
-        s,
-        f"""
-t, v = iscsi("s", "{s.address()}"), {volume}
-t.export(v, [Client("b", False, "b")])
-t.set_writers(v, ["b"])
-print(json.dumps(codec.dump(t.offers(v, "b"), reveal=True)))
-""",
-    )
-    path = python(
-        b,
-        f"""
-offers = codec.load(list[Offer], json.loads({json.dumps(offers)!r}))
-print(json.dumps(iscsi("b", "{b.address()}").attach(offers)[0].path))
-""",
-    )
+    volume = f'Volume("data", "{9:08x}-0000-4000-8000-000000000000", {size}, "p", "s", path="/dev/mapper/data")'
+    path = attach(s, b, "iscsi", volume)
     below = b.run(["sh", "-c", f"ls /sys/block/$(basename $(readlink -f {path}))/slaves"]).stdout.split()[0]
     rows = []
-    for title, words in FIO.items():
-        speeds: dict[str, list[float]] = {path: [], f"/dev/{below}": []}
-        for _ in range(ROUNDS):
-            for device, seen in speeds.items():
-                seen.append(fio(b, device, words))
-        ours, raw = (median(seen) for seen in speeds.values())
+    for title, seen in speeds(b, {"ours": path, "raw": f"/dev/{below}"}, ROUNDS).items():
+        ours, raw = seen["ours"][0], seen["raw"][0]
         rows.append([title, f"{ours / 1e6:.1f}", f"{raw / 1e6:.1f}", f"{ours / raw:.3f}"])
     _table.table("data path, MB/s", ["", "/dev/storkit", "SCSI device", "ratio"], rows)
-
-
-def fio(host: Host, device: str, words: list[str]) -> float:
-    """Bytes a second."""
-    common = ["--name=x", "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=3", "--output-format=json"]
-    done = host.run(["fio", *common, f"--filename={device}", *words], timeout=60)
-    job = json.loads(done.stdout)["jobs"][0]
-    return float(job["read"]["bw_bytes"] + job["write"]["bw_bytes"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""What the benchmarks in the lab (docs/lab.md) share: storkit's backends called on a host, and fio."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.lab.host import Host
+
+BACKEND = """\
+import json, sys, time
+from pathlib import Path
+from storkit.core import codec, registry
+from storkit.core.backend import Client
+from storkit.core.model import Offer, Volume
+from storkit.hosts.site import Setup, site
+def transport(name, host, address, **settings):
+    backend = registry.transport(name)
+    return backend(site(Setup(host, address, "/var/lib/storkit")), backend.Settings(**settings))
+def timed(action):
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+"""
+
+FIO = {
+    "4 KiB random reads, depth 1": ["--rw=randread", "--bs=4k", "--iodepth=1"],
+    "4 KiB random reads, depth 16": ["--rw=randread", "--bs=4k", "--iodepth=16"],
+    "4 KiB random writes, depth 16": ["--rw=randwrite", "--bs=4k", "--iodepth=16"],
+    "1 MiB reads, depth 4": ["--rw=read", "--bs=1M", "--iodepth=4"],
+    "1 MiB writes, depth 4": ["--rw=write", "--bs=1M", "--iodepth=4"],
+}
+
+
+def python(host: Host, code: str, timeout: float = 1800) -> Any:
+    """The last line that storkit code on a host prints, from JSON."""
+    return json.loads(host.python(BACKEND + code, timeout=timeout).splitlines()[-1])
+
+
+def attach(s: Host, b: Host, name: str, volume: str, **settings: Any) -> str:
+    """The path of a volume (a Python expression) that host s exports, and b has attached and may write."""
+    words = "".join(f", {key}={value!r}" for key, value in settings.items())
+    offers = python(
+        s,
+        f"""
+t, v = transport({name!r}, "s", "{s.address()}"{words}), [{volume}]
+t.export(v, [Client("b", False, "b")])
+t.set_writers(v, ["b"])
+print(json.dumps(codec.dump(t.offers(v, "b"), reveal=True)))
+""",
+    )
+    said = python(
+        b,
+        f"""
+offers = codec.load(list[Offer], json.loads({json.dumps(offers)!r}))
+print(json.dumps(transport({name!r}, "b", "{b.address()}"{words}).attach(offers)[0].path))
+""",
+    )
+    return str(said)
+
+
+def speeds(host: Host, devices: Mapping[str, str], rounds: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """By workload and title of device: bytes a second and the mean latency in seconds, medians of so many rounds in
+    turns."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for workload, words in FIO.items():
+        seen: dict[str, list[tuple[float, float]]] = {title: [] for title in devices}
+        for _ in range(rounds):
+            for title, device in devices.items():
+                seen[title].append(_fio(host, device, words))
+        found[workload] = {
+            title: (median(speed for speed, _ in runs), median(latency for _, latency in runs))
+            for title, runs in seen.items()
+        }
+    return found
+
+
+def _fio(host: Host, device: str, words: Sequence[str]) -> tuple[float, float]:
+    common = ["--name=x", "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=3", "--output-format=json"]
+    done = host.run(["fio", *common, f"--filename={device}", *words], timeout=60)
+    job = json.loads(done.stdout)["jobs"][0]
+    way = job["read"] if job["read"]["total_ios"] else job["write"]
+    return float(way["bw_bytes"]), way["clat_ns"]["mean"] / 1e9

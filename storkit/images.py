@@ -408,6 +408,9 @@ def _export_problems(volume: Volume, final: Path, format: str, compress: bool) -
         problems.append(UsageError(f"{format} images are not compressed", "leave --compress out, or choose qcow2"))
     if not final.parent.is_dir():
         problems.append(UsageError(f"there is no directory {final.parent}", f"mkdir -p {final.parent}"))
+    if volume.kind == "tree":
+        message = f"volume {volume.name} is a tree, and no image of a disk"
+        problems.append(Unsupported(message, f"on {volume.host}: tar --xattrs --acls -C {volume.path} -cf FILE ."))
     if os.path.lexists(final):
         problems.append(Conflict(f"{final} exists already", "choose another name, or remove it"))
     if volume.made == "importing":

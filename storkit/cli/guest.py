@@ -123,10 +123,11 @@ def clone(session: Session, options: Namespace) -> None:
     if options.name in files.names(session.guests):
         raise Conflict(f"guest {options.name} exists already", f"storkit guest show {options.name}")
     guest = cloning.clone(source, options.name, options.set)
+    names = cloning.volume_names(source, options.name)
     copies = {
         old.volume: new.volume
-        for old, new in zip(source.disks, guest.disks, strict=False)
-        if new.volume == cloning.volume_names(source, options.name).get(old.volume)
+        for old, new in [(source.root, guest.root), *zip(source.disks, guest.disks, strict=False)]
+        if old and new and new.volume == names.get(old.volume)
     }
     made: list[tuple[Volume, list[Volume]]] = []
 
@@ -136,11 +137,15 @@ def clone(session: Session, options: Namespace) -> None:
         if not made:
             for volume in originals:
                 pool = session.inventory.pool(volume.pool)
-                made.append((volume, [new_volume(pool, copies[volume.name], volume.size, origin=volume.uuid)]))
+                kind = "tree" if volume.kind == "tree" else "disk"
+                copy = new_volume(pool, copies[volume.name], volume.size, origin=volume.uuid, kind=kind)
+                made.append((volume, [copy]))
         return planner.clone(made, session.inventory)
 
     if copies and session.change(build) is None:
         return
+    if guest.root:
+        guest = replace(guest, root=replace(guest.root, uuid=_tree(session, guest.root.volume).uuid))
     save(session, replace(guest, disks=bind(session, guest.disks)))
 
 

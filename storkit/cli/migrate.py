@@ -130,13 +130,14 @@ def status(session: Session, options: Namespace) -> None:
                 raise
             session.warn(f"storkit: guest {name}: {error.message}")
             continue
-        writers = sorted({export.client for export in what.exports if export.writable})
+        hosts = {export.client for export in what.exports if export.writable}
+        writers = sorted({*hosts, *(export.client for export in what.root_exports if export.writable)})
         rows.append(
             (
                 name,
                 ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped",
                 ", ".join(writers) or "nobody",
-                "open" if len(writers) > 1 else "closed",
+                "open" if len(hosts) > 1 else "closed",
             )
         )
         data.append(
@@ -144,8 +145,8 @@ def status(session: Session, options: Namespace) -> None:
                 "guest": name,
                 "places": what.places,
                 "writers": writers,
-                "window": len(writers) > 1,
-                "exports": codec.dump(what.exports),
+                "window": len(hosts) > 1,
+                "exports": codec.dump([*what.exports, *what.root_exports]),
             }
         )
     session.result(data, output.table(("GUEST", "STATE", "WRITERS", "WINDOW"), rows))

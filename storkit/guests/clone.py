@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -13,7 +14,7 @@ from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.model import check_name
 from storkit.guests.files import from_data
-from storkit.guests.record import Disk, Guest
+from storkit.guests.record import Disk, Guest, Root
 
 
 def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mapping[str, str] | None = None) -> Guest:
@@ -33,6 +34,7 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
         guest,
         name=name,
         uuid=str(uuid4()),
+        root=_root(guest, renamed),
         disks=disks,
         nics=[dataclasses.replace(nic, mac="") for nic in guest.nics],
         console=_console(guest, name),
@@ -45,6 +47,8 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
         if number < len(disks) and disk["volume"] != disks[number].volume:
             disk["uuid"] = ""
     result = from_data(data, "the clone", problems)
+    if result and result.root and guest.root:
+        problems += _root_problems(result.root, guest)
     shared = {disk.volume for disk in guest.disks}
     for number, made in enumerate(result.disks if result else []):
         if made.volume in shared and not made.readonly:
@@ -61,13 +65,30 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
 
 def volume_names(guest: Guest, name: str) -> dict[str, str]:
     """What the clones of the guest's writable volumes are called: `web-data` of guest `web` becomes `NAME-data`."""
+    written = [disk.volume for disk in guest.disks if not disk.readonly]
     return {
-        disk.volume: name + disk.volume.removeprefix(guest.name)
-        if disk.volume == guest.name or disk.volume.startswith((f"{guest.name}-", f"{guest.name}.", f"{guest.name}_"))
-        else f"{name}-{disk.volume}"
-        for disk in guest.disks
-        if not disk.readonly
+        volume: name + volume.removeprefix(guest.name)
+        if volume == guest.name or volume.startswith((f"{guest.name}-", f"{guest.name}.", f"{guest.name}_"))
+        else f"{name}-{volume}"
+        for volume in [*([guest.root.volume] if guest.root else []), *written]
     }
+
+
+def _root(guest: Guest, renamed: Mapping[str, str]) -> Root | None:
+    if guest.root is None or guest.root.volume not in renamed:
+        return guest.root
+    return dataclasses.replace(guest.root, volume=renamed[guest.root.volume], uuid="")
+
+
+def _root_problems(root: Root, guest: Guest) -> list[StorkitError]:
+    """What of its root a clone cannot have in common with the guest that it is of."""
+    assert guest.root is not None
+    problems: list[StorkitError] = []
+    for key, same in (("volume", root.volume == guest.root.volume), ("address", root.host == guest.root.host)):
+        if same:
+            message = f"the clone: root.{key}: {getattr(root, key)!r} is {guest.name}'s own"
+            problems.append(UsageError(message, f"name another: --set root.{key}=..."))
+    return problems
 
 
 def _moved(disk: Disk, volume: str) -> Disk:
@@ -98,6 +119,8 @@ def _override(data: dict[str, Any], override: str, problems: list[StorkitError])
     parts = key.split(".")
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
+        if typing.get_origin(hint) is types.UnionType:
+            hint = typing.get_args(hint)[0]
         if dataclasses.is_dataclass(hint):
             hints = typing.get_type_hints(hint)
             if part not in hints:
@@ -118,6 +141,7 @@ def _override(data: dict[str, Any], override: str, problems: list[StorkitError])
             problems.append(UsageError(f"{override!r}: {'.'.join(parts[:number])} has no parts"))
             return
         if not last:
+            place[step] = {} if place[step] is None else place[step]
             place = place[step]
             continue
         try:

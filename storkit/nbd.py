@@ -117,7 +117,7 @@ class Nbd(Transport):
             raise_problems(problems)
             self._withdraw(grants, clients)
             for uuid in set(uuids) - {grant.volume.uuid for grant in grants}:
-                self._grants.forget(uuid)
+                self._grants.forget([uuid])
 
     def _withdraw(self, grants: list[Grant], clients: list[str], *, force: bool = False) -> None:
         """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left.
@@ -144,7 +144,7 @@ class Nbd(Transport):
             if server.grant.clients:
                 self._grants.save([server.grant])
             else:
-                self._grants.forget(server.volume.uuid)
+                self._grants.forget([server.volume.uuid])
         if force:
             self._serve([server.grant for server in staying if not server.daemon.running()])
 

@@ -38,6 +38,13 @@ def dump(value: Any, *, reveal: bool = False) -> Any:
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
+def text(record: object) -> str:
+    """A record as the text of its file, secrets included: for 0600 files."""
+    import json
+
+    return json.dumps(dump(record, reveal=True), indent=1, sort_keys=True) + "\n"
+
+
 def load(cls: type[T], data: Any, where: str = "") -> T:
     """`data` as a `cls`; every problem at once otherwise.
 

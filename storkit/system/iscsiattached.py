@@ -19,7 +19,6 @@ from storkit.system import devmapper, lun, openiscsi, reservations, scsi
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 from storkit.system.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.iscsigrant import target_iqn
-from storkit.system.nbdgrant import codec_text
 from storkit.system.nbdserver import every
 from storkit.system.openiscsi import Session
 
@@ -139,7 +138,7 @@ class Attached:
 
     def save(self, offers: Iterable[Offer]) -> None:
         make_private(self._directory)
-        write_many((self._path(offer.uuid), codec_text(replace(offer, credential=None))) for offer in offers)
+        write_many((self._path(offer.uuid), codec.text(replace(offer, credential=None))) for offer in offers)
 
     def forget(self, offers: Iterable[Offer]) -> None:
         """Forget records, open-iscsi's first: as long as ours is there, it names what may be left."""

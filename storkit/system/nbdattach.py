@@ -31,7 +31,7 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system import nbdclient
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
 from storkit.system.fingerprint import BLOCK, digests, wanted
-from storkit.system.nbdgrant import codec_text, export_name
+from storkit.system.nbdgrant import export_name
 from storkit.system.nbdkernel import KernelDevices, Link, read_device
 from storkit.system.nbdserver import NbdSettings, check_x509, every
 from storkit.system.qsd import check_socket_path
@@ -94,7 +94,7 @@ class Attachments:
         for directory in (self._directory.parent, self._directory, self.site.dev):
             make_private(directory)
         every(self._verify, pending)
-        write_many((self._record(one.offer.uuid), codec_text(one.record)) for one in pending)
+        write_many((self._record(one.offer.uuid), codec.text(one.record)) for one in pending)
         self._connect([one.record for one in pending])
         return [one.record.attachment for one in pending]
 
@@ -197,7 +197,7 @@ class Attachments:
         before = [record for record in self._records([volume.uuid for volume in volumes]) if record.wire is not None]
         records = [self._writable(record) for record in before]
         changed = [new for old, new in zip(before, records, strict=True) if new != old or not self._device(new)]
-        write_many((self._record(record.attachment.uuid), codec_text(record)) for record in changed)
+        write_many((self._record(record.attachment.uuid), codec.text(record)) for record in changed)
         self._connect(changed)
 
     def _writable(self, record: Attached) -> Attached:

@@ -30,7 +30,7 @@ from storkit.core.errors import Conflict, HostUnreachable, TimedOut, Unsupported
 from storkit.core.model import DiskSource
 from storkit.system import devmapper, locks, nbdclient
 from storkit.system.files import make_private
-from storkit.system.nbdgrant import short
+from storkit.system.grants import short
 from storkit.system.nbdnetlink import Device, Netlink, devices
 from storkit.system.nbdserver import FOREVER, every
 from storkit.system.qsd import Daemon, check_socket_path, listen_unix

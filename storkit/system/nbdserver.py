@@ -28,7 +28,8 @@ from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, U
 from storkit.core.model import Volume
 from storkit.system import locks, nbdclient, qmp
 from storkit.system.files import make_private, write_atomic
-from storkit.system.nbdgrant import Grant, Granted, Grants, short
+from storkit.system.grants import short
+from storkit.system.nbdgrant import Grant, Granted, Grants
 from storkit.system.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
 
 T = TypeVar("T")

@@ -9,19 +9,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from storkit.core import codec
 from storkit.core.backend import Site
-from storkit.core.errors import StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.system import locks
-from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
-from storkit.system.nbdgrant import codec_text, slug
+from storkit.system.files import make_private
+from storkit.system.grants import GrantFiles
 
 Version = Literal["3", "4.0", "4.1", "4.2"]
 Security = Literal["sys", "krb5", "krb5i", "krb5p"]
@@ -113,42 +112,14 @@ def export_path(pool: Path, uuid: str, nonce: str) -> Path:
     return pool / EXPORTS / f"{uuid}+{nonce}"
 
 
-class Grants:
+class Grants(GrantFiles[Grant]):
     """The grants of one host."""
 
+    transport, title, kind = "nfs", "NFS", Grant
+
     def __init__(self, site: Site) -> None:
-        self._directory = site.state / "nfs"
-        self._marks = self._directory / "fenced"
+        super().__init__(site)
         self._run = site.run / "nfs"
-
-    def path(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
-
-    def find(self, uuids: Iterable[str] | None = None) -> tuple[list[Grant], list[StorkitError]]:
-        """The grants of these volumes (None: all), by volume name, and what is wrong with those that are damaged."""
-        if uuids is None:
-            uuids = [path.stem for path in self._directory.glob("*.json")]
-        found: list[Grant] = []
-        problems: list[StorkitError] = []
-        for uuid in dict.fromkeys(uuids):
-            try:
-                found.append(_load(self.path(uuid)))
-            except FileNotFoundError:
-                continue
-            except StorkitError as error:
-                problems.append(error)
-        return sorted(found, key=lambda grant: (grant.volume.name, grant.volume.uuid)), problems
-
-    def save(self, grants: Iterable[Grant]) -> None:
-        make_private(self._directory)
-        write_many((self.path(grant.volume.uuid), codec_text(grant)) for grant in grants)
-
-    def forget(self, uuids: Iterable[str]) -> None:
-        for path in map(self.path, uuids):
-            for file in (path, path.with_name(path.name + PARTIAL)):
-                file.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            sync_directory(self._directory)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -159,30 +130,6 @@ class Grants:
             yield
         finally:
             lock.release(remove=True)
-
-    def fence(self, client: str) -> None:
-        write_atomic(make_private(self._marks) / slug(client), client + "\n")
-
-    def unfence(self, client: str) -> None:
-        (self._marks / slug(client)).unlink(missing_ok=True)
-        if self._marks.is_dir():
-            sync_directory(self._marks)
-
-    def fenced(self, client: str) -> bool:
-        return (self._marks / slug(client)).exists()
-
-
-def _load(path: Path) -> Grant:
-    data = read_json(path, "the NFS grant")
-    try:
-        grant = codec.load(Grant, data, str(path))
-    except StorkitError as error:
-        problem = getattr(error, "problems", [error])[0]
-        hint = "move it away once you know what it held"
-        raise Unsafe(f"the NFS grant {path} is damaged: {problem.message}", hint) from error
-    if grant.volume.uuid != path.stem:
-        raise Unsafe(f"the NFS grant {path} is that of another volume, {grant.volume.uuid}", "move it away")
-    return grant
 
 
 def resolve(client: str, address: str) -> list[str]:

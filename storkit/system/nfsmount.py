@@ -31,7 +31,6 @@ from storkit.core.errors import (
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import fingerprint, qcow2
 from storkit.system.files import PARTIAL, explain, make_private, read_json, sync_directory, write_many
-from storkit.system.nbdgrant import codec_text
 from storkit.system.nbdserver import every
 from storkit.system.nfsexport import IDENTITY, stated
 from storkit.system.nfsgrant import NfsSettings
@@ -193,7 +192,7 @@ class Attachments:
         try:
             every(attach, offers)
         finally:
-            write_many((self._record(uuid), codec_text(record)) for uuid, record in made.items())
+            write_many((self._record(uuid), codec.text(record)) for uuid, record in made.items())
             for record in made.values():
                 self._link(record)
         return [made[offer.uuid].attachment for offer in offers]

@@ -8,8 +8,9 @@ import pytest
 
 from storkit.core.errors import HostUnreachable, UsageError
 from storkit.system.fingerprint import spread
+from storkit.system.grants import slug
 from storkit.system.nbdattach import parse_dump, parse_listing
-from storkit.system.nbdgrant import export_name, slug
+from storkit.system.nbdgrant import export_name
 from storkit.system.nbdserver import x509_authorization
 
 DATA = Path(__file__).parent / "data"

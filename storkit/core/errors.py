@@ -126,7 +126,7 @@ class Interrupted(StorkitError):
 
 
 class Problems(StorkitError):
-    """Everything that is wrong with a request, found before anything changed.
+    """Everything that is wrong with a request, or that went wrong in it, at once.
 
     Its exit code is that of its problems where they agree, otherwise the first one's.
     """
@@ -136,7 +136,7 @@ class Problems(StorkitError):
     def __init__(self, problems: Sequence[StorkitError]) -> None:
         self.problems = list(problems)
         count = len(self.problems)
-        super().__init__(f"{count} problems; nothing was changed", "")
+        super().__init__(f"{count} problems", "")
         self.exit_code = self.problems[0].exit_code  # type: ignore[misc]
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +14,7 @@ from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.migration import Subject
-from storkit.core.model import DiskSource, Export, Volume, check_name
+from storkit.core.model import DiskSource, Export, Volume, check_name, guest_client
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 from storkit.guests import files
@@ -199,14 +200,14 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     guest = replace(guest, disks=[replace(d, uuid=v.uuid) for d, v in zip(guest.disks, volumes, strict=True)])
     guest, root = _with_root(session, guest)
     exports = session.survey.exports(volumes)
-    root_exports = session.survey.exports([root]) if root else []
+    root_exports = _root_exports(session, guest, [root] if root else [])
     asked = dict.fromkeys([*(export.client for export in exports), *hosts])
     if not volumes:
         asked = dict.fromkeys([*session.inventory.hosts, *hosts])
     for host in asked:
         session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
     target = f"hypervisor:{guest.hypervisor}"
-    places = session.survey.where(name, target, asked, _able(exports, volumes, root, root_exports))
+    places = _where(session, guest, asked, volumes, exports)
     running = [host for host, status in places.items() if status in ("running", "paused")]
     states = {host: found[0] for host, found in session.survey.guests(running, target, [name]).items() if found}
     machine = next((state.machine for state in states.values() if state.machine), guest.machine)
@@ -215,13 +216,26 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has, root, root_exports)
 
 
-def _able(
-    exports: list[Export], volumes: list[Volume], root: Volume | None, root_exports: list[Export]
-) -> set[str] | None:
-    """The hosts that can run a guest (None: any): without an export no server lets them in, or the guest itself."""
-    if volumes:
-        return {export.client for export in exports}
-    return set() if root and not root_exports else None
+def _where(
+    session: Session, guest: Guest, hosts: Iterable[str], volumes: list[Volume], exports: list[Export]
+) -> dict[str, str]:
+    """Where a guest is, of these hosts. Without an export no server lets it in: of its disks to the host, or of its
+    root to itself. A root lets in the instance that was started last, and no other: where that one answers, hosts that
+    are silent do not count."""
+    able = {export.client for export in exports} if volumes else None
+    rooted = guest.root is not None and not guest.disks
+    if guest.root and rooted:
+        roots = session.survey.volumes([guest.root.volume])
+        able = set() if roots and not _root_exports(session, guest, roots) else None
+    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+    if rooted and {"running", "paused"} & set(places.values()):
+        return {host: status for host, status in places.items() if status != "unknown"}
+    return places
+
+
+def _root_exports(session: Session, guest: Guest, roots: list[Volume]) -> list[Export]:
+    """The exports of a guest's root to itself."""
+    return [export for export in session.survey.exports(roots) if export.client == guest_client(guest.name)]
 
 
 def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[str]:
@@ -278,26 +292,20 @@ def delete(session: Session, options: Namespace) -> None:
 def _places(session: Session, guest: Guest) -> dict[str, str]:
     """Where a guest is, whatever has become of its volumes."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    roots = session.survey.volumes([guest.root.volume]) if guest.root else []
-    root = roots[0] if roots else None
-    able = _able(session.survey.exports(volumes), volumes, root, session.survey.exports(roots))
-    return session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", session.survey.hosts(volumes), able)
+    return _where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))
 
 
 def list_(session: Session, options: Namespace) -> None:
     rows, data = [], []
     for guest in files.load_all(session.guests):
-        able = None
+        volumes: list[Volume] = []
         try:
             volumes = session.survey.find_all([disk.volume for disk in guest.disks])
             hosts = session.survey.hosts(volumes)
-            roots = session.survey.find_all([guest.root.volume]) if guest.root else []
-            root = roots[0] if roots else None
-            able = _able(session.survey.exports(volumes), volumes, root, session.survey.exports(roots))
         except NotFound:
             hosts = list(session.inventory.hosts)
         try:
-            places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+            places = _where(session, guest, hosts, volumes, session.survey.exports(volumes))
             shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
         except Unsupported as error:
             places, shown = {}, "unsupported"

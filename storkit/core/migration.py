@@ -30,6 +30,7 @@ class Subject:
     root: Volume | None = None
     """The tree that the guest mounts as its root. The right to write it is the guest's own, wherever it runs."""
     root_exports: list[Export] = field(default_factory=list)
+    """Those to the guest itself."""
 
     @property
     def name(self) -> str:
@@ -46,8 +47,7 @@ class Subject:
 
     def rooted(self) -> None:
         """Raise Unsafe if the guest runs without the right to write its root."""
-        rights = [export for export in self.root_exports if export.client == self.client and export.writable]
-        if self.root and self.running and not rights:
+        if self.root and self.running and not any(export.writable for export in self.root_exports):
             raise Unsafe(
                 f"guest {self.name} runs on {', '.join(self.running)} from before its root {self.root.name} was taken",
                 f"storkit guest stop {self.name} --force, then start it",
@@ -271,7 +271,7 @@ def _give_root(stages: Stages, subject: Subject) -> None:
     if subject.root is None or subject.guest.root is None:
         return
     tree, name, address = subject.root, subject.client, subject.guest.root.host
-    if any(export.client == name for export in subject.root_exports):
+    if subject.root_exports:
         _take_root(stages, subject)
     title = f"export {tree.name} to {name} at {address}"
     stages.then(_root_step("export", tree, subject, title, name, address))

@@ -110,10 +110,19 @@ def import_(session: Session, options: Namespace) -> None:
             disks.append(replace(disk, volume=mapping[place]))
         else:
             problems.append(UsageError(f"disk {place} has no volume yet", f"import it, then: --disk {place}=VOLUME"))
+    root = guest.root
+    if root:
+        place = f"{root.server}:{root.path}"
+        if place in mapping:
+            tree = _tree(session, mapping[place])
+            root = replace(root, volume=tree.name, uuid=tree.uuid, server="", path="")
+        else:
+            hint = f"storkit volume import --tree {root.path} {root.volume}; then: --disk {place}={root.volume}"
+            problems.append(UsageError(f"root {place} has no volume yet", hint))
     raise_problems(problems)
     for warning in found.warnings:
         session.warn(f"storkit: {options.file}: {warning}")
-    save(session, replace(guest, disks=bind(session, disks)))
+    save(session, replace(guest, root=root, disks=bind(session, disks)))
 
 
 def clone(session: Session, options: Namespace) -> None:

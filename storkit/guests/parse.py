@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,7 +17,7 @@ from uuid import uuid4
 from storkit.core.errors import UsageError, raise_problems
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB, check
-from storkit.guests.record import Boot, Disk, Guest, Nic
+from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 
 MAX_TEXT = 4 * MIB
 
@@ -112,6 +113,7 @@ def _imported(found: Found, where: str, name: str) -> Imported:
     if not found.uuid:
         found.uuid = str(uuid4())
         found.warn("uuid: there was none, a new one was made")
+    cmdline, root = read_root(found.boot.cmdline)
     guest = Guest(
         name=name or found.name,
         uuid=found.uuid.lower(),
@@ -120,7 +122,8 @@ def _imported(found: Found, where: str, name: str) -> Imported:
         hypervisor=found.hypervisor,
         machine=found.machine,
         cpu=found.cpu,
-        boot=found.boot,
+        boot=replace(found.boot, cmdline=cmdline),
+        root=root,
         nics=[replace(nic, mac=nic.mac.lower()) for nic in found.nics],
         console=found.console,
         extra=found.extra,
@@ -134,6 +137,25 @@ def _imported(found: Found, where: str, name: str) -> Imported:
     derived = replace(guest, nics=[replace(nic, mac="") for nic in guest.nics])
     nics = [replace(nic, mac="" if nic.mac == derived.mac(n) else nic.mac) for n, nic in enumerate(guest.nics)]
     return Imported(replace(guest, nics=nics), [source for _, source in found.disks], found.warnings)
+
+
+def read_root(cmdline: str) -> tuple[str, Root | None]:
+    """A kernel's command line without the words that `Root.words` makes, and that root; as it is, with None, where it
+    mounts no root by NFS, or asks DHCP for the guest's address."""
+    words = dict(word.partition("=")[::2] for word in cmdline.split())
+    place = re.fullmatch(r"([0-9.]+):(/[^,]*),?(.*)", words.get("nfsroot", ""))
+    ip = [*words.get("ip", "").split(":"), "", "", "", ""]
+    try:
+        address = IPv4Interface(f"{ip[0]}/{ip[3]}").with_prefixlen
+    except ValueError:
+        return cmdline, None
+    if words.get("root") != "/dev/nfs" or place is None:
+        return cmdline, None
+    ours = {"root", "nfsroot", "ip", "nfs.nfs4_unique_id", "rw"}
+    rest = " ".join(word for word in cmdline.split() if word.partition("=")[0] not in ours)
+    server, path, options = place.groups()
+    name = PurePosixPath(path.removesuffix("/root")).name.removesuffix(".tree")
+    return rest, Root(volume_name(DiskSource("file", name), "root", set()), address, ip[2], options, "", server, path)
 
 
 def volume_name(source: DiskSource, otherwise: str, taken: set[str]) -> str:

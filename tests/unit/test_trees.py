@@ -80,13 +80,17 @@ def source(tmp_path: Path) -> Path:
     return top
 
 
+XFS_ACL = ("trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT")
+"""XFS shows ACLs once more under these names."""
+
+
 def facts(top: Path) -> dict[str, Any]:
     """Everything of a tree that an import has to keep."""
     seen: dict[str, Any] = {}
     for path in [top, *sorted(top.rglob("*"))]:
         now = path.lstat()
-        xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
-                  for name in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
+        names = [name for name in os.listxattr(path, follow_symlinks=False) if name not in XFS_ACL]
+        xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
         content: Any = path.readlink() if path.is_symlink() else path.read_bytes()[:8000] if path.is_file() else None
         seen[str(path.relative_to(top))] = (
             now.st_mode, now.st_uid, now.st_gid, now.st_rdev, int(now.st_mtime), xattrs, content,

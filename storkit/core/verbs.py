@@ -107,7 +107,7 @@ class Export(Verb):
         if step.verb == "unexport":
             volumes, clients = step.args["volumes"], step.args["clients"]
             return run.call(step.host, step.target, "unexport", volumes=volumes, clients=clients)
-        clients = [client(run, step, name) for name in step.args["clients"]]
+        clients = [client(run, step.host, name, step.args.get("addresses")) for name in step.args["clients"]]
         return run.call(step.host, step.target, "export", volumes=step.args["volumes"], clients=clients)
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
@@ -117,7 +117,7 @@ class Export(Verb):
                 if name not in had:
                     run.call(step.host, step.target, "unexport", volumes=[volume], clients=[name])
                 else:
-                    clients = [client(run, step, name)]
+                    clients = [client(run, step.host, name, step.args.get("addresses"))]
                     run.call(step.host, step.target, "export", volumes=[volume], clients=clients)
             writers = sorted(name for name, export in had.items() if export["writable"])
             if step.verb == "unexport" and writers:
@@ -370,11 +370,11 @@ class Fence(Verb):
         run.call(step.host, step.target, other, client=step.args["client"])
 
 
-def client(run: Run, step: Step, name: str) -> Any:
-    """The Client record, as JSON, of host `name`, or of a guest with the address in the step, for the step's host."""
+def client(run: Run, home: str, name: str, guests: dict[str, str] | None = None) -> Any:
+    """The Client record, as JSON, of host `name` for servers of host `home`; of a guest, with its address in `guests`."""
     if guest_of(name):
-        return codec.dump(Client(name, False, step.args.get("addresses", {}).get(name, "")))
-    return codec.dump(Client(name, run.same_machine(step.host, name), run.address(name)))
+        return codec.dump(Client(name, False, (guests or {}).get(name, "")))
+    return codec.dump(Client(name, run.same_machine(home, name), run.address(name)))
 
 
 VERBS: dict[str, Verb] = {

@@ -64,7 +64,7 @@ def verify_records(world: World) -> list[str]:
 
 
 def verify_linux(world: World) -> list[str]:
-    world.storkit("guest", "stop", "g")
+    world.storkit("guest", "stop", "g", "--timeout", "280")  # its kernel is emulated twice
     report = log.verify(world.disk())
     print(f"lines {report.first} to {report.last}: {len(report.gaps)} lost, {len(report.repeated)} written twice, "
           f"{len(report.torn)} torn; file system {report.filesystem or 'clean'}"

@@ -371,7 +371,7 @@ class Fence(Verb):
 
 
 def client(run: Run, home: str, name: str, guests: dict[str, str] | None = None) -> Any:
-    """The Client record, as JSON, of host `name` for servers of host `home`; of a guest, with its address in `guests`."""
+    """The Client record, as JSON, of host `name` for servers of host `home`; a guest's has its address in `guests`."""
     if guest_of(name):
         return codec.dump(Client(name, False, (guests or {}).get(name, "")))
     return codec.dump(Client(name, run.same_machine(home, name), run.address(name)))

@@ -17,7 +17,8 @@ from tests.lab.errors import LabError, Unsupported
 from tests.lab.lab import Lab
 from tests.lab.world import STORAGES, Move, World, hypervisors, storage
 
-FILES = "/root/guest"
+FILES = "/srv/guest"
+"""Where QEMU may read them under libvirt too."""
 
 
 def say(text: str) -> None:

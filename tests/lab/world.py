@@ -31,7 +31,7 @@ KEPT = (
     r". files: /var/lib/storkit/(plans/|hosts?/|setup|qemu-|libvirt)",
     r". files: /run/storkit/qemu-",
     r". files: /srv/volumes/\.storkit\.lock",
-    r". files: /root/(\.cache/|boot\.img|guest/)",
+    r". files: (/root/(\.cache/|boot\.img)|/srv/guest/)",
     r". sockets: udp",
 )
 """What storkit keeps by right when everything is deleted: journals, what it found out, locks."""

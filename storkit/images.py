@@ -269,7 +269,7 @@ def _fill_unpacked(site: Site, volume: Volume, path: Path, kind: str, format: st
             info = inspect(site, str(spool), format, "", limit)
         except StorkitError as error:
             # The spool is nobody's concern: the file that was given is what is wrong.
-            for problem in getattr(error, "problems", [error]):
+            for problem in error.each:
                 problem.message = problem.message.replace(str(spool), str(path))
                 problem.args = (problem.message,)
             raise

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Client, Needs, Transport
-from storkit.core.errors import StorkitError, raise_problems
+from storkit.core.errors import StorkitError, collected, raise_problems
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
 from storkit.system.iscsigrant import IscsiSettings
 
@@ -70,10 +70,8 @@ class Iscsi(Transport):
     def restore(self) -> list[Export]:
         problems: list[StorkitError] = []
         for restore in (self._exports.restore, self._attachments.restore):
-            try:
+            with collected(problems):
                 restore()
-            except StorkitError as error:
-                problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
         return self.find_exports()
 

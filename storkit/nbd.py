@@ -25,13 +25,16 @@ from storkit.core.errors import (
     TimedOut,
     Unsafe,
     Unsupported,
+    collected,
     raise_problems,
 )
 from storkit.core.model import Attachment, Credential, Evidence, Export, Offer, Secret, Volume, check_name
 from storkit.system import nbdclient
+from storkit.system.grants import of_client, refused_writers
 from storkit.system.nbdattach import Attachments
 from storkit.system.nbdgrant import Grant, Granted, Grants
-from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer, every
+from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer
+from storkit.system.parallel import every
 from storkit.system.qsd import PACKAGE, PROGRAM
 
 
@@ -170,13 +173,7 @@ class Nbd(Transport):
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
         raise_problems(problems)
-        found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
-        for volume in volumes:
-            if volume.uuid not in found:
-                hint = f"storkit attach {volume.name} --on {client}"
-                problems.append(NotFound(f"volume {volume.name} is not exported to host {client}", hint))
-        raise_problems(problems)
-        return [self._offer(found[volume.uuid], client) for volume in volumes]
+        return [self._offer(grant, client) for grant in of_client(grants, volumes, client)]
 
     def _offer(self, grant: Grant, client: str) -> Offer:
         server, granted, volume = self._server(grant), grant.clients[client], grant.volume
@@ -201,7 +198,7 @@ class Nbd(Transport):
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))
-                problems.extend(_refused(volume, grant, hosts))
+                problems.extend(refused_writers(volume, grant, hosts))
                 if self.settings.attach == "kernel":
                     _rename(grant, set(grant.writers) - set(hosts))
                 grant.writers = sorted(set(hosts))
@@ -245,18 +242,12 @@ class Nbd(Transport):
         uuids = [grant.volume.uuid for grant in self._grants.find()[0]]
         with self._grants.guard(uuids):
             grants, problems = self._grants.find(uuids)
-            for grant in grants:
-                grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
-                grant.writers = [name for name in grant.writers if name in grant.clients]
-            try:
+            self._grants.drop_fenced(grants)
+            with collected(problems):
                 every(lambda grant: self._serve([grant]), [grant for grant in grants if grant.clients])
-            except StorkitError as error:
-                problems.extend(getattr(error, "problems", [error]))
         # Attachments on the server's own machine need it.
-        try:
+        with collected(problems):
             Attachments(self.site, self.settings).restore()
-        except StorkitError as error:
-            problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
         return self.find_exports()
 
@@ -288,20 +279,6 @@ def _rename(grant: Grant, losers: Iterable[str]) -> None:
     by itself: it must never find what a later grant lets write."""
     for client in losers:
         grant.clients[client].nonce = secrets.token_hex(4)
-
-
-def _refused(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
-    """Why these hosts cannot be the writers of a volume."""
-    if hosts and "disk" not in (volume.kind, grant.volume.kind):
-        yield Unsafe(
-            f"{volume.name} is a {volume.kind}: nobody writes it", "storkit volume clone it, and use the clone"
-        )
-    if hosts and volume.made == "importing":
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    for host in hosts:
-        if host not in grant.clients:
-            hint = f"storkit attach {volume.name} --on {host}"
-            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)
 
 
 def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:

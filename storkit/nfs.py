@@ -13,6 +13,7 @@ A tree is exported itself, to its guest's address alone: the guest is the client
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,10 +24,11 @@ from uuid import uuid4
 
 from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Site, Transport
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name, guest_of
 from storkit.directory import DirectorySettings
 from storkit.system import locks, nfsexport, nfsmount, nfsrules, nfsserver
+from storkit.system.grants import of_client, refused_writers
 from storkit.system.nfsgrant import EXPORTS, Grant, Granted, Grants, NfsSettings, pool_of, resolve
 from storkit.system.nfsmount import Attachments, Mount
 from storkit.system.nfsserver import Entry
@@ -74,6 +76,9 @@ class NfsPool(TreeDirectory):
 
     @contextmanager
     def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
+        if self.settings.server and self._exists() and not os.access(self.path, os.W_OK | os.X_OK):
+            message = f"the NFS server lets host {self.site.host} change nothing in {self.settings.server}"
+            raise Conflict(message, "export it there with rw and no_root_squash: exports(5)")
         with super()._locked(verb) as directory:
             (directory.path / EXPORTS).mkdir(mode=0o711, exist_ok=True)
             yield directory
@@ -300,13 +305,7 @@ class Nfs(Transport):
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
         raise_problems(problems)
-        found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
-        for volume in volumes:
-            if volume.uuid not in found:
-                hint = f"storkit attach {volume.name} --on {client}"
-                problems.append(NotFound(f"volume {volume.name} is not exported to host {client}", hint))
-        raise_problems(problems)
-        return [self._offer(found[volume.uuid], client) for volume in volumes]
+        return [self._offer(grant, client) for grant in of_client(grants, volumes, client)]
 
     def _offer(self, grant: Grant, client: str) -> Offer:
         volume = grant.volume
@@ -326,7 +325,7 @@ class Nfs(Transport):
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))
-                problems.extend(nfsrules.writers(volume, grant, hosts))
+                problems.extend(refused_writers(volume, grant, hosts, ("disk", "tree")))
                 if hosts:
                     problems.extend(self._unenforced(grant))
                 grant.writers = sorted(set(hosts))
@@ -389,17 +388,11 @@ class Nfs(Transport):
         problems: list[StorkitError] = []
         with self._grants.guard():
             grants, problems = self._grants.find()
-            for grant in grants:
-                grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
-                grant.writers = [name for name in grant.writers if name in grant.clients]
-            try:
+            self._grants.drop_fenced(grants)
+            with collected(problems):
                 self._serve([grant for grant in grants if grant.clients])
-            except StorkitError as error:
-                problems.extend(getattr(error, "problems", [error]))
-        try:
+        with collected(problems):
             Attachments(self.site, self.settings).restore()
-        except StorkitError as error:
-            problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
         return self.find_exports()
 

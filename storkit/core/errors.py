@@ -6,7 +6,8 @@ travels between hosts as JSON without losing its kind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 
@@ -23,6 +24,11 @@ class StorkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def each(self) -> list[StorkitError]:
+        """The single problems that this error stands for."""
+        return [self]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
@@ -139,6 +145,10 @@ class Problems(StorkitError):
         super().__init__(f"{count} problems", "")
         self.exit_code = self.problems[0].exit_code  # type: ignore[misc]
 
+    @property
+    def each(self) -> list[StorkitError]:
+        return self.problems
+
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "problems": [problem.to_json() for problem in self.problems]}
 
@@ -149,6 +159,15 @@ def raise_problems(problems: Sequence[StorkitError]) -> None:
         raise problems[0]
     if problems:
         raise Problems(problems)
+
+
+@contextmanager
+def collected(problems: list[StorkitError]) -> Iterator[None]:
+    """Add what goes wrong inside to `problems`, and go on."""
+    try:
+        yield
+    except StorkitError as error:
+        problems.extend(error.each)
 
 
 _KINDS: dict[str, type[StorkitError]] = {

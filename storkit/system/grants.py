@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from storkit.core import codec
 from storkit.core.backend import Site
-from storkit.core.errors import StorkitError, Unsafe
+from storkit.core.errors import NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.model import Volume
-from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.files import make_private, sync_directory, write_atomic
+from storkit.system.records import RecordFiles
 
 
 class VolumeGrant(Protocol):
@@ -24,6 +24,9 @@ class VolumeGrant(Protocol):
 
     @property
     def volume(self) -> Volume: ...
+
+    clients: dict[str, Any]
+    writers: list[str]
 
 
 G = TypeVar("G", bound=VolumeGrant)
@@ -38,37 +41,27 @@ class GrantFiles(Generic[G]):
     kind: type[G]
 
     def __init__(self, site: Site) -> None:
-        self._directory = site.state / self.transport
-        self._marks = self._directory / "fenced"
+        self._files = RecordFiles(site.state / self.transport, self.kind, f"the {self.title} grant")
+        self._marks = site.state / self.transport / "fenced"
 
     def path(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
+        return self._files.path(uuid)
 
     def find(self, uuids: Iterable[str] | None = None) -> tuple[list[G], list[StorkitError]]:
         """The grants of these volumes (None: all), by volume name, and what is wrong with those that are damaged."""
-        if uuids is None:
-            uuids = [path.stem for path in self._directory.glob("*.json")]
-        found: list[G] = []
-        problems: list[StorkitError] = []
-        for uuid in dict.fromkeys(uuids):
-            try:
-                found.append(self._load(self.path(uuid)))
-            except FileNotFoundError:
-                continue
-            except StorkitError as error:
-                problems.append(error)
-        return sorted(found, key=lambda grant: (grant.volume.name, grant.volume.uuid)), problems
+        records, problems = self._files.find(uuids)
+        for uuid, grant in records.items():
+            if grant.volume.uuid != uuid:
+                message = f"the {self.title} grant {self.path(uuid)} is that of another volume, {grant.volume.uuid}"
+                problems.append(Unsafe(message, "move it away"))
+        mine = [grant for uuid, grant in records.items() if grant.volume.uuid == uuid]
+        return sorted(mine, key=lambda grant: (grant.volume.name, grant.volume.uuid)), problems
 
     def save(self, grants: Iterable[G]) -> None:
-        make_private(self._directory)
-        write_many((self.path(grant.volume.uuid), codec.text(grant)) for grant in grants)
+        self._files.save({grant.volume.uuid: grant for grant in grants})
 
     def forget(self, uuids: Iterable[str]) -> None:
-        for path in map(self.path, uuids):
-            for file in (path, path.with_name(path.name + PARTIAL)):
-                file.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            sync_directory(self._directory)
+        self._files.forget(uuids)
 
     def fence(self, client: str) -> None:
         write_atomic(make_private(self._marks) / slug(client), client + "\n")
@@ -81,19 +74,35 @@ class GrantFiles(Generic[G]):
     def fenced(self, client: str) -> bool:
         return (self._marks / slug(client)).exists()
 
-    def _load(self, path: Path) -> G:
-        data = read_json(path, f"the {self.title} grant")
-        try:
-            grant = codec.load(self.kind, data, str(path))
-        except StorkitError as error:
-            problem = getattr(error, "problems", [error])[0]
-            hint = "move it away once you know what it held"
-            raise Unsafe(f"the {self.title} grant {path} is damaged: {problem.message}", hint) from error
-        if grant.volume.uuid != path.stem:
-            raise Unsafe(
-                f"the {self.title} grant {path} is that of another volume, {grant.volume.uuid}", "move it away"
-            )
-        return grant
+    def drop_fenced(self, grants: Iterable[G]) -> None:
+        """Take the clients that were fenced out of these grants, unsaved."""
+        for grant in grants:
+            grant.clients = {name: it for name, it in grant.clients.items() if not self.fenced(name)}
+            grant.writers = [name for name in grant.writers if name in grant.clients]
+
+
+def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> list[G]:
+    """The grant of each volume to a client. Raises NotFound: some are not exported to it."""
+    found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
+    raise_problems([_not_exported(volume, client) for volume in volumes if volume.uuid not in found])
+    return [found[volume.uuid] for volume in volumes]
+
+
+def refused_writers(
+    volume: Volume, grant: VolumeGrant, hosts: Sequence[str], kinds: Container[str] = ("disk",)
+) -> Iterator[StorkitError]:
+    """Why these hosts cannot be the writers of a volume; `kinds` are those that can be written."""
+    if hosts and volume.kind not in kinds and grant.volume.kind not in kinds:
+        hint = "storkit volume clone it, and use the clone"
+        yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
+    if hosts and volume.made == "importing":
+        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
+    yield from (_not_exported(volume, host) for host in hosts if host not in grant.clients)
+
+
+def _not_exported(volume: Volume, client: str) -> StorkitError:
+    hint = f"storkit attach {volume.name} --on {client}"
+    return NotFound(f"volume {volume.name} is not exported to host {client}", hint)
 
 
 def short(text: str) -> str:

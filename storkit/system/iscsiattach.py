@@ -22,6 +22,7 @@ from storkit.core.errors import (
     StorkitError,
     Unsafe,
     UsageError,
+    collected,
     raise_problems,
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume, check_name
@@ -31,9 +32,9 @@ from storkit.system.files import PARTIAL, make_private
 from storkit.system.iscsiattached import ROLE, Attached, Node, find_nodes
 from storkit.system.iscsigrant import Chapped, IscsiSettings, initiator_iqn, portal, portal_name
 from storkit.system.lun import Lun
-from storkit.system.nbdserver import every
 from storkit.system.openers import only_killed
 from storkit.system.openiscsi import Session
+from storkit.system.parallel import every
 
 _BUSY = 60.0
 Login = Callable[[Offer], None]
@@ -82,10 +83,8 @@ class IscsiAttachments:
             with self._locked([offer.uuid]):
                 self._attach([_Pending(offer, self._attached.nodes().get(offer.uuid))], self._recorded_login)
 
-        try:
+        with collected(problems):
             every(again, offers)
-        except StorkitError as error:
-            problems.extend(getattr(error, "problems", [error]))
         raise_problems(problems)
 
     def _check(self, offers: list[Offer]) -> None:

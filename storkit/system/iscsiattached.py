@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import HostUnreachable, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Evidence, Offer, Volume
 from storkit.core.units import SECTOR
 from storkit.system import devmapper, lun, openiscsi, reservations, scsi
-from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 from storkit.system.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.iscsigrant import target_iqn
-from storkit.system.nbdserver import every
 from storkit.system.openiscsi import Session
+from storkit.system.parallel import every
+from storkit.system.records import RecordFiles
 
 ROLE = "attached"
 BLOCK_DEVICES = Path("/sys/class/block")
@@ -70,11 +69,11 @@ class Attached:
     def __init__(self, site: Site, prefix: str) -> None:
         self.site = site
         self.prefix = prefix
-        self._directory = site.state / "iscsi-attached"
+        self._records = RecordFiles(site.state / "iscsi-attached", Offer, "the attachment")
 
     def nodes(self) -> dict[str, Node]:
         """UUID to node of the volumes that are attached over iSCSI."""
-        ours = {path.stem for path in self._directory.glob("*.json")}
+        ours = set(self._records.uuids())
         targets = {session.target for session in openiscsi.find_sessions()}
         return {
             node.uuid: node
@@ -137,38 +136,20 @@ class Attached:
         return Evidence(offer.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
 
     def save(self, offers: Iterable[Offer]) -> None:
-        make_private(self._directory)
-        write_many((self._path(offer.uuid), codec.text(replace(offer, credential=None))) for offer in offers)
+        self._records.save({offer.uuid: replace(offer, credential=None) for offer in offers})
 
     def forget(self, offers: Iterable[Offer]) -> None:
         """Forget records, open-iscsi's first: as long as ours is there, it names what may be left."""
         for offer in offers:
             openiscsi.delete_records(offer.name)
-            path = self._path(offer.uuid)
-            for file in (path.with_name(path.name + PARTIAL), path):
-                file.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            sync_directory(self._directory)
+            self._records.forget([offer.uuid])
 
     def offers(self, uuids: Iterable[str] | None = None) -> tuple[list[Offer], list[StorkitError]]:
         """What was expected of these attachments (None: all), by name, and what is wrong with damaged records."""
-        found: list[Offer] = []
-        problems: list[StorkitError] = []
-        for uuid in [path.stem for path in self._directory.glob("*.json")] if uuids is None else uuids:
-            path = self._path(uuid)
-            try:
-                found.append(codec.load(Offer, read_json(path, "the attachment"), str(path)))
-            except FileNotFoundError:
-                continue
-            except StorkitError as error:
-                first = getattr(error, "problems", [error])[0]
-                problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
-        return sorted(found, key=lambda offer: offer.volume), problems
+        found, problems = self._records.find(uuids)
+        return sorted(found.values(), key=lambda offer: offer.volume), problems
 
     def bare_offer(self, volume: Volume) -> Offer:
         """What is known of an attachment without a record: its target's name."""
         name = target_iqn(self.prefix, volume.uuid)
         return Offer(volume.name, volume.uuid, volume.size, self.site.host, "iscsi", name, "", False)
-
-    def _path(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"

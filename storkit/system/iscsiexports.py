@@ -6,13 +6,21 @@ and the home host's own node (storkit.system.localnode): always in the order tha
 
 from __future__ import annotations
 
-import contextlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from storkit.core.backend import Client, Site
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    collected,
+    raise_problems,
+)
 from storkit.core.model import (
     Attachment,
     Credential,
@@ -24,6 +32,7 @@ from storkit.core.model import (
     check_name,
 )
 from storkit.system import devmapper, lio, lioconfigfs, liosave
+from storkit.system.grants import of_client, refused_writers
 from storkit.system.iscsigrant import (
     Chapped,
     Grant,
@@ -195,18 +204,11 @@ class IscsiExports:
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
-        found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
-        for volume in volumes:
-            if volume.uuid not in found and not problems:
-                hint = f"storkit attach {volume.name} --on {client}"
-                problems.append(NotFound(f"volume {volume.name} is not exported to host {client}", hint))
         raise_problems(problems)
         offers: list[Offer] = []
-        for volume in volumes:
-            try:
-                offers.append(self._offer(found[volume.uuid], client))
-            except StorkitError as error:
-                problems.append(error)
+        for grant in of_client(grants, volumes, client):
+            with collected(problems):
+                offers.append(self._offer(grant, client))
         raise_problems(problems)
         return offers
 
@@ -238,7 +240,7 @@ class IscsiExports:
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))
-                problems += _refused_writers(volume, grant, hosts)
+                problems += refused_writers(volume, grant, hosts)
                 grant.writers = sorted(set(hosts))
             raise_problems(problems)
             self._grants.save(grants)
@@ -284,11 +286,9 @@ class IscsiExports:
         """
         with lioconfigfs.lock():
             grants, problems = self._grants.find()
-            for grant in grants:
-                grant.clients = {name: it for name, it in grant.clients.items() if not self._grants.fenced(name)}
-                grant.writers = [name for name in grant.writers if name in grant.clients]
+            self._grants.drop_fenced(grants)
             self._grants.save(grants)
-            with _collected(problems):
+            with collected(problems):
                 _activate([grant.volume for grant in grants])
             ready: list[Grant] = []
             for grant in grants:
@@ -297,9 +297,9 @@ class IscsiExports:
                     ready.append(grant)
                 except StorkitError as error:
                     problems.append(error)
-            with _collected(problems):
+            with collected(problems):
                 self._apply(ready)
-            with _collected(problems):
+            with collected(problems):
                 self._local.restore(ready)
         raise_problems(problems)
 
@@ -382,31 +382,10 @@ def _bytes(volume: Volume) -> tuple[str, int, str]:
     return volume.path, volume.size, volume.kind
 
 
-def _refused_writers(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
-    """Why these hosts cannot be the writers of a volume."""
-    if hosts and "disk" not in (volume.kind, grant.volume.kind):
-        hint = "storkit volume clone it, and use the clone"
-        yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
-    if hosts and volume.made == "importing":
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    for host in hosts:
-        if host not in grant.clients:
-            hint = f"storkit attach {volume.name} --on {host}"
-            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)
-
-
-@contextlib.contextmanager
-def _collected(problems: list[StorkitError]) -> Iterator[None]:
-    try:
-        yield
-    except StorkitError as error:
-        problems.extend(getattr(error, "problems", [error]))
-
-
 def _all(*acts: Callable[[], None]) -> None:
     """Do all of these, and raise what failed at the end."""
     problems: list[StorkitError] = []
     for act in acts:
-        with _collected(problems):
+        with collected(problems):
             act()
     raise_problems(problems)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import (
     CommandFailed,
@@ -29,12 +28,14 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import nbdclient
-from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_atomic, write_many
+from storkit.system.files import PARTIAL, make_private, write_atomic
 from storkit.system.fingerprint import BLOCK, digests, wanted
 from storkit.system.nbdgrant import export_name
 from storkit.system.nbdkernel import KernelDevices, Link, read_device
-from storkit.system.nbdserver import NbdSettings, check_x509, every
+from storkit.system.nbdserver import NbdSettings, check_x509
+from storkit.system.parallel import every
 from storkit.system.qsd import check_socket_path
+from storkit.system.records import RecordFiles
 from storkit.system.run import run
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
@@ -76,10 +77,11 @@ class Attachments:
         self.site = site
         self.settings = settings
         self._directory = site.state / "nbd" / "attached"
+        self._records = RecordFiles(self._directory, Attached, "the attachment")
         self._devices = KernelDevices(site)
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
-        before = {record.attachment.uuid: record for record in self._records(None)}
+        before = {record.attachment.uuid: record for record in self._find(None)}
         names = {record.attachment.volume: uuid for uuid, record in before.items()}
         pending: list[_Pending] = []
         problems: list[StorkitError] = []
@@ -94,7 +96,7 @@ class Attachments:
         for directory in (self._directory.parent, self._directory, self.site.dev):
             make_private(directory)
         every(self._verify, pending)
-        write_many((self._record(one.offer.uuid), codec.text(one.record)) for one in pending)
+        self._records.save({one.offer.uuid: one.record for one in pending})
         self._connect([one.record for one in pending])
         return [one.record.attachment for one in pending]
 
@@ -194,10 +196,10 @@ class Attachments:
 
     def claim(self, volumes: list[Volume]) -> None:
         """Have block devices that may be written; in user space QEMU sees for itself what the server lets it do."""
-        before = [record for record in self._records([volume.uuid for volume in volumes]) if record.wire is not None]
+        before = [record for record in self._find([volume.uuid for volume in volumes]) if record.wire is not None]
         records = [self._writable(record) for record in before]
         changed = [new for old, new in zip(before, records, strict=True) if new != old or not self._device(new)]
-        write_many((self._record(record.attachment.uuid), codec.text(record)) for record in changed)
+        self._records.save({record.attachment.uuid: record for record in changed})
         self._connect(changed)
 
     def _writable(self, record: Attached) -> Attached:
@@ -214,7 +216,7 @@ class Attachments:
         return self._devices.path(record.link) if record.link is not None else ""
 
     def detach(self, volumes: list[Volume]) -> None:
-        records = self._records([volume.uuid for volume in volumes])
+        records = self._find([volume.uuid for volume in volumes])
         problems: list[StorkitError] = []
         kept: set[str] = set()
         for record in records:
@@ -229,13 +231,10 @@ class Attachments:
             path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
             if path.is_symlink():
                 path.unlink()
-        for uuid in {volume.uuid for volume in volumes} - kept:
+        gone = {volume.uuid for volume in volumes} - kept
+        for uuid in gone:
             shutil.rmtree(self._directory / uuid, ignore_errors=True)
-            file = self._record(uuid)
-            for path in (file, file.with_name(file.name + PARTIAL)):
-                path.unlink(missing_ok=True)
-        if self._directory.is_dir():
-            sync_directory(self._directory)
+        self._records.forget(gone)
         raise_problems(problems)
 
     def _serves(self, record: Attached) -> bool:
@@ -246,7 +245,7 @@ class Attachments:
             return False
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
-        found = [record.attachment for record in self._records(volumes)]
+        found = [record.attachment for record in self._find(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:
@@ -259,7 +258,7 @@ class Attachments:
                 self._identity(record)
             self._connect([record])
 
-        every(again, self._records(None))
+        every(again, self._find(None))
 
     def _identity(self, record: Attached) -> nbdclient.ExportInfo:
         """What the server of an attachment says, if it is that volume's; Unsafe otherwise."""
@@ -275,7 +274,7 @@ class Attachments:
         return info
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
+        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
         problems: list[StorkitError] = [
             NotFound(
                 f"volume {volume.name} is not attached on {self.site.host}",
@@ -310,24 +309,10 @@ class Attachments:
             blocks = _read_by_tool(source, ranges) if record.wire is None else read_device(self._device(record), ranges)
         return Evidence(attachment.volume, self.site.host, info.description, info.size, digests(ranges, blocks))
 
-    def _record(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
-
-    def _records(self, volumes: Iterable[str] | None) -> list[Attached]:
-        records: list[Attached] = []
-        problems: list[StorkitError] = []
-        uuids = [path.stem for path in self._directory.glob("*.json")] if volumes is None else volumes
-        for uuid in uuids:
-            path = self._record(uuid)
-            try:
-                records.append(codec.load(Attached, read_json(path, "the attachment"), str(path)))
-            except FileNotFoundError:
-                continue
-            except StorkitError as error:
-                first = getattr(error, "problems", [error])[0]
-                problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
+    def _find(self, volumes: Iterable[str] | None) -> list[Attached]:
+        records, problems = self._records.find(volumes)
         raise_problems(problems)
-        return records
+        return list(records.values())
 
 
 def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:

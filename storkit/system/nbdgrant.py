@@ -65,10 +65,11 @@ class Grants(GrantFiles[Grant]):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._guards = site.run / "nbd"
+        self._keys = site.state / "nbd" / "keys"
 
     def keys(self, uuid: str, client: str = "") -> Path:
         """Where the pre-shared keys of a volume's clients are, or that of one client."""
-        directory = self._directory / "keys" / uuid
+        directory = self._keys / uuid
         return directory / short(client) if client else directory
 
     @contextmanager

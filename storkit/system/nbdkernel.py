@@ -32,7 +32,8 @@ from storkit.system import devmapper, locks, nbdclient
 from storkit.system.files import make_private
 from storkit.system.grants import short
 from storkit.system.nbdnetlink import Device, Netlink, devices
-from storkit.system.nbdserver import FOREVER, every
+from storkit.system.nbdserver import FOREVER
+from storkit.system.parallel import every
 from storkit.system.qsd import Daemon, check_socket_path, listen_unix
 
 CLOSE_TIMEOUT = 10.0

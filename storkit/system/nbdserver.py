@@ -17,7 +17,6 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -382,23 +381,3 @@ def check_x509(directory: Path, files: tuple[str, ...]) -> None:
     missing = [name for name in files if not (directory / name).is_file()]
     if missing:
         raise UsageError(f"nbd: tls_dir {directory} has no {', '.join(missing)}", "make them with certtool(1)")
-
-
-def every(action: Callable[[T], None], items: list[T]) -> None:
-    """Do `action` for all items at the same time; all that failed is raised at the end."""
-    problems: list[StorkitError] = []
-
-    def attempt(item: T) -> None:
-        try:
-            action(item)
-        except StorkitError as error:
-            problems.append(error)
-
-    if len(items) == 1:
-        attempt(items[0])
-    elif items:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(min(8, len(items))) as pool:
-            list(pool.map(attempt, items))
-    raise_problems(problems)

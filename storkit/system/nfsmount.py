@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import (
     CommandFailed,
@@ -30,11 +29,12 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import fingerprint, qcow2
-from storkit.system.files import PARTIAL, explain, make_private, read_json, sync_directory, write_many
-from storkit.system.nbdserver import every
+from storkit.system.files import PARTIAL, explain, make_private
 from storkit.system.nfsexport import IDENTITY, stated
 from storkit.system.nfsgrant import NfsSettings
 from storkit.system.nfsserver import unescape
+from storkit.system.parallel import every
+from storkit.system.records import RecordFiles
 from storkit.system.run import run
 
 PACKAGE = "nfs-common"
@@ -169,11 +169,11 @@ class Attachments:
     def __init__(self, site: Site, settings: NfsSettings) -> None:
         self.site = site
         self.settings = settings
-        self._directory = site.state / "nfs" / "attached"
+        self._records = RecordFiles(site.state / "nfs" / "attached", Attached, "the attachment")
         self._mounts = site.run / "nfs"
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
-        before = {record.attachment.uuid: record for record in self._records(None)}
+        before = {record.attachment.uuid: record for record in self._find(None)}
         names = {record.attachment.volume: uuid for uuid, record in before.items()}
         problems: list[StorkitError] = []
         for offer in offers:
@@ -182,7 +182,7 @@ class Attachments:
             except StorkitError as error:
                 problems.append(error)
         raise_problems(problems)
-        for directory in (self._directory.parent, self._directory, self._mounts, self.site.dev):
+        for directory in (self._mounts, self.site.dev):
             make_private(directory)
         made: dict[str, Attached] = {}
 
@@ -192,7 +192,7 @@ class Attachments:
         try:
             every(attach, offers)
         finally:
-            write_many((self._record(uuid), codec.text(record)) for uuid, record in made.items())
+            self._records.save(made)
             for record in made.values():
                 self._link(record)
         return [made[offer.uuid].attachment for offer in offers]
@@ -278,7 +278,7 @@ class Attachments:
         partial.rename(path)
 
     def detach(self, volumes: list[Volume]) -> None:
-        records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
+        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
 
         def detach(volume: Volume) -> None:
             unmount(self._point(volume.uuid), busy=not self._reachable(records.get(volume.uuid)))
@@ -287,15 +287,9 @@ class Attachments:
                 path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
                 if path.is_symlink():
                     path.unlink()
-            file = self._record(volume.uuid)
-            for leftover in (file, file.with_name(file.name + PARTIAL)):
-                leftover.unlink(missing_ok=True)
+            self._records.forget([volume.uuid])
 
-        try:
-            every(detach, volumes)
-        finally:
-            if self._directory.is_dir():
-                sync_directory(self._directory)
+        every(detach, volumes)
 
     def _reachable(self, record: Attached | None) -> bool:
         try:
@@ -306,19 +300,19 @@ class Attachments:
         return True
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
-        found = [record.attachment for record in self._records(volumes)]
+        found = [record.attachment for record in self._find(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:
         """Mount again what was attached before a reboot, if it is still the same."""
-        records = self._records(None)
+        records = self._find(None)
         if records:
             make_private(self._mounts)
             make_private(self.site.dev)
         every(lambda record: self._link(self._mount(record, record)), records)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        records = {record.attachment.uuid: record for record in self._records([volume.uuid for volume in volumes])}
+        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
         problems: list[StorkitError] = []
         for volume in volumes:
             if volume.uuid not in records:
@@ -345,24 +339,10 @@ class Attachments:
             raise _read_error(error, file, record.server) from error
         return Evidence(record.attachment.volume, self.site.host, says, size, fingerprint.digests(ranges, blocks))
 
-    def _record(self, uuid: str) -> Path:
-        return self._directory / f"{uuid}.json"
-
-    def _records(self, volumes: Iterable[str] | None) -> list[Attached]:
-        records: list[Attached] = []
-        problems: list[StorkitError] = []
-        uuids = [path.stem for path in self._directory.glob("*.json")] if volumes is None else volumes
-        for uuid in uuids:
-            path = self._record(uuid)
-            try:
-                records.append(codec.load(Attached, read_json(path, "the attachment"), str(path)))
-            except FileNotFoundError:
-                continue
-            except StorkitError as error:
-                first = getattr(error, "problems", [error])[0]
-                problems.append(Unsafe(f"the attachment {path} is damaged: {first.message}", f"look at it: cat {path}"))
+    def _find(self, volumes: Iterable[str] | None) -> list[Attached]:
+        records, problems = self._records.find(volumes)
         raise_problems(problems)
-        return records
+        return list(records.values())
 
 
 def _qcow2_size(file: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported
+from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.core.model import Volume, guest_of
 from storkit.system.nfsgrant import Grant, Granted, NfsSettings
 
@@ -58,17 +58,3 @@ def tree(volume: Volume, settings: NfsSettings, managed: bool) -> Iterable[Stork
     if not _BOOTS.fullmatch(volume.path):
         message = f"{volume.path!r} cannot stand on a kernel's command line"
         yield Unsupported(message, "use a pool directory without spaces, commas and quotes")
-
-
-def writers(volume: Volume, grant: Grant, hosts: list[str]) -> Iterable[StorkitError]:
-    """Why these clients cannot be the writers of a volume."""
-    if hosts and not {"disk", "tree"} & {volume.kind, grant.volume.kind}:
-        yield Unsafe(
-            f"{volume.name} is a {volume.kind}: nobody writes it", "storkit volume clone it, and use the clone"
-        )
-    if hosts and volume.made == "importing":
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    for host in hosts:
-        if host not in grant.clients:
-            hint = f"storkit attach {volume.name} --on {host}"
-            yield NotFound(f"volume {volume.name} is not exported to host {host}", hint)

@@ -113,8 +113,7 @@ class VolumeDirectory:
         try:
             sidecar = codec.load(Sidecar, record, str(path))
         except StorkitError as error:
-            problems = getattr(error, "problems", [error])
-            reasons = "; ".join(problem.message.removeprefix(f"{path}: ") for problem in problems)
+            reasons = "; ".join(problem.message.removeprefix(f"{path}: ") for problem in error.each)
             raise Unsafe(f"the sidecar of volume {name} {path} is damaged: {reasons}", hint) from error
         if sidecar.volume.name != name or sidecar.volume.format not in FORMATS:
             said = f"{sidecar.volume.name!r} in {sidecar.volume.format!r}"

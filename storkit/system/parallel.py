@@ -1,0 +1,28 @@
+"""The same for many things at a time, where each waits for a server, a device or a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from storkit.core.errors import StorkitError, collected, raise_problems
+
+T = TypeVar("T")
+
+
+def every(action: Callable[[T], None], items: Sequence[T]) -> None:
+    """Do `action` for all items at the same time; all that failed is raised at the end."""
+    problems: list[StorkitError] = []
+
+    def attempt(item: T) -> None:
+        with collected(problems):
+            action(item)
+
+    if len(items) == 1:
+        attempt(items[0])
+    elif items:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(8, len(items))) as pool:
+            list(pool.map(attempt, items))
+    raise_problems(problems)

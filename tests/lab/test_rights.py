@@ -72,12 +72,13 @@ def file(path):
     if source and source != mounted:
         leave()
         os.mkdir(point)
-        done = subprocess.run(["mount", "-t", "nfs", "-o", "vers=4.2,nosharecache", source, point])
+        done = subprocess.run(["mount", "-n", "-t", "nfs", "-o", "vers=4.2,nosharecache", source, point])
         mounted = source if done.returncode == 0 else None
     return write(f"{point}/{os.path.basename(path)}")
 def leave():
-    if os.path.isdir(point):
-        subprocess.run(["umount", "-l", point])
+    if mounted:  # umount must not ask the server about the mount point
+        subprocess.run(["umount", "-n", "-i", "-c", "-l", point])
+    if os.path.lexists(point):
         os.rmdir(point)
 last = None
 def attempt():

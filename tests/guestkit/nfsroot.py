@@ -1,6 +1,6 @@
 """The tiny Linux guest of linux.py with its root on an NFS server: a kernel, an initramfs, and a tar of the root.
 
-    python -m tests.guestkit.nfsroot OUTDIR     makes vmlinuz, initrd and root.tar there
+python -m tests.guestkit.nfsroot OUTDIR     makes vmlinuz, initrd and root.tar there
 """
 
 from __future__ import annotations

@@ -182,6 +182,8 @@ def _opened(source: str) -> Iterator[tuple[Path, int]]:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "check its owner and permissions") from error
     try:
         mode = os.fstat(file).st_mode
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"{path} is a directory, and no image of a disk", "a guest's root file system: --tree")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise UsageError(f"{path} is neither a file nor a block device", "give a stream on standard input, as -")
         yield path, file
@@ -242,7 +244,8 @@ def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit
     """The disk's size, if nothing speaks against the image."""
     if found not in imageheaders.FORMATS:
         article = found if found.startswith(("a ", "an ")) or " " in found else f"a {found} image"
-        raise Unsupported(f"{path} is {article}, which cannot be imported", "convert or unpack it first")
+        hint = "unpack the image in it; or --tree, for a root file system" if "tar" in found else "convert it first"
+        raise Unsupported(f"{path} is {article}, which cannot be imported", hint)
     looks = imageheaders.recognise(view)
     if format not in ("", "raw") and looks != format:
         raise UsageError(f"{path} is not a {format} image: it looks like {looks}", "leave --format out")

@@ -292,8 +292,9 @@ def test_a_raw_disk_whose_content_looks_like_qcow2_is_raw_only_when_told(site: S
 def test_what_is_no_image_is_refused(site: Site, disk: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         images.inspect(site, str(tmp_path / "none"))
-    with pytest.raises(UsageError, match="neither a file nor"):
+    with pytest.raises(UsageError, match="is a directory") as caught:
         images.inspect(site, str(tmp_path))
+    assert "--tree" in caught.value.hint
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(UsageError, match="neither a file nor"):

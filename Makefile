@@ -19,8 +19,8 @@ unit: $(VENV)/ready
 	$(BIN)/python -m pytest -q tests/unit
 
 test: packages-test $(VENV)/ready
-	$(BIN)/python -m pytest -q -n 2 --ignore=tests/lab tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/lab
+	$(BIN)/python -m pytest -q -n 2 --durations=20 --ignore=tests/lab tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=40 -m "not slow" tests/lab
 
 test-all: test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/lab

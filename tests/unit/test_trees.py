@@ -332,3 +332,20 @@ def test_the_size_is_what_the_files_take(pool: NfsPool, source: Path) -> None:
         == int(subprocess.run(["du", "-sB1", web.path], capture_output=True, text=True, check=True).stdout.split()[0])
     )
     assert pool.capacity().provisioned == web.size
+
+
+@root
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    large, disk = tmp_path / "source", tmp_path / "disk"
+    for directory in (large, disk):
+        directory.mkdir()
+    (large / "data").write_bytes(os.urandom(20 << 20))
+    with mounted("tmpfs", disk, 8 << 20) as path:
+        pool = pool_at(path / "pool")
+        with pytest.raises(Conflict, match="no room"):
+            pool.import_tree([new("web")], str(tar(large, tmp_path / "root.tar")))
+        with pytest.raises(CommandFailed) as caught:
+            pool.import_tree([new("web")], str(large))
+        assert "No space left" in caught.value.stderr
+        assert pool.find() == [] and not [each for each in pool.path.iterdir() if each.name.startswith("web")]
+        assert shutil.disk_usage(path).used < 1 << 20

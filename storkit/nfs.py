@@ -83,6 +83,12 @@ class NfsPool(TreeDirectory):
             (directory.path / EXPORTS).mkdir(mode=0o711, exist_ok=True)
             yield directory
 
+    def import_tree(self, volumes: list[Volume], source: str) -> list[Volume]:
+        if self.settings.server:
+            message = f"pool {self.pool} is on a server that storkit does not manage, which exports no tree to a guest"
+            raise Unsupported(message, "use a pool whose host is the NFS server")
+        return super().import_tree(volumes, source)
+
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
         return self._exported(volume, what) or super()._in_use(volume, what)
 

@@ -242,7 +242,8 @@ def _attach(session: Session, options: Namespace, find: Callable[[], list[Volume
 
 
 def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
-    volumes = session.survey.volumes(pools=[pool])
+    # A tree is its guest's to mount, and no host's.
+    volumes = [volume for volume in session.survey.volumes(pools=[pool]) if volume.kind != "tree"]
     if pool.host in session.survey.silent:
         raise session.survey.silent[pool.host]
     if not volumes:

@@ -80,7 +80,10 @@ def copy(source: Path, target: Path, *options: str) -> None:
 
 def shares_blocks(directory: Path) -> bool:
     """Whether copies in a directory share their blocks (reflink): tried out on files without names."""
-    one, two = (os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2))
+    try:
+        one, two = (os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2))
+    except OSError:  # what has no such files shares no blocks either
+        return False
     try:
         os.write(one, bytes(4096))
         return clonefile.reflink(one, two)

@@ -1,4 +1,4 @@
-"""A whole installation in the lab, for runs from end to end: a and b run guests, s has the disks.
+"""A whole installation in the lab, for runs from end to end: a and b run guests, and s, or a itself, has the disks.
 
 `worlds()` has every combination of storage and hypervisor that this storkit knows; a new one is a `Storage` below.
 """
@@ -39,7 +39,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Storage:
-    """A pool on host s, and the transport of its volumes."""
+    """A pool, and the transport of its volumes."""
 
     name: str
     pool: str
@@ -52,6 +52,8 @@ class Storage:
     """Start what systemd would on the storage host, after each boot."""
     use: Callable[[Host], None] = lambda client: None
     """The same on a and b."""
+    host: str = "s"
+    """Where the pool is."""
     hypervisors: tuple[str, ...] = ("qemu", "libvirt")
     """What can open these disks."""
     durable: bool = True
@@ -91,6 +93,11 @@ STORAGES = (
         make=_directory, use=_modules, durable=False,
     ),
     Storage("iscsi", "lvm", "iscsi", {"vg": "vg"}, make=_volume_group, serve=services.target, use=services.iscsid),
+    # in place: the disk of a running guest is exported on the host that it runs on
+    Storage(
+        "iscsi-own", "lvm", "iscsi", {"vg": "vg"},
+        make=_volume_group, serve=services.target, use=services.iscsid, host="a",
+    ),
     Storage(
         "nfs", "nfs", "nfs", {"path": VOLUMES},
         make=_directory, serve=services.nfs_server, use=services.nfs_client,
@@ -131,12 +138,13 @@ def each(combinations: Sequence[tuple[Storage, str]], usual: Sequence[str]) -> l
 
 
 class World:
-    """Three hosts joined by an inventory; commands are given on one of them."""
+    """Hosts joined by an inventory; commands are given on one of them. `s` has the disks."""
 
     def __init__(
         self, lab: Lab, scratch: Path, storage: Storage, hypervisor: str = "qemu", commands: str = "a"
     ) -> None:
-        self.a, self.b, self.s = self.hosts = lab.hosts("a", "b", "s")
+        self.hosts = lab.hosts(*dict.fromkeys(("a", "b", storage.host)))
+        self.a, self.b, self.s = self.hosts[0], self.hosts[1], lab.host(storage.host)
         self.storage, self.hypervisor, self.scratch = storage, hypervisor, scratch
         storage.make(self.s)
         for host in self.hosts:
@@ -150,7 +158,7 @@ class World:
         lines = []
         for host in self.hosts:
             lines.append(f'[hosts.{host.name}]\nurl = "ssh://root@{host.name}"\naddress = "{host.address("san1")}"\n')
-        pool = {"host": "s", "type": self.storage.pool, "transport": self.storage.transport}
+        pool = {"host": self.s.name, "type": self.storage.pool, "transport": self.storage.transport}
         lines.append(_table("pools.default", pool | self.storage.pool_settings))
         lines.append(_table(f"transports.{self.storage.transport}", self.storage.transport_settings))
         lines.append(_table("defaults", {"hypervisor": self.hypervisor}))
@@ -160,6 +168,7 @@ class World:
         """Start what systemd would."""
         if host is self.s:
             self.storage.serve(host)
+        if host not in (self.a, self.b):
             return
         self.storage.use(host)
         if self.hypervisor == "libvirt":

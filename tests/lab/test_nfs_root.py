@@ -131,6 +131,7 @@ def test_what_was_cut_off_stays_cut_off_and_a_reboot_of_the_server_cuts_nothing_
     rig.home.unexport([web], ["guest:web"])
 
 
+@pytest.mark.slow
 def test_a_guest_boots_from_a_tree_and_moves_while_it_writes(lab: Lab, tmp_path: Path) -> None:
     world = World(lab, tmp_path, storage("nfs"))
     kit = nfsroot.build()
@@ -166,6 +167,12 @@ def test_a_guest_boots_from_a_tree_and_moves_while_it_writes(lab: Lab, tmp_path:
             {destination: "running"}, ["guest:web"], False,
         )  # fmt: skip
         writes()
+    # The server loses its power: the guest waits for it.
+    world.s.power_off()
+    world.boot(world.s)
+    world.remains.again(world.s)
+    world.storkit("host", "restore", "s")
+    writes()
     # What nobody can ask any more is cut off at the server, and starts anew.
     world.storkit("detach", "web", "--on", "guest:web")
     cut = world.s.get(path)

@@ -130,7 +130,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
             for host in running
         )
     )  # fmt: skip
-    if not set(subject.running) - set(running):
+    if set(subject.places) <= set(hosts):  # nowhere else, nor perhaps on a host that is silent
         _take_root(stages, subject)
     if only:
         _leave(stages, subject, [only])

@@ -108,12 +108,16 @@ def tar(source: Path, target: Path, *options: str) -> Path:
 
 
 @root
-@pytest.mark.parametrize("how", ["directory", "tar", "gz", "xz", "zst"])
+@pytest.mark.parametrize("how", ["directory", "link", "tar", "gz", "xz", "zst"])
 def test_an_import_keeps_everything(pool: NfsPool, source: Path, tmp_path: Path, how: str) -> None:
     if how == "zst" and not shutil.which("zstd"):
         pytest.skip("zstd is not installed")
     options = {"gz": ["--gzip"], "xz": ["--xz"], "zst": ["--zstd"]}.get(how, [])
-    given = source if how == "directory" else tar(source, tmp_path / "root.tar", *options)
+    if how == "link":
+        given = tmp_path / "latest"
+        given.symlink_to(source)
+    else:
+        given = source if how == "directory" else tar(source, tmp_path / "root.tar", *options)
     volume = new("web")
     (made,) = pool.import_tree([volume], str(given))
     top = Path(made.path)

@@ -24,7 +24,16 @@ from uuid import uuid4
 
 from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Site, Transport
-from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    collected,
+    raise_problems,
+)
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name, guest_of
 from storkit.directory import DirectorySettings
 from storkit.system import locks, nfsexport, nfsmount, nfsrules, nfsserver
@@ -152,7 +161,7 @@ class Nfs(Transport):
                 addresses[client.name] = self._addresses(client)
             except StorkitError as error:
                 problems.append(error)
-        everyone = self._grants.find()[0] if any(guest_of(name) for name in addresses) else []
+        problems += nfsrules.shared(addresses, self._grants.find()[0])
         grants: list[Grant] = []
         for volume in volumes:
             check_name("volume", volume.name)
@@ -162,7 +171,7 @@ class Nfs(Transport):
                 message = f"volume {volume.name} is exported as it was before it changed"
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
             granted = dict(old.clients)
-            problems += nfsrules.clients(volume, addresses, granted, everyone)
+            problems += nfsrules.clients(volume, addresses, granted)
             if volume.kind == "tree":
                 problems += nfsrules.tree(volume, self.settings, self._managed(old))
             for client in clients:
@@ -249,6 +258,7 @@ class Nfs(Transport):
         """What is to be exported at boot: `entries` of these volumes, and those of all others."""
         now = {grant.volume.uuid for grant in grants}
         others = [grant for grant in self._grants.find()[0] if grant.volume.uuid not in now and self._managed(grant)]
+        self._grants.drop_fenced(others)
         return [*entries, *(entry for grant in others for entry in self._entries(grant))]
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
@@ -260,12 +270,14 @@ class Nfs(Transport):
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
     def _withdraw(self, grants: list[Grant], clients: Sequence[str]) -> None:
-        """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left."""
+        """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left; but it
+        gives nobody a right back."""
         left = []
         for grant in grants:
             kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
             writers = [writer for writer in grant.writers if writer in kept]
             left.append(Grant(grant.volume, grant.instance, kept, writers))
+        self._grants.save(replace(old, writers=new.writers) for old, new in zip(grants, left, strict=True))
         self._apply([grant for grant in left if self._managed(grant)])
         # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
         guests = {name for name in clients if guest_of(name)}
@@ -395,8 +407,13 @@ class Nfs(Transport):
         with self._grants.guard():
             grants, problems = self._grants.find()
             self._grants.drop_fenced(grants)
+            ready = [grant for grant in grants if Path(grant.volume.path).exists()]
+            for grant in grants:
+                if grant not in ready:
+                    hint = f"mount its pool's file system, then storkit host restore {self.site.host}"
+                    problems.append(NotFound(f"volume {grant.volume.name} has no {grant.volume.path}", hint))
             with collected(problems):
-                self._serve([grant for grant in grants if grant.clients])
+                self._serve(ready)
         with collected(problems):
             Attachments(self.site, self.settings).restore()
         raise_problems(problems)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from storkit.core.backend import Client, Site
-from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError
+from storkit.core.errors import CommandFailed, HostUnreachable, NotFound, StorkitError, Unsupported, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
 from storkit.system import nfsexport, nfsmount, nfsserver
@@ -153,3 +156,77 @@ def test_a_server_that_does_not_answer_is_named(site: Site) -> None:
     with pytest.raises(HostUnreachable, match=r"127\.0\.0\.9, port 2049"):
         Nfs(site).attach([offer])
     assert Nfs(site).find_attachments() == [] and not (site.dev / "web").is_symlink()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An NFS server of files: its table of exports, and an exportfs that notes what it is told, or fails."""
+    tools, kernel = tmp_path / "tools", tmp_path / "kernel"
+    for directory in (tools, *(kernel / cache for cache in ("auth.unix.ip", "nfsd.fh", "nfsd.export"))):
+        directory.mkdir(parents=True)
+    exportfs = tools / "exportfs"
+    exportfs.write_text(f'#!/bin/sh\ntest ! -e {tmp_path}/broken && echo "$@" >> {tmp_path}/told\n')
+    exportfs.chmod(0o755)
+    shutil.copy("/bin/sleep", tools / "rpc.mountd")
+    (kernel / "threads").write_text("8\n")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    for name, place in {"ETAB": "etab", "EXPORTS_D": "exports.d", "CONTROL": "kernel", "CACHES": "kernel"}.items():
+        monkeypatch.setattr(nfsserver, name, tmp_path / place)
+    with subprocess.Popen([tools / "rpc.mountd", "600"]) as mountd:
+        yield tmp_path
+        mountd.kill()
+
+
+def told(server: Path) -> str:
+    text = (server / "told").read_text() if (server / "told").exists() else ""
+    return text + "".join(path.read_text() for path in (server / "exports.d").glob("*"))
+
+
+NONCES = ["0" * 32, "1" * 32]
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+def granted(site: Site, volume: Volume) -> Grant:
+    grant = Grant(volume, "i", {"b": Granted(["192.0.2.2"], NONCES[0])}, ["b"])
+    Grants(site).save([grant])
+    return grant
+
+
+def test_an_unexport_that_was_killed_gives_no_right_back(site: Site, volume: Volume, server: Path) -> None:
+    grant = granted(site, volume)
+    grant.path("b").mkdir(parents=True)
+    (server / "etab").write_text(f"{grant.path('b')} 192.0.2.2/32(rw,sync)\n")
+    (server / "broken").touch()
+    with pytest.raises(CommandFailed):
+        Nfs(site).unexport([volume], ["b"])
+    ((left,), _) = Grants(site).find()
+    assert left.writers == [] and list(left.clients) == ["b"], "it still names what is left"
+
+
+@root
+def test_a_host_whose_fencing_was_killed_is_exported_to_no_more(site: Site, volume: Volume, server: Path) -> None:
+    grant = granted(site, volume)
+    grant.path("b").mkdir(parents=True)
+    (server / "etab").write_text(f"{grant.path('b')} 192.0.2.2/32(rw,sync)\n")
+    Grants(site).fence("b")
+    Nfs(site).restore()
+    assert told(server) == f"-u 192.0.2.2/32:{grant.path('b')}\n"
+    # Nor is it when something else changes, and writes what is exported at the next boot.
+    pool = NfsPool(site, NfsPoolSettings(path=str(server / "pool")), "p")
+    other = pool.create([Volume("db", "68ef4ad6-1cb9-49f8-8773-a1a59a20d669", 1 << 20)])
+    Nfs(site).export(other, [Client("c", False, "192.0.2.3")])
+    assert "192.0.2.3/32" in told(server) and "192.0.2.2/32(" not in told(server)
+
+
+@root
+def test_a_volume_that_is_not_there_keeps_no_other_from_being_exported(
+    site: Site, volume: Volume, server: Path
+) -> None:
+    gone = replace(
+        volume, name="gone", uuid="68ef4ad6-1cb9-49f8-8773-a1a59a20d669", path=str(server / "unmounted/gone.raw")
+    )
+    Grants(site).save([Grant(gone, "i", {"b": Granted(["192.0.2.2"], NONCES[1])})])
+    grant = granted(site, volume)
+    with pytest.raises(NotFound, match="volume gone has no"):
+        Nfs(site).restore()
+    assert f"192.0.2.2/32:{grant.path('b')}" in told(server)

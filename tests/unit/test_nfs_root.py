@@ -177,21 +177,36 @@ def test_the_root_is_taken_when_the_guest_has_stopped() -> None:
     assert "s unexport" in shown(migration.cleanup(subject({}, True), INVENTORY))
 
 
-def tree_problems(clients: dict[str, list[str]], granted: dict[str, Granted], *others: Grant) -> list[StorkitError]:
-    return list(nfsrules.clients(VOLUME, clients, granted, others))
+def test_a_root_stays_with_a_guest_that_may_be_on_another_host_than_it_is_stopped_on() -> None:
+    for status in ("unknown", "arrived", "running"):
+        plan = migration.stop(subject({"a": "running", "b": status}, True), True, 60, "a", INVENTORY)
+        assert shown(plan) == ["a stop", "a retire", "a undefine"], status
+    alone = migration.stop(subject({"a": "running"}, True), True, 60, "a", INVENTORY)
+    assert "s unexport" in shown(alone)
+
+
+def tree_problems(clients: dict[str, list[str]], granted: dict[str, Granted]) -> list[StorkitError]:
+    return list(nfsrules.clients(VOLUME, clients, granted))
 
 
 def test_whom_a_tree_is_given_to() -> None:
     assert tree_problems({"guest:web": ["10.0.1.50"]}, {}) == []
     (problem,) = tree_problems({"a": ["10.0.0.1"]}, {})
     assert "its guest mounts it, no host" in problem.message
-    (problem,) = nfsrules.clients(replace(VOLUME, kind="disk"), {"guest:web": ["10.0.1.50"]}, {}, [])
+    (problem,) = nfsrules.clients(replace(VOLUME, kind="disk"), {"guest:web": ["10.0.1.50"]}, {})
     assert "can mount a tree only" in problem.message
     (problem,) = tree_problems({"guest:db": ["10.0.1.51"]}, {"guest:web": Granted(["10.0.1.50"], "n")})
     assert isinstance(problem, Conflict) and "two guests cannot write one tree" in problem.message
-    other = Grant(replace(VOLUME, name="other"), clients={"guest:db": Granted(["10.0.1.50"], "n")})
-    (problem,) = tree_problems({"guest:web": ["10.0.1.50"]}, {}, other)
-    assert "both come from 10.0.1.50" in problem.message
+
+
+@pytest.mark.parametrize(("first", "second"), [("guest:db", "guest:web"), ("a", "guest:web"), ("guest:web", "a")])
+def test_a_guest_shares_its_address_with_nobody_whoever_came_first(first: str, second: str) -> None:
+    there = [Grant(replace(VOLUME, name="other"), clients={first: Granted(["10.0.1.50"], "n")})]
+    (problem,) = nfsrules.shared({second: ["10.0.1.50", "10.0.1.51"]}, there)
+    assert "both come from 10.0.1.50" in problem.message and problem.hint.startswith("give guest")
+    assert list(nfsrules.shared({first: ["10.0.1.50"], second: ["10.0.1.52"]}, there)) == []
+    hosts = [Grant(VOLUME, clients={"a": Granted(["10.0.1.50"], "n")})]
+    assert list(nfsrules.shared({"b": ["10.0.1.50"]}, hosts)) == []
 
 
 def test_what_no_tree_can_be_given_by() -> None:

@@ -178,6 +178,7 @@ class World:
         """Give a host that lost its power its power back."""
         host.boot()
         self.ready(host)
+        self.remains.again(host)
 
     def run(self, *words: str, timeout: float = 300) -> Result:
         """A storkit command, whatever its end."""

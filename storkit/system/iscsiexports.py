@@ -251,7 +251,8 @@ class IscsiExports:
         self._grants.fence(client)
         with lioconfigfs.lock():
             grants, problems = self._grants.find()
-            grants = [grant for grant in grants if client in grant.clients]
+            # One that was saved before its target could be made to follow names the client no more.
+            grants = [grant for grant in grants if client in grant.clients or _lets_in(grant, client)]
             had = [export for export in self.find([grant.volume.uuid for grant in grants]) if export.client == client]
             names = {grant.iqn: initiator_iqn(grant.prefix, client) for grant in grants if grant.iqn}
             self._withdraw(grants, [client])
@@ -299,6 +300,7 @@ class IscsiExports:
                     problems.append(error)
             with collected(problems):
                 self._apply(ready)
+                self._grants.forget(grant.volume.uuid for grant in ready if not grant.clients)
             with collected(problems):
                 self._local.restore(ready)
         raise_problems(problems)
@@ -335,6 +337,12 @@ class IscsiExports:
                 mine.attached = attached
                 changed.append(grant)
         self._grants.save(changed)
+
+
+def _lets_in(grant: Grant, client: str) -> bool:
+    """Whether the kernel's target of a volume knows a client."""
+    seen = lio.observe(grant.iqn) if grant.iqn else None
+    return seen is not None and initiator_iqn(grant.prefix, client) in seen.access
 
 
 def _runs(grant: Grant) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,9 @@ from storkit.system.iscsigrant import Chapped
 DRAIN = 60.0
 LINK = "storkit"
 """What the links from LUN to backstore and from mapped LUN to LUN are called; rtslib calls it the alias."""
+TAKING = "storkit-taking"
+"""The tag of an ACL whose right to write is being taken: it is write-protected, and what was written before may be on
+its way. A command that gave up waiting, or was killed, leaves the tag for the next."""
 FIRST_INDEX = 1 << 20
 """rtslib numbers backstores below this, so no foreign process ever picks one of ours at the same moment."""
 TPG_ATTRIBUTES = {
@@ -41,6 +45,7 @@ TPG_ATTRIBUTES = {
     "prod_mode_write_protect": "1",  # a mapped LUN is read-only from its first moment on
 }
 TPG_PARAMETERS = {"InitialR2T": "No", "FirstBurstLength": "262144", "MaxRecvDataSegmentLength": "262144"}
+_SESSION = re.compile(r"^LIO Session ID: (\d+)", re.MULTILINE)
 BACKSTORE_ATTRIBUTES = {"emulate_3pc": "0"}  # no third-party copy: commands act on their own LUN
 
 
@@ -91,7 +96,8 @@ class Seen:
     device: str
     enabled: bool
     access: dict[str, bool | None]
-    """Initiator to whether it may write; None: it has an ACL without the LUN."""
+    """Initiator to whether it may write, or what it has written may still be on its way; None: it has an ACL without
+    the LUN."""
     backstore: Path | None = None
 
 
@@ -108,7 +114,8 @@ def observe(iqn: str) -> Seen | None:
     for acl in configfs.entries(tpg / "acls"):
         mapped = tpg / "acls" / acl / "lun_0"
         flag = configfs.read(mapped / "write_protect") if _linked(mapped) else ""
-        access[acl] = flag == "0" if flag else None
+        taking = configfs.read(tpg / "acls" / acl / "tag") == TAKING
+        access[acl] = (flag == "0" or taking) if flag else None
     serial = _serial(backstore) if backstore else ""
     device = configfs.read(backstore / "udev_path") if backstore else ""
     return Seen(serial, device, configfs.read(tpg / "enable") == "1", access, backstore)
@@ -205,19 +212,35 @@ def take(units: Sequence[Unit]) -> None:
     for unit, initiator in doomed:
         acl = unit.acl(initiator)
         with contextlib.suppress(FileNotFoundError):
+            configfs.put(acl / "tag", TAKING)
             configfs.write(acl / "lun_0" / "write_protect", "1")
-        if configfs.read(acl / "info").startswith("InitiatorName"):
-            ends.append((unit, initiator, threading.Thread(target=_end_session, args=(acl,), daemon=True)))
-            ends[-1][2].start()
+        if session := _session(acl):
+            ends.append((unit, initiator, session))
+            threading.Thread(target=_end_session, args=(acl,), daemon=True).start()
     deadline = time.monotonic() + DRAIN
-    for unit, initiator, thread in ends:
-        thread.join(max(0.0, deadline - time.monotonic()))
-        if thread.is_alive():
+    for unit, initiator, session in ends:
+        if not _gone(unit.acl(initiator), session, deadline):
             message = f"commands of {initiator} on {unit.name} do not come back from {unit.device}"
             raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
     for unit, initiator in doomed:
         _remove_acl(unit.acl(initiator))
         lioaptpl.forget(configfs.databases(), unit.serial, [initiator])
+
+
+def _session(acl: Path) -> str:
+    """The number of the session that an initiator has, or whose commands are not back yet; empty: none."""
+    match = _SESSION.search(configfs.read(acl / "info"))
+    return match[1] if match else ""
+
+
+def _gone(acl: Path, session: str, deadline: float) -> bool:
+    """Wait until a session has ended. Asked for a second time, the kernel says at once that it has ended, and to remove
+    the ACL of one that has not would wait in the kernel for as long as its commands take."""
+    while _session(acl) == session:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def _end_session(acl: Path) -> None:
@@ -268,6 +291,8 @@ def _make_acl(acl: Path, access: Access, lun: Path) -> None:
     if _linked(mapped) is None:
         (mapped / LINK).symlink_to(lun)
     configfs.put(mapped / "write_protect", "0" if access.writable else "1")
+    if access.writable and configfs.read(acl / "tag") == TAKING:
+        configfs.write(acl / "tag", "NULL")  # the kernel's word for none
 
 
 def _backstore(unit: Unit) -> Path:

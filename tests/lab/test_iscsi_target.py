@@ -169,6 +169,53 @@ def test_a_right_comes_back_to_a_session_that_lost_it(lab: Lab, home: Home) -> N
     a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
 
 
+SLOW = """
+import subprocess
+lio.DRAIN = 3.0
+try:
+    for _ in range(2):
+        said = refused(*VERB)
+        assert said.startswith("TimedOut") and "do not come back" in said, said
+        print(rights())
+finally:
+    subprocess.run(["dmsetup", "resume", "source0"], check=True)
+lio.DRAIN = 60.0
+VERB[0](*VERB[1:])
+print(rights())
+"""
+ABANDONED = """
+home.unfence("a")
+home.export([volume(0)], clients("a"))
+home.unexport([volume(0)], ["s"])
+home._grants.fence("a")  # and killed there
+home.restore()
+print(os.listdir("/var/lib/storkit/iscsi"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "first", "last"),
+    [
+        ("home.set_writers, [volume(0)], ['s']", {"v0@a": "w", "v0@s": "w"}, {"v0@a": "r", "v0@s": "w"}),
+        ("home.fence, 'a'", {"v0@s": "r"}, {"v0@s": "r"}),
+    ],
+)
+def test_a_right_is_not_taken_before_its_writes_have_arrived_however_often_it_is_tried(
+    lab: Lab, home: Home, verb: str, first: dict[str, str], last: dict[str, str]
+) -> None:
+    a = lab.host("a")
+    home.python("home.export([volume(0)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
+    device = login(a, home, 0)
+    home.host.run(["dmsetup", "suspend", "--noflush", "source0"])
+    a.spawn(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
+    stat = f"awk '{{exit $9 == 0}}' /sys/block/{device.removeprefix('/dev/')}/stat"
+    a.wait_for(lambda: a.run(["sh", "-c", stat], check=False).status == 0, "a write on its way")
+    said = home.python(f"VERB = [{verb}]\n" + SLOW).splitlines()
+    assert said == [str(first), str(first), str(last)]
+    if "fence" in verb:
+        assert home.python(ABANDONED) == "['fenced']\n"
+
+
 FOREIGN = """
 import rtslib_fb as rts
 archive = rts.FileIOStorageObject("archive", "/var/tmp/archive.img", 8 << 20)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from storkit.core.errors import StorkitError, Unsupported, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsupported, raise_problems
 from storkit.core.model import Volume
 from storkit.directory import Directory, _derived, _fresh
-from storkit.system import files, locks, trees
+from storkit.system import files, locks, nfsmount, trees
 from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory
 
 TREE: Final = "tree"
@@ -38,7 +38,7 @@ class TreeDirectory(Directory):
                 locks.use_lock(self.site.run, source.uuid), f"volume {source.name}", shared=True, holder="clone"
             )
             try:
-                raise_problems(self._exported(origin.volume, "cloned"))
+                raise_problems(self._exported(origin.volume, "cloned") + self._mounted(origin.volume, "cloned"))
                 made = "reflink" if trees.shares_blocks(self.path) else "copy"
                 there = directory.data(source.name, TREE) / trees.ROOT
                 copies = [Sidecar(VERSION, _derived(origin, each, TREE, made)) for each in todo]
@@ -75,6 +75,20 @@ class TreeDirectory(Directory):
 
     def _is_tree(self, volume: Volume) -> bool:
         return any(sidecar.volume.kind == TREE for sidecar in self._sidecars([volume.name]))
+
+    def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
+        return super()._in_use(volume, what) + self._mounted(volume, what)
+
+    def _mounted(self, volume: Volume, what: str) -> list[StorkitError]:
+        """Whoever has worked in a tree by chroot(1) may have left this host's /dev there, which is not the volume's."""
+        if volume.kind != TREE:
+            return []
+        tree = self._files.data(volume.name, TREE).resolve()
+        points = [mount.point for mount in nfsmount.mounts() if Path(mount.point).is_relative_to(tree)]
+        return [
+            Conflict(f"volume {volume.name} cannot be {what}: something is mounted at {point}", f"umount {point}")
+            for point in reversed(points)
+        ]
 
     def _exported(self, volume: Volume, what: str) -> list[StorkitError]:
         """Why a tree cannot be read as it is, if a guest has it."""

@@ -256,6 +256,27 @@ def test_what_is_deleted_is_gone_and_links_are_not_followed(pool: NfsPool, sourc
     assert (precious / "file").exists()
 
 
+@root
+def test_what_is_mounted_in_a_tree_is_neither_deleted_nor_copied(pool: NfsPool, source: Path, tmp_path: Path) -> None:
+    (made,) = pool.import_tree([new("web")], str(source))
+    precious, point = tmp_path / "precious", Path(made.path) / "mnt"
+    precious.mkdir()
+    (precious / "file").touch()
+    point.mkdir()
+    if subprocess.run(["mount", "--bind", precious, point]).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        for act in (lambda: pool.delete([made]), lambda: pool.clone(made, [new("copy")])):
+            with pytest.raises(Conflict, match="something is mounted at") as caught:
+                act()
+            assert caught.value.hint == f"umount {point}"
+        assert (precious / "file").exists() and pool.find() == [made]
+    finally:
+        subprocess.run(["umount", point], check=True)
+    pool.delete([made])
+    assert pool.find() == [] and (precious / "file").exists()
+
+
 def test_a_directory_that_is_not_ours_is_in_the_way(pool: NfsPool, source: Path) -> None:
     (pool.path / "web.tree").mkdir()
     with pytest.raises(Conflict, match="in the way"):

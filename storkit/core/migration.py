@@ -130,7 +130,8 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
             for host in running
         )
     )  # fmt: skip
-    if set(subject.places) <= set(hosts):  # nowhere else, nor perhaps on a host that is silent
+    elsewhere = {status for host, status in subject.places.items() if host not in hosts}
+    if not elsewhere & {"running", "paused", "arrived", "unknown"}:
         _take_root(stages, subject)
     if only:
         _leave(stages, subject, [only])

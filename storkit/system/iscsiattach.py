@@ -148,7 +148,10 @@ class IscsiAttachments:
     def _heed_target(self, pending: list[_Pending]) -> None:
         """After a reboot this host writes only what it wrote before and the target still lets it write."""
         for one in pending:
-            if one.offer.writable and one.disk is not None and lun.readonly(one.disk.path):
+            if not one.offer.writable or one.disk is None:
+                continue
+            lun.rescan(one.disk.path)
+            if lun.readonly(one.disk.path):
                 one.offer = replace(one.offer, writable=False)
 
     def _write_login(self, offer: Offer) -> None:
@@ -314,7 +317,8 @@ class IscsiAttachments:
         """Take up the right to write that the target has given, under whoever has the path open."""
         with self._locked(volume.uuid for volume in volumes):
             nodes = self._attached.nodes()
-            offers = self._attached.offers(volume.uuid for volume in volumes)[0]
+            offers, problems = self._attached.offers(volume.uuid for volume in volumes)
+            raise_problems(problems)
             pending = [
                 _Pending(replace(offer, writable=True), nodes[offer.uuid]) for offer in offers if offer.uuid in nodes
             ]

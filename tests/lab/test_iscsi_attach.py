@@ -124,6 +124,8 @@ def test_a_right_that_is_taken_away_fails_writes_and_ends_nothing_else(targets: 
     client.wait_for_state("LOGGED_IN")
     assert client.evidence(1).keys == [], "its registration went with its access"
     assert not client.write(1)
+    client.restore()
+    assert not client.find()[0].writable, "what it had is no reason to ask for more"
     targets.do(["protect", iqn(1), initiator(b), True])
     client.attach(targets.offer(1, b))
     assert not client.find()[0].writable

@@ -158,7 +158,7 @@ class Nfs(Transport):
             if self._grants.fenced(client.name):
                 problems.append(self._fenced(client.name))
             try:
-                addresses[client.name] = self._addresses(client)
+                addresses[client.name] = _granted(client, found) or self._addresses(client)
             except StorkitError as error:
                 problems.append(error)
         problems += nfsrules.shared(addresses, self._grants.find()[0])
@@ -432,6 +432,13 @@ class Nfs(Transport):
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         return Attachments(self.site, self.settings).evidence(volumes, offsets)
+
+
+def _granted(client: Client, grants: Iterable[Grant]) -> list[str]:
+    """Where a guest comes from that has an export: who puts back what ended it does not always know."""
+    if client.address or not guest_of(client.name):
+        return []
+    return next((grant.clients[client.name].addresses for grant in grants if client.name in grant.clients), [])
 
 
 def _image(volume: Volume) -> tuple[str, str, int, str]:

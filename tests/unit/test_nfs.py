@@ -230,3 +230,18 @@ def test_a_volume_that_is_not_there_keeps_no_other_from_being_exported(
     with pytest.raises(NotFound, match="volume gone has no"):
         Nfs(site).restore()
     assert f"192.0.2.2/32:{grant.path('b')}" in told(server)
+
+
+@root
+def test_an_export_to_a_guest_is_put_back_without_its_address(site: Site, server: Path) -> None:
+    (server / "pool").mkdir()
+    (server / "source/etc").mkdir(parents=True)
+    pool = NfsPool(site, NfsPoolSettings(path=str(server / "pool")), "p")
+    (tree,) = pool.import_tree([Volume("web", UUID, 0, kind="tree")], str(server / "source"))
+    nfs = Nfs(site)
+    with pytest.raises(Unsupported, match="guest:web has none"):
+        nfs.export([tree], [Client("guest:web", False)])
+    nfs.export([tree], [Client("guest:web", False, "192.0.2.50")])
+    before = Grants(site).find()
+    nfs.export([tree], [Client("guest:web", False)])
+    assert Grants(site).find() == before

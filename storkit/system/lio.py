@@ -35,7 +35,8 @@ LINK = "storkit"
 """What the links from LUN to backstore and from mapped LUN to LUN are called; rtslib calls it the alias."""
 TAKING = "storkit-taking"
 """The tag of an ACL whose right to write is being taken: it is write-protected, and what was written before may be on
-its way. A command that gave up waiting, or was killed, leaves the tag for the next."""
+its way. A command that gave up waiting, or was killed, leaves the tag for the next, which waits too, whatever it wants:
+until the session has ended, nobody can even read the target's attributes."""
 FIRST_INDEX = 1 << 20
 """rtslib numbers backstores below this, so no foreign process ever picks one of ours at the same moment."""
 TPG_ATTRIBUTES = {
@@ -114,8 +115,7 @@ def observe(iqn: str) -> Seen | None:
     for acl in configfs.entries(tpg / "acls"):
         mapped = tpg / "acls" / acl / "lun_0"
         flag = configfs.read(mapped / "write_protect") if _linked(mapped) else ""
-        taking = configfs.read(tpg / "acls" / acl / "tag") == TAKING
-        access[acl] = (flag == "0" or taking) if flag else None
+        access[acl] = (flag == "0" or _taking(tpg / "acls" / acl)) if flag else None
     serial = _serial(backstore) if backstore else ""
     device = configfs.read(backstore / "udev_path") if backstore else ""
     return Seen(serial, device, configfs.read(tpg / "enable") == "1", access, backstore)
@@ -143,6 +143,10 @@ def discards(device: str) -> bool:
             "0",
         )
     return False
+
+
+def _taking(acl: Path) -> bool:
+    return configfs.read(acl / "tag") == TAKING
 
 
 def _linked(lun: Path) -> Path | None:
@@ -206,7 +210,7 @@ def take(units: Sequence[Unit]) -> None:
         seen = observe(unit.iqn)
         for initiator, writable in seen.access.items() if seen else ():
             wanted = unit.access.get(initiator)
-            if wanted is None or (writable and not wanted.writable):
+            if wanted is None or (writable and not wanted.writable) or _taking(unit.acl(initiator)):
                 doomed.append((unit, initiator))
     ends = []
     for unit, initiator in doomed:
@@ -291,8 +295,6 @@ def _make_acl(acl: Path, access: Access, lun: Path) -> None:
     if _linked(mapped) is None:
         (mapped / LINK).symlink_to(lun)
     configfs.put(mapped / "write_protect", "0" if access.writable else "1")
-    if access.writable and configfs.read(acl / "tag") == TAKING:
-        configfs.write(acl / "tag", "NULL")  # the kernel's word for none
 
 
 def _backstore(unit: Unit) -> Path:

@@ -52,6 +52,8 @@ def inspect(source: str, pool: Path) -> Content:
         return Content(1, 0)
     if not path.exists():
         raise NotFound(f"there is no file {path}", "name the tar or the directory on the pool's host")
+    if not path.is_file():
+        raise UsageError(f"{path} is no file that can be read twice", "write the tar to a file first")
     content = _read_through(path)
     free = os.statvfs(pool)
     if content.size > free.f_bavail * free.f_frsize:

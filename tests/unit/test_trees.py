@@ -195,6 +195,9 @@ def test_every_hostile_name_is_told_and_not_too_many(pool: NfsPool, tmp_path: Pa
 
 def test_what_is_no_tree_is_refused(pool: NfsPool, tmp_path: Path, source: Path) -> None:
     (tmp_path / "text").write_text("no tar\n" * 1000)
+    os.mkfifo(tmp_path / "pipe")  # opened, it would wait for a writer
+    with pytest.raises(UsageError, match="no file that can be read twice"):
+        pool.import_tree([new("web")], str(tmp_path / "pipe"))
     with pytest.raises(UsageError, match="is no tar"):
         pool.import_tree([new("web")], str(tmp_path / "text"))
     with pytest.raises(NotFound, match="there is no file"):

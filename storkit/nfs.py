@@ -24,16 +24,7 @@ from uuid import uuid4
 
 from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Site, Transport
-from storkit.core.errors import (
-    Conflict,
-    NotFound,
-    StorkitError,
-    Unsafe,
-    Unsupported,
-    UsageError,
-    collected,
-    raise_problems,
-)
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume, check_name, guest_of
 from storkit.directory import DirectorySettings
 from storkit.system import locks, nfsexport, nfsmount, nfsrules, nfsserver
@@ -407,13 +398,12 @@ class Nfs(Transport):
         with self._grants.guard():
             grants, problems = self._grants.find()
             self._grants.drop_fenced(grants)
-            ready = [grant for grant in grants if Path(grant.volume.path).exists()]
-            for grant in grants:
-                if grant not in ready:
-                    hint = f"mount its pool's file system, then storkit host restore {self.site.host}"
-                    problems.append(NotFound(f"volume {grant.volume.name} has no {grant.volume.path}", hint))
-            with collected(problems):
-                self._serve(ready)
+            try:
+                self._serve(grants)
+            except StorkitError:  # one by one, so that what is wrong with one keeps no other from it
+                for grant in grants:
+                    with collected(problems):
+                        self._serve([grant])
         with collected(problems):
             Attachments(self.site, self.settings).restore()
         raise_problems(problems)

@@ -33,6 +33,8 @@ class Report:
     """The longest that one line took to be on the disk, by the guest's clock, which stands still in a switchover."""
     longest_stall_at: int = 0
     """The number of that line."""
+    starts: int = 0
+    """How often the guest began to write: a guest that crashed, and started again, did so once more."""
     filesystem: str = ""
     """Empty: clean. Otherwise what e2fsck found wrong."""
     recovered: bool = False
@@ -48,7 +50,7 @@ def parse(data: bytes) -> Report:
     gaps: list[int] = []
     repeated: list[int] = []
     torn: list[int] = []
-    first = before = longest = longest_at = count = 0
+    first = before = longest = longest_at = count = starts = 0
     lines = data.split(b"\n")
     if lines and not lines[-1]:
         lines.pop()
@@ -59,6 +61,7 @@ def parse(data: bytes) -> Report:
             torn.append(place)
             continue
         count += 1
+        starts += stall == 0  # there is no line before
         first = first or number
         if before and number <= before:
             repeated.append(number)
@@ -70,7 +73,7 @@ def parse(data: bytes) -> Report:
         before = max(before, number)
     if data and not data.endswith(b"\n") and len(lines) not in torn:
         torn.append(len(lines))
-    return Report(count, first, before, gaps, repeated, torn, longest / 1000, longest_at)
+    return Report(count, first, before, gaps, repeated, torn, longest / 1000, longest_at, starts)
 
 
 def checksum_of(number: int, now: int, stall: int) -> int:

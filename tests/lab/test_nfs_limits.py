@@ -251,7 +251,15 @@ print(json.dumps(at))
 
 
 @pytest.mark.parametrize(
-    ("verb", "step"), [("export", 3), ("set_writers", 3), ("unexport", 3), ("fence", 3), ("attach", 2), ("detach", 1)]
+    ("verb", "step"),
+    [
+        pytest.param("export", 3, marks=pytest.mark.slow),
+        ("set_writers", 3),
+        pytest.param("unexport", 3, marks=pytest.mark.slow),
+        ("fence", 3),
+        pytest.param("attach", 2, marks=pytest.mark.slow),
+        ("detach", 1),
+    ],
 )
 def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str, step: int) -> None:
     a = lab.host("a")

@@ -113,9 +113,7 @@ class IscsiExports:
                 message = f"volume {volume.name} is a file, {volume.path}: iSCSI exports block devices"
                 yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
             elif device_size(volume.path) < volume.size:
-                yield Unsafe(
-                    f"{volume.path} is smaller than volume {volume.name}", f"storkit volume show {volume.name}"
-                )
+                yield _too_small(volume)
         except OSError:
             hint = f"storkit host restore {self.site.host}"
             yield NotFound(f"volume {volume.name} has no device {volume.path}", hint)
@@ -293,17 +291,22 @@ class IscsiExports:
                 _activate([grant.volume for grant in grants])
             ready: list[Grant] = []
             for grant in grants:
-                try:
-                    device_size(grant.volume.path)
+                with collected(problems):
+                    if device_size(grant.volume.path) < grant.volume.size:
+                        raise _too_small(grant.volume)
                     ready.append(grant)
-                except StorkitError as error:
-                    problems.append(error)
-            with collected(problems):
-                self._apply(ready)
-                self._grants.forget(grant.volume.uuid for grant in ready if not grant.clients)
-            with collected(problems):
-                self._local.restore(ready)
+            try:
+                self._remake(ready)
+            except StorkitError:  # one by one, so that what is wrong with one keeps no other from it
+                for grant in ready:
+                    with collected(problems):
+                        self._remake([grant])
         raise_problems(problems)
+
+    def _remake(self, grants: Sequence[Grant]) -> None:
+        self._apply(grants)
+        self._grants.forget(grant.volume.uuid for grant in grants if not grant.clients)
+        self._local.restore(grants)
 
     # The home host's own attachments.
 
@@ -337,6 +340,10 @@ class IscsiExports:
                 mine.attached = attached
                 changed.append(grant)
         self._grants.save(changed)
+
+
+def _too_small(volume: Volume) -> StorkitError:
+    return Unsafe(f"{volume.path} is smaller than volume {volume.name}", f"storkit volume show {volume.name}")
 
 
 def _lets_in(grant: Grant, client: str) -> bool:

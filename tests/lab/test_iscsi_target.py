@@ -367,6 +367,26 @@ def test_a_reboot_brings_back_rights_and_reservations(lab: Lab, home: Home) -> N
     a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
 
 
+def test_a_volume_that_cannot_be_restored_keeps_no_other_from_it(home: Home) -> None:
+    s = home.host
+    home.python(
+        "all = [volume(n) for n in range(3)]; home.export(all, clients('a', 's')); home.set_writers(all, ['s']);"
+        "home.attach_here(home.offers(all, 's'))"
+    )
+    s.run(["sync"])
+    s.power_off()
+    s.boot()
+    home.start()
+    s.run(["sh", "-c", "dmsetup remove source1 && dmsetup create source1 --table '0 2048 zero'"])
+    s.run(["dmsetup", "create", "storkit:v2:export", "--table", "0 8192 zero"])
+    said = home.python("print(refused(home.restore)); print(rights(), sorted(os.listdir('/dev/storkit')))")
+    why, restored = said.splitlines()
+    assert "source1 is smaller than volume v1" in why and "storkit:v2:export is another node" in why
+    rights = {"v0@a": "r", "v0@s": "w", "v1@a": "-", "v1@s": "w", "v2@a": "-", "v2@s": "w"}
+    assert restored == f"{rights} ['v0']"
+    assert "zero" in s.run(["dmsetup", "table", "storkit:v2:export"]).stdout
+
+
 KILLED = """
 import signal
 EVENTS = ("open", "os.mkdir", "os.rmdir", "os.symlink", "os.remove", "os.rename", "os.fork")

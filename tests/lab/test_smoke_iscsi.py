@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab import Host, Lab, iscsi
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 GIB = 1 << 30
 REGION = 128  # sectors that dm-clone copies at once
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab import Host, Lab, iscsi, services
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 CONFIGURATION = """\
 defaults {

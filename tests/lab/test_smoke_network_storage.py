@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab import Host, Lab, services
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 def test_nfs_42_shares_a_file_and_keeps_its_holes(lab: Lab) -> None:

@@ -1,6 +1,6 @@
 """iSCSI between two hosts of the lab (docs/lab.md), against what one would run instead, in one run.
 
-    python bench/bench_iscsi.py [LUNS...]            how many to export: 10 100 1000 by default
+    python bench/bench_iscsi.py [PART...] [LUNS...]      exports, attachments, data: all; 10 100 1000 volumes to export
 
 exports       one call of storkit's transport; one `targetcli` process for each volume, which is what scripts do; and
               one process that is fed all commands. Volumes are device-mapper nodes of 4 MiB. Starting programs counts.
@@ -42,13 +42,18 @@ def volumes(first, count):
 
 
 def main() -> None:
-    counts = [int(word) for word in sys.argv[1:]] or [10, 100, 1000]
+    counts = [int(word) for word in sys.argv[1:] if word.isdigit()] or [10, 100, 1000]
+    parts = [word for word in sys.argv[1:] if not word.isdigit()] or ["exports", "attachments", "data"]
     with Lab(print) as lab:
         s, b = lab.hosts("s", "b")
         prepare(s, max(counts))
-        exports(s, counts)
-        attachments(s, b, install_os_brick(lab))
-        data_path(s, b)
+        ready(b)
+        if "exports" in parts:
+            exports(s, counts)
+        if "attachments" in parts:
+            attachments(s, b, install_os_brick(lab))
+        if "data" in parts:
+            data_path(s, b)
 
 
 def prepare(s: Host, count: int) -> None:
@@ -57,9 +62,16 @@ def prepare(s: Host, count: int) -> None:
     disk, sectors = s.add_disk((count + ROUNDS) * EXTENT), EXTENT // 512
     names = [*(f"bench{n}" for n in range(count)), *(f"aside{n}" for n in range(ROUNDS))]
     nodes = ";".join(f"{name},,,rw,0 {sectors} linear {disk} {n * sectors}" for n, name in enumerate(names))
-    s.run(["dmsetup", "create", "--concise"], input=nodes, timeout=300)
+    # udevd would look into each of them
+    s.run(["dmsetup", "create", "--noudevrules", "--verifyudev", "--concise"], input=nodes, timeout=300)
     s.run(["mkdir", "-p", "/run/dbus"])
     s.run(["dbus-daemon", "--system", "--fork"])  # targetcli asks it for user-space backstores
+
+
+def ready(b: Host) -> None:
+    b.run(["sh", "-c", f"echo InitiatorName={PREFIX}:host.b > /etc/iscsi/initiatorname.iscsi"])
+    services.iscsid(b)
+    b.run(["modprobe", "dm_mod"])
 
 
 # Exports
@@ -144,9 +156,6 @@ def install_os_brick(lab: Lab) -> bool:
 
 
 def attachments(s: Host, b: Host, os_brick: bool) -> None:
-    b.run(["sh", "-c", f"echo InitiatorName={PREFIX}:host.b > /etc/iscsi/initiatorname.iscsi"])
-    services.iscsid(b)
-    b.run(["modprobe", "dm_mod"])
     offers = python(
         s,
         VOLUMES

@@ -10,7 +10,7 @@ from tests.lab.inner import run_tests
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("variant", ["thin", "thick"])
+@pytest.mark.parametrize("variant", ["thin", pytest.param("thick", marks=pytest.mark.slow)])
 def test_lvm_pools_keep_the_contract(lab: Lab, variant: str) -> None:
     (host,) = lab.hosts("s")
     disk = host.add_disk(2 << 30)

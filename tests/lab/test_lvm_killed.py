@@ -8,6 +8,7 @@ from tests.lab import Lab
 from tests.lab.test_lvm import PRELUDE, group, inside
 
 pytestmark = pytest.mark.lab
+KINDS = ["thin", pytest.param("thick", marks=pytest.mark.slow)]
 
 # Runs one verb and dies at its Nth step: `before` a command or an ioctl, or `during` a command, which goes on alone.
 VICTIM = """
@@ -81,7 +82,7 @@ def walk(lab: Lab, kind: str, code: str) -> list[str]:
     return walked
 
 
-@pytest.mark.parametrize("kind", ["thin", "thick"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_create_is_all_or_none(lab: Lab, kind: str) -> None:
     walked = walk(
         lab,
@@ -112,7 +113,7 @@ print(json.dumps(walk(attempt)))
     assert len(walked) >= 6
 
 
-@pytest.mark.parametrize("kind", ["thin", "thick"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_clone_is_all_or_none(lab: Lab, kind: str) -> None:
     walked = walk(
         lab,
@@ -142,8 +143,8 @@ print(json.dumps(walk(attempt)))
     assert len(walked) >= 6
 
 
-@pytest.mark.parametrize("verb", ["delete", "resize"])
-@pytest.mark.parametrize("kind", ["thin", "thick"])
+@pytest.mark.parametrize("verb", ["delete", pytest.param("resize", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_delete_and_resize_finish_when_called_again(lab: Lab, kind: str, verb: str) -> None:
     walked = walk(
         lab,

@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,49 +56,56 @@ def guest(kit: Kit, name: str, uuid: str, disk: Disk, console: str = "") -> Gues
 
 
 def build() -> Kit:
-    """The files of the guest from the cache, built if they are not there yet. Several may build at once."""
+    """The files of the guest from the cache, built if they are not there yet."""
+    target = cached("guest", sorted([*HERE.glob("init.*"), HERE / "linux.py"]), _build)
+    return Kit(target / "vmlinuz", target / "initrd", target / "root.img")
+
+
+def cached(name: str, recipe: Iterable[Path], make: Callable[[Path, Path], None]) -> Path:
+    """The directory in the cache of what `make` makes, given a scratch directory and an empty one for its results: made
+    anew when a file of the recipe changes. Several may make it at once."""
+    digest = hashlib.sha256()
+    for file in recipe:
+        digest.update(file.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "storkit"
-    target = cache / f"guest-{_recipe()}"
+    target = cache / f"{name}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as scratch:
-            done = _build(Path(scratch))
+            done = Path(scratch, "done")
+            done.mkdir()
+            make(Path(scratch), done)
             try:
                 done.rename(target)
             except OSError:
                 if not target.is_dir():  # no other build was faster
                     raise
-    return Kit(target / "vmlinuz", target / "initrd", target / "root.img")
+    return target
 
 
-def _recipe() -> str:
-    digest = hashlib.sha256()
-    for file in sorted([*HERE.glob("init.*"), HERE / "linux.py"]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _build(scratch: Path) -> Path:
-    done = scratch / "done"
-    done.mkdir()
+def boot_files(scratch: Path, done: Path, init: Path, modules: Iterable[str]) -> bytes:
+    """Make vmlinuz, and an initrd of busybox, these modules and `init`; the busybox."""
     kernel = _fetch(_kernel_package(), scratch)
     busybox = _busybox(scratch)
     (vmlinuz,) = (kernel / "boot").glob("vmlinuz-*")
     shutil.copyfile(vmlinuz, done / "vmlinuz")
-    (modules,) = (kernel / "lib/modules").iterdir()
+    (there,) = (kernel / "lib/modules").iterdir()
     files = {
-        "init": (0o755, (HERE / "init.initramfs").read_bytes()),
+        "init": (0o755, init.read_bytes()),
         "bin/busybox": (0o755, busybox),
-        **{f"lib/{Path(module).name}.ko": (0o644, _module(modules / "kernel", module)) for module in MODULES},
+        **{f"lib/{Path(module).name}.ko": (0o644, _module(there / "kernel", module)) for module in modules},
     }
-    (done / "initrd").write_bytes(b"".join(_cpio(["bin", "dev", "lib", "root"], files)))
-    tree(scratch / "tree", busybox)
+    (done / "initrd").write_bytes(b"".join(_cpio(["bin", "dev", "lib", "proc", "root"], files)))
+    return busybox
+
+
+def _build(scratch: Path, done: Path) -> None:
+    tree(scratch / "tree", boot_files(scratch, done, HERE / "init.initramfs", MODULES))
     run(
         ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", scratch / "tree",
          done / "root.img", f"{ROOT_SIZE >> 10}k"],
         package="e2fsprogs",
     )  # fmt: skip
-    return done
 
 
 def _kernel_package() -> str:

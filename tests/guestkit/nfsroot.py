@@ -5,12 +5,9 @@ python -m tests.guestkit.nfsroot OUTDIR     makes vmlinuz, initrd and root.tar t
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,42 +43,16 @@ class Kit:
 
 def build() -> Kit:
     """The files of the guest from the cache, built if they are not there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "storkit"
-    digest = hashlib.sha256()
-    for file in (HERE / "linux.py", HERE / "nfsroot.py", HERE / "nfsroot.initramfs", HERE / "init.root"):
-        digest.update(file.read_bytes())
-    target = cache / f"nfsroot-{digest.hexdigest()[:16]}"
-    if not target.is_dir():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as scratch:
-            done = _build(Path(scratch))
-            try:
-                done.rename(target)
-            except OSError:
-                if not target.is_dir():  # no other build was faster
-                    raise
+    recipe = [HERE / name for name in ("linux.py", "nfsroot.py", "nfsroot.initramfs", "init.root")]
+    target = linux.cached("nfsroot", recipe, _build)
     return Kit(target / "vmlinuz", target / "initrd", target / "root.tar")
 
 
-def _build(scratch: Path) -> Path:
-    done = scratch / "done"
-    done.mkdir()
-    kernel = linux._fetch(linux._kernel_package(), scratch)
-    busybox = linux._busybox(scratch)
-    (vmlinuz,) = (kernel / "boot").glob("vmlinuz-*")
-    shutil.copyfile(vmlinuz, done / "vmlinuz")
-    (modules,) = (kernel / "lib/modules").iterdir()
-    files = {
-        "init": (0o755, (HERE / "nfsroot.initramfs").read_bytes()),
-        "bin/busybox": (0o755, busybox),
-        **{f"lib/{Path(name).name}.ko": (0o644, linux._module(modules / "kernel", name)) for name in MODULES},
-    }
-    (done / "initrd").write_bytes(b"".join(linux._cpio(["bin", "dev", "lib", "proc", "root"], files)))
+def _build(scratch: Path, done: Path) -> None:
     tree = scratch / "root"
-    linux.tree(tree, busybox)
+    linux.tree(tree, linux.boot_files(scratch, done, HERE / "nfsroot.initramfs", MODULES))
     with tarfile.open(done / "root.tar", "w") as archive:
         archive.add(tree, ".", filter=_owned_by_root)
-    return done
 
 
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -9,72 +9,11 @@ from typing import Any
 import pytest
 
 from tests.lab import Host, Lab, services
+from tests.lab.target import MIB, UUIDS, Home
 
 pytestmark = pytest.mark.lab
 
-MIB = 1 << 20
-UUIDS = "0c9f3f0e-1111-2222-3333-4444{:08x}"
 SAVE = "/etc/rtslib-fb-target/saveconfig.json"
-
-HOME = """\
-import json, os, sys, time
-from pathlib import Path
-from storkit.core import codec
-from storkit.core.backend import Client, Site
-from storkit.core.errors import StorkitError
-from storkit.core.model import Volume
-from storkit.system import lio, lioaptpl, lioconfigfs, liosave
-from storkit.system.iscsiexports import IscsiExports
-from storkit.system.iscsigrant import IscsiSettings
-ADDRESS, SIZE, UUIDS = sys.argv[1:4]
-for place in ("/var/lib/storkit", "/run/storkit", "/dev/storkit"):
-    Path(place).mkdir(parents=True, exist_ok=True)
-site = Site("s", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"), ADDRESS)
-home = IscsiExports(site, IscsiSettings())
-def volume(n, **more):
-    return Volume(f"v{n}", UUIDS.format(n), int(SIZE), "p", "s", path=f"/dev/mapper/source{n}", **more)
-def clients(*names):
-    return [Client(name, name == "s") for name in names]
-def show(records):
-    print(json.dumps(codec.dump(records, reveal=True)))
-def rights():
-    return {f"{e.volume}@{e.client}": "-rw"[(1 + e.writable) * e.live] for e in home.find()}
-def refused(call, *args):
-    try:
-        call(*args)
-    except StorkitError as error:
-        return f"{type(error).__name__}: {error.message} " + " ".join(str(p) for p in getattr(error, "problems", []))
-    raise SystemExit("it was not refused")
-"""
-
-
-class Home:
-    """Host s with `count` block devices that volumes are made on."""
-
-    def __init__(self, host: Host, count: int, size: int = 4 * MIB) -> None:
-        self.host, self.size, self.count = host, size, count
-        self.disk = host.add_disk(count * size + 16 * MIB)
-        self.start()
-
-    def start(self) -> None:
-        """What a boot does not do by itself."""
-        self.host.run(["modprobe", "-a", "dm_mod", "dm_flakey"])
-        self.host.run(["mkdir", "-p", "/etc/rtslib-fb-target"])
-        sectors = self.size // 512
-        nodes = [f"source{n},,,rw,0 {sectors} linear {self.disk} {n * sectors}" for n in range(self.count)]
-        self.host.run(["dmsetup", "create", "--concise"], input=";".join(nodes))
-        self.host.run(["udevadm", "settle"])
-
-    def python(self, code: str, timeout: float = 300) -> str:
-        return self.host.python(HOME + code, self.host.address(), str(self.size), UUIDS, timeout=timeout)
-
-    def rights(self) -> dict[str, str]:
-        """VOLUME@CLIENT to r, w, or - if it is granted and not live."""
-        return dict(json.loads(self.python("print(json.dumps(rights()))")))
-
-    def read(self, n: int) -> str:
-        """The first block of a volume, where it lies."""
-        return self.host.run(["sh", "-c", f"dd if=/dev/mapper/source{n} bs=4k count=1 iflag=direct | md5sum"]).stdout
 
 
 @pytest.fixture
@@ -385,76 +324,6 @@ def test_a_volume_that_cannot_be_restored_keeps_no_other_from_it(home: Home) -> 
     rights = {"v0@a": "r", "v0@s": "w", "v1@a": "-", "v1@s": "w", "v2@a": "-", "v2@s": "w"}
     assert restored == f"{rights} ['v0']"
     assert "zero" in s.run(["dmsetup", "table", "storkit:v2:export"]).stdout
-
-
-KILLED = """
-import signal
-EVENTS = ("open", "os.mkdir", "os.rmdir", "os.symlink", "os.remove", "os.rename", "os.fork")
-INTERESTING = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
-def killed(verb, at):
-    '''Run `verb` in a process that is killed at its `at`-th change of a file, or before a program is started.'''
-    child = os.fork()
-    if child == 0:
-        left = [at]
-        def hook(event, args):
-            if event not in EVENTS or not (event == "os.fork" or str(args[0]).startswith(INTERESTING)
-                                           or "saveconfig" in str(args[0])):
-                return
-            if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
-                return
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        verb()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
-def nothing_left():
-    import subprocess
-    names = [p.name for p in lioconfigfs.CORE.glob("iblock_*")] + [p.name for p in lioconfigfs.FABRIC.glob("iqn*")]
-    nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
-    grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
-    saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
-    left = (names, nodes, grants, saved["targets"], saved["storage_objects"])
-    assert left == ([], [], [], [], []), left
-both, one = clients("a", "s"), [volume(0), volume(1)]
-def started():
-    home.export(one, both)
-    home.set_writers([volume(0)], ["a"])
-    home.attach_here(home.offers([volume(0)], "s"))
-READ = {"v0@a": "r", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
-VERBS = {
-    "export": (lambda: None, lambda: home.export(one, both), READ),
-    "set_writers": (started, lambda: home.set_writers(one, ["s"]), {**READ, "v0@s": "w", "v1@s": "w"}),
-    "unexport": (started, lambda: home.unexport(one, ["a"]), {"v0@s": "r", "v1@s": "r"}),
-    "fence": (started, lambda: home.fence("a"), {"v0@s": "r", "v1@s": "r"}),
-}
-before, verb, after = VERBS[WHICH]
-at = 0
-home.export(one, both)
-home.unexport(one, ["a", "s"])
-while True:
-    home.unfence("a")
-    before()
-    if not killed(verb, at):
-        break
-    was = rights()
-    assert (was.get("v0@a"), was.get("v0@s")) != ("w", "w"), (at, was)
-    if at % 2:
-        verb()
-        assert rights() == after, (at, rights())
-    home.detach_here(one)
-    home.unexport(one, ["a", "s"])
-    nothing_left()
-    at += STEP
-print(at)
-"""
-
-
-@pytest.mark.parametrize("verb", ["export", "set_writers", "unexport", "fence"])
-def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(home: Home, verb: str) -> None:
-    said = home.python(f"WHICH, STEP = {verb!r}, 5\n" + KILLED, timeout=900)
-    assert int(said) > 10
 
 
 MANY = """

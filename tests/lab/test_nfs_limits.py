@@ -16,6 +16,7 @@ from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe
 from storkit.core.model import Volume
 from tests.contract.transport_nfs import NFS_CONF, NfsRig
 from tests.lab import Host, Lab, services
+from tests.lab.killing import KILLED
 from tests.lab.remote import Hosts
 
 pytestmark = pytest.mark.lab
@@ -166,7 +167,7 @@ def test_nfs_3_works_where_it_was_asked_for(rig: NfsRig, lab: Lab) -> None:
         assert disk.read(0, 4096) == b"x" * 4096
 
 
-KILLED = """\
+WALK = """\
 import json, os, signal, sys
 from dataclasses import replace
 from pathlib import Path
@@ -180,26 +181,7 @@ place = site(Setup("a", A, "/var/lib/storkit"))
 pool, nfs = pool_class(place, pool_class.Settings(), "p"), nfs_class(place, nfs_class.Settings())
 (volume,) = pool.create([Volume("v", "8c9f3f0e-1111-2222-3333-444400000001", 1 << 20)])
 clients = [Client("b", False, B), Client("c", False, C), Client("a", True, A)]
-EVENTS = ("open", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.remove", "os.rename", "os.chown", "os.chmod",
-          "os.fork")
-OURS = ("/proc/net/rpc", "/proc/fs/nfsd", "/var/lib/storkit", "/etc/exports.d", "/run/storkit", "/dev/storkit")
-def killed(verb, at):
-    '''Run `verb` in a process that is killed at its `at`-th change of a file, or before a program is started.'''
-    child = os.fork()
-    if child == 0:
-        left = [at]
-        def hook(event, args):
-            if event not in EVENTS or not (event == "os.fork" or str(args[0]).startswith(OURS)):
-                return
-            if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
-                return
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        verb()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+PLACES = ("/proc/net/rpc", "/proc/fs/nfsd", "/var/lib/storkit", "/etc/exports.d", "/run/storkit", "/dev/storkit")
 def rights():
     return {e.client: "-rw"[(1 + e.writable) * e.live] for e in nfs.find_exports()}
 def etab():
@@ -235,7 +217,7 @@ nfs.unexport([volume], ["a", "b", "c"])
 while True:
     nfs.unfence("b")
     before()
-    if not killed(verb, at):
+    if not killed(verb, at, PLACES):
         break
     was = rights()
     assert list(was.values()).count("w") <= 1, (at, was)
@@ -266,5 +248,5 @@ def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(
     a.put(NFS_CONF, "/etc/nfs.conf")
     a.run(["modprobe", "-a", "nfsd", "nfs", "nfsv4"])
     a.run(["mkdir", "-p", "/var/lib/nfs/v4recovery"])
-    said = a.python(KILLED, verb, a.address(), "10.77.0.99", "10.77.0.98", str(step), timeout=900)
+    said = a.python(KILLED + WALK, verb, a.address(), "10.77.0.99", "10.77.0.98", str(step), timeout=900)
     assert json.loads(said) > 5

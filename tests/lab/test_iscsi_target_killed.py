@@ -1,0 +1,61 @@
+"""The home host's half of the transport iscsi, killed between any two steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import Lab
+from tests.lab.killing import KILLED
+from tests.lab.target import Home
+
+pytestmark = pytest.mark.lab
+
+WALK = """
+PLACES = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
+def nothing_left():
+    import subprocess
+    names = [p.name for p in lioconfigfs.CORE.glob("iblock_*")] + [p.name for p in lioconfigfs.FABRIC.glob("iqn*")]
+    nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
+    grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
+    saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
+    left = (names, nodes, grants, saved["targets"], saved["storage_objects"])
+    assert left == ([], [], [], [], []), left
+both, one = clients("a", "s"), [volume(0), volume(1)]
+def started():
+    home.export(one, both)
+    home.set_writers([volume(0)], ["a"])
+    home.attach_here(home.offers([volume(0)], "s"))
+READ = {"v0@a": "r", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
+VERBS = {
+    "export": (lambda: None, lambda: home.export(one, both), READ),
+    "set_writers": (started, lambda: home.set_writers(one, ["s"]), {**READ, "v0@s": "w", "v1@s": "w"}),
+    "unexport": (started, lambda: home.unexport(one, ["a"]), {"v0@s": "r", "v1@s": "r"}),
+    "fence": (started, lambda: home.fence("a"), {"v0@s": "r", "v1@s": "r"}),
+}
+before, verb, after = VERBS[WHICH]
+at = 0
+home.export(one, both)
+home.unexport(one, ["a", "s"])
+while True:
+    home.unfence("a")
+    before()
+    if not killed(verb, at, PLACES):
+        break
+    was = rights()
+    assert (was.get("v0@a"), was.get("v0@s")) != ("w", "w"), (at, was)
+    if at % 2:
+        verb()
+        assert rights() == after, (at, rights())
+    home.detach_here(one)
+    home.unexport(one, ["a", "s"])
+    nothing_left()
+    at += STEP
+print(at)
+"""
+
+
+@pytest.mark.parametrize("verb", ["export", "set_writers", "unexport", "fence"])
+def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str) -> None:
+    home = Home(lab.host("s"), 4)
+    said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + WALK, timeout=900)
+    assert int(said) > 10

@@ -55,6 +55,8 @@ class Node:
     """Bytes; 0 for a node that was killed before it had a table."""
     readonly: bool
     suspended: bool
+    pending: bool
+    """Whether another table has been loaded, which the next resume makes the active one: what a kill may leave."""
     opens: int
     """How many have it open: processes, mounts, exports, nodes on top of it."""
     table: str
@@ -145,7 +147,8 @@ def find(prefix: str = PREFIX) -> list[Node]:
 def _node(mapped: dmioctl.Mapped) -> Node:
     size = sum(length for _, length, _, _ in mapped.targets) * SECTOR
     table = "\n".join(f"{start} {length} {kind} {words}".rstrip() for start, length, kind, words in mapped.targets)
-    return Node(mapped.name, mapped.uuid, size, mapped.readonly, mapped.suspended, mapped.opens, table)
+    state = mapped.readonly, mapped.suspended, mapped.pending, mapped.opens
+    return Node(mapped.name, mapped.uuid, size, *state, table)
 
 
 def create(wanted: Sequence[Wanted]) -> list[Node]:
@@ -161,16 +164,11 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
             problems += _differs(node, there[node.name])
     raise_problems(problems)
     udev.keep_rules(RULES, _RULES)
-    # A node without a table was being made by a command that was killed.
-    halves = [node for node in wanted if node.name in there and not there[node.name].table]
     todo = [node for node in wanted if node.name not in there]
     try:
         if todo:
             _dmsetup(["create", "--concise"], stdin=concise(todo), timeout=60 + _EACH * len(todo))
-        for node in halves:
-            _load(node)
-        if halves:
-            _dmsetup(["resume", *(node.name for node in halves)])
+        swap([node for node in wanted if node.name in there])  # one without a table: its command was killed
     except StorkitError:
         remove([node.name for node in todo])
         raise
@@ -178,16 +176,17 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
 
 
 def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSPEND) -> list[Node]:
-    """Give existing nodes other tables, under whoever has them open: load, suspend, resume.
+    """Give existing nodes other tables, under whoever has them open; those that have them already are fine.
 
-    Suspending waits until all that was sent to the device below has come back: once this returns, nothing that was
-    written through the old table is still on its way. What comes meanwhile is held, and goes through the new table.
+    The kernel does it in one call that a kill cannot divide: it suspends the node, which waits until all that was sent
+    to the device below has come back, swaps the tables, and resumes it. Once this returns, nothing that was written
+    through the old table is still on its way. What comes meanwhile is held, and goes through the new table.
     With `flush`, what this host's page cache holds for the node is written first, through the old table, and a file
     system mounted on it is frozen. Without, it is left to the new table: for a device below that does not answer.
 
-    Raises TimedOut, all with their old tables, if the device below keeps what it was sent for `timeout` seconds:
-    device-mapper cannot take it back. Make it fail below first (iSCSI: recovery_tmo, or the session's end), then swap.
-    Raises NotFound: no such node; Conflict: it is another one.
+    Raises TimedOut if the device below keeps what it was sent for `timeout` seconds: device-mapper cannot take it back.
+    That node and those after it have their old tables then. Make the device fail first (iSCSI: recovery_tmo, or the
+    session's end), then swap. Raises NotFound: no such node; Conflict: it is another one.
     """
     there = {node.name: node for node in find("")}
     problems: list[StorkitError] = []
@@ -197,19 +196,24 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
         elif there[node.name].uuid != node.uuid:
             problems += _differs(node, there[node.name])
     raise_problems(problems)
-    names = [node.name for node in wanted]
-    if not names:
-        return []
-    try:
-        for node in wanted:
-            _load(node)
-        _dmsetup(["suspend", *([] if flush else ["--noflush", "--nolockfs"]), *names], timeout=timeout)
-    except StorkitError:
-        _dmsetup(["clear", *names])
-        _dmsetup(["resume", *names])
-        raise
-    _dmsetup(["resume", *names])
+    todo = [node for node in wanted if not _settled(there[node.name], node)]
+    if todo:
+        names = [node.name for node in todo]
+        try:
+            for node in todo:
+                _load(node)
+            _dmsetup(["resume", *([] if flush else ["--noflush", "--nolockfs"]), *names], timeout=timeout)
+        except StorkitError:
+            _dmsetup(["clear", *names])
+            raise
     return _named(wanted)
+
+
+def ensure(wanted: Sequence[Wanted]) -> list[Node]:
+    """Have these nodes with these tables, whatever tables they had: `create`, or `swap`."""
+    there = {node.name for node in find("")}
+    create([node for node in wanted if node.name not in there])
+    return swap(wanted)
 
 
 def remove(names: Sequence[str], *, force: bool = False, timeout: float = _SUSPEND) -> None:
@@ -256,9 +260,17 @@ def _differs(wanted: Wanted, there: Node) -> list[StorkitError]:
         return [
             Conflict(f"{there.path} is another node, with UUID {there.uuid or 'none'}", f"dmsetup info {there.name}")
         ]
-    if there.table and (there.table, there.readonly) != (wanted.table, wanted.readonly):
+    if there.table and not _has(there, wanted):
         return [Conflict(f"{there.path} exists with another table: {there.table}", f"dmsetup table {there.name}")]
     return []
+
+
+def _has(there: Node, wanted: Wanted) -> bool:
+    return (there.table, there.readonly) == (wanted.table, wanted.readonly)
+
+
+def _settled(there: Node, wanted: Wanted) -> bool:
+    return _has(there, wanted) and not there.suspended and not there.pending
 
 
 def _load(node: Wanted) -> None:

@@ -24,7 +24,7 @@ _TARGET = struct.Struct("=Q Q i I 16s")
 """struct dm_target_spec: sector_start, length, status, next (from the first one on), target_type; then the
 parameters."""
 _LIST_DEVICES, _TABLE_STATUS = 2, 12
-_READONLY, _SUSPENDED, _TABLE, _FULL = 1 << 0, 1 << 1, 1 << 4, 1 << 8
+_READONLY, _SUSPENDED, _TABLE, _INACTIVE, _FULL = 1 << 0, 1 << 1, 1 << 4, 1 << 6, 1 << 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Mapped:
     uuid: str
     readonly: bool
     suspended: bool
+    pending: bool
+    """Whether another table has been loaded, which the next resume makes the active one."""
     opens: int
     targets: list[tuple[int, int, str, str]]
     """Start and length in 512-byte sectors, type, parameters."""
@@ -106,7 +108,8 @@ def parse_status(answer: bytes | bytearray) -> Mapped:
         targets.append((start, length, kind.rstrip(b"\0").decode(), parameters))
         at = first + following
     name, uuid = (field.partition(b"\0")[0].decode(errors="surrogateescape") for field in header[11:13])
-    return Mapped(name, uuid, bool(flags & _READONLY), bool(flags & _SUSPENDED), opens, targets)
+    readonly, suspended, pending = (bool(flags & flag) for flag in (_READONLY, _SUSPENDED, _INACTIVE))
+    return Mapped(name, uuid, readonly, suspended, pending, opens, targets)
 
 
 def _text(answer: bytes | bytearray, at: int) -> bytes:

@@ -209,20 +209,13 @@ class IscsiAttachments:
         reservations.hold(path, reservations.key_for(offer.uuid, self.site.host), keys)
 
     def _make_paths(self, pending: list[_Pending]) -> None:
-        create, swap = [], []
+        wanted = []
         for one in pending:
             assert one.disk is not None
-            offer, node = one.offer, one.node
-            table = devmapper.linear(one.disk.path, offer.size)
-            made = Wanted(node_name(offer.volume, ROLE), node_uuid(offer.uuid, ROLE), table, not offer.writable)
-            if node is None or not node.size:
-                create.append(made)
-            elif (node.disks, node.size, node.readonly) != ((one.disk.path,), offer.size, made.readonly):
-                swap.append(made)
-        if create:
-            devmapper.create(create)
-        if swap:
-            devmapper.swap(swap)
+            offer, table = one.offer, devmapper.linear(one.disk.path, one.offer.size)
+            name, uuid = node_name(offer.volume, ROLE), node_uuid(offer.uuid, ROLE)
+            wanted.append(Wanted(name, uuid, table, not offer.writable))
+        devmapper.ensure(wanted)
         self.site.dev.mkdir(mode=0o755, parents=True, exist_ok=True)
         for one in pending:
             self._link(one.offer.volume)

@@ -124,15 +124,12 @@ class LocalNodes:
     def allow(self, grants: Iterable[Grant], *, giving: bool = True) -> None:
         """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
         mine = [grant for grant in grants if Path(self._node(grant.volume.name)).exists()]
-        there = {node.uuid: node for node in devmapper.find()} if mine else {}
+        there = {node.uuid for node in devmapper.find()} if mine else set()
         guarded: list[Wanted] = []
         cut: list[Wanted] = []
         for grant in mine:
-            node = there.get(devmapper.node_uuid(grant.volume.uuid, ROLE))
             wanted = self._wanted(grant)
-            if node is None or (node.table, node.readonly, node.suspended) == (wanted.table, wanted.readonly, False):
-                continue
-            if giving or not self._may_write(grant):
+            if wanted.uuid in there and (giving or not self._may_write(grant)):
                 (guarded if self.site.host in grant.clients else cut).append(wanted)
         if guarded:
             devmapper.swap(guarded)

@@ -6,6 +6,8 @@ would write on the wrong disk. So what the device says of itself is asked anew a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +79,10 @@ def attach(session: Session, volume: str, identity: str, size: int) -> Lun:
         raise Unsafe(f"{where} shows {lun.identity}, not {identity}", hint)
     if lun.size != size:
         raise Unsafe(f"{where} shows a disk of {lun.size} bytes, not {size}", hint)
-    if int(_attribute(lun.path, "size").read_text()) * SECTOR != size:  # it was resized since it was found
-        rescan(lun.path)
-    _attribute(lun.path, "device/timeout").write_text(str(COMMAND_TIMEOUT))
+    with _present(lun.path):
+        if int(_attribute(lun.path, "size").read_text()) * SECTOR != size:  # it was resized since it was found
+            rescan(lun.path)
+        _attribute(lun.path, "device/timeout").write_text(str(COMMAND_TIMEOUT))
     return lun
 
 
@@ -101,11 +104,12 @@ def writable(session: Session, identity: str) -> bool:
 
 def scan(session: Session) -> str:
     """Ask the session's target for LUN 0 alone, and wait for the disk; its path."""
-    number = (session.path / "iscsi_session" / session.path.name / "target_id").read_text().strip()
     host = session.path.parent
     udev.keep_rules(RULES, _RULES)
     with udev.Watch("block", processed=False) as watch:
-        (host / "scsi_host" / host.name / "scan").write_text(f"0 {number} 0")
+        with _present(f"the session with {session.target}"):
+            number = (session.path / "iscsi_session" / session.path.name / "target_id").read_text().strip()
+            (host / "scsi_host" / host.name / "scan").write_text(f"0 {number} 0")
         if not any(session.path.glob("target*/*:0/type")):
             raise NotFound(
                 f"the target {session.target} at {session.portal} has no LUN 0 for this host",
@@ -132,15 +136,23 @@ def drop(session: Session) -> None:
 
 def rescan(path: str) -> None:
     """Let the kernel read the size and the write protection of a disk anew."""
-    try:
+    with _present(path):
         _attribute(path, "device/rescan").write_text("1")
-    except OSError as error:
-        raise HostUnreachable(f"{path} is gone: {error.strerror}", "storkit status") from error
 
 
 def readonly(path: str) -> bool:
     """Whether the kernel takes the disk for write-protected, since it was found or rescanned last."""
-    return _attribute(path, "ro").read_text().strip() == "1"
+    with _present(path):
+        return _attribute(path, "ro").read_text().strip() == "1"
+
+
+@contextmanager
+def _present(what: str) -> Iterator[None]:
+    """A session may end at any moment, and its disk with it."""
+    try:
+        yield
+    except OSError as error:
+        raise HostUnreachable(f"{what} is gone: {error.strerror}", "storkit status") from error
 
 
 def others(serial: str, session_target: str, root: Path = DISKS) -> list[str]:

@@ -180,18 +180,10 @@ class KernelDevices:
             )
             for link in links
         }
-        there = {node.uuid: node for node in devmapper.find()}
-        others = [node for node in wanted.values() if node.uuid in there and there[node.uuid].table]
-        same = [
-            node
-            for node in others
-            if (there[node.uuid].table, there[node.uuid].readonly) == (node.table, node.readonly)
-        ]
         try:
-            devmapper.create([node for node in wanted.values() if node not in others or node in same])
+            devmapper.ensure(list(wanted.values()))
         except Unsupported:
             return {uuid: device.path for uuid, device in found.items()}
-        devmapper.swap([node for node in others if node not in same])
         return {uuid: devmapper.node_path(node.name) for uuid, node in wanted.items()}
 
     # Relays

@@ -313,8 +313,8 @@ COMMANDS = (
         "migrate:cleanup",
         (arg("name", help="the guest", **GUEST),),
     ),
-    Command("", "fence", "cut a host off every disk", "volume:fence", (arg("host", help="the host", **HOST),)),
-    Command("", "unfence", "let a fenced host in again", "volume:unfence", (arg("host", help="the host", **HOST),)),
+    Command("", "fence", "cut a host off every disk", "fence:fence", (arg("host", help="the host", **HOST),)),
+    Command("", "unfence", "let a fenced host in again", "fence:unfence", (arg("host", help="the host", **HOST),)),
     Command("plan", "list", "list the plans, the last one last", "plan:list_", ()),
     Command(
         "plan", "show", "show a plan and how far it came", "plan:show", (arg("id", help="the plan", metavar="ID"),)

@@ -1,4 +1,4 @@
-"""`storkit volume ...`, attach, detach, verify, fence."""
+"""`storkit volume ...`, attach, detach, verify."""
 
 from __future__ import annotations
 
@@ -345,25 +345,6 @@ def proof_line(proof: dict[str, Any]) -> str:
         f"{proof['volume']}: {hosts} {many}: {proof['identity']}, {format_size(proof['size'])}, "
         f"{proof['blocks']} blocks alike"
     )
-
-
-def fence(session: Session, options: Namespace) -> None:
-    _fence(session, options.host, "fence")
-
-
-def unfence(session: Session, options: Namespace) -> None:
-    _fence(session, options.host, "unfence")
-
-
-def _fence(session: Session, name: str, verb: str) -> None:
-    host = session.inventory.host(name).name
-    done = session.change(lambda: planner.fence(host, verb, session.inventory))
-    if done and verb == "fence":
-        lost = [export for result in done[1].values() for export in result]
-        names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
-        session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}")
-    elif done:
-        session.result({"host": host}, f"{host} may be given disks again")
 
 
 def _pool(session: Session, options: Namespace) -> PoolConfig:

@@ -181,6 +181,17 @@ def test_a_guest_boots_from_a_tree_and_moves_while_it_writes(lab: Lab, tmp_path:
     assert world.s.get(path) == cut
     world.storkit("guest", "start", "web", "--on", "b")
     writes()
+    # So is what may run on a host that is fenced, and nothing else: the guest is where it may write.
+    assert world.storkit("fence", "a")["lost"] == []
+    world.storkit("unfence", "a")
+    writes()
+    world.b.power_off()
+    assert world.run("guest", "start", "web", "--on", "a").status != 0
+    assert [export["client"] for export in world.storkit("fence", "b")["lost"]] == ["guest:web"]
+    world.storkit("guest", "start", "web", "--on", "a")
+    writes()
+    world.boot(world.b)
+    world.storkit("unfence", "b")
     world.storkit("guest", "stop", "web", "--timeout", "120")
     report = log.parse(world.s.get(path))
     assert report.clean and report.count >= 50, report

@@ -63,14 +63,14 @@ def test_volumes_of_several_homes_are_given_home_by_home() -> None:
 
 
 def test_a_host_is_fenced_at_every_other_home() -> None:
-    assert [(each.host, each.target) for each in planner.fence("b", "fence", site()).steps] == [
+    assert [(each.host, each.target) for each in planner.fence("b", site(), []).steps] == [
         ("a", "transport:nbd"),
         ("s", "transport:nbd"),
     ]
-    assert [each.host for each in planner.fence("a", "fence", site()).steps] == ["s"]
+    assert [each.host for each in planner.fence("a", site(), []).steps] == ["s"]
     only = site("[hosts.a]\nurl = 'ssh://a'\n[pools.p]\nhost = 'a'\n")
     with pytest.raises(Conflict, match="every pool is on a itself"):
-        planner.fence("a", "fence", only)
+        planner.fence("a", only, [])
 
 
 class Calls:

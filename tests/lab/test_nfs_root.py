@@ -192,6 +192,8 @@ def test_a_guest_boots_from_a_tree_and_moves_while_it_writes(lab: Lab, tmp_path:
     writes()
     world.boot(world.b)
     world.storkit("unfence", "b")
+    world.storkit("migrate", "cleanup", "web")
+    writes()
     world.storkit("guest", "stop", "web", "--timeout", "120")
     report = log.parse(world.s.get(path))
     assert report.clean and report.count >= 50, report

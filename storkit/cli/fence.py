@@ -4,54 +4,89 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from storkit.cli.guest import root_exports, where
 from storkit.cli.session import Session
 from storkit.core import codec, planner
 from storkit.core.errors import StorkitError
 from storkit.core.model import Export, Volume, guest_client
 from storkit.guests import files
+from storkit.guests.record import Guest
 
 
 def fence(session: Session, options: Namespace) -> None:
     host = session.inventory.host(options.host).name
-    roots = _roots(session, host)
-    done = session.change(lambda: planner.fence(host, session.inventory, roots))
-    if done:
-        plan, results = done
-        lost = [export for step in plan.steps if step.verb == "fence" for export in results[step.id]]
+    done = session.change(lambda: planner.fence(host, "fence", session.inventory))
+    lost = [export for result in done[1].values() for export in result] if done else []
+    # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
+    if roots := _roots(session, host):
+        session.change(lambda: planner.cut_off(roots, session.inventory), over_marks=True)
         lost += codec.dump([export for _, export in roots])
+    if done:
         names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
         session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}")
 
 
 def unfence(session: Session, options: Namespace) -> None:
     host = session.inventory.host(options.host).name
-    if session.change(lambda: planner.unfence(host, session.inventory)):
+    if session.change(lambda: planner.fence(host, "unfence", session.inventory)):
         session.result({"host": host}, f"{host} may be given disks again")
 
 
 def _roots(session: Session, host: str) -> list[tuple[Volume, Export]]:
-    """Trees and their exports to guests that may run on a host: a server knows a guest by its address alone.
+    """The roots, and their exports, of guests that may run on a host: their server knows them by their addresses alone.
 
-    What cannot be looked at is named, and keeps no host's disks from being taken.
+    Where another silent host may run one as well, that is said, and the guest keeps its root.
     """
-    found: list[tuple[Volume, Export]] = []
     try:
-        for guest in files.load_all(session.guests):
-            if guest.root is None:
-                continue
-            trees = [volume for volume in session.survey.volumes([guest.root.volume]) if volume.host != host]
-            disks = session.survey.volumes([disk.volume for disk in guest.disks])
-            places = where(session, guest, session.survey.hosts(disks), disks, session.survey.exports(disks))
-            if host not in places:
-                continue
-            if elsewhere := [name for name, status in places.items() if name != host and status == "unknown"]:
-                session.warn(
-                    f"storkit: guest {guest.name} may run on {host} or {', '.join(elsewhere)}, and keeps its root; "
-                    f"to take it: storkit detach {guest.root.volume} --on {guest_client(guest.name)}"
-                )
-            else:
-                found += [(tree, export) for tree in trees for export in root_exports(session, guest, [tree])]
+        guests = files.load_all(session.guests)
+        names = [guest.root.volume for guest in guests if guest.root]
+        if not names:
+            return []
+        rooted = {guest_client(guest.name): guest for guest in guests if guest.root}
+        trees = {tree.uuid: tree for tree in session.survey.volumes(names)}
+        exports = [
+            export
+            for export in session.survey.exports([tree for tree in trees.values() if tree.host != host])
+            if export.client in rooted
+        ]
+        places = _places(session, [rooted[export.client] for export in exports], host)
     except StorkitError as error:
-        session.warn(f"storkit: guests with their root on NFS are not looked at: {error.message}")
+        session.warn(f"storkit: guests with their root on NFS could not be looked at: {error.message}")
+        return []
+    found = []
+    for export in exports:
+        guest = rooted[export.client].name
+        may, others = may_run(places[guest], host)
+        if may and not others:
+            found.append((trees[export.uuid], export))
+        elif may:
+            session.warn(
+                f"storkit: guest {guest} may run on {host} or {', '.join(others)}, and keeps its root; "
+                f"to take it: storkit detach {export.volume} --on {export.client}"
+            )
     return found
+
+
+def may_run(places: dict[str, str], host: str) -> tuple[bool, list[str]]:
+    """Whether a guest that is in these places may run on a host, and the silent hosts that it may run on instead."""
+    there = places.get(host, "")
+    elsewhere = {name: status for name, status in places.items() if name != host}
+    if there != "unknown":
+        return bool(there), []
+    return not {"running", "paused"} & set(elsewhere.values()), [*elsewhere]
+
+
+def _places(session: Session, guests: list[Guest], host: str) -> dict[str, dict[str, str]]:
+    """Where each guest is not known to be stopped: host to status, `unknown` where the host is silent."""
+    places: dict[str, dict[str, str]] = {guest.name: {} for guest in guests}
+    hosts = list(dict.fromkeys([*session.survey.hosts(), host])) if guests else []
+    session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
+    for hypervisor in sorted({guest.hypervisor for guest in guests}):
+        names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
+        states = session.survey.guests(hosts, f"hypervisor:{hypervisor}", names)
+        for each in hosts:
+            known = {state.name: state.status for state in states.get(each, [])}
+            for name in names:
+                status = known.get(name, "stopped") if each in states else "unknown"
+                if status != "stopped":
+                    places[name][each] = status
+    return places

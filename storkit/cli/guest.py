@@ -209,23 +209,23 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     guest = replace(guest, disks=[replace(d, uuid=v.uuid) for d, v in zip(guest.disks, volumes, strict=True)])
     guest, root = _with_root(session, guest)
     exports = session.survey.exports(volumes)
-    own = root_exports(session, guest, [root] if root else [])
+    root_exports = _root_exports(session, guest, [root] if root else [])
     asked = dict.fromkeys([*(export.client for export in exports), *hosts])
     if not volumes:
         asked = dict.fromkeys([*session.inventory.hosts, *hosts])
     for host in asked:
         session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
     target = f"hypervisor:{guest.hypervisor}"
-    places = where(session, guest, asked, volumes, exports)
+    places = _where(session, guest, asked, volumes, exports)
     running = [host for host, status in places.items() if status in ("running", "paused")]
     states = {host: found[0] for host, found in session.survey.guests(running, target, [name]).items() if found}
     machine = next((state.machine for state in states.values() if state.machine), guest.machine)
     has = {host: state.volumes for host, state in states.items()}
     shared = _shared(session, guest, volumes)
-    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has, root, own)
+    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has, root, root_exports)
 
 
-def where(
+def _where(
     session: Session, guest: Guest, hosts: Iterable[str], volumes: list[Volume], exports: list[Export]
 ) -> dict[str, str]:
     """Where a guest is, of these hosts. Without an export no server lets it in: of its disks to the host, or of its
@@ -235,14 +235,14 @@ def where(
     rooted = guest.root is not None and not guest.disks
     if guest.root and rooted:
         roots = session.survey.volumes([guest.root.volume])
-        able = set() if roots and not root_exports(session, guest, roots) else None
+        able = set() if roots and not _root_exports(session, guest, roots) else None
     places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
     if rooted and {"running", "paused"} & set(places.values()):
         return {host: status for host, status in places.items() if status != "unknown"}
     return places
 
 
-def root_exports(session: Session, guest: Guest, roots: list[Volume]) -> list[Export]:
+def _root_exports(session: Session, guest: Guest, roots: list[Volume]) -> list[Export]:
     """The exports of a guest's root to itself."""
     return [export for export in session.survey.exports(roots) if export.client == guest_client(guest.name)]
 
@@ -301,7 +301,7 @@ def delete(session: Session, options: Namespace) -> None:
 def _places(session: Session, guest: Guest) -> dict[str, str]:
     """Where a guest is, whatever has become of its volumes."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    return where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))
+    return _where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -314,7 +314,7 @@ def list_(session: Session, options: Namespace) -> None:
         except NotFound:
             hosts = list(session.inventory.hosts)
         try:
-            places = where(session, guest, hosts, volumes, session.survey.exports(volumes))
+            places = _where(session, guest, hosts, volumes, session.survey.exports(volumes))
             shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
         except Unsupported as error:
             places, shown = {}, "unsupported"

@@ -263,11 +263,12 @@ def _cut_off(session: Session, options: Namespace) -> None:
 
     def build() -> Plan:
         volume = session.survey.volume(options.volume)
-        if options.on not in {export.client for export in session.survey.exports([volume])}:
+        ended = [export for export in session.survey.exports([volume]) if export.client == options.on]
+        if not ended:
             raise NotFound(
                 f"volume {volume.name} is not exported to {options.on}", f"storkit volume show {volume.name}"
             )
-        return planner.cut_off(volume, options.on, session.inventory)
+        return planner.cut_off([(volume, export) for export in ended], session.inventory)
 
     if session.change(build):
         session.result({"volume": options.volume, "detached": options.on})

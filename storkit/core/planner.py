@@ -10,7 +10,7 @@ from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.inventory import Inventory
 from storkit.core.journal import new_id
 from storkit.core.model import Export, Volume
-from storkit.core.plan import Hold, Plan, Stages, Step, step
+from storkit.core.plan import Hold, Plan, Stages, step
 from storkit.core.survey import by_host, by_server
 from storkit.core.units import format_size
 
@@ -173,17 +173,23 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
     return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
 
 
-def cut_off(tree: Volume, client: str, inventory: Inventory) -> Plan:
-    """Take a tree from the guest whose root it is, also from an instance of it that nobody can ask."""
-    stages = Stages()
-    end = _unexport(tree, client, inventory)
-    stages.then(end)
-    return finish_plan(end.title, stages, holds([tree]), inventory)
-
-
-def _unexport(tree: Volume, client: str, inventory: Inventory) -> Step:
-    title = f"end the export of {tree.name} to {client}"
-    return step("unexport", tree.host, inventory.transport(tree.pool), title, volumes=[tree], clients=[client])
+def cut_off(roots: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
+    """Take trees from the guests whose roots they are, also from instances of them that nobody can ask."""
+    stages, trees = Stages(), [tree for tree, _ in roots]
+    ends = [
+        step(
+            "unexport",
+            tree.host,
+            inventory.transport(tree.pool),
+            f"end the export of {tree.name} to {export.client}",
+            volumes=[tree],
+            clients=[export.client],
+        )
+        for tree, export in roots
+    ]
+    stages.then(*ends)
+    title = ends[0].title if len(ends) == 1 else f"end the exports of {names_of(trees)} to their guests"
+    return finish_plan(title, stages, holds(trees), inventory)
 
 
 def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:
@@ -201,34 +207,18 @@ def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:
     return finish_plan(title, stages, holds([volume], shared=True), inventory)
 
 
-def fence(host: str, inventory: Inventory, roots: list[tuple[Volume, Export]]) -> Plan:
-    """Cut a host off everything that every other host serves, and guests that may run there off their roots.
-
-    Raises Conflict: no other host serves anything.
-    """
-    stages = Stages()
-    ends = [_unexport(tree, export.client, inventory) for tree, export in roots]
-    stages.then(*_at_servers("fence", host, inventory), *ends)
-    return finish_plan(f"fence {host}", stages, [], inventory)
-
-
-def unfence(host: str, inventory: Inventory) -> Plan:
-    """Let a fenced host in again. Raises Conflict as `fence` does."""
-    stages = Stages()
-    stages.then(*_at_servers("unfence", host, inventory))
-    return finish_plan(f"unfence {host}", stages, [], inventory)
-
-
-def _at_servers(verb: str, host: str, inventory: Inventory) -> list[Step]:
-    """A step for each transport at each other host that has pools."""
+def fence(host: str, verb: str, inventory: Inventory) -> Plan:
+    """Cut a host off everything that every other host serves, or let it in again. Raises Conflict: none does."""
     served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
     others = [(home, target) for home, target in served if home != host]
     if not others:
         raise Conflict(f"every pool is on {host} itself: nobody else can cut it off", "take its power away")
-    return [
-        step(verb, home, target, f"{verb} {host} at {home} ({target.partition(':')[2]})", client=host)
-        for home, target in others
-    ]
+    stages = Stages()
+    stages.then(
+        *(step(verb, home, target, f"{verb} {host} at {home} ({target.partition(':')[2]})", client=host)
+          for home, target in others)
+    )  # fmt: skip
+    return finish_plan(f"{verb} {host}", stages, [], inventory)
 
 
 def give(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from storkit.cli.fence import may_run
 from storkit.core import inventory, planner, verbs
 from storkit.core.errors import Conflict, StorkitError
 from storkit.core.model import Volume
@@ -63,14 +64,34 @@ def test_volumes_of_several_homes_are_given_home_by_home() -> None:
 
 
 def test_a_host_is_fenced_at_every_other_home() -> None:
-    assert [(each.host, each.target) for each in planner.fence("b", site(), []).steps] == [
+    assert [(each.host, each.target) for each in planner.fence("b", "fence", site()).steps] == [
         ("a", "transport:nbd"),
         ("s", "transport:nbd"),
     ]
-    assert [each.host for each in planner.fence("a", site(), []).steps] == ["s"]
+    assert [each.host for each in planner.fence("a", "fence", site()).steps] == ["s"]
     only = site("[hosts.a]\nurl = 'ssh://a'\n[pools.p]\nhost = 'a'\n")
     with pytest.raises(Conflict, match="every pool is on a itself"):
-        planner.fence("a", only, [])
+        planner.fence("a", "fence", only)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ({}, (False, [])),
+        ({"a": "running"}, (False, [])),
+        ({"b": "running"}, (True, [])),
+        ({"b": "incoming", "a": "running"}, (True, [])),
+        ({"b": "unknown"}, (True, [])),
+        ({"b": "unknown", "a": "unknown"}, (True, ["a"])),
+    ],
+)
+def test_a_fenced_host_may_run_a_guest(places: dict[str, str], expected: tuple[bool, list[str]]) -> None:
+    assert may_run(places, "b") == expected
+
+
+def test_a_guest_that_runs_elsewhere_is_not_on_a_fenced_host_that_is_silent() -> None:
+    assert not may_run({"b": "unknown", "a": "running"}, "b")[0]
+    assert not may_run({"b": "unknown", "a": "paused", "c": "unknown"}, "b")[0]
 
 
 class Calls:

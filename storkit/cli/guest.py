@@ -14,7 +14,7 @@ from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.migration import Subject
-from storkit.core.model import DiskSource, Export, Volume, check_name, guest_client
+from storkit.core.model import DiskSource, Export, GuestState, Volume, check_name, guest_client
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 from storkit.guests import files
@@ -215,31 +215,33 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
         asked = dict.fromkeys([*session.inventory.hosts, *hosts])
     for host in asked:
         session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
-    target = f"hypervisor:{guest.hypervisor}"
-    places = _where(session, guest, asked, volumes, exports)
-    running = [host for host, status in places.items() if status in ("running", "paused")]
-    states = {host: found[0] for host, found in session.survey.guests(running, target, [name]).items() if found}
-    machine = next((state.machine for state in states.values() if state.machine), guest.machine)
-    has = {host: state.volumes for host, state in states.items()}
-    shared = _shared(session, guest, volumes)
-    return Subject(guest, volumes, exports, places, session.inventory, machine, shared, has, root, root_exports)
+    places, states = _where(session, guest, asked, volumes, exports)
+    running = [state for state in states.values() if state.status in ("running", "paused")]
+    machine = next((state.machine for state in running if state.machine), guest.machine)
+    has = {state.host: state.volumes for state in running}
+    return Subject(
+        guest, volumes, exports, places, session.inventory, machine, _shared(session, guest, volumes), has, root,
+        root_exports, stopped=[host for host, state in states.items() if state.status == "stopped"],
+    )  # fmt: skip
 
 
 def _where(
     session: Session, guest: Guest, hosts: Iterable[str], volumes: list[Volume], exports: list[Export]
-) -> dict[str, str]:
-    """Where a guest is, of these hosts. Without an export no server lets it in: of its disks to the host, or of its
-    root to itself. A root lets in the instance that was started last, and no other: where that one answers, hosts that
-    are silent do not count."""
+) -> tuple[dict[str, str], dict[str, GuestState]]:
+    """Where a guest is, of these hosts, as Survey.where tells it.
+
+    Without an export no server lets it in: of its disks to the host, or of its root to itself. A root lets in the
+    instance that was started last, and no other: where that one answers, hosts that are silent do not count.
+    """
     able = {export.client for export in exports} if volumes else None
     rooted = guest.root is not None and not guest.disks
     if guest.root and rooted:
         roots = session.survey.volumes([guest.root.volume])
         able = set() if roots and not _root_exports(session, guest, roots) else None
-    places = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+    places, states = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
     if rooted and {"running", "paused"} & set(places.values()):
-        return {host: status for host, status in places.items() if status != "unknown"}
-    return places
+        places = {host: status for host, status in places.items() if status != "unknown"}
+    return places, states
 
 
 def _root_exports(session: Session, guest: Guest, roots: list[Volume]) -> list[Export]:
@@ -301,7 +303,7 @@ def delete(session: Session, options: Namespace) -> None:
 def _places(session: Session, guest: Guest) -> dict[str, str]:
     """Where a guest is, whatever has become of its volumes."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    return _where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))
+    return _where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))[0]
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -314,7 +316,7 @@ def list_(session: Session, options: Namespace) -> None:
         except NotFound:
             hosts = list(session.inventory.hosts)
         try:
-            places = _where(session, guest, hosts, volumes, session.survey.exports(volumes))
+            places, _ = _where(session, guest, hosts, volumes, session.survey.exports(volumes))
             shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
         except Unsupported as error:
             places, shown = {}, "unsupported"

@@ -31,6 +31,8 @@ class Subject:
     """The tree that the guest mounts as its root. The right to write it is the guest's own, wherever it runs."""
     root_exports: list[Export] = field(default_factory=list)
     """Those to the guest itself."""
+    stopped: list[str] = field(default_factory=list)
+    """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
 
     @property
     def name(self) -> str:
@@ -136,7 +138,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
     if only:
         _leave(stages, subject, [only])
         return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
-    _leave(stages, subject, sorted({*hosts, *_clients(subject)}))
+    _leave(stages, subject, _others(subject))
     return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
 
 
@@ -183,7 +185,7 @@ def finish(subject: Subject, inventory: Inventory) -> Plan:
         raise _running_problem(subject)
     here = subject.running[0]
     stages = Stages()
-    _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+    _finish(stages, subject, here, _others(subject, here))
     return finish_plan(f"finish migration of {subject.name} to {here}", stages, _guest_holds(subject), inventory)
 
 
@@ -197,13 +199,13 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     if arrived and not subject.running:
         here = arrived[0]
         stages.then(step("resume", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
-        _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+        _finish(stages, subject, here, _others(subject, here))
     elif subject.running:
         here = subject.running[0]
-        _finish(stages, subject, here, [host for host in {*_clients(subject), *subject.places} if host != here])
+        _finish(stages, subject, here, _others(subject, here))
     else:
         _take_root(stages, subject)
-        _leave(stages, subject, sorted({*_clients(subject), *subject.places}))
+        _leave(stages, subject, _others(subject))
     return finish_plan(f"clean up after {subject.name}", stages, _guest_holds(subject), inventory)
 
 
@@ -300,8 +302,10 @@ def _define(subject: Subject, host: str, verb: str = "define", title: str = "") 
     )  # fmt: skip
 
 
-def _clients(subject: Subject) -> set[str]:
-    return {export.client for export in subject.exports}
+def _others(subject: Subject, here: str = "") -> list[str]:
+    """The hosts but `here` that have anything of a guest: its disks, itself, or what is left of it."""
+    clients = {export.client for export in subject.exports}
+    return sorted({*clients, *subject.places, *subject.stopped} - {here})
 
 
 def _guest_holds(subject: Subject) -> list[Hold]:

@@ -115,21 +115,22 @@ class Survey:
 
     def where(
         self, guest: str, target: str, hosts: Iterable[str], able: Collection[str] | None = None
-    ) -> dict[str, str]:
-        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`.
+    ) -> tuple[dict[str, str], dict[str, GuestState]]:
+        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
+        that knows it, stopped or not.
 
         `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out.
         """
         wanted = list(hosts)
         answers = self.guests(wanted, target, [guest])
+        states = {host: answers[host][0] for host in wanted if answers.get(host)}
         places: dict[str, str] = {}
         for host in wanted:
-            if host not in answers:
-                if able is None or host in able:
-                    places[host] = "unknown"
-            elif answers[host] and answers[host][0].status != "stopped":
-                places[host] = answers[host][0].status
-        return places
+            if host not in answers and (able is None or host in able):
+                places[host] = "unknown"
+            elif host in states and states[host].status != "stopped":
+                places[host] = states[host].status
+        return places, states
 
     def usage(self) -> list[Usage]:
         """How full the pools are."""

@@ -15,6 +15,7 @@ from typing import Any
 from storkit.core.errors import UsageError
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
+from storkit.guests.check import MIB
 from storkit.guests.parse import Found, path_source, uri_source
 from storkit.guests.record import Nic
 
@@ -77,6 +78,8 @@ _DISKS = {
 }
 _PLACING = {"id", "bus", "addr", "unit", "scsi-id", "channel", "lun", "serial", "bootindex"}
 """Where a device sits and what it is called: chosen anew."""
+_TRANSLATED = 8 << 10
+"""Bytes that templates/qemu adds to the memory of a guest without KVM."""
 _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 
@@ -197,7 +200,8 @@ class _Reader:
 
     def _memory(self, text: str) -> None:
         size = options(text, "size").get("size", "")
-        self.found.memory = parse_size(size + "M" if size.isdecimal() else size)
+        memory = parse_size(size + "M" if size.isdecimal() else size)
+        self.found.memory = memory - _TRANSLATED if memory % MIB == _TRANSLATED else memory
         self._unknown("-m", options(text, "size"), {"size"})
 
     def _smp(self, text: str) -> None:

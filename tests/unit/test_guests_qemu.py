@@ -16,6 +16,8 @@ import pytest
 
 from storkit.core.errors import CommandFailed
 from storkit.core.model import DiskSource
+from storkit.core.units import parse_size
+from storkit.guests import parse_qemu
 from storkit.guests.record import Boot, Disk, Guest, Nic
 from storkit.guests.render import Place, device_id, node_name, read_args, render
 from storkit.system.run import run, which
@@ -197,3 +199,14 @@ def end(pid: int) -> None:
         assert poller.poll(10_000), f"process {pid} does not end"
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("size", [16, 64, 112, 1024])
+def test_memory_without_kvm_is_what_qemu_migrates_without_loss_and_reads_back_as_it_was(size: int) -> None:
+    """QEMU before 9.0 loses writes where the memory of a guest without KVM is a multiple of 64 pages."""
+    wanted = guest(memory=size * MIB)
+    text = render(wanted, [], "qemu", Place("tcg"))
+    (memory,) = [parse_size(line.removeprefix("size=")) for line in text.splitlines() if line.startswith("size=")]
+    assert memory % (64 * 4096) and memory % 8192 == 0 and memory - wanted.memory == 8192
+    assert parse_qemu.read(text).memory == wanted.memory
+    assert f"size={size}M" in render(wanted, [], "qemu", Place("kvm")).splitlines()

@@ -69,7 +69,7 @@ class Subject:
         """Raise Unsafe if a host is silent: the guest could be running there."""
         silent = [host for host, status in self.places.items() if status == "unknown"]
         if silent:
-            # To fence a host takes its disks from a guest there, and a root that the guest itself has mounted not.
+            # To fence a host leaves a guest its root if another silent host may run it.
             cut = f"detach {self.root.name} --on {self.client}" if self.root_exports and self.root else ""
             raise Unsafe(
                 f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",

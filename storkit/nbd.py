@@ -61,10 +61,9 @@ class Nbd(Transport):
             grants = self._extended(volumes, clients)
             self._grants.save(grants)
             # A `fence` that began meanwhile has either read these grants, and waits, or its mark is seen here.
-            fenced = [client for client in sorted(names) if self._grants.fenced(client)]
-            if fenced:
-                self._withdraw(grants, fenced)
-                raise_problems([self._fenced(client) for client in fenced])
+            if refused := self._grants.refused(names):
+                self._withdraw(grants, [name for name in names if self._grants.fenced(name)])
+                raise_problems(refused)
             self._serve(grants)
         return [export for export in self.find_exports([volume.uuid for volume in volumes]) if export.client in names]
 
@@ -72,9 +71,8 @@ class Nbd(Transport):
         """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
+        problems += self._grants.refused(client.name for client in clients)
         for client in clients:
-            if self._grants.fenced(client.name):
-                problems.append(self._fenced(client.name))
             if not client.same_machine and not self.site.address:
                 message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
                 problems.append(Unsupported(message, f"give host {self.site.host} an address in the inventory"))
@@ -101,10 +99,6 @@ class Nbd(Transport):
                 problems.append(error)
         raise_problems(problems)
         return grants
-
-    def _fenced(self, client: str) -> StorkitError:
-        hint = f"once it is known to be harmless: storkit unfence {client}"
-        return Unsafe(f"host {client} is fenced on {self.site.host}", hint)
 
     def _serve(self, grants: list[Grant]) -> None:
         """Bring the servers of these volumes to what was granted, starting those that do not run."""

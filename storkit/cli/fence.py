@@ -6,20 +6,25 @@ from argparse import Namespace
 
 from storkit.cli.session import Session
 from storkit.core import codec, planner
-from storkit.core.errors import StorkitError
+from storkit.core.errors import StorkitError, Unsafe, collected, raise_problems
 from storkit.core.model import Export, Volume, guest_client
 from storkit.guests import files
 from storkit.guests.record import Guest
 
 
 def fence(session: Session, options: Namespace) -> None:
+    """Raises Unsafe, with the host's disks taken, if a guest there may still write its root on NFS."""
     host = session.inventory.host(options.host).name
     done = session.change(lambda: planner.fence(host, "fence", session.inventory))
     lost = [export for result in done[1].values() for export in result] if done else []
     # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
-    if roots := _roots(session, host):
+    roots, problems = _roots(session, host)
+    if roots and done:
         session.change(lambda: planner.cut_off(roots, session.inventory), over_marks=True)
         lost += codec.dump([export for _, export in roots])
+    for _, export in roots if not done else []:
+        session.warn(f"storkit: then {export.client} would lose its root {export.volume}")
+    raise_problems(problems)
     if done:
         names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
         session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}")
@@ -31,39 +36,29 @@ def unfence(session: Session, options: Namespace) -> None:
         session.result({"host": host}, f"{host} may be given disks again")
 
 
-def _roots(session: Session, host: str) -> list[tuple[Volume, Export]]:
+def _roots(session: Session, host: str) -> tuple[list[tuple[Volume, Export]], list[StorkitError]]:
     """The roots, and their exports, of guests that may run on a host: their server knows them by their addresses alone.
 
-    Where another silent host may run one as well, that is said, and the guest keeps its root.
+    And what keeps a guest's root from being among them: where another silent host may run it as well, it may be well.
     """
-    try:
+    found: list[tuple[Volume, Export]] = []
+    problems: list[StorkitError] = []
+    with collected(problems):
         guests = files.load_all(session.guests)
-        names = [guest.root.volume for guest in guests if guest.root]
-        if not names:
-            return []
         rooted = {guest_client(guest.name): guest for guest in guests if guest.root}
-        trees = {tree.uuid: tree for tree in session.survey.volumes(names)}
-        exports = [
-            export
-            for export in session.survey.exports([tree for tree in trees.values() if tree.host != host])
-            if export.client in rooted
-        ]
+        names = [guest.root.volume for guest in guests if guest.root]
+        trees = {tree.uuid: tree for tree in session.survey.volumes(names) if tree.host != host} if names else {}
+        exports = [export for export in session.survey.exports(list(trees.values())) if export.client in rooted]
         places = _places(session, [rooted[export.client] for export in exports], host)
-    except StorkitError as error:
-        session.warn(f"storkit: guests with their root on NFS could not be looked at: {error.message}")
-        return []
-    found = []
-    for export in exports:
-        guest = rooted[export.client].name
-        may, others = may_run(places[guest], host)
-        if may and not others:
-            found.append((trees[export.uuid], export))
-        elif may:
-            session.warn(
-                f"storkit: guest {guest} may run on {host} or {', '.join(others)}, and keeps its root; "
-                f"to take it: storkit detach {export.volume} --on {export.client}"
-            )
-    return found
+        for export in exports:
+            guest = rooted[export.client].name
+            may, others = may_run(places[guest], host)
+            if may and not others:
+                found.append((trees[export.uuid], export))
+            elif may:
+                message = f"guest {guest} may run on {host}, or on {', '.join(others)}, and has kept its root"
+                problems.append(Unsafe(message, f"storkit detach {export.volume} --on {export.client}"))
+    return found, problems
 
 
 def may_run(places: dict[str, str], host: str) -> tuple[bool, list[str]]:

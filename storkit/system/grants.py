@@ -43,6 +43,7 @@ class GrantFiles(Generic[G]):
     def __init__(self, site: Site) -> None:
         self._files = RecordFiles(site.state / self.transport, self.kind, f"the {self.title} grant")
         self._marks = site.state / self.transport / "fenced"
+        self._host = site.host
 
     def path(self, uuid: str) -> Path:
         return self._files.path(uuid)
@@ -73,6 +74,17 @@ class GrantFiles(Generic[G]):
 
     def fenced(self, client: str) -> bool:
         return (self._marks / slug(client)).exists()
+
+    def refused(self, clients: Iterable[str]) -> list[StorkitError]:
+        """Why those of these clients that were fenced get no export."""
+        return [
+            Unsafe(
+                f"host {client} is fenced on {self._host}",
+                f"once it is known to be harmless: storkit unfence {client}",
+            )
+            for client in sorted(clients)
+            if self.fenced(client)
+        ]
 
     def drop_fenced(self, grants: Iterable[G]) -> None:
         """Take the clients that were fenced out of these grants, unsaved."""

@@ -96,9 +96,7 @@ class IscsiExports:
         return grants
 
     def _refused_client(self, client: Client) -> Iterable[StorkitError]:
-        if self._grants.fenced(client.name):
-            hint = f"once it is known to be harmless: storkit unfence {client.name}"
-            yield Unsafe(f"host {client.name} is fenced on {self.site.host}", hint)
+        yield from self._grants.refused([client.name])
         if client.same_machine and client.name != self.site.host:
             message = f"iSCSI cannot tell host {client.name} from {self.site.host}: they are one machine"
             yield Unsupported(message, 'use the transport "nbd" between hosts of one machine')

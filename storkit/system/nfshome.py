@@ -44,11 +44,6 @@ class NfsExports:
                 use = locks.use_lock(self.site.run, volume.uuid)
                 stack.callback(locks.acquire(use, f"volume {volume.name}").release, remove=True)
             self._grants.save(grants)
-            # A `fence` that began meanwhile has either read these grants, and waits, or its mark is seen here.
-            fenced = [client for client in sorted(names) if self._grants.fenced(client)]
-            if fenced:
-                self._withdraw(grants, fenced)
-                raise_problems([self._fenced(client) for client in fenced])
             self._serve(grants)
         return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
 
@@ -56,14 +51,11 @@ class NfsExports:
         """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
+        problems += self._grants.refused(client.name for client in clients)
         addresses: dict[str, list[str]] = {}
         for client in clients:
-            if self._grants.fenced(client.name):
-                problems.append(self._fenced(client.name))
-            try:
+            with collected(problems):
                 addresses[client.name] = _granted(client, found) or self._addresses(client)
-            except StorkitError as error:
-                problems.append(error)
         problems += nfsrules.shared(addresses, self._grants.find()[0])
         grants: list[Grant] = []
         for volume in volumes:
@@ -118,10 +110,6 @@ class NfsExports:
     def _managed(self, grant: Grant) -> bool:
         """Whether this host is the server of the pool, or a client of it as others are."""
         return not self._mount(grant.pool).type.startswith("nfs")
-
-    def _fenced(self, client: str) -> StorkitError:
-        hint = f"once it is known to be harmless: storkit unfence {client}"
-        return Unsafe(f"host {client} is fenced on {self.site.host}", hint)
 
     def _serve(self, grants: list[Grant]) -> None:
         """Bring the server to what was granted. Rights are taken, and have ended, before others are given."""

@@ -7,9 +7,7 @@ is marked as importing, so that nothing can use it before its size, content and 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -29,7 +27,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
-from storkit.system import clonefile, files, imageheaders, locks, qemuimg, unpack, volumefile
+from storkit.system import checksums, clonefile, files, imageheaders, locks, qemuimg, unpack, volumefile
 from storkit.system.sidecar import SPOOL, rename_new
 
 VERBS = frozenset({"inspect", "fill", "export_image"})
@@ -37,7 +35,6 @@ VERBS = frozenset({"inspect", "fill", "export_image"})
 MAX_SIZE = 64 << 40
 """The largest disk that is imported unless another limit is given: 64 TiB."""
 EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
-_DIGESTS = {"sha256": 64, "sha512": 128}
 _CHUNK = 1 << 20
 _KEEP_FREE = 64 << 20
 
@@ -68,7 +65,7 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
     too large (`max_size`, or 64 TiB), wrong checksum; Unsafe: it points to other files; Unsupported.
     """
     limit = max_size or MAX_SIZE
-    digest = _digest(checksum)
+    digest = checksums.parse(checksum)
     if format and format not in imageheaders.FORMATS:
         known = ", ".join(imageheaders.FORMATS)
         raise UsageError(f"{format!r} is not a format of disk images that can be imported", f"known: {known}")
@@ -79,7 +76,7 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
         else:
             info = _inspect_plain(path, file, format, limit)
         if digest:
-            _verify(site, path, file, *digest)
+            checksums.verify(site, path, file, *digest)
     return info
 
 
@@ -100,8 +97,8 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
             before = _fingerprint(file)
             kind = unpack.compression(os.pread(file, 16, 0))
             if kind:
-                if wanted := _digest(checksum):
-                    _verify(site, path, file, *wanted)
+                if wanted := checksums.parse(checksum):
+                    checksums.verify(site, path, file, *wanted)
                 info = _fill_unpacked(site, volume, path, kind, format, max_size or MAX_SIZE)
             else:
                 info = inspect(site, source, format, checksum, max_size)
@@ -371,33 +368,6 @@ def _write_sparse(
         os.ftruncate(descriptor, offset)
     except OSError as error:
         raise files.explain(error, path) from error
-
-
-# Checksums
-
-
-def _digest(checksum: str) -> tuple[str, str] | None:
-    if not checksum:
-        return None
-    name, _, value = checksum.partition(":")
-    value = value.strip().lower()
-    if name not in _DIGESTS or len(value) != _DIGESTS[name] or not re.fullmatch(r"[0-9a-f]+", value):
-        raise UsageError(f"{checksum!r} is not a checksum", "write sha256:HEX or sha512:HEX, as by sha256sum FILE")
-    return name, value
-
-
-def _verify(site: Site, path: Path, file: int, name: str, wanted: str) -> None:
-    size = max(1, os.lseek(file, 0, os.SEEK_END))
-    digest = hashlib.new(name)
-    offset = 0
-    while piece := os.pread(file, _CHUNK, offset):
-        digest.update(piece)
-        offset += len(piece)
-        if offset % (64 * _CHUNK) == 0:
-            site.progress(0.0, f"checksum of {path.name}: {100 * offset // size}%")
-    if digest.hexdigest() != wanted:
-        found = f"{name}:{digest.hexdigest()}"
-        raise UsageError(f"{path} has the checksum {found}, not {name}:{wanted}", "get the file again")
 
 
 # Exporting

@@ -139,7 +139,7 @@ class Lvm(Pool):
             raise_problems([problem for volume in changed for problem in self._in_use(group, volume, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):
-                command = _retag(old, replace(old, kind=volume.kind, made=volume.made))
+                command = lvmtools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
                 if group.lvs[old.name].readonly != (volume.kind != "disk"):
                     command += ["--permission", "r" if volume.kind != "disk" else "rw"]
                 if command:
@@ -179,7 +179,7 @@ class Lvm(Pool):
         if not self.settings.thinpool:
             allocated = sum(lv.size for lv in volumes)
             return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated)
-        pool = self._thin_pool(group)
+        pool = group.thin_pool(self.settings.thinpool)
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
@@ -200,13 +200,6 @@ class Lvm(Pool):
     @property
     def _batches(self) -> Batches:
         return Batches(self._vg, self.site.host, self.site.run)
-
-    def _thin_pool(self, group: VolumeGroup) -> LogicalVolume:
-        pool = group.lvs.get(self.settings.thinpool)
-        if pool is None or not pool.is_thin_pool:
-            hint = f"make one: lvcreate --type thin-pool -l 90%FREE -n {self.settings.thinpool} {group.name}"
-            raise NotFound(f"there is no thin pool {self.settings.thinpool} in volume group {group.name}", hint)
-        return pool
 
     def _is_ours(self, group: VolumeGroup, lv: LogicalVolume) -> bool:
         return group.exists(lv) and lv.pool == self.settings.thinpool
@@ -254,7 +247,7 @@ class Lvm(Pool):
             return self._these(self._fill(batch, made, lambda: self._copy(group, old, made)), volumes)
 
     def _new(self, volume: Volume, batch: str) -> list[str]:
-        command = ["lvcreate", *_NEW, *_tags(volume, batch)]
+        command = ["lvcreate", *_NEW, *lvmtools.add_tags(volume, batch)]
         if self.settings.thinpool:
             return [*command, "-V", f"{volume.size}b", "-T", f"{self._vg}/{self.settings.thinpool}", "-n", volume.name]
         # Nothing is wiped at its start: all of it is zeroed.
@@ -263,7 +256,7 @@ class Lvm(Pool):
     def _share(self, old: Volume, size: int, volume: Volume, batch: str) -> list[list[str]]:
         """A thin snapshot, grown to the size of a larger clone. `size` is that of the logical volume it is of."""
         mode = "rw" if volume.kind == "disk" else "r"
-        tags = _tags(volume, batch)
+        tags = lvmtools.add_tags(volume, batch)
         commands = [["lvcreate", *_NEW, "-s", "-p", mode, *tags, "-n", volume.name, f"{self._vg}/{old.name}"]]
         if volume.size > size:
             commands.append(["lvextend", "-y", "-L", f"{volume.size}b", f"{self._vg}/{volume.name}"])
@@ -314,7 +307,7 @@ class Lvm(Pool):
     def _resize(self, lock: locks.Lock, group: VolumeGroup, old: Volume, size: int) -> None:
         """The tag never promises more than is there and reads as it should, so that a kill in between is harmless."""
         lv, end, target = group.lvs[old.name], group.extents(size), f"{self._vg}/{old.name}"
-        retag = ["lvchange", "-y", *_retag(old, replace(old, size=size)), target]
+        retag = ["lvchange", "-y", *lvmtools.change_tags(old, replace(old, size=size)), target]
         lvmtools.activate([old])
         if size > old.size:
             if end > lv.size:
@@ -375,10 +368,10 @@ class Lvm(Pool):
         if not self.settings.thinpool:
             raise_problems(lvmchecks.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
             return
-        pool = self._thin_pool(group)
+        pool = group.thin_pool(self.settings.thinpool)
         if not pool.active:  # how full it is, only the kernel knows
             lvmtools.change(self._vg, lock, ["lvchange", "-ay", f"{self._vg}/{pool.name}"])
-            pool = self._thin_pool(lvmtools.read(self._vg))
+            pool = lvmtools.read(self._vg).thin_pool(self.settings.thinpool)
         raise_problems(lvmchecks.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
 
     def _in_the_way(self, group: VolumeGroup, lv: LogicalVolume) -> StorkitError:
@@ -420,19 +413,3 @@ class Lvm(Pool):
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return replace(volume, made=made, created=volume.created or now, origin="")
-
-
-def _tags(volume: Volume, batch: str) -> list[str]:
-    """The options of lvcreate that give a new volume its metadata."""
-    tags = lvmtools.tags_of(volume) | {lvmtools.BATCH: batch}
-    return [word for key, value in tags.items() for word in ("--addtag", lvmtools.tag(key, value))]
-
-
-def _retag(old: Volume, new: Volume) -> list[str]:
-    """The options of lvchange that turn the metadata of `old` into those of `new`, in one commit."""
-    before, after = lvmtools.tags_of(old), lvmtools.tags_of(new)
-    words = []
-    for key, value in after.items():
-        if before.get(key) != value:
-            words += ["--deltag", lvmtools.tag(key, before[key]), "--addtag", lvmtools.tag(key, value)]
-    return words

@@ -109,6 +109,14 @@ class VolumeGroup:
         """Whether a logical volume is a volume: storkit's, and made to its end."""
         return "uuid" in lv.tags and lv.tags.get(BATCH) not in self.making
 
+    def thin_pool(self, name: str) -> LogicalVolume:
+        """Raises NotFound: there is none of that name."""
+        pool = self.lvs.get(name)
+        if pool is None or not pool.is_thin_pool:
+            hint = f"make one: lvcreate --type thin-pool -l 90%FREE -n {name} {self.name}"
+            raise NotFound(f"there is no thin pool {name} in volume group {self.name}", hint)
+        return pool
+
 
 def path(vg: str, lv: str) -> str:
     return f"/dev/{vg}/{lv}"
@@ -139,6 +147,22 @@ def tags_of(volume: Volume) -> dict[str, str]:
     """A volume's metadata as tags: all but what follows from where it is."""
     tags = {"uuid": volume.uuid, "kind": volume.kind, "size": str(volume.size), "made": volume.made}
     return tags | {"created": volume.created} | ({"origin": volume.origin} if volume.origin else {})
+
+
+def add_tags(volume: Volume, batch: str) -> list[str]:
+    """The options of lvcreate that give a new volume its metadata."""
+    tags = tags_of(volume) | {BATCH: batch}
+    return [word for key, value in tags.items() for word in ("--addtag", tag(key, value))]
+
+
+def change_tags(old: Volume, new: Volume) -> list[str]:
+    """The options of lvchange that turn the metadata of `old` into those of `new`, in one commit."""
+    before, after = tags_of(old), tags_of(new)
+    words = []
+    for key, value in after.items():
+        if before.get(key) != value:
+            words += ["--deltag", tag(key, before[key]), "--addtag", tag(key, value)]
+    return words
 
 
 def volume_of(lv: LogicalVolume) -> Volume:

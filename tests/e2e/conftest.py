@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.qemuhosts import Hosts
 from tests.e2e.world import World
 
 
@@ -30,3 +32,13 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 def world(request: pytest.FixtureRequest, make_world: Callable[..., World]) -> World:
     """A world, once with raw and once with qcow2 volumes."""
     return make_world(request.param)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with tempfile.TemporaryDirectory(prefix="sk-") as base:
+        both = Hosts(Path(base))
+        try:
+            yield both
+        finally:
+            both.end()

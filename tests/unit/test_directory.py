@@ -1,79 +1,22 @@
-"""What only directory pools promise: kills, foreign files, damaged sidecars, full disks, how clones are made."""
+"""What only directory pools promise: foreign files, damaged sidecars, full disks, how clones are made."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
-import storkit
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsafe
-from storkit.core.model import Volume
+from storkit.core.errors import Conflict, NotFound, Problems, Unsafe
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import clonefile, locks, qcow2
 from tests.filesystems import mounted
-
-MIB = 1 << 20
-SIZE = 4 * MIB
-
-
-def new(name: str, size: int = SIZE, **more: str) -> Volume:
-    return Volume(name, str(uuid4()), size, **more)  # type: ignore[arg-type]
-
-
-def pool_at(path: Path, format: str = "raw", base: Path | None = None, **options: Any) -> Directory:
-    base = base or path.parent
-    path.mkdir(exist_ok=True)
-    site = Site("here", base / "state", base / "run", base / "dev", **options)
-    return Directory(site, DirectorySettings(path=str(path), format=format))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def shm() -> Iterator[Path]:
-    """A directory on a file system that cannot share blocks."""
-    path = Path(f"/dev/shm/storkit-test-{uuid4().hex[:8]}")
-    path.mkdir(mode=0o700)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture(params=["raw", "qcow2"])
-def pool(request: pytest.FixtureRequest, shm: Path) -> Directory:
-    return pool_at(shm / "pool", request.param)
-
-
-def golden(pool: Directory, megabytes: int = 1) -> Volume:
-    (volume,) = pool.create([new("golden")])
-    command = f"write -P 7 0 {megabytes}M"
-    subprocess.run(["qemu-io", "-f", volume.format, "-c", command, volume.path], check=True, capture_output=True)
-    return pool.relabel([replace(volume, kind="image", made="imported")])[0]
-
-
-def listing(pool: Directory) -> list[str]:
-    return sorted(path.name for path in pool.path.iterdir() if path.name != ".storkit.lock")
-
-
-def disk(path: Path, format: str) -> bytes:
-    flat = path.with_name("flat")
-    subprocess.run(["qemu-img", "convert", "-f", format, "-O", "raw", path, flat], check=True)
-    data = flat.read_bytes()
-    flat.unlink()
-    return data
-
+from tests.unit.directories import MIB, SIZE, disk, golden, listing, new, pool_at
 
 # The layout
 
@@ -323,161 +266,3 @@ def test_little_room_is_warned_of(tmp_path: Path) -> None:
         with (place / "filler").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 31 * MIB)
         assert ["nearly full" in warning for warning in pool.capacity().warnings] == [True]
-
-
-# Kills
-
-
-def states(pool: Directory, act: Callable[[], Any]) -> list[Path]:
-    """Copies of the pool's directory as a kill could have left it: one for each state between any two lines of
-    storkit's code while `act` runs."""
-    found: list[Path] = []
-    last: list[Any] = []
-    root = str(Path(storkit.__file__).parent)
-
-    def look(frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(root):
-            return None
-        now = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns, e.inode()) for e in os.scandir(pool.path))
-        if not last or now != last[0]:
-            last[:] = [now]
-            copy = pool.path.with_name(f"state-{len(found)}")
-            shutil.copytree(pool.path, copy)
-            found.append(copy)
-        return look
-
-    sys.settrace(look)
-    try:
-        act()
-    finally:
-        sys.settrace(None)
-    return found
-
-
-def killed(pool: Directory, state: Path) -> Directory:
-    """A pool in the state that a kill left, with every lock gone."""
-    copy = state.with_name("killed")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(state, copy)
-    return pool_at(copy, pool.settings.format)
-
-
-@pytest.mark.parametrize("verb", ["create", "clone", "snapshot"])
-def test_making_volumes_killed_at_any_point_can_be_finished_and_undone(pool: Directory, verb: str) -> None:
-    image = golden(pool)
-    (source,) = pool.clone(image, [new("source")])
-    before = listing(pool)
-    wanted = [new("a"), new("b", 2 * SIZE)]
-
-    def act(on: Directory) -> list[Volume]:
-        if verb == "create":
-            return on.create(wanted)
-        return on.clone(image, wanted) if verb == "clone" else on.snapshot(source, wanted)
-
-    found = states(pool, lambda: act(pool))
-    after = listing(pool)
-    assert len(found) > 8
-    for state in found:
-        undone = killed(pool, state)
-        for volume in undone.find():
-            filled = verb != "create" or volume.uuid in (image.uuid, source.uuid)
-            assert disk(Path(volume.path), volume.format)[:MIB] == (b"\7" if filled else b"\0") * MIB
-        there = {volume.uuid for volume in undone.find()}
-        undone.delete([volume for volume in wanted if volume.uuid in there])
-        assert listing(undone) == before
-
-        finished = killed(pool, state)
-        made = act(finished)
-        assert [(volume.uuid, volume.size) for volume in made] == [(volume.uuid, volume.size) for volume in wanted]
-        assert listing(finished) == after
-
-        # A file that somebody put there after the kill is not ours, and survives.
-        foreign = killed(pool, state)
-        path = foreign.path / f"a.{pool.settings.format}"
-        if not path.exists():
-            path.write_bytes(b"precious")
-            foreign.delete([])
-            assert path.read_bytes() == b"precious"
-
-
-def test_deleting_killed_at_any_point_can_be_finished(pool: Directory) -> None:
-    image = golden(pool)
-    clones = pool.clone(image, [new("a"), new("b")])
-    found = states(pool, lambda: pool.delete([image, *clones]))
-    assert len(found) > 6 and listing(pool) == []
-    for state in found:
-        finished = killed(pool, state)
-        for volume in finished.find():
-            assert Path(volume.path).exists()
-        finished.delete([image, *clones])
-        assert listing(finished) == []
-        foreign = killed(pool, state)
-        path = foreign.path / f"a.{pool.settings.format}"
-        if not path.exists():
-            path.write_bytes(b"precious")
-            foreign.delete([])
-            assert path.read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize("size", [SIZE // 2, SIZE * 2])
-def test_changes_killed_at_any_point_can_be_finished(pool: Directory, size: int) -> None:
-    (volume,) = pool.create([new("v")])
-
-    def act(on: Directory) -> None:
-        (now,) = on.resize([replace(volume, size=size)], shrink=True)
-        on.relabel([replace(now, kind="image", made="imported")])
-
-    found = states(pool, lambda: act(pool))
-    assert len(found) > 4
-    for state in found:
-        finished = killed(pool, state)
-        (now,) = finished.find()
-        assert len(disk(Path(now.path), now.format)) >= now.size
-        if now.kind == "disk":
-            act(finished)
-        (now,) = finished.find()
-        assert (now.kind, now.size, len(disk(Path(now.path), now.format))) == ("image", size, size)
-        assert listing(finished) == ["v.json", f"v.{now.format}"]
-
-
-def test_a_copy_under_way_holds_its_names_until_it_is_killed(shm: Path) -> None:
-    pool = pool_at(shm / "pool")
-    image = golden(pool)
-    wanted = [new("a"), new("b")]
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        # The first report of progress says that the copy is under way; then it stays there.
-        def report(part: float, text: str) -> None:
-            os.write(writer, b"x")
-            time.sleep(60)
-
-        pool_at(shm / "pool", progress=report).clone(image, wanted)
-        os._exit(0)
-    try:
-        assert os.read(reader, 1) == b"x"
-        pool.create([new("other")])  # the pool itself is free
-        for call in (lambda: pool.create([new("a")]), lambda: pool.clone(image, wanted), lambda: pool.delete(wanted)):
-            with pytest.raises((Conflict, Problems)) as caught:
-                call()
-            problems: list[StorkitError] = getattr(caught.value, "problems", [caught.value])
-            assert f"is being made by clone of golden (pid {child})" in problems[0].message
-        assert "a.raw.partial" in listing(pool) and [volume.name for volume in pool.find()] == ["golden", "other"]
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    pool.delete([])
-    assert listing(pool) == ["golden.json", "golden.raw", "other.json", "other.raw"]
-    assert [volume.made for volume in pool.clone(image, wanted)] == ["copy", "copy"]
-
-
-def test_a_command_waits_for_the_pool_rather_than_failing(pool: Directory) -> None:
-    golden(pool)
-    lock = locks.acquire(pool.path / ".storkit.lock", "pool", holder="someone")
-    made: list[Volume] = []
-    thread = threading.Thread(target=lambda: made.extend(pool.create([new("v")])))
-    thread.start()
-    assert [volume.name for volume in pool.find()] == ["golden"]  # reading needs no lock
-    lock.release()
-    thread.join(timeout=20)
-    assert [volume.name for volume in made] == ["v"]

@@ -130,20 +130,33 @@ class IscsiAttachments:
         session = self._attached.session(one.offer)
         if session is not None and not session.alive:
             if one.node is not None and _opens(one.node) and not only_killed(one.node.path):
-                raise HostUnreachable(
-                    f"volume {one.offer.volume} is in use on {self.site.host}, and its target {session.target} at "
-                    f"{session.portal} is away",
-                    "it goes on when the target is back: storkit status",
-                )
-            # The target may have other secrets by now, which a session that exists never learns.
-            self._hang_up(one.offer)
-            session = None
+                self._wait_for(one.offer, session)
+                session = self._attached.alive(one.offer)
+            else:
+                # The target may have other secrets by now, which a session that exists never learns.
+                self._hang_up(one.offer)
+                session = None
         if session is None:
             one.ours = True
             login(one.offer)
             session = self._attached.alive(one.offer)
         one.session = session
         one.disk = lun.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
+
+    def _wait_for(self, offer: Offer, session: Session) -> None:
+        """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
+
+        Raises HostUnreachable: the target is still away.
+        """
+        reason = openiscsi.probe(*portal(session.portal))
+        if not reason and not openiscsi.recovered(session.target):
+            reason = "its port is open, and the session does not go on"
+        if reason:
+            raise HostUnreachable(
+                f"volume {offer.volume} is in use on {self.site.host}, and its target {session.target} at "
+                f"{session.portal} is away ({reason})",
+                "it goes on when the target is back: storkit status",
+            )
 
     def _heed_target(self, pending: list[_Pending]) -> None:
         """After a reboot this host writes only what it wrote before and the target still lets it write."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,9 @@ _SOCKET = "@ISCSIADM_ABSTRACT_NAMESPACE"
 _DATABASES = ("/etc/iscsi/nodes", "/var/lib/iscsi/nodes")
 _PROBE = 5.0
 _LOGIN_TIMEOUT = 90.0
+RECOVERY = 45.0
+"""Seconds for a lost session whose target is back: iscsid's login timeout (15 s), its pause, and TCP's own back-off."""
+_LOOK = 0.1
 
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
 _TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11
@@ -305,6 +309,19 @@ def last_line(stderr: str) -> str:
     lines = [line.removeprefix("iscsiadm: ") for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("Could not log into all portals")]
     return (telling or lines or ["no message"])[-1]
+
+
+def recovered(target: str, timeout: float = RECOVERY) -> bool:
+    """Wait for iscsid to take up a lost session of this target again, which it tries every few seconds; whether it did.
+
+    A session that goes on is in sysfs and in no event: neither the kernel nor iscsid tells others of it.
+    """
+    deadline = time.monotonic() + timeout
+    while not (alive := any(found.alive for found in find_sessions() if found.target == target)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK)
+    return alive
 
 
 def logout(session: Session, timeout: float = 30.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,24 +66,26 @@ print(json.dumps(transport({name!r}, "b", "{b.address()}"{words}).attach(offers)
 
 
 def speeds(host: Host, devices: Mapping[str, str], rounds: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """By workload and title of device: bytes a second and the mean latency in seconds, medians of so many rounds in
-    turns."""
+    """By workload and title of device: bytes a second and the mean latency in seconds, medians of so many seconds.
+
+    The devices take turns second by second in one process of fio, and each round begins with another one: so what else
+    the machine does meets all of them alike.
+    """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for workload, words in FIO.items():
-        seen: dict[str, list[tuple[float, float]]] = {title: [] for title in devices}
+        order, jobs = list(devices.items()), list[str]()
         for _ in range(rounds):
-            for title, device in devices.items():
-                seen[title].append(_fio(host, device, words))
+            for title, device in order:
+                jobs += [f"--name={title}", f"--filename={device}", "--stonewall", *words]
+            order = order[1:] + order[:1]
+        common = ["--name=global", "--thread", "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=1"]
+        done = host.run(["fio", "--output-format=json", *common, *jobs], timeout=60 + 3 * rounds * len(devices))
+        seen: dict[str, list[tuple[float, float]]] = {title: [] for title in devices}
+        for job in json.loads(done.stdout)["jobs"]:
+            way = job["read"] if job["read"]["total_ios"] else job["write"]
+            seen[job["jobname"]].append((float(way["bw_bytes"]), way["clat_ns"]["mean"] / 1e9))
         found[workload] = {
             title: (median(speed for speed, _ in runs), median(latency for _, latency in runs))
             for title, runs in seen.items()
         }
     return found
-
-
-def _fio(host: Host, device: str, words: Sequence[str]) -> tuple[float, float]:
-    common = ["--name=x", "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=3", "--output-format=json"]
-    done = host.run(["fio", *common, f"--filename={device}", *words], timeout=60)
-    job = json.loads(done.stdout)["jobs"][0]
-    way = job["read"] if job["read"]["total_ios"] else job["write"]
-    return float(way["bw_bytes"]), way["clat_ns"]["mean"] / 1e9

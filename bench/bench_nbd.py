@@ -21,7 +21,7 @@ from storkit.system.nbdserver import PLAIN_TCP
 from tests.lab import Host, Lab, services
 
 SIZE = 64 << 20
-ROUNDS = 5
+ROUNDS = 10
 BY_HAND = "qemu-nbd, nbd-client"
 PORT = 10700
 

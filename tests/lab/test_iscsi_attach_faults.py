@@ -43,7 +43,11 @@ def test_a_writer_waits_for_its_target_and_for_iscsid(targets: Targets, client: 
     assert client.written() == stalled and writer.running()
     with pytest.raises(HostUnreachable, match="does not answer"):
         client.evidence(1)
+    again = targets.offer(1, b, writable=True)
+    with pytest.raises(HostUnreachable, match=r"in use .* is away"):
+        client.attach(again)
     b.heal()
+    client.attach(again)  # waits until iscsid has taken the session up
     b.wait_for(lambda: client.written() > stalled + 3, "writes after the network is back", 120)
     assert writer.running(), "no error reached the writer"
 

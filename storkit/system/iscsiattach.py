@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ class IscsiAttachments:
         with self._locked(offer.uuid for offer in offers):
             nodes = self._attached.nodes()
             pending = [_Pending(offer, nodes.get(offer.uuid)) for offer in offers]
-            self._attach(pending, self._write_login)
+            self._attach(pending, self._write_login, _patience())
             return [self._attachment(it.volume, it.uuid, it.size, it.writable) for it in offers]
 
     def restore(self) -> None:
@@ -78,10 +79,12 @@ class IscsiAttachments:
         offers, problems = self._attached.offers()
         if offers:
             openiscsi.check_daemon()
+        deadline = _patience()  # one for all: a host that was cut off has many that will not come back
 
         def again(offer: Offer) -> None:
             with self._locked([offer.uuid]):
-                self._attach([_Pending(offer, self._attached.nodes().get(offer.uuid))], self._recorded_login)
+                pending = [_Pending(offer, self._attached.nodes().get(offer.uuid))]
+                self._attach(pending, self._recorded_login, deadline)
 
         with collected(problems):
             every(again, offers)
@@ -111,10 +114,10 @@ class IscsiAttachments:
                     problems.append(error)
         raise_problems(problems)
 
-    def _attach(self, pending: list[_Pending], login: Login) -> None:
-        """All or none."""
+    def _attach(self, pending: list[_Pending], login: Login, deadline: float) -> None:
+        """All or none. Sessions that are being recovered are waited for until `deadline`."""
         try:
-            every(lambda one: self._connect(one, login), pending)
+            every(lambda one: self._connect(one, login, deadline), pending)
             if login == self._recorded_login:
                 self._heed_target(pending)
             raise_problems([problem for one in pending for problem in self._duplicates(one)])
@@ -125,12 +128,12 @@ class IscsiAttachments:
             self._abandon([one for one in pending if one.ours and one.node is None], login)
             raise
 
-    def _connect(self, one: _Pending, login: Login) -> None:
+    def _connect(self, one: _Pending, login: Login, deadline: float) -> None:
         """Have a session, and in it the disk that the offer speaks of."""
         session = self._attached.session(one.offer)
         if session is not None and not session.alive:
             if one.node is not None and _opens(one.node) and not only_killed(one.node.path):
-                self._wait_for(one.offer, session)
+                self._wait_for(one.offer, session, deadline)
                 session = self._attached.alive(one.offer)
             else:
                 # The target may have other secrets by now, which a session that exists never learns.
@@ -143,13 +146,13 @@ class IscsiAttachments:
         one.session = session
         one.disk = lun.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
 
-    def _wait_for(self, offer: Offer, session: Session) -> None:
+    def _wait_for(self, offer: Offer, session: Session, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
         Raises HostUnreachable: the target is still away.
         """
         reason = openiscsi.probe(*portal(session.portal))
-        if not reason and not openiscsi.recovered(session.target):
+        if not reason and not openiscsi.recovered(session.target, deadline):
             reason = "its port is open, and the session does not go on"
         if reason:
             raise HostUnreachable(
@@ -364,6 +367,11 @@ class IscsiAttachments:
                 lock = locks.acquire(directory / uuid, what, holder=f"process {os.getpid()}", wait=_BUSY)
                 stack.callback(lock.release, remove=True)
             yield
+
+
+def _patience() -> float:
+    """Until when a call waits for sessions that are being recovered."""
+    return time.monotonic() + openiscsi.RECOVERY
 
 
 def _leads_to_node(path: Path, volume: str) -> bool:

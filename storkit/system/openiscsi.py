@@ -311,12 +311,12 @@ def last_line(stderr: str) -> str:
     return (telling or lines or ["no message"])[-1]
 
 
-def recovered(target: str, timeout: float = RECOVERY) -> bool:
-    """Wait for iscsid to take up a lost session of this target again, which it tries every few seconds; whether it did.
+def recovered(target: str, deadline: float) -> bool:
+    """Wait for iscsid to take up a lost session of this target again, which it tries every few seconds; whether it did
+    until `deadline`, by time.monotonic().
 
     A session that goes on is in sysfs and in no event: neither the kernel nor iscsid tells others of it.
     """
-    deadline = time.monotonic() + timeout
     while not (alive := any(found.alive for found in find_sessions() if found.target == target)):
         if time.monotonic() > deadline:
             break

@@ -25,6 +25,10 @@ _SETTINGS = {
     "clock": {"offset": "utc"},
 }
 """What the template says as well."""
+_ODD_MEMORY = re.compile(
+    r"-m\nsize=(\d+)K\n-object\nmemory-backend-ram,id=storkit-memory,size=\1K\n-machine\nmemory-backend=storkit-memory\n"
+)
+"""What the template gives guests without KVM, before the guest's own words."""
 _EVENTS = {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "destroy"}
 
 
@@ -212,6 +216,8 @@ def _commandline(found: Found, element: ET.Element) -> None:
             found.extra.append(child.get("value", ""))
         else:
             found.warn(f"commandline/{_shown(child)} is not kept")
+    if _ODD_MEMORY.match("\n".join([*found.extra, ""])):
+        del found.extra[:6]
 
 
 def _memory(element: ET.Element) -> int:

@@ -9,12 +9,9 @@ import argparse
 import sys
 import tempfile
 import time
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-
-import tomli_w
 
 from tests.guestkit import linux, log
 from tests.lab.errors import LabError, Unsupported
@@ -23,8 +20,6 @@ from tests.lab.world import STORAGES, Move, World, hypervisors, storage
 
 FILES = "/srv/guest"
 """Where QEMU may read them under libvirt too."""
-ODD_MEMORY = linux.MEMORY // 1024 + 8
-"""KiB that QEMU before 9.0 moves without loss, which libvirt would round: docs/migrate.md, Guests without KVM."""
 
 
 def say(text: str) -> None:
@@ -40,15 +35,6 @@ def define_linux(world: World) -> None:
     world.import_(kit.root, "g")
     boot = ["--kernel", f"{FILES}/vmlinuz", "--initrd", f"{FILES}/initrd", "--cmdline", linux.CMDLINE]
     world.storkit("guest", "define", "g", "--disk", "g", "--memory", str(linux.MEMORY), "--machine", "pc", *boot)
-    if world.hypervisor == "libvirt":
-        record = "/etc/storkit/guests/g.toml"
-        guest = tomllib.loads(world.commands.get(record).decode())
-        guest["extra"] = [
-            "-m", f"size={ODD_MEMORY}K",
-            "-object", f"memory-backend-ram,id=odd,size={ODD_MEMORY}K",
-            "-machine", "memory-backend=odd",
-        ]  # fmt: skip
-        world.commands.put(tomli_w.dumps(guest), record)
 
 
 def soak(world: World, rounds: int, kind: str) -> list[str]:

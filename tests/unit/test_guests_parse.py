@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storkit.core.errors import StorkitError, UsageError
@@ -10,7 +12,8 @@ from storkit.guests.check import MIB
 from storkit.guests.parse import parse, sniff, uri_source
 from storkit.guests.parse_qemu import options, words
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.record import Boot, Disk, Nic
+from storkit.guests.record import Boot, Disk, Guest, Nic
+from storkit.guests.render import Place, render
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 
@@ -128,6 +131,14 @@ LAUGHS = """<?xml version="1.0"?>
 <!DOCTYPE domain [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <domain type="kvm"><name>&b;</name></domain>"""
 OUTSIDE = """<!DOCTYPE domain [<!ENTITY x SYSTEM "file:///etc/hostname">]><domain><name>&x;</name></domain>"""
+
+
+def test_what_the_template_adds_for_guests_without_kvm_is_read_back_as_nothing() -> None:
+    guest = Guest("web", UUID, 112 << 20, extra=["-sandbox", "on"])
+    text = render(guest, [], "libvirt", Place("tcg"))
+    assert 'value="size=114696K"' in text
+    assert parse(text).guest.extra == ["-sandbox", "on"]
+    assert parse(render(replace(guest, extra=[]), [], "libvirt", Place("tcg"))).guest.extra == []
 
 
 @pytest.mark.parametrize("text", [LAUGHS, OUTSIDE])

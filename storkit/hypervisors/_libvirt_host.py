@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape
 from storkit.core.errors import CommandFailed, StorkitError, Unsupported
 from storkit.core.model import DiskSource
 from storkit.hypervisors._libvirt_virsh import Virsh
+from storkit.system import acl
 
 CONFIGURATION = Path("/etc/libvirt/qemu.conf")
 NBD_CERTIFICATES = Path("/etc/pki/libvirt-nbd")
@@ -66,8 +67,22 @@ def processor_problem(virsh: Virsh, cpu: str, offer: Offered) -> str:
     return ""
 
 
-def disk_problems(virsh: Virsh, sources: list[DiskSource]) -> list[StorkitError]:
-    """The disks that libvirt's QEMU could not open here, each with what to do about it."""
+def qemu_user(virsh: Virsh, sources: Sequence[DiskSource]) -> int:
+    """The user that has to reach the files and sockets of these disks: libvirt's QEMU; root where there are none."""
+    return parse_user(virsh("capabilities")) if any(_path(source) for source in sources) else 0
+
+
+def let_in(user: int, sources: Sequence[DiskSource], own: Sequence[Path]) -> None:
+    """Open those of storkit's `own` directories, which only root enters, that lead to disks' files: to libvirt's QEMU
+    user, and nobody else."""
+    files = [Path(source.path) for source in sources if source.kind == "file"]
+    for directory in dict.fromkeys(one for file in files for one in _directories(file)):
+        if user and any(directory.is_relative_to(one) for one in own) and not acl.may_search(directory, user):
+            acl.let_search(directory, user)
+
+
+def disk_problems(user: int, sources: Sequence[DiskSource]) -> list[StorkitError]:
+    """The disks that libvirt's QEMU, which runs as `user`, could not open here, each with what to do about it."""
     problems: list[StorkitError] = []
     if any(source.tls == "x509" for source in sources):
         taken = nbd_certificates(CONFIGURATION.read_text() if CONFIGURATION.exists() else "")
@@ -79,11 +94,8 @@ def disk_problems(virsh: Virsh, sources: list[DiskSource]) -> list[StorkitError]
             for source in sources
             if source.tls == "x509" and Path(source.tls_dir) != taken
         ]
-    paths = [Path(source.socket or source.path) for source in sources if source.socket or source.kind == "file"]
-    user = parse_user(virsh("capabilities")) if paths else 0
-    for path in paths:
-        closed = closed_to(user, path)
-        if closed:
+    for path in filter(None, map(_path, sources)):
+        if closed := closed_to(user, path):
             problems.append(
                 Unsupported(
                     f"libvirt runs QEMU as user {user}, who cannot enter {closed} to open {path}",
@@ -112,15 +124,22 @@ def parse_user(xml: str) -> int:
 
 
 def closed_to(user: int, path: Path) -> Path | None:
-    """The first directory above a path that a user cannot enter, groups left aside; None: there is none."""
-    if user == 0:
-        return None
-    for directory in reversed(path.absolute().parents):
+    """The first directory on the way to a path that a user cannot enter, groups left aside; None: there is none."""
+    for directory in _directories(path) if user else []:
         try:
-            status = directory.stat()
+            if not acl.may_search(directory, user):
+                return directory
         except OSError:
             return directory
-        entered = stat.S_IXUSR if status.st_uid == user else stat.S_IXOTH
-        if not status.st_mode & entered:
-            return directory
     return None
+
+
+def _path(source: DiskSource) -> Path | None:
+    """The file or socket that QEMU opens by itself; libvirt gives it block devices."""
+    return Path(source.socket or source.path) if source.socket or source.kind == "file" else None
+
+
+def _directories(path: Path) -> list[Path]:
+    """Those above a path, and above what it leads to."""
+    above = [*reversed(path.absolute().parents), *reversed(Path(os.path.realpath(path)).parents)]
+    return list(dict.fromkeys(above))

@@ -154,7 +154,9 @@ class Libvirt(Hypervisor):
         pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
         wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
         offer = host.offered(self._virsh, wanted, self.settings.accel)
-        raise_problems(host.disk_problems(self._virsh, disks))
+        user = host.qemu_user(self._virsh, disks)
+        host.let_in(user, disks, (self.site.run, self.site.dev))
+        raise_problems(host.disk_problems(user, disks))
         definition = Definition(guest, disks, offer.machine, offer.virttype, guest.machine)
         xml = self._render(definition)
         if old and old.uuid != guest.uuid:

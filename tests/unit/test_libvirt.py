@@ -17,6 +17,7 @@ from storkit.hypervisors import _libvirt_host as host
 from storkit.hypervisors import _libvirt_virsh as virsh
 from storkit.hypervisors._libvirt_migration import Limits, Way, arguments, way
 from storkit.hypervisors.libvirt import Libvirt, last_messages
+from storkit.system import acl
 
 DATA = Path(__file__).parent / "data"
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
@@ -161,6 +162,24 @@ def test_directories_that_qemu_cannot_enter(tmp_path: Path) -> None:
     nobody = 65534
     assert host.closed_to(nobody, private / "socket") in (private, *private.parents)
     assert host.closed_to(private.stat().st_uid, private / "socket") is None or private.stat().st_uid == 0
+
+
+def test_libvirts_qemu_is_let_into_storkits_own_directories_and_nobody_else_is(tmp_path: Path) -> None:
+    """Also where the stable path, in one of them, is a link to a file in another."""
+    run, dev, other = tmp_path / "run", tmp_path / "dev", tmp_path / "other"
+    for directory in (run, dev, other):
+        directory.mkdir(mode=0o700)
+    (run / "disk.raw").touch()
+    (dev / "web").symlink_to(run / "disk.raw")
+    (other / "mine.raw").touch()
+    qemu, stranger = 64055, 64056
+    disks = [DiskSource("file", path=str(dev / "web")), DiskSource("file", path=str(other / "mine.raw"))]
+    host.let_in(qemu, disks, (run, dev))
+    host.let_in(qemu, disks, (run, dev))
+    assert [acl.may_search(one, qemu) for one in (run, dev, other)] == [True, True, False]
+    assert not any(acl.may_search(one, stranger) for one in (run, dev, other))
+    assert all(one.stat().st_mode & 0o707 == 0o700 for one in (run, dev))
+    assert acl.decode(acl.encode({(1, 0xFFFFFFFF): 7, (2, qemu): 1})) == {(1, 0xFFFFFFFF): 7, (2, qemu): 1}
 
 
 @pytest.fixture

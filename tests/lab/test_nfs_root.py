@@ -116,8 +116,8 @@ def test_what_was_cut_off_stays_cut_off_and_a_reboot_of_the_server_cuts_nothing_
     rig.kill_servers()
     rig.home.restore()
     assert try_to(b, f"echo after > {MOUNT}/etc/motd") == "" and try_to(a, f"cat {web.path}/etc/motd") == "after\n"
+    b.run(["mkfifo", "/root/go"])
     held = b.spawn(["sh", "-c", f"exec 3<>{MOUNT}/etc/motd; touch /root/open; read -r _ < /root/go; echo late >&3"])
-    b.run(["mkfifo", "/root/go"], check=False)
     b.wait_for(lambda: b.run(["test", "-e", "/root/open"], check=False).status == 0, "open file")
     rig.home.unexport([web], ["guest:web"])
     assert try_to(a, "cat /proc/fs/nfsd/clients/*/states 2>/dev/null | grep -c superblock").strip() == "0"

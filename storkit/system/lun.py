@@ -6,6 +6,7 @@ would write on the wrong disk. So what the device says of itself is asked anew a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,14 +116,24 @@ def scan(session: Session) -> str:
                 f"the target {session.target} at {session.portal} has no LUN 0 for this host",
                 "storkit attach the volume again, which exports it again",
             )
-        if not find(session):
+        if not _opens(find(session)):
             what = f"the disk of {session.target}"
             try:
-                watch.wait(lambda device: bool(find(session)), _APPEARS, what)
+                watch.wait(lambda device: _opens(find(session)), _APPEARS, what)
             except TimedOut:
                 if not find(session):
                     raise
     return find(session)
+
+
+def _opens(path: str) -> bool:
+    """Whether a disk is there in full. Its node and its directory in sysfs come first, and until the kernel announces
+    the disk (device_add_disk in block/genhd.c) an open fails with ENXIO."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def drop(session: Session) -> None:

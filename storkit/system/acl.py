@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _NAME = "system.posix_acl_access"
@@ -45,8 +46,8 @@ def may_search(path: Path, user: int) -> bool:
     return bool(status.st_mode & stat.S_IXOTH)
 
 
-def let_search(path: Path, user: int) -> bool:
-    """Let one more user search a directory; False where its file system has no access control lists."""
+def let_search(path: Path, user: int) -> None:
+    """Let one more user search a directory. Where that cannot be, `may_search` still says so."""
     entries = _entries(path)
     entries[_USER, user] = entries.get((_USER, user), 0) | SEARCH
     named = (_USER, _GROUP, _NAMED_GROUP)
@@ -54,18 +55,23 @@ def let_search(path: Path, user: int) -> bool:
     for (tag, _), may in list(entries.items()):
         if tag in named:
             entries[_MASK, _NOBODY] |= may
-    try:
+    with _passing(errno.EOPNOTSUPP, errno.EPERM, errno.EROFS):
         os.setxattr(path, _NAME, encode(entries))
+
+
+@contextmanager
+def _passing(*numbers: int) -> Iterator[None]:
+    """Let OSErrors of these numbers pass."""
+    try:
+        yield
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EROFS):
+        if error.errno not in numbers:
             raise
-        return False
-    return True
 
 
 def _entries(path: Path) -> Entries:
     """The list of a directory; where it has none, what its mode says."""
-    with suppress(OSError):
+    with _passing(errno.ENODATA, errno.EOPNOTSUPP):
         return decode(os.getxattr(path, _NAME))
     mode = stat.S_IMODE(path.stat().st_mode)
     return {(_OWNER, _NOBODY): mode >> 6 & 7, (_GROUP, _NOBODY): mode >> 3 & 7, (_OTHER, _NOBODY): mode & 7}

@@ -27,7 +27,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
-from storkit.system import nbdclient
+from storkit.system import keepalive, nbdclient
 from storkit.system.files import PARTIAL, make_private, write_atomic
 from storkit.system.fingerprint import BLOCK, digests, wanted
 from storkit.system.nbdgrant import export_name
@@ -181,6 +181,7 @@ class Attachments:
 
     def _connect(self, records: list[Attached]) -> None:
         """Make the stable paths, and the block devices that they lead to."""
+        keepalive.hasten({(record.wire or record.attachment.source).server for record in records})
         paths = self._devices.connect([record.link for record in records if record.link is not None])
         for record in records:
             self._point(Path(record.attachment.path), paths.get(record.attachment.uuid, record.target))

@@ -123,6 +123,10 @@ class Rig(NbdKernelLabRig):
         self.host(name).run(["sh", "-c", script.format("|".join(patterns))], check=False)
         self.host(name).wait_for(lambda: not self.daemons(name, *patterns), "end of the daemons")
 
+    def stop(self, name: str) -> None:
+        """Let the storage daemons on a host do nothing more, though they live."""
+        self.host(name).run(["pkill", "-STOP", "-f", "^/usr/bin/qemu-storage-daemon"])
+
     def daemons(self, name: str, *patterns: str) -> list[str]:
         found = self.host(name).run(["pgrep", "-af", "^/usr/bin/qemu-storage-daemon"], check=False).stdout.splitlines()
         return [line for line in found if any(pattern in line for pattern in patterns)]
@@ -182,12 +186,17 @@ def test_writers_stall_and_go_on_when_a_server_is_killed_and_started_again(rig: 
     rig.end(volume)
 
 
-def test_a_writer_outlives_a_power_cut_of_the_storage_host(rig: Rig) -> None:
+@pytest.mark.parametrize("when", ["under-way", "taken"])
+def test_a_writer_outlives_a_power_cut_of_the_storage_host(rig: Rig, when: str) -> None:
     volume = rig.volume("v")
     rig.home.export([volume], [rig.b])
     rig.home.set_writers([volume], ["b"])
     (there,) = rig.far.attach(rig.home.offers([volume], "b"))
     writer = Writer(rig.host("b"), there)
+    if when == "taken":
+        # What the server's kernel has acknowledged is never sent again; that the connection is gone, a probe finds out.
+        rig.stop("a")
+        writer.assert_stalls()
     rig.kill_servers()
     acknowledged = writer.assert_stalls()
     rig.home.restore()

@@ -1,0 +1,32 @@
+"""How soon silent connections are probed: lowered for servers elsewhere, never raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storkit.system import keepalive
+
+
+@pytest.mark.parametrize(
+    ("servers", "before", "after"),
+    [
+        ({"", "192.0.2.7"}, "7200\n", "30\n"),
+        ({"storage.example.net"}, "7200\n", "30\n"),
+        ({"2001:db8::7"}, "10\n", "10\n"),
+        ({"", "127.0.0.2", "::1", "localhost"}, "7200\n", "7200\n"),
+        (set(), "7200\n", "7200\n"),
+    ],
+)
+def test_probes_come_soon_where_a_server_is_elsewhere(
+    servers: set[str], before: str, after: str, tmp_path: Path
+) -> None:
+    setting = tmp_path / "tcp_keepalive_time"
+    setting.write_text(before)
+    keepalive.hasten(servers, setting)
+    assert setting.read_text() == after
+
+
+def test_a_setting_that_cannot_be_changed_stops_nothing(tmp_path: Path) -> None:
+    keepalive.hasten({"192.0.2.7"}, tmp_path / "none")

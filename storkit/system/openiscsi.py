@@ -315,8 +315,8 @@ def recovered(target: str, deadline: float) -> bool:
     """Wait for iscsid to take up a lost session of this target again, which it tries every few seconds; whether it did
     until `deadline`, by time.monotonic().
 
-    A session that goes on is in sysfs and in no event: the last, on Linux 6.1, is the login's answer on its way to
-    iscsid, which comes before (NETLINK_ISCSI's group 1, and the kernel's own events, while a network was cut and healed).
+    A session that goes on is in sysfs and in no event. While a network was cut and healed under Linux 6.1, the last on
+    NETLINK_ISCSI was the login's answer on its way to iscsid, which comes before; and there was no uevent.
     """
     while not (alive := any(found.alive for found in find_sessions() if found.target == target)):
         if time.monotonic() > deadline:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 VERB_DEADLINE = 180.0
 IO_DEADLINE = 40.0
 """Seconds after which a read or a write counts as refused: what is cut off may stall rather than fail."""
+HUNG_CLOSE_DEADLINE = 2.0
 _PYTHON = "PYTHONPATH=/storkit:/opt/storkit/site-packages PYTHONPYCACHEPREFIX=/lab/common/pyc python3"
 
 
@@ -105,6 +106,7 @@ class _Disks:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._numbers = itertools.count(1)
+        self._hung: set[int] = set()
         self._waiting: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
@@ -127,6 +129,7 @@ class _Disks:
         try:
             answer = self._waiting[number].get(timeout=deadline)
         except queue.Empty:
+            self._hung.add(handle)
             raise TimedOut(f"the {do} did not return within {deadline:.0f} s") from None
         finally:
             del self._waiting[number]
@@ -143,9 +146,10 @@ class _Disks:
         try:
             yield _Open(self, handle)
         finally:
+            # Behind a read or a write that hangs, a close hangs as well.
             try:
-                self.request(handle, "close")
-            except TimedOut:  # behind a read or a write that hangs
+                self.request(handle, "close", HUNG_CLOSE_DEADLINE if handle in self._hung else IO_DEADLINE)
+            except TimedOut:
                 self.stuck = True
 
     def close(self) -> None:

@@ -131,8 +131,8 @@ def processes() -> list[str]:
         except OSError:
             continue
         name = b" ".join(words).decode(errors="replace").strip()
-        # udevd's workers come and go by themselves
-        if pid.isdigit() and name and not (name.endswith("systemd-udevd --daemon") or name == "(udev-worker)"):
+        # udevd's workers, and what they are about to execute, come and go by themselves
+        if pid.isdigit() and name and not name.endswith(("systemd-udevd --daemon", "(udev-worker)", "(spawn)")):
             found.append(name)
     return sorted(found)
 

@@ -195,6 +195,8 @@ def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(rig
     attach(rig, lost, "b")
     writer = Writer(b, attach(rig, kept, "b"))
     stuck = b.spawn(["dd", "if=/dev/zero", "of=/dev/storkit/lost", "bs=4k", "oflag=direct", "conv=notrunc"])
+    opened = ["sh", "-c", "ls -l /proc/$(pgrep -x dd)/fd/1"]
+    b.wait_for(lambda: "lost" in b.run(opened, check=False).stdout, "open file")
     a.cut()
     try:
         start = time.monotonic()

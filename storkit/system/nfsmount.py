@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,6 +44,10 @@ _ANSWER_TIMEOUT = 10.0
 _MOUNT_TIMEOUT = 150.0
 """A server that has just started lets nobody in for its grace period, 90 s by default."""
 _UNMOUNT_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a user whose I/O has failed gets to close the file."""
+_LOOK = 0.2
+"""Seconds until a mount in use is looked at again: no event tells that its last user is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +150,26 @@ def unmount(point: Path, busy: bool = False) -> None:
                 raise Conflict(f"{point} is in use", f"see by whom: fuser -vm {point}") from error
             busy = True
         if busy:
-            run(["umount", "-c", "-i", "-f", "-l", str(point)], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
+            _give_up(argv)
     with suppress(FileNotFoundError):
         point.rmdir()
+
+
+def _give_up(argv: list[str]) -> None:
+    """Unmount under the users of a mount: what they wait for fails.
+
+    Each time that is all they wait for just then. A user whose write has failed closes the file, which asks the server
+    as well, and would wait for it: so it is done again, until they are gone or have had their time. Then the mount
+    goes, and what they ask afterwards waits for the server.
+    """
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    while time.monotonic() < deadline:
+        with suppress(TimedOut):
+            done = run([*argv, "-f"], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
+            if done.status == 0 or "not mounted" in done.stderr:
+                return
+        time.sleep(_LOOK)
+    run([*argv, "-f", "-l"], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
 
 
 @dataclass(frozen=True, slots=True)

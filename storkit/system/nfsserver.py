@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, Unsupported
-from storkit.system.files import write_atomic
+from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.nfsgrant import EXPORTS, NfsSettings
 from storkit.system.run import run, which
 from storkit.system.trees import ROOT
@@ -180,7 +180,8 @@ def keep(state: Path, entries: Iterable[Entry], settings: NfsSettings) -> None:
     own = "storkit" if state == SYSTEM_STATE else f"storkit-{short(str(state))}"
     file, text = EXPORTS_D / f"{own}.exports", exports_text(entries, settings)
     if not text:
-        file.unlink(missing_ok=True)
+        for path in (file.with_name(file.name + PARTIAL), file):
+            path.unlink(missing_ok=True)
         return
     EXPORTS_D.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not file.exists() or file.read_text() != text:

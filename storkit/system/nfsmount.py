@@ -47,7 +47,8 @@ _UNMOUNT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 10.0
 """Seconds that a user whose I/O has failed gets to close the file."""
 _LOOK = 0.2
-"""Seconds until a mount in use is looked at again: no event tells that its last user is gone."""
+"""Seconds until requests are aborted again. No event tells that a user has closed its file, or asks the server again:
+a mount in use shows in the answer of umount(2) alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,44 +133,37 @@ def _explained(server: str, path: str, error: CommandFailed) -> StorkitError:
     return error
 
 
-def unmount(point: Path, busy: bool = False) -> None:
-    """Take a mount away; also when its server is gone. Raises Conflict, unless `busy` is all right: it is in use.
+def unmount(point: Path, abort: bool = False) -> None:
+    """Take a mount away. With `abort`, as when its server is gone, what its users wait for fails, and they get time to
+    close their files.
 
-    umount(8) must not look at the mount point itself, which would wait for the server (-c -i).
+    umount(8) must not look at the mount point itself, which would wait for the server (-c -i). What it aborts (-f) is
+    all that is waited for just then: who closes a file after a failed write asks the server again. So it is done until
+    nobody is left. It is never detached under its users (-l): what those ask afterwards cannot be aborted any more, and
+    even when they are killed they stay until the server is back.
+
+    Raises Conflict: it is in use. TimedOut: it cannot be taken away.
     """
     argv = ["umount", "-c", "-i", str(point)]
+    deadline = time.monotonic() + CLOSE_TIMEOUT
     while any(mount.point == str(point) for mount in mounts()):
         try:
-            run(argv, timeout=_UNMOUNT_TIMEOUT)
+            run([*argv, "-f"] if abort else argv, timeout=_UNMOUNT_TIMEOUT)
         except TimedOut:
-            busy = True
+            if time.monotonic() > deadline:
+                raise
+            abort = True
         except CommandFailed as error:
             if "not mounted" in error.stderr:
                 break
-            if not busy and "busy" in error.stderr:
-                raise Conflict(f"{point} is in use", f"see by whom: fuser -vm {point}") from error
-            busy = True
-        if busy:
-            _give_up(argv)
+            if "busy" not in error.stderr:
+                raise
+            if not abort or time.monotonic() > deadline:
+                hint = f"end who uses it, then do it again: ls -l /proc/[0-9]*/fd | grep {point}"
+                raise Conflict(f"{point} is in use", hint) from error
+            time.sleep(_LOOK)
     with suppress(FileNotFoundError):
         point.rmdir()
-
-
-def _give_up(argv: list[str]) -> None:
-    """Unmount under the users of a mount: what they wait for fails.
-
-    Each time that is all they wait for just then. A user whose write has failed closes the file, which asks the server
-    as well, and would wait for it: so it is done again, until they are gone or have had their time. Then the mount
-    goes, and what they ask afterwards waits for the server.
-    """
-    deadline = time.monotonic() + CLOSE_TIMEOUT
-    while time.monotonic() < deadline:
-        with suppress(TimedOut):
-            done = run([*argv, "-f"], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
-            if done.status == 0 or "not mounted" in done.stderr:
-                return
-        time.sleep(_LOOK)
-    run([*argv, "-f", "-l"], timeout=_UNMOUNT_TIMEOUT, ok=(0, 32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +297,7 @@ class Attachments:
         records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
 
         def detach(volume: Volume) -> None:
-            unmount(self._point(volume.uuid), busy=not self._reachable(records.get(volume.uuid)))
+            unmount(self._point(volume.uuid), abort=not self._reachable(records.get(volume.uuid)))
             if record := records.get(volume.uuid):
                 path = Path(record.attachment.path)
                 path.with_name(path.name + PARTIAL).unlink(missing_ok=True)

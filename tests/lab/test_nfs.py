@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -189,20 +188,31 @@ def test_a_fenced_host_holds_nothing_on_the_server(rig: NfsRig, lab: Lab) -> Non
     assert digest(a, volume) != taken
 
 
-def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(rig: NfsRig, lab: Lab) -> None:
+@pytest.mark.parametrize("kept_open", [False, True], ids=["closed", "kept-open"])
+def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(
+    rig: NfsRig, lab: Lab, kept_open: bool
+) -> None:
     a, b = lab.hosts("a", "b")
     lost, kept = rig.volume("lost"), rig.volume("kept")
     attach(rig, lost, "b")
     writer = Writer(b, attach(rig, kept, "b"))
     stuck = b.spawn(["dd", "if=/dev/zero", "of=/dev/storkit/lost", "bs=4k", "oflag=direct", "conv=notrunc"])
-    opened = ["sh", "-c", "ls -l /proc/$(pgrep -x dd)/fd/1"]
-    b.wait_for(lambda: "lost" in b.run(opened, check=False).stdout, "open file")
+    users = {"dd": stuck}
+    if kept_open:
+        users["sleep"] = b.spawn(["sh", "-c", "exec sleep 600 1>>/dev/storkit/lost"])
+    for name in users:
+        opened = ["sh", "-c", f"ls -l /proc/$(pgrep -x {name})/fd/1"]
+        b.wait_for(lambda opened=opened: "lost" in b.run(opened, check=False).stdout, f"file open in {name}")
     a.cut()
     try:
-        start = time.monotonic()
+        if kept_open:
+            with pytest.raises(Conflict, match="in use"):
+                rig.far.detach([lost])
+            # Its end closes the file, and waits for the server, until that is aborted as well.
+            users["sleep"].kill(9)
         rig.far.detach([lost])
-        assert time.monotonic() - start < 40
-        assert stuck.wait(30, check=False).status != 0
+        for user in users.values():
+            assert user.wait(30, check=False).status != 0
         assert not rig.has_path(rig.far, "lost")
         assert [found.volume for found in rig.far.find_attachments()] == ["kept"]
     finally:

@@ -37,6 +37,7 @@ VERB_DEADLINE = 180.0
 IO_DEADLINE = 40.0
 """Seconds after which a read or a write counts as refused: what is cut off may stall rather than fail."""
 HUNG_CLOSE_DEADLINE = 2.0
+"""The same for a close behind what has hung already."""
 _PYTHON = "PYTHONPATH=/storkit:/opt/storkit/site-packages PYTHONPYCACHEPREFIX=/lab/common/pyc python3"
 
 

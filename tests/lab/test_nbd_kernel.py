@@ -123,7 +123,7 @@ class Rig(NbdKernelLabRig):
         self.host(name).run(["sh", "-c", script.format("|".join(patterns))], check=False)
         self.host(name).wait_for(lambda: not self.daemons(name, *patterns), "end of the daemons")
 
-    def stop(self, name: str) -> None:
+    def suspend(self, name: str) -> None:
         """Let the storage daemons on a host do nothing more, though they live."""
         self.host(name).run(["pkill", "-STOP", "-f", "^/usr/bin/qemu-storage-daemon"])
 
@@ -195,7 +195,7 @@ def test_a_writer_outlives_a_power_cut_of_the_storage_host(rig: Rig, when: str) 
     writer = Writer(rig.host("b"), there)
     if when == "taken":
         # What the server's kernel has acknowledged is never sent again; that the connection is gone, a probe finds out.
-        rig.stop("a")
+        rig.suspend("a")
         writer.assert_stalls()
     rig.kill_servers()
     acknowledged = writer.assert_stalls()

@@ -3,8 +3,8 @@
 A server that loses its power after its kernel has taken a request, and before it answers, leaves a client with nothing
 to send again: the client waits for the answer. Only keepalive probes tell it that the connection is no more, and Linux
 sends the first after two hours. QEMU asks for them; when they come, it can say from version 10.1 on. So the setting of
-the host is lowered. It goes for all programs that ask for keepalive and do not say when; how often a probe is
-repeated, and so how long an outage an idle connection outlives, is left as it is.
+the host is lowered, unless the inventory says otherwise. It goes for all programs that ask for keepalive and do not say
+when; how often a probe is repeated is left as it is.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
-IDLE = 30
-"""Seconds of silence after which a connection is probed."""
 SETTING = Path("/proc/sys/net/ipv4/tcp_keepalive_time")
 """For IPv6 as well."""
 
 
-def hasten(servers: Iterable[str], setting: Path = SETTING) -> None:
-    """See to it that silent connections to these are probed after `IDLE` seconds; one made before keeps its time.
+def hasten(servers: Iterable[str], seconds: int, setting: Path = SETTING) -> None:
+    """See to it that silent connections to these are probed after so many seconds; one made before keeps its time.
 
-    Those on this machine lose their power with it, and do not count; nor does an empty name. Who may not change the
-    setting, as in a container or without root, has it left as it is.
+    0 leaves the host's setting alone. Servers on this machine lose their power with it, and do not count; nor does an
+    empty name. Who may not change the setting, as in a container or without root, has it left as it is.
     """
-    if all(not server or _is_loopback(server) for server in servers):
+    if not seconds or all(not server or _is_loopback(server) for server in servers):
         return
     with suppress(OSError):
-        if int(setting.read_text()) > IDLE:
-            setting.write_text(f"{IDLE}\n")
+        if int(setting.read_text()) > seconds:
+            setting.write_text(f"{seconds}\n")
 
 
 def _is_loopback(server: str) -> bool:

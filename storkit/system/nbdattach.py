@@ -181,7 +181,8 @@ class Attachments:
 
     def _connect(self, records: list[Attached]) -> None:
         """Make the stable paths, and the block devices that they lead to."""
-        keepalive.hasten({(record.wire or record.attachment.source).server for record in records})
+        servers = {(record.wire or record.attachment.source).server for record in records}
+        keepalive.hasten(servers, self.settings.keepalive_time)
         paths = self._devices.connect([record.link for record in records if record.link is not None])
         for record in records:
             self._point(Path(record.attachment.path), paths.get(record.attachment.uuid, record.target))

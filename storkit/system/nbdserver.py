@@ -77,11 +77,16 @@ class NbdSettings:
     """writeback: through the page cache, flushed when the guest flushes. none: O_DIRECT."""
     aio: Literal["auto", "io_uring", "threads", "native"] = "auto"
     """How the server does its I/O; auto: io_uring where the kernel lets it, otherwise threads."""
+    keepalive_time: int = 30
+    """Seconds of silence after which a client host probes its connections, those of other programs included
+    (storkit/system/keepalive.py); 0: as that host has it."""
 
     def __post_init__(self) -> None:
         problems: list[StorkitError] = []
         if not 0 < self.port_first <= self.port_last < 65536:
             problems.append(UsageError(f"nbd: ports {self.port_first} to {self.port_last} are no range"))
+        if self.keepalive_time < 0:
+            problems.append(UsageError(f"nbd: keepalive_time = {self.keepalive_time} is no time", "seconds, or 0"))
         if self.plain_tcp not in ("", PLAIN_TCP):
             hint = f'if you mean it, write exactly: plain_tcp = "{PLAIN_TCP}"'
             problems.append(UsageError(f"nbd: plain_tcp does not say what it does: {self.plain_tcp!r}", hint))

@@ -268,7 +268,14 @@ def test_secrets_stay_out_of_offers_as_json(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"plain_tcp": "yes"}, {"port_first": 0}, {"port_first": 2, "port_last": 1}, {"tls": "x509"}, {"aio": "native"}],
+    [
+        {"plain_tcp": "yes"},
+        {"port_first": 0},
+        {"port_first": 2, "port_last": 1},
+        {"tls": "x509"},
+        {"aio": "native"},
+        {"keepalive_time": -1},
+    ],
 )
 def test_settings_that_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

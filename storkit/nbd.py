@@ -19,8 +19,8 @@ from typing import ClassVar
 from storkit.core.backend import Client, Needs, Transport
 from storkit.core.errors import (
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -174,8 +174,8 @@ class Nbd(Transport):
         name = grant.export_name(client)
         try:
             info = nbdclient.ask(str(server.socket), name)
-        except (HostUnreachable, NotFound) as error:
-            raise HostUnreachable(error.message, f"storkit host restore {self.site.host}") from error
+        except (ServiceUnreachable, NotFound) as error:
+            raise ServiceUnreachable(error.message, f"storkit host restore {self.site.host}") from error
         common = (volume.name, volume.uuid, info.size, client, self.name, name, info.description, info.writable)
         if granted.same_machine:
             return Offer(*common, socket=str(server.socket))
@@ -285,7 +285,7 @@ def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:
                     stated[client] = connection.info(server.grant.export_name(client))
                 except NotFound:
                     continue
-    except (HostUnreachable, TimedOut):
+    except (ServiceUnreachable, TimedOut):
         return {}
     return stated
 

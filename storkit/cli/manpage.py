@@ -10,6 +10,7 @@ from storkit.core.errors import (
     HostUnreachable,
     Interrupted,
     NotFound,
+    ServiceUnreachable,
     StepFailed,
     StorkitError,
     TimedOut,
@@ -20,7 +21,7 @@ from storkit.core.errors import (
 
 KINDS: tuple[type[StorkitError], ...] = (
     StorkitError, UsageError, Unsupported, NotFound, Conflict, CommandFailed, HostUnreachable, TimedOut, Unsafe,
-    StepFailed, Interrupted,
+    StepFailed, ServiceUnreachable, Interrupted,
 )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ class Transport(Backend):
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         """Make volumes available at their stable paths, after the server has shown the identity in the offer.
 
-        Raises Unsafe if it shows another one; HostUnreachable if it does not answer.
+        Raises Unsafe if it shows another one; ServiceUnreachable if it does not answer.
         """
 
     def claim(self, volumes: list[Volume], writers: list[str]) -> None:  # noqa: B027: most have nothing to take up

@@ -108,6 +108,13 @@ class Unsafe(StorkitError):
     kind = "unsafe"
 
 
+class ServiceUnreachable(StorkitError):
+    """A server, a disk or a port does not answer, though the host that was asked to use it does."""
+
+    exit_code = 11
+    kind = "service-unreachable"
+
+
 class StepFailed(StorkitError):
     """A step of a plan failed; the hint names the command that resumes it or rolls it back."""
 
@@ -171,8 +178,10 @@ def collected(problems: list[StorkitError]) -> Iterator[None]:
 
 
 _KINDS: dict[str, type[StorkitError]] = {
-    cls.kind: cls for cls in (UsageError, Unsupported, NotFound, Conflict, HostUnreachable, TimedOut, Unsafe)
+    cls.kind: cls for cls in (UsageError, Unsupported, NotFound, Conflict, TimedOut, Unsafe, ServiceUnreachable)
 }
+_KINDS[HostUnreachable.kind] = ServiceUnreachable
+"""A host that answers is not unreachable, whatever it says: something that it wanted to reach is."""
 
 
 def from_json(data: dict[str, Any]) -> StorkitError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, HostUnreachable, NotFound
+from storkit.core.errors import Conflict, HostUnreachable, NotFound, ServiceUnreachable
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name, guest_of
 from storkit.hosts.connection import Connections
@@ -20,7 +20,7 @@ class Survey:
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
-        self.silent: dict[str, HostUnreachable] = {}
+        self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
         """The volumes of the pools (all by default) that can be reached, in the order of the inventory."""
@@ -148,7 +148,7 @@ class Survey:
         def answer(key: K) -> tuple[K, V | None]:
             try:
                 return key, ask(key)
-            except HostUnreachable as error:
+            except (HostUnreachable, ServiceUnreachable) as error:
                 self.silent[host(key)] = error
                 return key, None
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from storkit.core.backend import Site
 from storkit.core.errors import (
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     Unsafe,
     UsageError,
@@ -149,13 +149,13 @@ class IscsiAttachments:
     def _wait_for(self, offer: Offer, session: Session, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
-        Raises HostUnreachable: the target is still away.
+        Raises ServiceUnreachable: the target is still away.
         """
         reason = openiscsi.probe(*portal(session.portal))
         if not reason and not openiscsi.recovered(session.target, deadline):
             reason = "its port is open, and the session does not go on"
         if reason:
-            raise HostUnreachable(
+            raise ServiceUnreachable(
                 f"volume {offer.volume} is in use on {self.site.host}, and its target {session.target} at "
                 f"{session.portal} is away ({reason})",
                 "it goes on when the target is back: storkit status",
@@ -202,7 +202,8 @@ class IscsiAttachments:
                     self.settings.replacement_timeout,
                 )
             silent.append(f"{portal_name(address, port)}: {reason}")
-        raise HostUnreachable(f"no portal of volume {offer.volume} answers ({'; '.join(silent)})", "storkit host check")
+        message = f"no portal of volume {offer.volume} answers ({'; '.join(silent)})"
+        raise ServiceUnreachable(message, "storkit host check")
 
     def _duplicates(self, one: _Pending) -> Iterator[StorkitError]:
         if others := lun.others(one.offer.uuid.lower(), one.offer.name):
@@ -290,8 +291,8 @@ class IscsiAttachments:
         raise_problems(problems)
 
     def _flush(self, one: _Pending) -> None:
-        """Write what this host's page cache holds. Raises HostUnreachable if the disk, though it is there and this host
-        may write it, does not take it: tried again, it may."""
+        """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this
+        host may write it, does not take it: tried again, it may."""
         assert one.node is not None and one.session is not None
         descriptor = os.open(one.node.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -299,7 +300,7 @@ class IscsiAttachments:
         except OSError as error:
             if lun.writable(one.session, one.offer.identity):
                 message = f"volume {one.offer.volume} cannot be flushed: {error.strerror}"
-                raise HostUnreachable(message, "storkit status") from error
+                raise ServiceUnreachable(message, "storkit status") from error
         finally:
             os.close(descriptor)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import HostUnreachable, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import NotFound, ServiceUnreachable, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Evidence, Offer, Volume
 from storkit.core.units import SECTOR
 from storkit.system import devmapper, lun, openiscsi, reservations, scsi
@@ -87,10 +87,10 @@ class Attached:
         return max(found, key=lambda session: session.alive, default=None)
 
     def alive(self, offer: Offer) -> Session:
-        """Its session, with the target at the other end. Raises HostUnreachable."""
+        """Its session, with the target at the other end. Raises ServiceUnreachable."""
         session = self.session(offer)
         if session is None or not session.alive:
-            raise HostUnreachable(
+            raise ServiceUnreachable(
                 f"the target {offer.name} of volume {offer.volume} does not answer host {self.site.host}",
                 "storkit status",
             )
@@ -131,7 +131,7 @@ class Attached:
         try:
             blocks = digests(ranges, read_direct(path, ranges))
         except OSError as error:
-            raise HostUnreachable(f"{path} cannot be read: {error.strerror}", "storkit status") from error
+            raise ServiceUnreachable(f"{path} cannot be read: {error.strerror}", "storkit status") from error
         key = own if own in keys else ""
         return Evidence(offer.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from storkit.core.backend import Client, Site
 from storkit.core.errors import (
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     Unsafe,
     Unsupported,
@@ -219,7 +219,7 @@ class IscsiExports:
         right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
         if seen is None or right is None or not seen.enabled:
             message = f"the target of volume {volume.name} does not run on host {self.site.host}"
-            raise HostUnreachable(message, f"storkit host restore {self.site.host}")
+            raise ServiceUnreachable(message, f"storkit host restore {self.site.host}")
         size = device_size(seen.device)
         credential: Credential | None = None
         if granted.chap is not None:

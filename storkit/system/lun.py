@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import HostUnreachable, NotFound, TimedOut, Unsafe
+from storkit.core.errors import NotFound, ServiceUnreachable, TimedOut, Unsafe
 from storkit.core.units import SECTOR
 from storkit.system import scsi, udev
 from storkit.system.iscsigrant import stated
@@ -163,7 +163,7 @@ def _present(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostUnreachable(f"{what} is gone: {error.strerror}", "storkit status") from error
+        raise ServiceUnreachable(f"{what} is gone: {error.strerror}", "storkit status") from error
 
 
 def others(serial: str, session_target: str, root: Path = DISKS) -> list[str]:

@@ -19,8 +19,8 @@ from storkit.core.backend import Site
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     Unsafe,
     UsageError,
@@ -320,7 +320,8 @@ class Attachments:
 def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
     """What the server behind a disk source says of it; `socket` stands for a stable path that is not there yet.
 
-    Raises HostUnreachable: nobody answers. Unsafe: it does not take this host's credential. NotFound: no such export.
+    Raises ServiceUnreachable: nobody answers. Unsafe: it does not take this host's credential. NotFound: no such
+    export.
     """
     if not source.tls:
         return nbdclient.ask(socket or source.socket or (source.server, source.port), source.export)
@@ -386,7 +387,7 @@ def _read_by_tool(source: DiskSource, ranges: list[tuple[int, int]]) -> list[byt
     try:
         dump = run([*argv, filename], package="qemu-utils", timeout=_TOOL_TIMEOUT).stdout
     except CommandFailed as error:
-        raise HostUnreachable(
+        raise ServiceUnreachable(
             f"{source.uri} cannot be read: {error.stderr or error.message}", "storkit status"
         ) from error
     return parse_dump(dump, ranges)
@@ -399,7 +400,7 @@ def parse_dump(text: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """The blocks in the output of qemu-io's `read -v`, one per offset and length of `ranges`."""
     data = b"".join(bytes.fromhex(match[2]) for match in _DUMP.finditer(text))
     if len(data) != sum(length for _, length in ranges):
-        raise HostUnreachable(f"qemu-io read {len(data)} bytes of the export: {text[-200:]}", "storkit status")
+        raise ServiceUnreachable(f"qemu-io read {len(data)} bytes of the export: {text[-200:]}", "storkit status")
     blocks = []
     for _, length in ranges:
         blocks.append(data[:length])

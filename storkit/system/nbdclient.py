@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from storkit.core.errors import HostUnreachable, NotFound, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 
 TIMEOUT = 10.0
 
@@ -56,7 +56,7 @@ class ExportInfo:
 class Connection:
     """A connection to an NBD server: `info` and `names` while options are negotiated, `request` after `go`.
 
-    Raises HostUnreachable: nobody listens, or the connection broke. TimedOut: no answer. NotFound: no such export.
+    Raises ServiceUnreachable: nobody listens, or the connection broke. TimedOut: no answer. NotFound: no such export.
     Unsafe: what answers does not speak NBD, or wants TLS. OSError: the server refused a request (EPERM, EIO, ...).
     """
 
@@ -206,7 +206,7 @@ class Connection:
 
 def unreachable(where: str, why: str) -> StorkitError:
     """No NBD server answers at `where`."""
-    return HostUnreachable(
+    return ServiceUnreachable(
         f"no NBD server answers at {where}: {why}", "see what the storage host serves: storkit status"
     )
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, HostUnreachable, TimedOut, Unsupported
+from storkit.core.errors import Conflict, ServiceUnreachable, TimedOut, Unsupported
 from storkit.core.model import DiskSource
 from storkit.system import devmapper, locks, nbdclient
 from storkit.system.files import make_private
@@ -276,7 +276,7 @@ def read_device(path: str, ranges: Sequence[tuple[int, int]], timeout: float = 3
             f"{path or 'the device'} does not answer within {timeout:g} s", "storkit host restore, on both hosts"
         )
     if failed:
-        raise HostUnreachable(f"{path or 'the device'} cannot be read: {failed[0].strerror}", "storkit host restore")
+        raise ServiceUnreachable(f"{path or 'the device'} cannot be read: {failed[0].strerror}", "storkit host restore")
     return blocks
 
 

@@ -19,8 +19,8 @@ from storkit.core.backend import Site
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -95,7 +95,7 @@ def source(server: str, path: str) -> str:
 
 
 def mount(server: str, path: str, point: Path, options: str) -> None:
-    """Mount a directory of a server. Raises HostUnreachable, NotFound, Unsupported or Conflict, with what to do."""
+    """Mount a directory of a server. Raises ServiceUnreachable, NotFound, Unsupported or Conflict, with what to do."""
     _answers(server)
     make_private(point)
     argv = ["mount", "-n", "-t", "nfs", "-o", options, source(server, path), str(point)]
@@ -108,7 +108,7 @@ def mount(server: str, path: str, point: Path, options: str) -> None:
         with suppress(StorkitError):
             unmount(point)
         hint = f"see what it does: rpcinfo -t {server} nfs 4"
-        raise HostUnreachable(f"the NFS server {server} did not let {path} be mounted in time", hint) from error
+        raise ServiceUnreachable(f"the NFS server {server} did not let {path} be mounted in time", hint) from error
 
 
 def _answers(server: str) -> None:
@@ -117,7 +117,7 @@ def _answers(server: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "is it on, its NFS server started, and the address the one it answers at? systemctl status nfs-server"
-        raise HostUnreachable(f"no NFS server answers at {server}, port {PORT}: {reason}", hint) from None
+        raise ServiceUnreachable(f"no NFS server answers at {server}, port {PORT}: {reason}", hint) from None
 
 
 def _explained(server: str, path: str, error: CommandFailed) -> StorkitError:
@@ -311,7 +311,7 @@ class Attachments:
         try:
             if record is not None and self._mounted(self._point(record.attachment.uuid)):
                 _answers(record.server)
-        except HostUnreachable:
+        except ServiceUnreachable:
             return False
         return True
 

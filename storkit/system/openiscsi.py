@@ -17,7 +17,7 @@ from pathlib import Path
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
-    HostUnreachable,
+    ServiceUnreachable,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -271,8 +271,8 @@ def probe(address: str, port: int, timeout: float = _PROBE) -> str:
 def login(node: Node) -> None:
     """Log in by the record of this node, which must be written; logged in already is fine.
 
-    Raises HostUnreachable: no such target at the portal. Unsafe: one side does not accept the other's CHAP secret, or
-    the target does not let this host in.
+    Raises ServiceUnreachable: no such target at the portal. Unsafe: one side does not accept the other's CHAP secret,
+    or the target does not let this host in.
     """
     argv = ["iscsiadm", "-m", "node", "-T", node.target, "-p", f"{node.portal},{TPGT}", "--login"]
     try:
@@ -296,7 +296,7 @@ def explain_login(node: Node, failure: CommandFailed) -> StorkitError:
             "detach and attach it again: storkit fetches the secrets anew",
         )
     if failure.status in (_TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT):
-        return HostUnreachable(
+        return ServiceUnreachable(
             f"{where} takes no login, though its port is open: is the volume exported? ({said})", "storkit status"
         )
     if failure.status in (_NO_DAEMON, _DAEMON_LOST):

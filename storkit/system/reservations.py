@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterable
 
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, TimedOut, Unsupported
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsupported
 from storkit.system import scsi
 
 WRITE_EXCLUSIVE_REGISTRANTS = 3
@@ -38,7 +38,7 @@ def key_text(key: int) -> str:
 def register(disk: str, key: int) -> None:
     """Register this host's key, or replace the one it has; 0 takes the registration back.
 
-    Raises Conflict, as the others here do: the logical unit refuses; HostUnreachable: it does not answer.
+    Raises Conflict, as the others here do: the logical unit refuses; ServiceUnreachable: it does not answer.
     """
     _call(disk, "register", _REGISTER, struct.pack("=QQII", 0, key, _IGNORE_OLD_KEY, 0))
 
@@ -137,7 +137,7 @@ def _call(disk: str, what: str, number: int, argument: bytes) -> None:
 def refusal(disk: str, what: str, status: int) -> StorkitError:
     """What a positive return value means: a SCSI status, with the transport's in the third byte."""
     if status >> 16:
-        return HostUnreachable(f"{disk} does not answer ({what} of a reservation key)", "storkit status")
+        return ServiceUnreachable(f"{disk} does not answer ({what} of a reservation key)", "storkit status")
     if status & 0xFF == scsi.RESERVATION_CONFLICT:
         return Conflict(
             f"{disk} refuses to {what}: this host's key is not registered there, or another reservation is held",
@@ -152,5 +152,5 @@ def _system_error(disk: str, what: str, error: OSError) -> StorkitError:
     if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
         return Unsupported(f"{disk} knows no persistent reservations", "use a transport or target that does")
     if error.errno in (errno.ENODEV, errno.ENXIO, errno.EIO):
-        return HostUnreachable(f"{disk} is gone: {error.strerror}", "storkit status")
+        return ServiceUnreachable(f"{disk} is gone: {error.strerror}", "storkit status")
     return Conflict(f"{disk}: cannot {what} a reservation key: {error.strerror}", "it takes root")

@@ -13,7 +13,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
+from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 
 TIMEOUT = 10.0
 _SG_IO = 0x2285
@@ -220,7 +220,8 @@ class Disk:
     def _ask(self, what: str, command: bytes, length: int) -> bytes:
         """Send a command that reads up to `length` bytes.
 
-        Raises HostUnreachable: the disk does not answer; Conflict: another host's reservation; StorkitError: its sense.
+        Raises ServiceUnreachable: the disk does not answer; Conflict: another host's reservation; StorkitError: its
+        sense.
         """
         for _ in range(_RETRIES):
             header, data, sense = self._send(what, command, length)
@@ -244,7 +245,7 @@ class Disk:
             fcntl.ioctl(self._descriptor, _SG_IO, header)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ENXIO, errno.EIO):
-                raise HostUnreachable(f"{self.path} is gone: {error.strerror}", "storkit status") from error
+                raise ServiceUnreachable(f"{self.path} is gone: {error.strerror}", "storkit status") from error
             raise StorkitError(
                 f"{self.path} takes no SCSI commands ({what}): {error.strerror}", "it takes root and a SCSI disk"
             ) from error
@@ -254,7 +255,9 @@ class Disk:
 def explain(device: str, what: str, status: int, sense: Sense | None, host_status: int = 0) -> StorkitError | None:
     """What a command's status means: None if it was carried out."""
     if host_status:
-        return HostUnreachable(f"{device} does not answer ({what}, host status 0x{host_status:02x})", "storkit status")
+        return ServiceUnreachable(
+            f"{device} does not answer ({what}, host status 0x{host_status:02x})", "storkit status"
+        )
     if status == RESERVATION_CONFLICT:
         return Conflict(f"{device} refuses {what}: another host holds a reservation", f"sg_persist --in -k {device}")
     if status in (_BUSY, _TASK_SET_FULL):

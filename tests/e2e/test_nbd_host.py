@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from storkit.core.backend import Client
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.nbdgrant import Grants
@@ -40,7 +40,7 @@ def test_fencing(hosts: Hosts) -> None:
             ("one", True, True),
             ("two", True, True),
         ]
-        with pytest.raises(HostUnreachable):
+        with pytest.raises(ServiceUnreachable):
             write(on_b, 0, b"x" * 4096)
         assert on_a.read(0, 4096) == b"b" * 4096  # the others go on
     assert {export.client for export in a.find_exports()} == {"a", "n"}
@@ -230,7 +230,7 @@ def test_attaching_again_follows_a_restarted_server(hosts: Hosts) -> None:
         ("a", True, False),
         (B.name, False, False),
     ]
-    with pytest.raises(HostUnreachable):
+    with pytest.raises(ServiceUnreachable):
         b.evidence([volume])
     (hosts.root / "b/dev/disk").unlink()  # as after a reboot
     assert [(export.client, export.writable, export.live) for export in a.restore()] == [

@@ -17,8 +17,8 @@ import pytest
 from storkit.core.backend import Site
 from storkit.core.errors import (
     Conflict,
-    HostUnreachable,
     NotFound,
+    ServiceUnreachable,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -91,7 +91,7 @@ def test_only_a_writer_writes(hosts: Hosts) -> None:
             write(destination, 4096, b"b" * 4096)
 
             a.set_writers([volume], [B.name])
-            with pytest.raises(HostUnreachable):
+            with pytest.raises(ServiceUnreachable):
                 write(on_a, 0, b"x" * 4096)
             with use(offer(a, volume, A)) as again, refused():
                 write(again, 0, b"x" * 4096)
@@ -208,7 +208,7 @@ def test_another_disk_at_the_same_socket_is_refused(hosts: Hosts) -> None:
         assert b.find_attachments() == []
         assert not os.path.lexists(hosts.root / "b/dev/disk")
     Path(good.socket).unlink(missing_ok=True)
-    with pytest.raises(HostUnreachable):
+    with pytest.raises(ServiceUnreachable):
         b.attach([good])
     hosts.assert_clean()
 

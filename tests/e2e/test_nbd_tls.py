@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from storkit.core.backend import Client
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe, UsageError
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Secret
 from storkit.nbd import Nbd
 from storkit.system.nbdclient import Connection, ask
@@ -76,7 +76,7 @@ def test_tls_with_a_key(hosts: Hosts) -> None:
     for pid in hosts.servers():
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not hosts.servers())
-    with pytest.raises(HostUnreachable):
+    with pytest.raises(ServiceUnreachable):
         n.evidence([volume])
     assert all(export.live for export in a.restore())
     assert n.evidence([volume])[0].blocks.keys() == seen_n.blocks.keys()  # the same port, the same key
@@ -153,13 +153,13 @@ def test_plain_tcp_only_in_so_many_words(hosts: Hosts) -> None:
         with refused():
             write(rude, 0, b"x" * 4096)
         a.set_writers([volume], ["n"])
-        with pytest.raises(HostUnreachable):
+        with pytest.raises(ServiceUnreachable):
             rude.read(0, 4096)
     with Connection(("127.0.0.1", given.port)) as writer:
         writer.go(given.name)
         write(writer, 0, b"n" * 4096)
         a.set_writers([volume], [])
-        with pytest.raises(HostUnreachable):
+        with pytest.raises(ServiceUnreachable):
             write(writer, 0, b"x" * 4096)
     assert Path(volume.path).read_bytes()[:4096] == b"n" * 4096
 

@@ -101,6 +101,24 @@ def test_agent_killed(machines: World, count: int) -> None:
     assert machines.leftovers() == []
 
 
+def test_silent_server_is_not_a_silent_host(machines: World) -> None:
+    """The data port is closed to b, whose agent answers: what was begun is put back, and nothing is left to do."""
+    machines.storkit("volume", "create", "v", "1MiB")
+    machines.guest()
+    machines.storkit("guest", "start", "g", "--on", "a")
+    authorized = machines.directory / "authorized"
+    normal = authorized.read_text()
+    authorized.write_text(normal.replace("-m storkit agent", "-m tests.e2e.unserved_agent 127.0.0.2"))
+    for words in (("attach", "v", "--on", "b"), ("migrate", "run", "g", "--to", "b")):
+        done = machines.storkit(*words, ok=11)
+        assert "plan" not in done.stderr, done.stderr
+    plans = machines.storkit("--json", "plan", "list").json
+    assert [plan["status"] for plan in plans[-2:]] == ["failed and rolled back"] * 2
+    assert machines.storkit("--json", "volume", "show", "v").json["exports"] == []
+    assert machines.status()["writers"] == ["a"] and machines.status()["places"] == {"a": "running"}
+    machines.storkit("guest", "stop", "g", "--force")
+
+
 def test_agent_takes_verbs_and_no_commands(machines: World) -> None:
     """What the pinned key can be used for: every wrong request is refused by name."""
     setup = {"host": "a", "state": str(machines.directory / "a"), "pools": {"default": {"type": "directory"}}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
+from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.system import iscsigrant, reservations
 from tests.lab import Lab, iscsi
 from tests.lab.luns import MUTUAL_SECRET, SECRET, SIZE, Client, Targets, initiator, iqn, uuid
@@ -195,7 +195,7 @@ def test_logins_that_cannot_be(targets: Targets, client: Client) -> None:
     b, address = client.host, targets.host.address("san1")
     targets.make(1, b)
     started = time.monotonic()
-    error = refused(client, HostUnreachable, targets, portals=["10.77.1.99:3260", f"{address}:3299"])
+    error = refused(client, ServiceUnreachable, targets, portals=["10.77.1.99:3260", f"{address}:3299"])
     assert "10.77.1.99:3260" in error.message and f"{address}:3299" in error.message
     assert time.monotonic() - started < 60, "seconds even on a busy machine, not iscsid's minutes"
     for wrong in ({"secret": "wrong-secret-000"}, {"mutual": "wrong-secret-000"}):

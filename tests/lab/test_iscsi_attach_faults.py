@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError
 from tests.lab import Lab
 from tests.lab.luns import Client, Targets, initiator, iqn, uuid, volume
 
@@ -41,10 +41,10 @@ def test_a_writer_waits_for_its_target_and_for_iscsid(targets: Targets, client: 
     stalled = client.written()
     time.sleep(20)  # what is tested is that nothing happens meanwhile
     assert client.written() == stalled and writer.running()
-    with pytest.raises(HostUnreachable, match="does not answer"):
+    with pytest.raises(ServiceUnreachable, match="does not answer"):
         client.evidence(1)
     again = targets.offer(1, b, writable=True)
-    with pytest.raises(HostUnreachable, match=r"in use .* is away"):
+    with pytest.raises(ServiceUnreachable, match=r"in use .* is away"):
         client.attach(again)
     b.heal()
     client.attach(again)  # waits until iscsid has taken the session up

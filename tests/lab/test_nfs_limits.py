@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsafe
 from storkit.core.model import Volume
 from tests.contract.transport_nfs import NFS_CONF, NfsRig
 from tests.lab import Host, Lab, services
@@ -137,7 +137,7 @@ def test_a_server_that_answers_at_one_address_only(rig: NfsRig, lab: Lab) -> Non
     a.run(["rpc.nfsd", "0"])
     a.run(["rpc.nfsd", "--host", others[0], "8"])
     started = time.monotonic()
-    with pytest.raises(HostUnreachable, match=f"no NFS server answers at {offer.server}"):
+    with pytest.raises(ServiceUnreachable, match=f"no NFS server answers at {offer.server}"):
         rig.far.attach([offer])
     assert time.monotonic() - started < 30
     assert not rig.has_path(rig.far, "v")

@@ -11,7 +11,16 @@ import pytest
 
 from storkit.core import verbs
 from storkit.core.engine import Engine
-from storkit.core.errors import Conflict, HostUnreachable, Interrupted, NotFound, StepFailed, StorkitError, Unsafe
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    Interrupted,
+    NotFound,
+    ServiceUnreachable,
+    StepFailed,
+    StorkitError,
+    Unsafe,
+)
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.journal import Journals, new_id
 from storkit.core.plan import Hold, Plan, Stages, Step, step
@@ -35,7 +44,8 @@ class Note(Verb):
         error = step.args.get("fail")
         if error and step.title not in self.failed:
             self.failed.add(step.title)
-            raise {"conflict": Conflict("no room", "make room"), "silent": HostUnreachable("gone", "look")}[error]
+            raise {"conflict": Conflict("no room", "make room"), "silent": HostUnreachable("gone", "look"),
+                   "port": ServiceUnreachable("no answer", "look")}[error]  # fmt: skip
         self.log.append(f"do {step.title}")
         return step.title
 
@@ -90,6 +100,15 @@ def test_steps_of_a_stage_run_together(engine: Engine, log: list[str]) -> None:
 def test_failure_puts_everything_back(engine: Engine, log: list[str]) -> None:
     made = plan([note("one")], [note("two", fail="conflict")], [note("three")])
     with pytest.raises(Conflict, match="no room"):
+        engine.run(made)
+    assert log == ["do one", "undo two", "undo one"]
+    assert engine.journals.read(made.id).end == "failed and rolled back"
+
+
+def test_silent_server_is_no_silent_host(engine: Engine, log: list[str]) -> None:
+    """Its host has answered: what was done is known, and is put back."""
+    made = plan([note("one")], [note("two", fail="port")])
+    with pytest.raises(ServiceUnreachable, match="no answer"):
         engine.run(made)
     assert log == ["do one", "undo two", "undo one"]
     assert engine.journals.read(made.id).end == "failed and rolled back"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,10 @@ ALL: list[StorkitError] = [
     errors.NotFound("a", "b"),
     Conflict("a", "b"),
     CommandFailed(["lvs", "-a"], 5, "one\ntwo", host="h", hint="b"),
-    errors.HostUnreachable("a", "b"),
     errors.TimedOut("a", "b"),
     Unsafe("a", "b"),
     StepFailed("a", "b", plan="p", cause=Conflict("c", "d")),
+    errors.ServiceUnreachable("a", "b"),
     Problems([UsageError("a"), Conflict("b")]),
 ]
 
@@ -31,9 +32,23 @@ def test_round_trip(error: StorkitError) -> None:
     assert back.exit_code == error.exit_code
 
 
+def test_a_host_that_answers_is_never_unreachable() -> None:
+    """Also if an older agent says so: its word is about what it could not reach itself."""
+    back = errors.from_json(errors.HostUnreachable("no NBD server answers", "look").to_json())
+    assert type(back) is errors.ServiceUnreachable and back.message == "no NBD server answers"
+    assert errors.HostUnreachable.exit_code == 7
+
+
+def test_no_backend_says_that_a_host_is_unreachable() -> None:
+    """After HostUnreachable nothing is rolled back: only who has the connection can say that it is lost."""
+    package = Path(errors.__file__).parent.parent
+    said = {str(path.relative_to(package)) for path in package.rglob("*.py") if "HostUnreachable(" in path.read_text()}
+    assert said <= {"core/errors.py", "core/survey.py", *(name for name in said if name.startswith("hosts/"))}
+
+
 def test_exit_codes_differ() -> None:
     codes = [error.exit_code for error in ALL if not isinstance(error, Problems)]
-    assert codes == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert codes == [2, 3, 4, 5, 6, 8, 9, 10, 11]
 
 
 def test_command_failure_shows_its_last_line() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storkit.core.errors import HostUnreachable, UsageError
+from storkit.core.errors import ServiceUnreachable, UsageError
 from storkit.system.fingerprint import spread
 from storkit.system.grants import slug
 from storkit.system.nbdattach import parse_dump, parse_listing
@@ -28,7 +28,7 @@ def test_listing_of_qemu_nbd() -> None:
 def test_dump_of_qemu_io() -> None:
     text = (DATA / "qemu-io-7.2-read.txt").read_text()
     assert parse_dump(text, [(4096, 48), (0, 16)]) == [b"storkit!" * 6, bytes(16)]
-    with pytest.raises(HostUnreachable, match="64 bytes"):
+    with pytest.raises(ServiceUnreachable, match="64 bytes"):
         parse_dump(text, [(4096, 4096)])
 
 

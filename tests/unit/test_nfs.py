@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Client, Site
-from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsupported, UsageError
+from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, Unsupported, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
 from storkit.system import nfsexport, nfsmount, nfsserver
@@ -153,7 +153,7 @@ def test_two_hosts_of_one_address_are_refused(site: Site, volume: Volume) -> Non
 def test_a_server_that_does_not_answer_is_named(site: Site) -> None:
     offer = Offer("web", UUID, 1 << 20, "here", "nfs", "/x", "storkit:x", False, server="127.0.0.9",
                   options={"file": "web.raw", "format": "raw"})  # fmt: skip
-    with pytest.raises(HostUnreachable, match=r"127\.0\.0\.9, port 2049"):
+    with pytest.raises(ServiceUnreachable, match=r"127\.0\.0\.9, port 2049"):
         Nfs(site).attach([offer])
     assert Nfs(site).find_attachments() == [] and not (site.dev / "web").is_symlink()
 

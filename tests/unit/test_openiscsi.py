@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storkit.core.errors import CommandFailed, HostUnreachable, Unsafe, Unsupported
+from storkit.core.errors import CommandFailed, ServiceUnreachable, Unsafe, Unsupported
 from storkit.core.model import Secret
 from storkit.system import openiscsi
 from storkit.system.iscsigrant import Chapped
@@ -134,12 +134,19 @@ iscsiadm: Could not log into all portals
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(24, Unsafe), (19, Unsafe), (8, HostUnreachable), (4, HostUnreachable), (20, Unsupported), (6, CommandFailed)],
+    [
+        (24, Unsafe),
+        (19, Unsafe),
+        (8, ServiceUnreachable),
+        (4, ServiceUnreachable),
+        (20, Unsupported),
+        (6, CommandFailed),
+    ],
 )
 def test_failed_logins_name_the_target_and_no_secret(status: int, kind: type[Exception]) -> None:
     error = openiscsi.explain_login(NODE, CommandFailed(["iscsiadm"], status, FAILED))
     assert type(error) is kind
-    if kind in (Unsafe, HostUnreachable):
+    if kind in (Unsafe, ServiceUnreachable):
         assert TARGET in error.message and "10.77.1.12:3260" in error.message
     assert "one-two-three" not in f"{error.message} {error.hint}"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storkit.core.errors import Conflict, HostUnreachable, Unsupported
+from storkit.core.errors import Conflict, ServiceUnreachable, Unsupported
 from storkit.system import reservations
 
 UUID = "2b5e0f0e-7d3c-4c53-9a55-0e8c9c2f7a11"
@@ -30,7 +30,7 @@ def test_refusals_are_positive_return_values() -> None:
     assert isinstance(reservations.refusal("/dev/sda", "reserve", 0x18), Conflict)
     assert "not registered" in reservations.refusal("/dev/sda", "reserve", 0x18).message
     assert isinstance(reservations.refusal("/dev/sda", "reserve", 0x2), Conflict)
-    assert isinstance(reservations.refusal("/dev/sda", "reserve", 0xE0000), HostUnreachable)
+    assert isinstance(reservations.refusal("/dev/sda", "reserve", 0xE0000), ServiceUnreachable)
 
 
 def test_a_disk_without_reservations(tmp_path: Path) -> None:

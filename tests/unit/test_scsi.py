@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe
+from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.system import scsi
 
 STANDARD = bytes.fromhex(
@@ -95,7 +95,7 @@ def test_refusals_in_words() -> None:
 
     assert why(0) is None
     assert isinstance(why(0x18), Conflict)
-    assert isinstance(why(0, host=1), HostUnreachable)
+    assert isinstance(why(0, host=1), ServiceUnreachable)
     refused = why(2, scsi.Sense(7, 0x27, 0))
     assert refused is not None and "data protect" in refused.message and "READ KEYS" in refused.message
 

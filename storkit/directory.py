@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from storkit.core.backend import Needs, Pool
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.model import Usage, Volume
-from storkit.core.units import format_size
+from storkit.core.units import exact_size, format_size
 from storkit.system import clonefile, files, locks, qcow2, volumefile
 from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 
@@ -236,7 +236,7 @@ class Directory(Pool):
         for volume in volumes:
             if 0 < volume.size < old.size:
                 message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
-                problems.append(UsageError(message, f"make it {format_size(old.size)} or larger"))
+                problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
         if old.made == IMPORTING:
             hint = "wait for the import, or run it again: storkit plan list"
             problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
@@ -346,7 +346,7 @@ class Directory(Pool):
             return []
         problems: list[StorkitError] = self._in_use(old, "resized")
         if old.kind != "disk":
-            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {format_size(volume.size)}"
+            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
             problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
         if old.made == IMPORTING:
             problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))

@@ -88,7 +88,7 @@ COMMANDS = (
         "volume:create",
         (
             arg("name", help="the new volume's name", metavar="NAME"),
-            arg("size", help="its size: 512MiB, 10G, 1.5T", metavar="SIZE"),
+            arg("size", help="its size: 512MiB, 10G, 1.5T (powers of 1024); 10GB is of 1000", metavar="SIZE"),
             POOL,
         ),
     ),
@@ -146,7 +146,7 @@ COMMANDS = (
         "volume:resize",
         (
             arg("name", help="the volume", **VOLUME),
-            arg("size", help="the new size", metavar="SIZE"),
+            arg("size", help="the new size, as for create", metavar="SIZE"),
             arg("--shrink", help="allow a smaller size; say it twice, it cuts off data", action="count", default=0),
         ),
     ),

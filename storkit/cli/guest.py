@@ -25,7 +25,10 @@ MEMORY = "512MiB"
 
 def define(session: Session, options: Namespace) -> None:
     problems: list[StorkitError] = []
-    for check in (lambda: check_name("guest", options.name), lambda: parse_size(options.memory or MEMORY)):
+    for check in (
+        lambda: check_name("guest", options.name),
+        lambda: parse_size(MEMORY if options.memory is None else options.memory),
+    ):
         try:
             check()
         except StorkitError as error:
@@ -35,7 +38,7 @@ def define(session: Session, options: Namespace) -> None:
     guest = Guest(
         name=options.name,
         uuid=str(uuid4()),
-        memory=parse_size(options.memory or MEMORY),
+        memory=parse_size(MEMORY if options.memory is None else options.memory),
         vcpus=options.vcpus or 1,
         hypervisor=options.hypervisor or session.inventory.defaults.hypervisor,
         machine=options.machine or "",

@@ -42,8 +42,8 @@ def import_(session: Session, options: Namespace) -> None:
     if options.tree:
         return _import_tree(session, options)
     problems: list[StorkitError] = []
-    wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
-    limit = _checked(lambda: parse_size(options.max_size), problems) if options.max_size else 0
+    wanted = _checked(lambda: parse_size(options.size), problems) if options.size is not None else 0
+    limit = _checked(lambda: parse_size(options.max_size), problems) if options.max_size is not None else 0
     pool = _checked(lambda: _pool(session, options), problems)
     _checked(lambda: check_name("volume", options.name), problems)
     raise_problems(problems)
@@ -116,7 +116,7 @@ def export(session: Session, options: Namespace) -> None:
 
 def clone(session: Session, options: Namespace) -> None:
     problems: list[StorkitError] = []
-    wanted = _checked(lambda: parse_size(options.size), problems) if options.size else 0
+    wanted = _checked(lambda: parse_size(options.size), problems) if options.size is not None else 0
     for name in options.names:
         _checked(lambda name=name: check_name("volume", name), problems)
     twice = {name for name in options.names if options.names.count(name) > 1} if len(options.names) < 100 else set()

@@ -15,7 +15,12 @@ from storkit.guests.parse import Found, path_source
 from storkit.guests.record import Nic
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-_FACTORS = {"b": 1, "bytes": 1, "": 1024, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_FACTORS: dict[str, int] = {"b": 1, "bytes": 1, "": 1024} | {
+    letter + kind: base**power
+    for power, letter in enumerate("kmgtpe", 1)
+    for kind, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+"""libvirt's units, of which upper and lower case are the same (virScaleInteger in src/util/virutil.c)."""
 _RUNTIME = {"alias", "address"}
 """Elements that libvirt adds to a running or defined domain by itself, and would add again."""
 _SERIAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]")
@@ -224,9 +229,7 @@ def _memory(element: ET.Element) -> int:
     """Bytes; a KiB is the default, `MB` is a power of 1000, `MiB` and `M` are powers of 1024."""
     unit = element.get("unit", "").lower()
     text = (element.text or "").strip()
-    factor = _FACTORS.get(unit, _FACTORS.get(unit.removesuffix("ib")))
-    if factor is None and unit.endswith("b"):
-        factor = 1000 ** ("kmgt".find(unit[0]) + 1)
+    factor = _FACTORS.get(unit)
     if factor is None or not text.isdecimal():
         raise UsageError(f"{element.tag}: {text!r} {unit} is no size")
     return int(text) * factor

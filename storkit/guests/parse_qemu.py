@@ -200,7 +200,11 @@ class _Reader:
 
     def _memory(self, text: str) -> None:
         size = options(text, "size").get("size", "")
-        memory = parse_size(size + "M" if size.isdecimal() else size)
+        # QEMU knows one letter, always a power of 1024, and MiB without it (util/cutils.c, qemu_strtosz_MiB).
+        match = re.fullmatch(r"([0-9.]+)([BKMGTPE]?)", size, re.ASCII | re.IGNORECASE)
+        if match is None:
+            raise UsageError(f"-m {text}: {size!r} is not a size of QEMU's", "write -m 512M or -m 2G")
+        memory = parse_size(match[1] + (match[2] or "M"))
         self.found.memory = memory - _TRANSLATED if memory % MIB == _TRANSLATED else memory
         self._unknown("-m", options(text, "size"), {"size"})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from storkit.core.errors import Conflict, StorkitError, UsageError
 from storkit.core.model import Volume
-from storkit.core.units import format_size, parse_size
+from storkit.core.units import exact_size, format_size, parse_size
 from storkit.system import volumefile
 from storkit.system.lvmtools import BATCH, LogicalVolume, VolumeGroup
 
@@ -134,7 +134,7 @@ def derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError
     for volume in volumes:
         if 0 < volume.size < old.size:
             message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
-            problems.append(UsageError(message, f"make it {format_size(old.size)} or larger"))
+            problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
     if old.made == IMPORTING:
         hint = "wait for the import, or run it again: storkit plan list"
         problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
@@ -144,7 +144,7 @@ def derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError
 def resize_problems(volume: Volume, old: Volume, shrink: bool) -> list[StorkitError]:
     problems: list[StorkitError] = []
     if old.kind != "disk":
-        hint = f"clone it larger: storkit volume clone {old.name} NEW --size {format_size(volume.size)}"
+        hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
         problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
     if old.made == IMPORTING:
         problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))

@@ -27,7 +27,7 @@ BAD_NAMES = {
     "dot": ".a",
     "shell": "$(id)",
 }
-BAD_SIZES = ["0", "-1", "1.5.G", "9223372036854775808", "8E", "ten", "", "1GG", "0x10", "1e3", "²", "nan", "0.0"]
+BAD_SIZES = ["10", "0", "-1", "1.5.G", "9223372036854775808", "8E", "ten", "", "1GG", "0x10", "1e3", "²", "nan", "0.0"]
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_bad_sizes(plain: World, size: str) -> None:
     for words in (
         ("volume", "create", "--", "v", size),
         ("volume", "resize", "--", "good", size),
-        ("guest", "define", "g", f"--memory={size or 0}"),
+        ("guest", "define", "g", f"--memory={size}"),
+        ("volume", "clone", "good", "v", f"--size={size}"),
+        ("volume", "import", "/dev/null", "v", f"--max-size={size}"),
     ):
         done = plain.storkit(*words, ok=2)
         assert "Traceback" not in done.stderr

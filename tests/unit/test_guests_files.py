@@ -56,6 +56,14 @@ def test_memory_is_text_or_bytes(memory: str) -> None:
     assert files.parse(f'uuid = "{UUID}"\nmemory = {memory}', "web.toml", "web").memory == 256 * MIB
 
 
+@pytest.mark.parametrize(
+    ("memory", "text"), [('"512"', "has no unit"), ("512", "512 bytes is not"), ('"1GB"', "whole MiB")]
+)
+def test_memory_that_could_mean_two_things_is_refused(memory: str, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        files.parse(f'uuid = "{UUID}"\nmemory = {memory}', "web.toml", "web")
+
+
 def test_everything_wrong_comes_at_once_with_file_and_key(tmp_path: Path) -> None:
     (tmp_path / "web.toml").write_text(
         """

@@ -120,6 +120,8 @@ def test_what_is_not_kept_of_a_libvirt_domain_is_named(word: str) -> None:
         ('unit="b">67108864', 64),
         ('unit="bytes">67108864', 64),
         ('unit="G">1', 1024),
+        ('unit="pib">1', 1 << 30),
+        ('unit="MB">1048576', 1000000),
     ],
 )
 def test_memory_units_of_libvirt(size: str, mib: int) -> None:
@@ -165,6 +167,9 @@ def test_entities_are_never_expanded(text: str) -> None:
         ("-m", "lacks its argument"),
         ("-name 'x", "cannot be taken apart"),
         ("-m lots", "is not a size"),
+        ("-m 1GB", "is not a size of QEMU's"),
+        ("-m 512MiB", "is not a size of QEMU's"),
+        ("<domain><memory unit='xb'>67108864</memory></domain>", "is no size"),
         ("-blockdev {x", "no JSON"),
         ("-blockdev [1]", ""),
         ('-blockdev {"driver":"raw","node-name":"a","file":5} -device virtio-blk-pci,drive=a', ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,9 +66,13 @@ def test_volumes_are_found_by_their_sidecars(state: Path) -> None:
 def test_grants_are_read_and_changed(state: Path) -> None:
     """Whatever a grant gains, one without it keeps its rights."""
     place = site(state, "a")
-    wanted = ((nbdgrant.Grants, G, ["a", "b"]), (iscsigrant.Grants, DB, ["b"]), (nfsgrant.Grants, WEB, ["b"]))
+    wanted: tuple[Any, ...] = (
+        (nbdgrant.Grants, G, ["a", "b"]),
+        (iscsigrant.Grants, DB, ["b"]),
+        (nfsgrant.Grants, WEB, ["b"]),
+    )
     for kind, uuid, writers in wanted:
-        grants = kind(place)  # type: ignore[abstract]
+        grants = kind(place)
         (grant,), problems = grants.find()
         assert problems == [] and (grant.volume.uuid, grant.writers) == (uuid, writers)
         grants.save([grant])
@@ -80,12 +85,13 @@ def test_grants_are_read_and_changed(state: Path) -> None:
 
 def test_attachments_are_read(state: Path) -> None:
     b = state / "b"
-    for kind, directory, uuid in (
+    kinds: tuple[Any, ...] = (
         (nbdattach.Attached, b / "nbd/attached", G),
         (Offer, b / "iscsi-attached", DB),
         (nfsmount.Attached, b / "nfs/attached", WEB),
-    ):
-        records, problems = RecordFiles(directory, kind, "the attachment").find()  # type: ignore[var-annotated]
+    )
+    for kind, directory, uuid in kinds:
+        records, problems = RecordFiles[Any](directory, kind, "the attachment").find()
         assert problems == [] and list(records) == [uuid]
 
 

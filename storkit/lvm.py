@@ -33,6 +33,7 @@ from storkit.system import blockdevice, locks, lvmchecks, lvmtools, volumefile
 from storkit.system.lvmbatch import Batches
 from storkit.system.lvmtools import LogicalVolume, VolumeGroup
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
 _BLOCK = 4096
@@ -399,7 +400,7 @@ class Lvm(Pool):
         """The volume group once udevd has let go of these volumes: it looks into those that were written to."""
         if not any(group.lvs[volume.name].open for volume in volumes):
             return group
-        run(["udevadm", "settle", "--timeout=30"], ok=(0, 1), package="udev")
+        run(["udevadm", "settle", f"--timeout={scaled(30):.0f}"], ok=(0, 1), package="udev")
         return lvmtools.read(self._vg)
 
     def _in_use(self, group: VolumeGroup, volume: Volume, what: str) -> list[StorkitError]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Before storkit is imported. A busy machine is no failure; a test about a deadline sets its own.
+os.environ.setdefault("STORKIT_TIMEOUT_FACTOR", "5")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / ".cache" / "hypothesis"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import queue
 import subprocess
 import threading
@@ -22,8 +23,9 @@ from storkit.hosts.agent import PROTOCOL, hello
 from storkit.hosts.connection import Connection, Progress
 from storkit.hosts.guard import Claim
 from storkit.hosts.site import setup
+from storkit.system.timeouts import scaled
 
-CONNECT_TIMEOUT = 10
+CONNECT_TIMEOUT = math.ceil(scaled(10))
 """Seconds until an address that does not answer counts as unreachable."""
 
 OPTIONS = (
@@ -110,7 +112,7 @@ class SshConnection(Connection):
                 except BrokenPipeError:
                     continue
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=scaled(30))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -186,7 +188,7 @@ class SshConnection(Connection):
 
     def _lost(self) -> HostUnreachable:
         self._process.wait()
-        self._stderr.join(timeout=5)
+        self._stderr.join(timeout=scaled(5))
         told = next((line for line in reversed(self._errors) if line), f"ssh ended with {self._process.returncode}")
         hint = f"try it by hand: {' '.join(ssh_argv(self.config.url, 'storkit --version'))}"
         return HostUnreachable(f"host {self.config.name} cannot be reached: {told}", hint)

@@ -23,11 +23,12 @@ from storkit.core.model import MigrationResult
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors._libvirt_virsh import BY_MIGRATION, OUTGOING, PAUSED, Job, State, Virsh
 from storkit.system.files import write_atomic
+from storkit.system.timeouts import scaled
 
 TICK = 1.0
 LONGEST = 7 * 24 * 3600.0
 """Seconds for one virsh process; what ends a migration that does not move is Limits.stall."""
-SETTLE_TIMEOUT = 60.0
+SETTLE_TIMEOUT = scaled(60.0)
 """Seconds for a migration that was called off to end: libvirt gives a destination that is silent up 30 s
 (keepalive_interval and keepalive_count in qemu.conf)."""
 MIB = 1024**2

@@ -12,9 +12,10 @@ from typing import Any
 
 from storkit.core.errors import CommandFailed
 from storkit.system.run import TIMEOUT, run
+from storkit.system.timeouts import scaled
 
 PACKAGE = "libvirt-clients"
-ASK_TIMEOUT = 15.0
+ASK_TIMEOUT = scaled(15.0)
 """Seconds after which a libvirtd that does not answer makes its guests `unknown`."""
 
 NO_STATE, PAUSED, SHUT_OFF, CRASHED = 0, 3, 5, 6

@@ -21,8 +21,9 @@ from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system import qmp
 from storkit.system.files import make_private, write_atomic
 from storkit.system.nbdserver import DH_PARAMETERS
+from storkit.system.timeouts import scaled
 
-SETTLE_TIMEOUT = 10.0
+SETTLE_TIMEOUT = scaled(10.0)
 """Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})

@@ -23,12 +23,14 @@ from storkit.core.model import GuestStatus
 from storkit.system import locks, qmp
 from storkit.system.files import make_private
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = scaled(60.0)
 """Seconds for QEMU to open its disks and be ready; an NBD server that does not answer is what takes long."""
 
-ASK_TIMEOUT = 2.0
+ASK_TIMEOUT = scaled(2.0)
 """Seconds after which a guest that does not answer is `unknown`."""
+KILL_TIMEOUT = scaled(10.0)
 STATUS: dict[str, GuestStatus] = {
     "running": "running",
     "inmigrate": "incoming",
@@ -153,7 +155,7 @@ class Process:
             time.sleep(0.005)
         return True
 
-    def kill(self, timeout: float = 10.0) -> None:
+    def kill(self, timeout: float = KILL_TIMEOUT) -> None:
         """SIGKILL, and wait for the end. The pidfd makes sure that it hits no other process."""
         pid = self.pid()
         if pid:

@@ -34,11 +34,12 @@ from storkit.hypervisors._libvirt_migration import Limits, Source, Way, way
 from storkit.hypervisors._libvirt_virsh import PACKAGE, Virsh
 from storkit.hypervisors._qemu_definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
+from storkit.system.timeouts import scaled
 
 DEFAULT_MACHINE = "pc"
 PRESS_AGAIN = 10.0
 """Seconds between presses of the power button: a guest that is still starting loses the first one."""
-START_TIMEOUT = 180.0
+START_TIMEOUT = scaled(180.0)
 """Seconds for QEMU to open its disks and be ready. libvirt first asks a QEMU that it does not know what it can do."""
 MESSAGES = 40
 """Lines of libvirt's log at most."""

@@ -34,8 +34,9 @@ from storkit.hypervisors import _qemu_host as host
 from storkit.hypervisors._qemu_definition import Definition
 from storkit.hypervisors._qemu_process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system import qmp
+from storkit.system.timeouts import scaled
 
-QUIT_TIMEOUT = 10.0
+QUIT_TIMEOUT = scaled(10.0)
 """Seconds for QEMU to write its caches back and end, before it is killed."""
 PRESS_AGAIN = 10.0
 """Seconds between presses of the power button: a guest that is still starting loses the first one."""

@@ -16,6 +16,7 @@ block devices without asking udevd: an administrator who has guests with LVM dir
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -26,7 +27,8 @@ from pathlib import Path
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.units import SECTOR
 from storkit.system import dmioctl, udev
-from storkit.system.run import run
+from storkit.system.run import TIMEOUT, run
+from storkit.system.timeouts import scaled
 
 PREFIX = "STORKIT-"
 RULES = Path("/run/udev/rules.d/05-storkit.rules")
@@ -38,9 +40,9 @@ SUBSYSTEM=="block", ATTR{{dm/uuid}}=="{PREFIX}?*", ENV{{DM_UDEV_DISABLE_SUBSYSTE
 """
 _CONTROL = Path("/sys/class/misc/device-mapper")
 _PACKAGE = "dmsetup"
-_SUSPEND = 30.0
-_SETTLE = 30
-_EACH = 2.0
+_SUSPEND = scaled(30.0)
+_SETTLE = math.ceil(scaled(30))
+_EACH = scaled(2.0)
 """Seconds that one node may take of a busy udevd."""
 
 
@@ -167,7 +169,7 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
     todo = [node for node in wanted if node.name not in there]
     try:
         if todo:
-            _dmsetup(["create", "--concise"], stdin=concise(todo), timeout=60 + _EACH * len(todo))
+            _dmsetup(["create", "--concise"], stdin=concise(todo), timeout=TIMEOUT + _EACH * len(todo))
         swap([node for node in wanted if node.name in there])  # one without a table: its command was killed
     except StorkitError:
         remove([node.name for node in todo])
@@ -243,7 +245,7 @@ def _remove_idle(names: set[str]) -> list[Node]:
     idle = [node.name for node in find() if node.name in names and not node.opens]
     if idle:
         try:
-            _dmsetup(["remove", *idle], timeout=60 + _EACH * len(idle))
+            _dmsetup(["remove", *idle], timeout=TIMEOUT + _EACH * len(idle))
         except CommandFailed as failure:
             if "busy" not in failure.stderr:
                 raise
@@ -277,7 +279,7 @@ def _load(node: Wanted) -> None:
     _dmsetup(["load", *(["--readonly"] if node.readonly else []), node.name], stdin=node.table)
 
 
-def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = 60.0) -> str:
+def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = TIMEOUT) -> str:
     # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
     alone = [] if udev.runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
     try:

@@ -36,8 +36,9 @@ from storkit.system.lun import Lun
 from storkit.system.openers import only_killed
 from storkit.system.openiscsi import Session
 from storkit.system.parallel import every
+from storkit.system.timeouts import scaled
 
-_BUSY = 60.0
+_BUSY = scaled(60.0)
 Login = Callable[[Offer], None]
 """How an attachment's session is opened."""
 

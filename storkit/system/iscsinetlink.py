@@ -14,13 +14,14 @@ import struct
 from pathlib import Path
 
 from storkit.core.errors import Conflict
+from storkit.system.timeouts import scaled
 
 _NETLINK_ISCSI = 8
 _DESTROY_SESSION, _DESTROY_CONNECTION, _STOP_CONNECTION = 12, 14, 18
 _TERMINATE = 1
 _PAYLOAD = 112
 """At least as long as both unions of the message together."""
-_TIMEOUT = 15.0
+_TIMEOUT = scaled(15.0)
 HANDLE = Path("/sys/class/iscsi_transport/tcp/handle")
 
 

@@ -29,8 +29,9 @@ from storkit.core.errors import Conflict, StorkitError, TimedOut, raise_problems
 from storkit.system import lioaptpl
 from storkit.system import lioconfigfs as configfs
 from storkit.system.iscsigrant import Chapped
+from storkit.system.timeouts import scaled
 
-DRAIN = 60.0
+DRAIN = scaled(60.0)
 LINK = "storkit"
 """What the links from LUN to backstore and from mapped LUN to LUN are called; rtslib calls it the alias."""
 TAKING = "storkit-taking"

@@ -11,6 +11,7 @@ from storkit.core.errors import CommandFailed, Unsupported
 from storkit.system.files import make_private
 from storkit.system.locks import acquire
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 CONFIGFS = Path("/sys/kernel/config")
 TARGET = CONFIGFS / "target"
@@ -20,7 +21,7 @@ DATABASES = (Path("/etc/rtslib-fb-target"), Path("/etc/target"), Path("/var/targ
 """Where Debian's rtslib puts the target's database, rtslib's own and recent kernels' place, older kernels'."""
 LOCK = Path("/run/storkit/lio.lock")
 """One for the machine: all storkit processes share its kernel's target, whatever directory their host's state is in."""
-LOCK_WAIT = 600.0
+LOCK_WAIT = scaled(600.0)
 MODULES = ("target_core_mod", "target_core_iblock", "iscsi_target_mod")
 
 

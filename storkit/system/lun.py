@@ -17,6 +17,7 @@ from storkit.core.units import SECTOR
 from storkit.system import scsi, udev
 from storkit.system.iscsigrant import stated
 from storkit.system.openiscsi import INTERFACE, Session
+from storkit.system.timeouts import scaled
 
 DISKS = Path("/sys/class/scsi_disk")
 RULES = Path("/run/udev/rules.d/05-storkit-iscsi.rules")
@@ -30,7 +31,7 @@ SUBSYSTEM=="block", KERNEL=="sd*", KERNELS=="session[0-9]*", \\
 """
 COMMAND_TIMEOUT = 60
 """Seconds that a command may take before it is aborted: enough for a busy server under a guest's root disk."""
-_APPEARS = 30.0
+_APPEARS = scaled(30.0)
 
 
 @dataclass(frozen=True, slots=True)

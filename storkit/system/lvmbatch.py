@@ -16,8 +16,9 @@ from storkit.core.model import Volume
 from storkit.system import files, locks, lvmtools
 from storkit.system.locks import Lock
 from storkit.system.lvmtools import VolumeGroup
+from storkit.system.timeouts import scaled
 
-_WAIT = 300.0
+_WAIT = scaled(300.0)
 """Seconds to wait for another command that changes the volume group."""
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.model import Volume
 from storkit.system.locks import Lock
-from storkit.system.run import Result, run, which
+from storkit.system.run import TIMEOUT, Result, run, which
+from storkit.system.timeouts import scaled
 
 PACKAGE = "lvm2"
 TAG = "storkit."
@@ -38,7 +39,7 @@ _REPORT = (
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_.+:=-]", re.ASCII)
 _FIELD = re.compile(r"\bLVM2_(\w+)='([^']*)'")
-_PER_COMMAND = 20.0
+_PER_COMMAND = scaled(20.0)
 """Seconds that one command of many may take, at most."""
 
 
@@ -287,7 +288,7 @@ def _locked_run(vg: str, lock: Lock, argv: list[str], *keep: int, count: int) ->
     try:
         return run(
             ["sh", "-c", 'trap "" PIPE; "$@"; exit $?', "sh", *argv],
-            timeout=60 + _PER_COMMAND * count,
+            timeout=TIMEOUT + _PER_COMMAND * count,
             pass_fds=[lock.descriptor, *keep],
             env=environment,
         )
@@ -322,6 +323,6 @@ def activate(volumes: Sequence[Volume]) -> None:
         raise_problems(problems)
         argv = ["lvchange", "-ay", "-K", *(f"{vg}/{volume.name}" for volume in missing)]
         try:
-            run(argv, package=PACKAGE, timeout=60 + _PER_COMMAND * len(missing))
+            run(argv, package=PACKAGE, timeout=TIMEOUT + _PER_COMMAND * len(missing))
         except CommandFailed as failure:
             raise explain(failure, vg) from failure

@@ -37,9 +37,10 @@ from storkit.system.parallel import every
 from storkit.system.qsd import check_socket_path
 from storkit.system.records import RecordFiles
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
-_TOOL_TIMEOUT = 30.0
+_TOOL_TIMEOUT = scaled(30.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from storkit.core.errors import NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.system.timeouts import scaled
 
-TIMEOUT = 10.0
+TIMEOUT = scaled(10.0)
 
 _MAGIC = 0x4E42444D41474943
 _OPTION = 0x49484156454F5054

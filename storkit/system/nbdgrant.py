@@ -19,8 +19,9 @@ from storkit.core.errors import Conflict
 from storkit.core.model import Volume
 from storkit.system.files import make_private
 from storkit.system.grants import GrantFiles, short, slug
+from storkit.system.timeouts import scaled
 
-GUARD_TIMEOUT = 30.0
+GUARD_TIMEOUT = scaled(30.0)
 
 
 @dataclass(slots=True)

@@ -35,10 +35,12 @@ from storkit.system.nbdnetlink import Device, Netlink, devices
 from storkit.system.nbdserver import FOREVER
 from storkit.system.parallel import every
 from storkit.system.qsd import Daemon, check_socket_path, listen_unix
+from storkit.system.timeouts import scaled
 
-CLOSE_TIMEOUT = 10.0
+CLOSE_TIMEOUT = scaled(10.0)
 """Seconds that a user whose I/O has failed gets to close the device."""
-_GUARD_TIMEOUT = 60.0
+_GUARD_TIMEOUT = scaled(60.0)
+_READ_TIMEOUT = scaled(30.0)
 _SECTOR = 512
 
 
@@ -243,7 +245,7 @@ class _Relay:
             path.unlink(missing_ok=True)
 
 
-def read_device(path: str, ranges: Sequence[tuple[int, int]], timeout: float = 30.0) -> list[bytes]:
+def read_device(path: str, ranges: Sequence[tuple[int, int]], timeout: float = _READ_TIMEOUT) -> list[bytes]:
     """Blocks of a device, past this host's page cache. Offsets and lengths are multiples of 512.
 
     Raises TimedOut: its server has gone away, and it holds the reads until that is back.

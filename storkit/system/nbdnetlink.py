@@ -19,9 +19,10 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 FLAG_HAS_FLAGS = 1 << 0
-TIMEOUT = 30.0
+TIMEOUT = scaled(30.0)
 
 _REQUEST, _ACK = 1, 4  # NLM_F_REQUEST, NLM_F_ACK
 _ERROR = 2  # NLMSG_ERROR: also the acknowledgement

@@ -30,6 +30,7 @@ from storkit.system.files import make_private, write_atomic
 from storkit.system.grants import short
 from storkit.system.nbdgrant import Grant, Granted, Grants
 from storkit.system.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
+from storkit.system.timeouts import scaled
 
 T = TypeVar("T")
 
@@ -38,11 +39,11 @@ PRIORITY = "NORMAL:-CHACHA20-POLY1305"
 PSK_USER = "storkit"
 PLAIN_TCP = "unencrypted and unauthenticated"
 X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
-DYING_TIMEOUT = 5.0
+DYING_TIMEOUT = scaled(5.0)
 """Seconds that a killed server gets to let go of its lock."""
 FOREVER = 10 * 365 * 86400
 """Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
-_QMP_TIMEOUT = 30.0
+_QMP_TIMEOUT = scaled(30.0)
 
 DH_PARAMETERS = """\
 -----BEGIN DH PARAMETERS-----

@@ -21,11 +21,12 @@ from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.files import make_private
 from storkit.system.grants import GrantFiles
+from storkit.system.timeouts import scaled
 
 Version = Literal["3", "4.0", "4.1", "4.2"]
 Security = Literal["sys", "krb5", "krb5i", "krb5p"]
 
-_GUARD_TIMEOUT = 60.0
+_GUARD_TIMEOUT = scaled(60.0)
 # What storkit sets itself, or what would let a write fail silently, or a path be answered from a stale cache.
 _RESERVED = re.compile(r"(nfs)?vers=.*|minorversion=.*|sec=.*|soft|softerr|hard|(no)?sharecache|ro|rw|remount|bg")
 

@@ -37,14 +37,15 @@ from storkit.system.nfsserver import unescape
 from storkit.system.parallel import every
 from storkit.system.records import RecordFiles
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 PACKAGE = "nfs-common"
 PORT = 2049
-_ANSWER_TIMEOUT = 10.0
-_MOUNT_TIMEOUT = 150.0
+_ANSWER_TIMEOUT = scaled(10.0)
+_MOUNT_TIMEOUT = scaled(150.0)
 """A server that has just started lets nobody in for its grace period, 90 s by default."""
-_UNMOUNT_TIMEOUT = 5.0
-CLOSE_TIMEOUT = 10.0
+_UNMOUNT_TIMEOUT = scaled(5.0)
+CLOSE_TIMEOUT = scaled(10.0)
 """Seconds that a user whose I/O has failed gets to close the file."""
 _LOOK = 0.2
 """Seconds until requests are aborted again. No event tells that a user has closed its file, or asks the server again:

@@ -23,6 +23,7 @@ from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, U
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.nfsgrant import EXPORTS, NfsSettings
 from storkit.system.run import run, which
+from storkit.system.timeouts import scaled
 from storkit.system.trees import ROOT
 
 PACKAGE = "nfs-kernel-server"
@@ -31,7 +32,7 @@ ETAB = Path("/var/lib/nfs/etab")
 EXPORTS_D = Path("/etc/exports.d")
 CONTROL = Path("/proc/fs/nfsd")
 CACHES = Path("/proc/net/rpc")
-SETTLE_TIMEOUT = 30.0
+SETTLE_TIMEOUT = scaled(30.0)
 _MANY = 500
 """Arguments to one exportfs."""
 _TREE = f".tree/{ROOT}"
@@ -208,7 +209,7 @@ def start() -> None:
     if which("rpc.nfsd") is None:
         raise Unsupported("there is no NFS server here", f"apt install {PACKAGE}")
     if Path("/run/systemd/system").is_dir():
-        run(["systemctl", "start", SERVICE], timeout=120)
+        run(["systemctl", "start", SERVICE], timeout=scaled(120))
         return
     run(["modprobe", "nfsd"])
     if not CONTROL.joinpath("threads").exists():
@@ -216,7 +217,7 @@ def start() -> None:
     if not _processes("rpc.mountd"):
         run(["rpc.mountd"])
     if not threads():
-        run(["rpc.nfsd"], timeout=120)  # with the settings of /etc/nfs.conf
+        run(["rpc.nfsd"], timeout=scaled(120))  # with the settings of /etc/nfs.conf
     if not threads():
         raise Conflict("the NFS server does not start", "rpc.nfsd -d -s 8; dmesg | tail")
 

@@ -27,6 +27,7 @@ from storkit.system import iscsinetlink
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.iscsigrant import Chapped, portal_name
 from storkit.system.run import run, which
+from storkit.system.timeouts import scaled
 
 INTERFACE = "storkit"
 PACKAGE = "open-iscsi"
@@ -34,9 +35,10 @@ TPGT = 1
 SESSIONS = Path("/sys/class/iscsi_session")
 _SOCKET = "@ISCSIADM_ABSTRACT_NAMESPACE"
 _DATABASES = ("/etc/iscsi/nodes", "/var/lib/iscsi/nodes")
-_PROBE = 5.0
-_LOGIN_TIMEOUT = 90.0
-RECOVERY = 45.0
+_PROBE = scaled(5.0)
+_LOGIN_TIMEOUT = scaled(90.0)
+_LOGOUT_TIMEOUT = scaled(30.0)
+RECOVERY = scaled(45.0)
 """Seconds for a lost session whose target is back: iscsid's login timeout (15 s), its pause, and TCP's own back-off."""
 _LOOK = 0.1
 
@@ -325,7 +327,7 @@ def recovered(target: str, deadline: float) -> bool:
     return alive
 
 
-def logout(session: Session, timeout: float = 30.0) -> None:
+def logout(session: Session, timeout: float = _LOGOUT_TIMEOUT) -> None:
     """End a session, and with it its SCSI devices; gone already is fine. Also one that is being recovered.
 
     By its node record: `iscsiadm -m session` wants a record of the interface, and the discoveries of the host's own

@@ -10,6 +10,7 @@ from typing import Any
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.system.run import Result, run, which
+from storkit.system.timeouts import scaled
 
 _AGAIN = "get the file again, and check its size and checksum"
 _MEMORY = 4 << 30
@@ -78,7 +79,7 @@ def convert(arguments: Sequence[str], size: int, target: Path, progress: Callabl
 
     argv = ["qemu-img", "convert", "-p", *arguments]
     try:
-        run(argv, package="qemu-utils", timeout=3600 + size / (4 << 20), on_line=on_line)
+        run(argv, package="qemu-utils", timeout=scaled(3600) + size / (4 << 20), on_line=on_line)
     except CommandFailed as error:
         if "No space left" in error.stderr:
             raise Conflict(f"no space left for {target}", f"free some: df -h {target.parent}") from error
@@ -89,7 +90,7 @@ def _limited(arguments: Sequence[str], ok: Sequence[int] = (0,), seconds: int = 
     if which("qemu-img") is None:
         raise Unsupported("qemu-img is not installed", "apt install qemu-utils")
     limits = ["prlimit", f"--as={_MEMORY}", f"--cpu={seconds}", "--core=0"]
-    return run([*limits, "qemu-img", *arguments], ok=ok, package="util-linux", timeout=5 * seconds)
+    return run([*limits, "qemu-img", *arguments], ok=ok, package="util-linux", timeout=scaled(5 * seconds))
 
 
 def _explained(path: Path, what: str, error: CommandFailed) -> StorkitError:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storkit.core.errors import CommandFailed, NotFound, TimedOut
+from storkit.system.timeouts import scaled
 
 if TYPE_CHECKING:
     import socket
 
     from qemu.qmp import EventListener, QMPClient
 
-TIMEOUT = 10.0
+TIMEOUT = scaled(10.0)
 """Seconds for one command, or for the greeting: a monitor answers in milliseconds unless its process hangs."""
 
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from storkit.core.errors import Conflict, TimedOut, Unsupported
 from storkit.system import locks
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 PROGRAM = "qemu-storage-daemon"
 PACKAGE = "qemu-system-common"
 SOCKET_PATH_MAX = 107
 """Bytes in the path of a Unix socket: sun_path has 108, one of them NUL (unix(7))."""
-STOP_TIMEOUT = 120.0
+STOP_TIMEOUT = scaled(120.0)
 """Seconds, half of them for ending by itself: closing an image flushes all that was written to it."""
 _TICK = 0.005
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import CommandFailed, TimedOut, Unsupported
+from storkit.system.timeouts import scaled
 
-TIMEOUT = 60.0
+TIMEOUT = scaled(60.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ import struct
 from dataclasses import dataclass
 
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
+from storkit.system.timeouts import scaled
 
-TIMEOUT = 10.0
+TIMEOUT = scaled(10.0)
 _SG_IO = 0x2285
 _FROM_DEVICE = -3
 CHECK_CONDITION, _BUSY, RESERVATION_CONFLICT, _TASK_SET_FULL = 0x02, 0x08, 0x18, 0x28

@@ -24,6 +24,7 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageE
 from storkit.core.model import Volume, check_name
 from storkit.system import files, locks, volumefile
 from storkit.system.files import PARTIAL
+from storkit.system.timeouts import scaled
 from storkit.system.volumefile import FORMATS
 
 VERSION = 1
@@ -77,7 +78,10 @@ class VolumeDirectory:
         """
         try:
             lock = locks.acquire(
-                self.path / _LOCK, f"pool directory {self.path}", holder=f"{what} (pid {os.getpid()})", wait=30.0
+                self.path / _LOCK,
+                f"pool directory {self.path}",
+                holder=f"{what} (pid {os.getpid()})",
+                wait=scaled(30.0),
             )
         except OSError as error:
             raise files.explain(error, self.path) from error

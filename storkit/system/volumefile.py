@@ -10,6 +10,7 @@ from storkit.core.model import Volume
 from storkit.core.units import MAX_SIZE, SECTOR, format_size
 from storkit.system import files, qcow2
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 FORMATS = ("raw", "qcow2", "tree")
 """What the name of a volume's file, or of a tree's directory, ends in."""
@@ -56,7 +57,11 @@ def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
         os.truncate(path, size)
         return
     option = ["--shrink"] if shrink and size < now else []
-    run(["qemu-img", "resize", "-q", "-f", format, *option, str(path), str(size)], package="qemu-utils", timeout=600)
+    run(
+        ["qemu-img", "resize", "-q", "-f", format, *option, str(path), str(size)],
+        package="qemu-utils",
+        timeout=scaled(600),
+    )
 
 
 def flush(path: Path) -> None:

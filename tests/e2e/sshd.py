@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storkit.system.timeouts import VARIABLE
 from tests.e2e.world import ROOT, World
 
 ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2"}
@@ -48,10 +49,11 @@ def two_machines(directory: Path) -> Iterator[World]:
     agent = f"cd / && PYTHONPATH={shlex.quote(str(ROOT))} exec {python} -m storkit agent"
     public = (directory / "user.pub").read_text()
     (directory / "authorized").write_text(f'command="{agent}",restrict {public}')
+    factor = os.environ.get(VARIABLE, "1")
     (directory / "sshd_config").write_text(
         "".join(f"ListenAddress {address}:{port}\n" for address in ADDRESSES.values())
         + f"HostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\n"
-        f"PidFile none\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        f"PidFile none\nSetEnv {VARIABLE}={factor}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
     )
     (directory / "ssh_config").write_text(
         f"Host *\n  IdentityFile {directory}/user\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n"

@@ -19,6 +19,8 @@ from tests.lab.errors import CommandFailed, LabError
 from tests.lab.uml import DISKS, Settings, Uml
 
 BOOT_DEADLINE = 90.0
+PATIENCE = "2"
+"""STORKIT_TIMEOUT_FACTOR in hosts: some of their tests wait until storkit has given something up."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Host:
             taps=[(network.tap(net, self.name), network.mac(net, self.index)) for net in network.NETWORKS],
             environment={
                 "LAB_NAME": self.name,
+                "LAB_PATIENCE": PATIENCE,
                 "LAB_RUN": str(self._cell.run_dir),
                 "LAB_TREE": str(self._cell.run_dir / "tree"),
                 "LAB_NETWORKS": f'"{addresses}"',

@@ -8,10 +8,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests import xstate
 from tests.lab import network
 from tests.lab.cell import Cell
 from tests.lab.channel import LONGEST, Channel, socketpair
@@ -130,6 +131,8 @@ class Host:
                 "LAB_MACHINE_ID": f"{self.index:032x}",
             },
         )
+        if xstate.needed():
+            settings = replace(settings, before=["env", f"LD_PRELOAD={self._cell.run_dir / 'common' / xstate.LIBRARY}"])
         ours, theirs = socketpair()
         self._uml = Uml(self._cell, self._directory, settings, theirs)
         self._channel = Channel(self.name, ours)

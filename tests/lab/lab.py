@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests import xstate
 from tests.lab import image, network
 from tests.lab.cell import Cell
 from tests.lab.errors import LabError, Unsupported
@@ -34,6 +35,8 @@ def missing() -> str:
     absent = sorted({package for tool, package in wanted.items() if not shutil.which(tool)})
     if absent:
         return f"the lab needs packages that are not installed: apt-get install {' '.join(absent)}"
+    if xstate.needed() and not xstate.compiler():
+        return "the lab needs a C compiler on a processor with AMX: apt-get install tcc"
     if not Path("/dev/net/tun").exists():
         return "the lab needs /dev/net/tun for its hosts' networks"
     if not any(Path("/usr/lib/uml/modules").glob("*/modules.dep")):
@@ -63,6 +66,8 @@ class Lab:
         for directory in (self.shared / "ssh", self.cell.path(run / "common"), self.cell.path(run / "tree")):
             directory.mkdir(parents=True)
         self.cell.run(["mount", "--bind", "-o", "ro", str(image.TREE), str(run / "tree")])
+        if xstate.needed():
+            xstate.build(self.cell.path(run / "common"))
         network.make_bridges(self.cell)
         ssh = run / "shared/ssh"
         for key in ("id_ed25519", "host_key"):

@@ -47,6 +47,7 @@ class Settings:
     taps: Sequence[tuple[str, str]]  # each with the MAC address of the host's end
     environment: Mapping[str, str]  # reaches the first process
     extra: Sequence[str] = field(default=())
+    before: Sequence[str] = field(default=())  # words in front of the program
 
 
 class Uml:
@@ -54,6 +55,7 @@ class Uml:
         """Start the kernel; its console goes to `directory`/console. `line` is its first serial line, then closed."""
         self._cell, self._directory, self.name = cell, directory, settings.name
         argv = [
+            *settings.before,
             "linux.uml",
             f"mem={settings.memory}",
             f"uml_dir={directory}",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from storkit.core.backend import Site
 from storkit.core.errors import (
@@ -27,7 +27,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
-from storkit.system import checksums, clonefile, files, imageheaders, locks, qemuimg, unpack, volumefile
+from storkit.system import checksums, files, imageheaders, locks, qemuimg, streams, unpack, volumefile
 from storkit.system.sidecar import SPOOL, rename_new
 
 VERBS = frozenset({"inspect", "fill", "export_image"})
@@ -36,7 +36,8 @@ MAX_SIZE = 64 << 40
 """The largest disk that is imported unless another limit is given: 64 TiB."""
 EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 _CHUNK = 1 << 20
-_KEEP_FREE = 64 << 20
+_NAMED = {".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vpc": "vpc", ".vdi": "vdi", ".vhdx": "vhdx"}
+"""What the ends of file names promise: a vpc image that lost its footer looks like a raw disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class ImageInfo:
     """About what a volume with this content will allocate; 0: not known before it is unpacked."""
     details: dict[str, Any] = field(default_factory=dict)
     """What qemu-img says of the format."""
+    padding: int = 0
+    """Bytes of zeros that make whole sectors of a raw image (`format` was raw)."""
 
 
 def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_size: int = 0) -> ImageInfo:
@@ -139,32 +142,6 @@ def export_image(
     return {"file": str(final), "size": final.stat().st_size}
 
 
-def spool(stream: BinaryIO, state: Path) -> Path:
-    """Keep a stream (standard input) as a file below `state` until it is imported; the caller removes it.
-
-    What is left there by commands that were killed is removed. Raises Conflict: no room.
-    """
-    directory = files.make_private(state / SPOOL)
-    for old in directory.glob(f"*{files.PARTIAL}"):
-        if not locks.held(old):
-            old.unlink(missing_ok=True)
-    path = directory / f"stream-{os.getpid()}-{os.urandom(4).hex()}{files.PARTIAL}"
-    lock = locks.acquire(path, str(path), holder=f"import (pid {os.getpid()})")
-    try:
-        os.ftruncate(lock.descriptor, 0)
-        _write_sparse(path, lock.descriptor, iter(lambda: stream.read(_CHUNK), b""), MAX_SIZE)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        lock.release()
-        raise
-    _kept.append(lock)
-    return path
-
-
-_kept: list[locks.Lock] = []
-"""Spooled streams stay locked for the life of this process, so that nobody takes them for leftovers."""
-
-
 # Looking
 
 
@@ -207,9 +184,10 @@ def _inspect_plain(path: Path, file: int, format: str, limit: int) -> ImageInfo:
     seen = int(details["virtual-size"])
     if seen != header:
         raise Unsafe(f"{path} contradicts itself: a disk of {header} bytes, or of {seen}", "do not use this file")
-    qemuimg.check(path, found)
+    qemuimg.check(path, found, int(details.get("cluster-size", 0)))
     specific = details.get("format-specific", {}).get("data", {})
-    return ImageInfo(str(path), found, "", size, header, qemuimg.required(path, found), specific)
+    padding = header - size if found == "raw" else 0
+    return ImageInfo(str(path), found, "", size, header, qemuimg.required(path, found), specific, padding)
 
 
 def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: str, limit: int) -> ImageInfo:
@@ -224,7 +202,7 @@ def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: st
                 head += piece
             total += len(piece)
             if total > limit:
-                raise _too_large(path, f"more than {format_size(limit)} when unpacked", limit)
+                raise streams.too_large(path, f"more than {format_size(limit)} when unpacked", limit)
             data += len(piece) if piece != zeros[: len(piece)] else 0
             tail = (tail + piece)[-512:]
             site.progress(0.0, f"looking into {path.name}: {format_size(total)}")
@@ -234,7 +212,9 @@ def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: st
                     break
     view = imageheaders.View(head[: imageheaders.HEAD], total if ended else -1, tail if ended else b"")
     found = format or imageheaders.recognise(view)
-    return ImageInfo(str(path), found, kind, size, _examine(path, view, found, format, limit), data if ended else 0)
+    disk = _examine(path, view, found, format, limit)
+    padding = disk - total if found == "raw" else 0
+    return ImageInfo(str(path), found, kind, size, disk, data if ended else 0, padding=padding)
 
 
 def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit: int) -> int:
@@ -247,17 +227,26 @@ def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit
     if format not in ("", "raw") and looks != format:
         raise UsageError(f"{path} is not a {format} image: it looks like {looks}", "leave --format out")
     findings = imageheaders.examine(view, found, str(path))
+    if found == "raw" and not format:
+        _doubt_raw(path, view, findings)
     size = -(-findings.virtual_size // SECTOR) * SECTOR
     if not findings.problems and size <= 0:
         findings.bad("the disk in it has no bytes")
     if size > limit:
-        findings.problems.append(_too_large(path, f"a disk of {size} bytes", limit))
+        findings.problems.append(streams.too_large(path, f"a disk of {size} bytes", limit))
     raise_problems(findings.problems)
     return size
 
 
-def _too_large(path: Path, what: str, limit: int) -> StorkitError:
-    return UsageError(f"{path}: {what}, and {format_size(limit)} is the limit", "set the limit with --max-size")
+def _doubt_raw(path: Path, view: imageheaders.View, findings: imageheaders.Findings) -> None:
+    """A file without a header is a raw disk only if nothing says that it is half of something, or something else."""
+    if view.size > 0 and view.size % SECTOR:
+        hint = "get the file again; if it is what you want, --format raw adds zeros up to a whole sector"
+        findings.bad(f"{view.size} bytes are no whole number of sectors of {SECTOR} bytes, as a disk has", hint)
+    suffix = Path(path.stem).suffix if path.suffix.lower() in unpack.SUFFIXES else path.suffix
+    if kind := _NAMED.get(suffix.lower()):
+        hint = "get the file again; if it is a raw disk in spite of its name, --format raw takes it as one"
+        findings.bad(f"it is named like a {kind} image, and is none: damaged, or cut short", hint)
 
 
 # Filling
@@ -314,7 +303,7 @@ def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, lim
             site.progress(0.0, f"unpacking {path.name}: {format_size(offset)}")
 
         with closing(unpack.unpack(path, kind)) as pieces:
-            _write_sparse(partial, descriptor, _fitting(volume, pieces, format), limit, progress)
+            streams.write_sparse(partial, descriptor, _fitting(volume, pieces, format), limit, progress)
         yield partial
 
 
@@ -345,29 +334,6 @@ def _partial_file(path: Path, what: str) -> Iterator[int]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
-
-
-def _write_sparse(
-    path: Path, descriptor: int, pieces: Iterator[bytes], limit: int, progress: Callable[[int], None] | None = None
-) -> None:
-    """Write a stream without its zeros, stopping before the file system is full."""
-    offset = checked = 0
-    try:
-        for piece in pieces:
-            if offset + len(piece) > limit:
-                raise _too_large(path, f"more than {format_size(limit)}", limit)
-            if offset >= checked:
-                room = os.fstatvfs(descriptor)
-                if room.f_bavail * room.f_frsize < _KEEP_FREE:
-                    raise Conflict(f"no space left for {path}", f"free some: df -h {path.parent}")
-                checked = offset + _KEEP_FREE // 4
-            clonefile.write_sparse(descriptor, piece, offset)
-            offset += len(piece)
-            if progress is not None:
-                progress(offset)
-        os.ftruncate(descriptor, offset)
-    except OSError as error:
-        raise files.explain(error, path) from error
 
 
 # Exporting

@@ -98,7 +98,11 @@ COMMANDS = (
         "make a volume from an image file (raw, qcow2, vmdk, vpc, vdi; gz, xz or zst compressed)",
         "volume:import_",
         (
-            arg("file", help="the image file on the pool's host; - is standard input", metavar="FILE"),
+            arg(
+                "file",
+                help="the image file on the pool's host; - is standard input (./- a file of that name)",
+                metavar="FILE",
+            ),
             arg("--tree", help="FILE is a tar, or a directory: a guest's root over NFS", action="store_true"),
             arg("name", help="the new volume's name", metavar="NAME"),
             POOL,
@@ -116,7 +120,11 @@ COMMANDS = (
         "volume:export",
         (
             arg("name", help="the volume", **VOLUME),
-            arg("file", help="the new image file, on the volume's host", metavar="FILE"),
+            arg(
+                "file",
+                help="the new image file, on the volume's host; - is standard output (./- a file of that name)",
+                metavar="FILE",
+            ),
             arg("--format", help="its format (default: raw)", choices=FORMATS, default="raw"),
             arg("--compress", help="compress it (qcow2, vmdk)", action="store_true"),
         ),

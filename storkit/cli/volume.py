@@ -35,10 +35,6 @@ def create(session: Session, options: Namespace) -> None:
 
 
 def import_(session: Session, options: Namespace) -> None:
-    import sys
-
-    from storkit import images
-
     if options.tree:
         return _import_tree(session, options)
     problems: list[StorkitError] = []
@@ -47,21 +43,27 @@ def import_(session: Session, options: Namespace) -> None:
     pool = _checked(lambda: _pool(session, options), problems)
     _checked(lambda: check_name("volume", options.name), problems)
     raise_problems(problems)
+    from storkit import images
+    from storkit.cli import stream
+
     must_be_free(session, [options.name])
     host = session.connections.to(pool.host)
     spooled: Path | None = None
     file = options.file
     try:
-        if file == "-":
+        if file == stream.STANDARD:
             if host.config.machine != "local":
                 raise UsageError(f"standard input cannot be imported on {pool.host}", "copy the file there and name it")
-            spooled = images.spool(sys.stdin.buffer, session.state)
+            spooled = stream.read(session.state, limit or images.MAX_SIZE)
             file = str(spooled)
         elif host.config.machine == "local":
             file = str(Path(file).absolute())
         source = {"source": file, "format": options.format or "", "checksum": options.checksum or "",
                   "max_size": limit}  # fmt: skip
-        info = host.call("images", "inspect", source)
+        with stream.named(spooled):
+            info = host.call("images", "inspect", source)
+        if padding := info.get("padding"):
+            session.warn(f"storkit: {options.file}: {padding} bytes of zeros make whole sectors of it")
         size = max(wanted, info["virtual_size"])
         if wanted and wanted < info["virtual_size"]:
             raise UsageError(
@@ -103,6 +105,12 @@ def _import_tree(session: Session, options: Namespace) -> None:
 
 
 def export(session: Session, options: Namespace) -> None:
+    from storkit.cli import stream
+
+    if options.file == stream.STANDARD:
+        stream.export(session, options)
+        return
+
     def build() -> Plan:
         volume = session.survey.volume(options.name)
         host = session.inventory.host(volume.host)

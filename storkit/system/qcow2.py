@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAGIC = b"QFI\xfb"
@@ -104,6 +105,33 @@ def parse(head: bytes) -> Header:
         data_file=extensions.get(_DATA_FILE_NAME, b"").decode(errors="replace"),
         encrypted=bool(crypt) or _CRYPTO in extensions,
     )
+
+
+_HOST = 0x00FFFFFFFFFFFE00
+"""The host offset in an entry of an L1 or L2 table."""
+_IS_COMPRESSED, _IS_ZERO = 1 << 62, 1
+
+
+def data_end(header: Header, read: Callable[[int, int], bytes]) -> int:
+    """Where the data that the L2 tables speak of ends, in bytes from the start of the file that `read(offset, length)`
+    reads. Compressed data is counted in sectors of 512 bytes, and the last cluster of a disk as far as the disk goes.
+    """
+    cluster, extended = 1 << header.cluster_bits, bool(header.incompatible & EXTENDED_L2)
+    width = 62 - (header.cluster_bits - 8)
+    span = cluster // (16 if extended else 8) * cluster
+    end = 0
+    for number, (entry,) in enumerate(struct.iter_unpack(">Q", read(header.l1_offset, header.l1_needed * 8))):
+        if not entry & _HOST:
+            continue
+        table = read(entry & _HOST, cluster)
+        for index, fields in enumerate(struct.iter_unpack(">QQ" if extended else ">Q", table)):
+            word = fields[0]
+            if word & _IS_COMPRESSED:
+                sectors = (word & (_IS_COMPRESSED - 1)) >> width
+                end = max(end, (word & ((1 << width) - 1) & ~511) + (sectors + 1) * 512)
+            elif word & _HOST and (extended or not word & _IS_ZERO):
+                end = max(end, (word & _HOST) + min(cluster, header.size - number * span - index * cluster))
+    return end
 
 
 def _extensions(head: bytes, start: int, end: int) -> dict[int, bytes]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, Unsupported, UsageError
+from storkit.system import qcow2
 from storkit.system.run import Result, run, which
 from storkit.system.timeouts import scaled
 
 _AGAIN = "get the file again, and check its size and checksum"
 _MEMORY = 4 << 30
+_EXTENT = re.compile(r'"length": (\d+),.*"offset": (\d+)')
+"""A line of `qemu-img map --output=json`, of data that lies as it is."""
 _NO_CHECK, _LEAKS = 63, 3
 """Exit statuses of `qemu-img check`: the format has no check; space is lost, which does no harm."""
 
@@ -51,14 +55,43 @@ def info(path: Path, format: str) -> dict[str, Any]:
     return found
 
 
-def check(path: Path, format: str) -> None:
-    """`qemu-img check` of an untrusted image: tables that point beyond its end would be read as zeros."""
+def check(path: Path, format: str, cluster: int = 0) -> None:
+    """`qemu-img check` of an untrusted image: what its tables say is beyond its end would be read as zeros.
+
+    `cluster` is its cluster size in bytes (`qemu-img info`).
+    """
     if format not in ("qcow2", "vmdk", "vdi"):
         return
     try:
         _limited(["check", "-q", node(format, path, alone=True)], ok=(0, _LEAKS, _NO_CHECK), seconds=600)
     except CommandFailed as error:
         raise _explained(path, "damaged or truncated", error) from error
+    if format == "vmdk" or (format == "qcow2" and cluster and path.stat().st_size % cluster):
+        _refuse_half_cluster(path, format)
+
+
+def _refuse_half_cluster(path: Path, format: str) -> None:
+    """`qemu-img check` lets an image pass whose last cluster is there in part: the rest of it would read as zeros."""
+    end, size = 0, path.stat().st_size
+
+    def on_line(line: str) -> None:
+        nonlocal end
+        if match := _EXTENT.search(line):
+            end = max(end, int(match[1]) + int(match[2]))
+
+    if format == "qcow2":
+        with path.open("rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                return os.pread(file.fileno(), length, offset)
+
+            end = qcow2.data_end(qcow2.parse(read(0, 2 << 20)), read)
+    else:
+        # What is compressed has no offset here: a checksum covers it.
+        _limited(["map", "--output=json", node(format, path, alone=True)], seconds=600, on_line=on_line)
+    if end > size:
+        hint = f"{_AGAIN}; if it is whole, its program ended it early: qemu-img convert -O qcow2 makes another of it"
+        raise UsageError(f"{path} is truncated: its last data ends at {end}, and it has {size} bytes", hint)
 
 
 def required(path: Path, format: str) -> int:
@@ -86,11 +119,17 @@ def convert(arguments: Sequence[str], size: int, target: Path, progress: Callabl
         raise
 
 
-def _limited(arguments: Sequence[str], ok: Sequence[int] = (0,), seconds: int = 60) -> Result:
+def _limited(
+    arguments: Sequence[str],
+    ok: Sequence[int] = (0,),
+    seconds: int = 60,
+    on_line: Callable[[str], None] | None = None,
+) -> Result:
     if which("qemu-img") is None:
         raise Unsupported("qemu-img is not installed", "apt install qemu-utils")
     limits = ["prlimit", f"--as={_MEMORY}", f"--cpu={seconds}", "--core=0"]
-    return run([*limits, "qemu-img", *arguments], ok=ok, package="util-linux", timeout=scaled(5 * seconds))
+    timeout = scaled(5 * seconds)
+    return run([*limits, "qemu-img", *arguments], ok=ok, package="util-linux", timeout=timeout, on_line=on_line)
 
 
 def _explained(path: Path, what: str, error: CommandFailed) -> StorkitError:

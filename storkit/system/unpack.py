@@ -18,6 +18,8 @@ CHUNK = 1 << 20
 _MEMORY = 512 << 20
 """What an xz or zstd stream may ask for; `xz -9` needs 65 MiB, `zstd --ultra -22` 128 MiB."""
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zst"))
+SUFFIXES = (".gz", ".xz", ".zst")
+"""What names of compressed files end in."""
 _AGAIN = "get the file again, and check its size and checksum"
 
 

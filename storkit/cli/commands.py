@@ -321,7 +321,20 @@ COMMANDS = (
         "migrate:cleanup",
         (arg("name", help="the guest", **GUEST),),
     ),
-    Command("", "fence", "cut a host off every disk", "fence:fence", (arg("host", help="the host", **HOST),)),
+    Command(
+        "",
+        "fence",
+        "cut a host off every disk",
+        "fence:fence",
+        (
+            arg("host", help="the host", **HOST),
+            arg(
+                "--confirmed-off",
+                action="store_true",
+                help="I have seen that it is off: treat it so while it is silent, until unfence",
+            ),
+        ),
+    ),
     Command("", "unfence", "let a fenced host in again", "fence:unfence", (arg("host", help="the host", **HOST),)),
     Command("plan", "list", "list the plans, the last one last", "plan:list_", ()),
     Command(

@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
 
 from storkit.cli.session import Session
 from storkit.core import codec, planner
-from storkit.core.errors import StorkitError, Unsafe, collected, raise_problems
+from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
+from storkit.core.journal import Journals
 from storkit.core.model import Export, Volume, guest_client
+from storkit.core.plan import Plan, Step
 from storkit.guests import files
 from storkit.guests.record import Guest
 
 
 def fence(session: Session, options: Namespace) -> None:
-    """Raises Unsafe, with the host's disks taken, if a guest there may still write its root on NFS."""
+    """Cuts a host off wherever that can be done, whatever fails elsewhere. Raises StepFailed: not everywhere; Unsafe,
+    with the host's disks taken: a guest there may still write its root on NFS."""
     host = session.inventory.host(options.host).name
-    done = session.change(lambda: planner.fence(host, "fence", session.inventory))
-    lost = [export for result in done[1].values() for export in result] if done else []
+    problems: list[StorkitError] = []
+
+    def build() -> Plan:
+        return planner.fence(host, session.inventory, _confirmed(session, host) if options.confirmed_off else None)
+
+    done = _as_far_as_it_goes(session, build, problems)
+    lost = [export for step, result in done for export in result if step.verb == "fence"] if done else []
     # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
-    roots, problems = _roots(session, host)
-    if roots and done:
-        session.change(lambda: planner.cut_off(roots, session.inventory), over_marks=True)
-        lost += codec.dump([export for _, export in roots])
-    for _, export in roots if not done else []:
+    roots, kept = _roots(session, host)
+    if roots and done is not None:
+        with collected(problems):
+            session.change(lambda: planner.cut_off(roots, session.inventory), over_marks=True)
+            lost += codec.dump([export for _, export in roots])
+    for _, export in roots if done is None else []:
         session.warn(f"storkit: then {export.client} would lose its root {export.volume}")
-    raise_problems(problems)
-    if done:
-        names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
-        session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}")
+    names = ", ".join(sorted({export["volume"] for export in lost})) or "nothing: it had no disk"
+    if problems and lost:
+        session.warn(f"storkit: {host} has lost {names}")
+    raise_problems(problems + kept)
+    if done is not None:
+        word = f"; by your word it is off, until storkit unfence {host}" if options.confirmed_off else ""
+        session.result({"host": host, "lost": lost}, f"{host} is cut off: {names}{word}")
 
 
 def unfence(session: Session, options: Namespace) -> None:
+    """Raises StepFailed: not everywhere."""
     host = session.inventory.host(options.host).name
-    if session.change(lambda: planner.fence(host, "unfence", session.inventory)):
+    answering = session.survey.answering(session.inventory.hosts)
+    said = session.survey.declared_off().get(host)
+    keepers = sorted({*answering, *(said.keepers if said else ())})
+    problems: list[StorkitError] = []
+    done = _as_far_as_it_goes(session, lambda: planner.unfence(host, keepers, session.inventory), problems)
+    raise_problems(problems)
+    if done is not None:
         session.result({"host": host}, f"{host} may be given disks again")
+
+
+def _confirmed(session: Session, host: str) -> planner.Confirmed:
+    """A person's word that a host is off. Raises Unsafe: it answers; Conflict: nobody is there to keep the word."""
+    hosts = session.survey.answering(dict.fromkeys([host, *session.inventory.hosts]))
+    if host in hosts:
+        raise Unsafe(f"host {host} answers: it is not off", f"storkit fence {host}")
+    if not hosts:
+        raise Conflict(f"no host answers that could keep the word that {host} is off", "storkit host check")
+    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    return planner.Confirmed(by, hosts)
+
+
+def _as_far_as_it_goes(
+    session: Session, build: Callable[[], Plan], problems: list[StorkitError]
+) -> list[tuple[Step, Any]] | None:
+    """Run a plan whose steps stay done when others fail: what is done, and its results. None for a dry run."""
+    try:
+        ran = session.change(build)
+    except StepFailed as error:
+        problems.append(error)
+        record = Journals(session.state / "plans").read(error.plan)
+        ran = record.plan, record.done
+    if ran is None:
+        return None
+    plan, results = ran
+    return [(step, results[step.id]) for step in plan.steps if step.id in results]
 
 
 def _roots(session: Session, host: str) -> tuple[list[tuple[Volume, Export]], list[StorkitError]]:
@@ -75,10 +125,15 @@ def _places(session: Session, guests: list[Guest], host: str) -> dict[str, dict[
     places: dict[str, dict[str, str]] = {guest.name: {} for guest in guests}
     hosts = list(dict.fromkeys([*session.survey.hosts(), host])) if guests else []
     session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
+    off: set[str] | None = None
     for hypervisor in sorted({guest.hypervisor for guest in guests}):
         names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
         states = session.survey.guests(hosts, f"hypervisor:{hypervisor}", names)
+        if off is None:
+            off = set(session.survey.declared_off()) - {host} if set(hosts) - states.keys() else set()
         for each in hosts:
+            if each not in states and each in off:
+                continue
             known = {state.name: state.status for state in states.get(each, [])}
             for name in names:
                 status = known.get(name, "stopped") if each in states else "unknown"

@@ -119,6 +119,8 @@ def status(session: Session, options: Namespace) -> None:
     exports = session.survey.all_exports()
     clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
     attachments = session.survey.attachments(dict.fromkeys([*session.inventory.hosts, *sorted(clients)]))
+    if session.survey.silent:
+        session.survey.declared_off()
     journals = Journals(session.state / "plans")
     open_plans = []
     for plan in journals.ids():

@@ -36,7 +36,7 @@ def explain(error: StorkitError) -> None:
     if isinstance(error, Problems):
         for problem in error.problems:
             explain(problem)
-        say(f"storkit: {error.message}")
+        say(f"storkit: {len(error.problems)} problems" + (f"; {error.left}" if error.left else ""))
         return
     say(f"storkit: {error.message}")
     cause: StorkitError | None = error
@@ -45,6 +45,8 @@ def explain(error: StorkitError) -> None:
     if isinstance(cause, CommandFailed):
         for line in cause.stderr.splitlines()[:-1][-20:]:
             say(f"  | {line}")
+    if error.left:
+        say(f"  {error.left}")
     if error.hint:
         say(f"  next: {error.hint}")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storkit.core.errors import Conflict, StorkitError
+from storkit.core.errors import NOTHING_CHANGED, Conflict, StorkitError
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
@@ -32,6 +32,8 @@ class Session:
         given = Path(options.inventory) if options.inventory else None
         self.connections = Connections(inventory.load(given))
         self.survey = Survey(self.connections)
+        self._changed = False
+        """Whether a plan was begun: then an error of the next one does not say that nothing was changed."""
         self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
 
     @property
@@ -61,19 +63,26 @@ class Session:
         `over_marks`: unfinished plans of the same names are given up; this plan works from the truth alone.
         The second look is needed because another command may have ended between the first one and the lock.
         """
-        plan = build()
-        if self.options.dry_run:
-            self.show_plan(plan)
-            return None
-        engine = self.engine()
-        if plan.holds:
-            engine.hold(plan.holds, over_marks=over_marks)
-            again = build()
-            if again.holds != plan.holds:
-                raise Conflict("another command changed the same volumes meanwhile", "look at them, then try again")
-            plan = again
+        changed, engine = self._changed, self.engine()
         try:
+            plan = build()
+            if self.options.dry_run:
+                self.show_plan(plan)
+                return None
+            if plan.holds:
+                engine.hold(plan.holds, over_marks=over_marks)
+                again = build()
+                if again.holds != plan.holds:
+                    raise Conflict("another command changed the same volumes meanwhile", "look at them, then try again")
+                plan = again
+            self._changed = True
             return plan, engine.run(plan)
+        except StorkitError as error:
+            if not self._changed:
+                error.left = NOTHING_CHANGED
+            elif changed and error.left == NOTHING_CHANGED:
+                error.left = ""
+            raise
         finally:
             self.connections.unlock()
 
@@ -86,7 +95,7 @@ class Session:
         if self.options.json:
             self.print_json(codec.dump(plan))
         else:
-            print(output.describe(plan, lambda step: VERBS[step.verb].undoable))
+            print(output.describe(plan, lambda step: VERBS[step.verb].undoable or bool(VERBS[step.verb].again(step))))
 
     def result(self, data: Any, text: str = "") -> None:
         """Print what a command found or made: JSON for scripts, `text` for people."""
@@ -119,8 +128,10 @@ def run(options: Namespace) -> int:
             signal.signal(number, _interrupt)
         session = Session(options)
         status = int(function(session, options) or 0)
-        for error in session.survey.silent.values():
-            session.warn(f"storkit: {error.message}; what is there is unknown")
+        for host, error in session.survey.silent.items():
+            off = session.survey.off.get(host)
+            word = f"declared off by {off.by}, {off.since}" if off else "what is there is unknown"
+            session.warn(f"storkit: {error.message}; {word}")
         sys.stdout.flush()
         return status
     except StorkitError as error:

@@ -10,9 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from storkit.core.errors import Conflict, HostUnreachable, Interrupted, StepFailed, StorkitError, Unsafe
+from storkit.core.errors import (
+    NOTHING_CHANGED,
+    Conflict,
+    HostUnreachable,
+    Interrupted,
+    StepFailed,
+    StorkitError,
+    Unsafe,
+    raise_problems,
+    together,
+)
 from storkit.core.inventory import HostConfig
-from storkit.core.journal import Journal, Journals
+from storkit.core.journal import Journal, Journals, Unwritten
 from storkit.core.plan import Hold, Plan, Step
 from storkit.core.verbs import VERBS
 from storkit.hosts.connection import Connections
@@ -87,11 +97,25 @@ class Engine:
         """
         if not plan.steps:
             return {}
+        if all(VERBS[step.verb].question for step in plan.steps):
+            return self._ask(plan)
         journal = self.journals.create(plan)
         try:
             return self._forward(journal)
         finally:
             journal.close()
+
+    def _ask(self, plan: Plan) -> dict[str, Any]:
+        """Run a plan that changes nothing: without a journal or a mark, so that there is nothing to end afterwards."""
+        journal = Unwritten(plan)
+        self.reporter.begin(plan)
+        try:
+            for stage in plan.stages:
+                failures = [error for error in _together(stage, lambda step: self._step(journal, step)) if error]
+                raise_problems([single for _, error in failures for single in error.each])
+        finally:
+            self.reporter.end()
+        return journal.record.done
 
     def resume(self, plan: str) -> dict[str, Any]:
         """Go on with a plan that was killed or failed, from the first step that is not done."""
@@ -129,14 +153,19 @@ class Engine:
 
     def _forward(self, journal: Journal) -> dict[str, Any]:
         plan, record = journal.record.plan, journal.record
-        self._mark(plan)
+        try:
+            self._mark(plan)
+        except StorkitError as error:
+            if not record.started:
+                self._never_begun(journal, error)
+            raise
         self.reporter.begin(plan)
         try:
             for stage in plan.stages:
                 waiting = [step for step in stage if step.id not in record.done or step.id in record.undone]
                 failures = [error for error in _together(waiting, lambda step: self._step(journal, step)) if error]
                 if failures:
-                    self._give_up(journal, *failures[0])
+                    self._give_up(journal, failures)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; plan {plan.id} has not ended",
@@ -148,31 +177,53 @@ class Engine:
         self._unmark(plan)
         return record.done
 
-    def _give_up(self, journal: Journal, step: Step, error: StorkitError) -> NoReturn:
-        """Put everything back and raise the step's own error; where that cannot be done, raise StepFailed.
+    def _give_up(self, journal: Journal, failures: list[tuple[Step, StorkitError]]) -> NoReturn:
+        """Put everything back and raise the steps' own error; where that cannot be done, raise StepFailed.
 
         What cannot be taken back is left for `resume`: after a guest has moved, going on is right, going back is not.
+        What is meant to stay (a fence) is repeated by its own command.
         """
         plan, record = journal.record.plan, journal.record
+        error = together([error for _, error in failures])
+        if not record.started:
+            self._never_begun(journal, error)
+        failed = "; ".join(f"{step.title}: {each.message}" for step, error in failures for each in error.each)
+        hints = list(dict.fromkeys(each.hint for each in error.each if each.hint))
         done = [other for other in plan.steps if other.id in record.done and other.id not in record.undone]
-        final = any(VERBS[other.verb].barrier or not VERBS[other.verb].undoable for other in done)
+        again = next((command for step in plan.steps if (command := VERBS[step.verb].again(step))), "")
         left = ""
-        if not final and not isinstance(error, HostUnreachable):
-            try:
-                left = "; ".join(self._undo_all(journal))
-            except StorkitError as stuck:
-                left = stuck.message
-            if not left:
-                journal.end("failed and rolled back")
-                self._unmark(plan)
-                raise error
+        if again:
+            journal.end("failed in part" if done else "failed")
+            self._unmark(plan)
+        else:
+            final = any(VERBS[other.verb].barrier or not VERBS[other.verb].undoable for other in done)
+            if not final and not any(isinstance(each, HostUnreachable) for each in error.each):
+                try:
+                    left = "; ".join(self._undo_all(journal))
+                except StorkitError as stuck:
+                    left = stuck.message
+                if not left:
+                    journal.end("failed and rolled back")
+                    self._unmark(plan)
+                    error.left = "everything was put back"
+                    raise error
+            again = f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}"
         raise StepFailed(
-            f"{step.title}: {error.message}" + (f"; {left}" if left else ""),
-            f"{error.hint + '; then: ' if error.hint else ''}"
-            f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}",
+            failed + (f"; {left}" if left else ""),
+            "; before that: ".join([again, "; ".join(hints)] if hints else [again]),
             plan=plan.id,
             cause=error,
         )
+
+    def _never_begun(self, journal: Journal, error: StorkitError) -> NoReturn:
+        """Nothing was done: whatever it was that failed, there is nothing to resume, and nothing to put back."""
+        journal.end("never begun")
+        for host in _marked(journal.record.plan):
+            # Where a mark stays, since its host is silent, resume finds that the plan never began.
+            with suppress(StorkitError):
+                self.connections.to(host).unmark(journal.record.plan.id)
+        error.left = NOTHING_CHANGED
+        raise error
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
         verb, run = VERBS[step.verb], _Run(self, journal, step)
@@ -206,7 +257,7 @@ class Engine:
         if problems:
             raise StepFailed(
                 f"not everything could be taken back: {'; '.join(problems)}",
-                f"once that is mended: storkit plan rollback {plan.id}",
+                f"storkit plan rollback {plan.id}, once that is mended",
                 plan=plan.id,
             )
         journal.end("rolled back")
@@ -226,7 +277,8 @@ class Engine:
             verb = VERBS[step.verb]
             if not verb.undoable:
                 if step.id in record.done:
-                    problems.append(f"{step.title}: nothing takes this back")
+                    command = verb.by_hand(step)
+                    problems.append(f"{step.title}: {f'only {command}' if command else 'nothing'} takes this back")
                     self.reporter.step(step, "skipped")
                 continue
             journal.undo(step.id)

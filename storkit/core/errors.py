@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+NOTHING_CHANGED = "nothing was changed"
+
 
 class StorkitError(Exception):
     """Something storkit can explain.
@@ -24,6 +26,8 @@ class StorkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.left = ""
+        """What a failed command has left, where it is known: that nothing was changed, or that all was put back."""
 
     @property
     def each(self) -> list[StorkitError]:
@@ -148,8 +152,8 @@ class Problems(StorkitError):
 
     def __init__(self, problems: Sequence[StorkitError]) -> None:
         self.problems = list(problems)
-        count = len(self.problems)
-        super().__init__(f"{count} problems", "")
+        said = "; ".join(problem.message for problem in self.problems)
+        super().__init__(f"{len(self.problems)} problems: {said}", "")
         self.exit_code = self.problems[0].exit_code  # type: ignore[misc]
 
     @property
@@ -158,6 +162,12 @@ class Problems(StorkitError):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "problems": [problem.to_json() for problem in self.problems]}
+
+
+def together(problems: Sequence[StorkitError]) -> StorkitError:
+    """The one problem, or all of them as one error."""
+    each = [single for problem in problems for single in problem.each]
+    return problems[0] if len(problems) == 1 else Problems(each)
 
 
 def raise_problems(problems: Sequence[StorkitError]) -> None:

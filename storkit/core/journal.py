@@ -25,13 +25,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, Unsafe
 from storkit.core.plan import Plan
 from storkit.system import files
 
+LOOKED_AT = 0.2
+"""Seconds that a command waits for a journal: whoever asks whether its plan runs locks it for a moment."""
 KEPT = 50
 """How many ended plans are kept for `plan list`."""
 
@@ -57,12 +59,15 @@ class Record:
         self.started.setdefault(step, before)
         self.failed.pop(step, None)
 
+    running: bool = False
+    """Whether a command is carrying it out now."""
+
     @property
     def status(self) -> str:
         if self.end:
             return self.end
-        if self.undone:
-            return "rolling back"
+        if self.running:
+            return "rolling back" if self.undone else "running"
         return "failed" if self.failed else "interrupted"
 
 
@@ -73,13 +78,20 @@ class Journal:
         self.path = path
         self.record = record
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + LOOKED_AT
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
             os.close(self._descriptor)
             raise Conflict(
-                f"plan {record.plan.id} is being carried out by another command", "wait until that has ended"
-            ) from None
+                f"plan {record.plan.id} ({record.plan.title}) is being carried out by another command",
+                "wait until that has ended",
+            )
 
     def start(self, step: str, before: Any) -> None:
         self.record.start(step, before)
@@ -107,6 +119,12 @@ class Journal:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _append(self, entry: dict[str, Any]) -> None:
         """Raises Conflict, with the journal as it was, if the line cannot be written whole (a full disk)."""
         line = json.dumps({**entry, "time": round(time.time(), 3)}).encode() + b"\n"
@@ -119,6 +137,19 @@ class Journal:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, before)
             raise files.explain(error, self.path) from error
+
+
+class Unwritten(Journal):
+    """The journal of a plan that only asks: there is nothing to resume, so nothing is kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.record = Record(plan)
+
+    def close(self) -> None:
+        pass
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        pass
 
 
 class Journals:
@@ -174,6 +205,7 @@ class Journals:
                 ) from error
         if record is None:
             raise Unsafe(f"the journal {path} is empty", "nothing was begun: remove the file")
+        record.running = not record.end and _locked(path)
         return record
 
     def ids(self) -> list[str]:
@@ -200,6 +232,16 @@ def new_id() -> str:
     """A plan's id: its time in UTC to the millisecond, and two hex digits that keep two of one millisecond apart."""
     now = time.time()
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"-{int(now * 1000) % 1000:03d}{os.urandom(1).hex()}"
+
+
+def _locked(path: Path) -> bool:
+    """Whether a command has the journal open to write."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _apply(record: Record, entry: dict[str, Any]) -> None:

@@ -71,9 +71,11 @@ class Subject:
         if silent:
             # To fence a host leaves a guest its root if another silent host may run it.
             cut = f"detach {self.root.name} --on {self.client}" if self.root_exports and self.root else ""
+            # Where there is no disk to take away, a person has to look.
+            word = "" if self.exports else " --confirmed-off"
             raise Unsafe(
                 f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
-                f"bring {silent[0]} back, or storkit {cut or f'fence {silent[0]}'}",
+                f"storkit {cut or f'fence {silent[0]}{word}'}, or bring {silent[0]} back",
             )
         for host, has in self.has.items():
             if list(has) != list(dict.fromkeys(volume.uuid for volume in self.volumes)):

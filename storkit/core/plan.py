@@ -18,7 +18,7 @@ class Step:
     verb: str
     host: str
     target: str
-    """`pool:NAME`, `transport:NAME`, `hypervisor:NAME` or `images`."""
+    """`pool:NAME`, `transport:NAME`, `hypervisor:NAME`, `images` or `host`."""
     title: str
     """What it does, for people."""
     args: dict[str, Any] = field(default_factory=dict)

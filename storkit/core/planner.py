@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from storkit.core import codec
@@ -207,18 +208,67 @@ def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:
     return finish_plan(title, stages, holds([volume], shared=True), inventory)
 
 
-def fence(host: str, verb: str, inventory: Inventory) -> Plan:
-    """Cut a host off everything that every other host serves, or let it in again. Raises Conflict: none does."""
-    served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
-    others = [(home, target) for home, target in served if home != host]
-    if not others:
-        raise Conflict(f"every pool is on {host} itself: nobody else can cut it off", "take its power away")
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A person's word that a host is off: whose it is, and the hosts that answer and are to keep it."""
+
+    by: str
+    keepers: list[str]
+
+
+def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -> Plan:
+    """Cut a host off everything that every other host serves. Raises Conflict: none does.
+
+    `confirmed`: a person has seen that it is off. That is kept, and storage hosts that are silent are passed over.
+    """
+    others = _servers_but(host, inventory)
+    stages = Stages()
+    title = f"cut off {host}"
+    steps = [
+        step("fence", home, target, f"fence {host} at {home} ({target.partition(':')[2]})", client=host)
+        for home, target in others
+        if confirmed is None or home in confirmed.keepers
+    ]
+    if confirmed is not None:
+        by, keepers = confirmed.by, confirmed.keepers
+        # First: what has to be repeated is repeated with the person's word.
+        steps[:0] = [
+            step(
+                "declare_off",
+                keeper,
+                "host",
+                f"keep at {keeper} that {host} is off",
+                client=host,
+                by=by,
+                keepers=keepers,
+            )
+            for keeper in keepers
+        ]  # fmt: skip
+    elif not others:
+        raise Conflict(
+            f"every pool is on {host} itself: nobody else can cut it off",
+            f"storkit fence {host} --confirmed-off, once you have taken its power away",
+        )
+    stages.then(*steps)
+    return finish_plan(title, stages, [], inventory)
+
+
+def unfence(host: str, keepers: list[str], inventory: Inventory) -> Plan:
+    """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off."""
     stages = Stages()
     stages.then(
-        *(step(verb, home, target, f"{verb} {host} at {home} ({target.partition(':')[2]})", client=host)
-          for home, target in others)
+        *(step("unfence", home, target, f"unfence {host} at {home} ({target.partition(':')[2]})", client=host)
+          for home, target in _servers_but(host, inventory)),
+        *(step("withdraw_off", keeper, "host", f"forget at {keeper} that {host} was off", client=host)
+          for keeper in keepers),
     )  # fmt: skip
-    return finish_plan(f"{verb} {host}", stages, [], inventory)
+    return finish_plan(f"let {host} in again", stages, [], inventory)
+
+
+def _servers_but(host: str, inventory: Inventory) -> list[tuple[str, str]]:
+    """Home host and transport of everything that is served by other hosts."""
+    served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
+    return [(home, target) for home, target in served if home != host]
 
 
 def give(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, ServiceUnreachable
+from storkit.core.errors import Conflict, HostUnreachable, NotFound, ServiceUnreachable, UsageError
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name, guest_of
 from storkit.hosts.connection import Connections
+from storkit.hosts.declared import Declared
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -20,6 +21,8 @@ class Survey:
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
+        self.off: dict[str, Declared] = {}
+        """Hosts that a person has declared off, once `declared_off` has asked."""
         self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
@@ -119,18 +122,41 @@ class Survey:
         """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
         that knows it, stopped or not.
 
-        `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out.
+        `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
+        are those that a person has declared off.
         """
         wanted = list(hosts)
         answers = self.guests(wanted, target, [guest])
         states = {host: answers[host][0] for host in wanted if answers.get(host)}
         places: dict[str, str] = {}
+        silent = {host for host in wanted if host not in answers and (able is None or host in able)}
+        off = self.declared_off() if silent else {}
         for host in wanted:
-            if host not in answers and (able is None or host in able):
+            if host in silent - off.keys():
                 places[host] = "unknown"
             elif host in states and states[host].status != "stopped":
                 places[host] = states[host].status
         return places, states
+
+    def answering(self, hosts: Iterable[str]) -> list[str]:
+        """Those of these hosts that answer; the others are noted as silent."""
+        wanted = list(hosts)
+        answers = self._each(wanted, lambda host: self.connections.to(host), str)
+        return [host for host in wanted if host in answers]
+
+    def declared_off(self) -> dict[str, Declared]:
+        """The hosts that a person has declared off, as the hosts that answer have kept it."""
+
+        def ask(host: str) -> list[Declared]:
+            try:
+                found = self.connections.to(host).call("host", "find_off", {})
+            except UsageError:  # an agent of the version before keeps nobody's word
+                found = []
+            return codec.load(list[Declared], found, host)
+
+        answers = self._each(list(self.connections.inventory.hosts), ask, str)
+        self.off = {declared.host: declared for found in answers.values() for declared in found}
+        return self.off
 
     def usage(self) -> list[Usage]:
         """How full the pools are."""

@@ -37,6 +37,8 @@ class Verb:
 
     undoable: ClassVar[bool] = True
     """False: said in the plan before anything runs."""
+    question: ClassVar[bool] = False
+    """True: it changes nothing. A plan of questions leaves nothing behind, whatever becomes of it."""
     barrier: ClassVar[bool] = False
     """True: if the undo fails, nothing before it is undone, since that would break what still stands on it."""
 
@@ -52,6 +54,11 @@ class Verb:
 
     def by_hand(self, step: Step) -> str:
         """The command to type if the undo fails."""
+        return ""
+
+    def again(self, step: Step) -> str:
+        """The command that goes on with what this verb's plan could not do everywhere. What it did is never put back
+        by itself; empty: it is put back, or resumed."""
         return ""
 
 
@@ -185,6 +192,7 @@ class Attach(Verb):
 class Prove(Verb):
     """Evidence from every host in `hosts`, compared. The result is what was compared, for people and scripts."""
 
+    question = True
     ROUNDS = 5
     """A guest that writes can change a block between two readings: differing blocks are read again, this often."""
 
@@ -363,11 +371,28 @@ def guest_on(run: Run, host: str, target: str, name: str) -> str:
 
 
 class Fence(Verb):
-    """fence, unfence: each undoes the other."""
+    """fence, unfence: a person decides either. Nothing but the other command undoes what is done, least of all a
+    storage host that failed: a host that was fenced could be about to write."""
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        other = "unfence" if step.verb == "fence" else "fence"
-        run.call(step.host, step.target, other, client=step.args["client"])
+    undoable = False
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit {'unfence' if step.verb == 'fence' else 'fence'} {step.args['client']}"
+
+    def again(self, step: Step) -> str:
+        return f"storkit {step.verb} {step.args['client']}"
+
+
+class DeclareOff(Fence):
+    """declare_off, withdraw_off: a person's word that a host is off, kept by hosts that answer (hosts/declared.py)."""
+
+    def by_hand(self, step: Step) -> str:
+        other = "unfence {}" if step.verb == "declare_off" else "fence {} --confirmed-off"
+        return f"storkit {other.format(step.args['client'])}"
+
+    def again(self, step: Step) -> str:
+        this = "fence {} --confirmed-off" if step.verb == "declare_off" else "unfence {}"
+        return f"storkit {this.format(step.args['client'])}"
 
 
 def client(run: Run, home: str, name: str, guests: dict[str, str] | None = None) -> Any:
@@ -404,6 +429,8 @@ VERBS: dict[str, Verb] = {
     "retire": Verb(),
     "fence": Fence(),
     "unfence": Fence(),
+    "declare_off": DeclareOff(),
+    "withdraw_off": DeclareOff(),
 }
 
 

@@ -5,6 +5,7 @@ The coordinator uses it in process for local hosts, and `storkit agent` for its 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import typing
@@ -161,16 +162,15 @@ class Performer:
     def perform(self, target: str, verb: str, args: dict[str, Any], progress: Any = None) -> Any:
         """Carry out one verb; arguments and result are JSON values.
 
-        Only public methods of backends and of images.py can be called, with arguments of the declared types.
+        Only public methods of backends, of images.py and of declared.py can be called, with arguments of their types.
         """
         place = replace(self.site, progress=progress) if progress else self.site
         method: Any
-        if target == "images":
-            from storkit import images
-
-            if verb not in images.VERBS:
+        if target in ("images", "host"):
+            module = importlib.import_module("storkit.images" if target == "images" else "storkit.hosts.declared")
+            if verb not in module.VERBS:
                 raise UsageError(f"there is no verb {verb!r} of {target}")
-            method = getattr(images, verb)
+            method = getattr(module, verb)
             values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
             if "volume" in values:
                 (values["volume"],) = self._here([values["volume"]])

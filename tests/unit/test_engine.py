@@ -16,6 +16,7 @@ from storkit.core.errors import (
     HostUnreachable,
     Interrupted,
     NotFound,
+    Problems,
     ServiceUnreachable,
     StepFailed,
     StorkitError,
@@ -28,6 +29,15 @@ from storkit.core.verbs import Run, Verb
 from storkit.hosts.connection import Connections
 
 
+def error_of(kind: str) -> StorkitError:
+    one: dict[str, StorkitError] = {
+        "conflict": Conflict("no room", "make room"),
+        "silent": HostUnreachable("gone", "look"),
+        "port": ServiceUnreachable("no answer", "look"),
+    }
+    return one[kind] if kind in one else Problems([one["conflict"], one["port"]])
+
+
 class Note(Verb):
     """Writes what happens to it into `log`, and fails once when told."""
 
@@ -38,14 +48,15 @@ class Note(Verb):
         self.undoable = undoable  # type: ignore[misc]
 
     def find(self, run: Run, step: Step) -> Any:
+        if step.args.get("blind"):
+            raise error_of(step.args["blind"])
         return {"seen": len(self.log)}
 
     def act(self, run: Run, step: Step) -> Any:
         error = step.args.get("fail")
         if error and step.title not in self.failed:
             self.failed.add(step.title)
-            raise {"conflict": Conflict("no room", "make room"), "silent": HostUnreachable("gone", "look"),
-                   "port": ServiceUnreachable("no answer", "look")}[error]  # fmt: skip
+            raise error_of(error)
         self.log.append(f"do {step.title}")
         return step.title
 
@@ -56,11 +67,25 @@ class Note(Verb):
         self.log.append(f"undo {step.title}")
 
 
+class Stay(Note):
+    def by_hand(self, step: Step) -> str:
+        return "storkit back"
+
+    def again(self, step: Step) -> str:
+        return "storkit again"
+
+
+class Ask(Note):
+    question = True
+
+
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     entries: list[str] = []
     monkeypatch.setitem(verbs.VERBS, "note", Note(entries))
     monkeypatch.setitem(verbs.VERBS, "gate", Note(entries, barrier=True))
+    monkeypatch.setitem(verbs.VERBS, "stay", Stay(entries, undoable=False))
+    monkeypatch.setitem(verbs.VERBS, "ask", Ask(entries))
     monkeypatch.setitem(verbs.VERBS, "final", Note(entries, undoable=False))
     yield entries
 
@@ -112,6 +137,80 @@ def test_silent_server_is_no_silent_host(engine: Engine, log: list[str]) -> None
         engine.run(made)
     assert log == ["do one", "undo two", "undo one"]
     assert engine.journals.read(made.id).end == "failed and rolled back"
+
+
+def test_what_is_meant_to_stay_is_repeated_by_its_own_command(engine: Engine, log: list[str]) -> None:
+    """A fence that one storage host refuses stays at the others; nothing but unfence lets the host in again."""
+    made = plan([note("one", "stay"), note("two", "stay", fail="conflict"), note("three", "stay", fail="silent")])
+    with pytest.raises(StepFailed) as caught:
+        engine.run(made)
+    assert log == ["do one"]
+    assert caught.value.hint.startswith("storkit again") and "make room" in caught.value.hint
+    assert "two: no room" in caught.value.message and "three: gone" in caught.value.message
+    record = engine.journals.read(made.id)
+    assert record.status == "failed in part" and record.done == {"1.1": "one"}
+
+
+def test_a_killed_fence_is_not_taken_back_by_rollback(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one", "stay")], [note("two", "stay")])
+    with engine.journals.create(made) as journal:
+        journal.start("1.1", {"seen": 0})
+        journal.done("1.1", "one")
+    engine._mark(made)
+    with pytest.raises(StepFailed, match="only storkit back takes this back"):
+        engine.rollback(made.id)
+    assert log == []
+
+
+def test_every_failing_step_of_a_stage_is_named(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")], [note("two", fail="conflict"), note("three", fail="port"), note("four", fail="both")])
+    with pytest.raises(Problems) as caught:
+        engine.run(made)
+    assert [each.message for each in caught.value.each] == ["no room", "no answer", "no room", "no answer"]
+    assert caught.value.left == "everything was put back" and "no room; no answer" in caught.value.message
+
+
+def test_every_problem_of_a_step_is_named_where_the_plan_stays(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one", "final")], [note("two", fail="both")])
+    with pytest.raises(StepFailed) as caught:
+        engine.run(made)
+    assert "two: no room" in caught.value.message and "two: no answer" in caught.value.message
+    assert caught.value.hint.startswith(f"storkit plan resume {made.id}, or storkit plan rollback {made.id}")
+    assert "make room" in caught.value.hint and "look" in caught.value.hint
+    assert isinstance(caught.value.cause, Problems)
+    assert [each["message"] for each in caught.value.to_json()["cause"]["problems"]] == ["no room", "no answer"]
+
+
+@pytest.mark.parametrize("how", ["conflict", "silent"])
+def test_before_the_first_step_nothing_is_changed(engine: Engine, log: list[str], how: str, tmp_path: Path) -> None:
+    """What the first step could not even look at was not begun: there is no plan to end, and no mark."""
+    made = plan([note("one", blind=how)], [note("two")], holds=[Hold("h", ["v"])])
+    with pytest.raises((Conflict, HostUnreachable)) as caught:
+        engine.run(made)
+    assert log == [] and caught.value.left == "nothing was changed"
+    assert engine.journals.read(made.id).end == "never begun"
+    assert list((tmp_path / "h/pending").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["conflict", "silent", None])
+def test_a_question_leaves_no_plan(engine: Engine, log: list[str], how: str | None) -> None:
+    made = plan([note("one", "ask", fail=how)])
+    if how is None:
+        assert engine.run(made) == {"1.1": "one"}
+    else:
+        with pytest.raises((Conflict, HostUnreachable)):
+            engine.run(made)
+    assert engine.journals.ids() == []
+
+
+def test_a_running_plan_is_running(engine: Engine, log: list[str]) -> None:
+    made = plan([note("one")])
+    with engine.journals.create(made) as journal:
+        journal.start("1.1", {"seen": 0})
+        assert engine.journals.read(made.id).status == "running"
+        journal.undone("1.1")
+        assert engine.journals.read(made.id).status == "rolling back"
+    assert engine.journals.read(made.id).status == "interrupted"
 
 
 def test_failed_undo_does_not_stop_the_others(engine: Engine, log: list[str]) -> None:

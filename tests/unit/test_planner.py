@@ -12,6 +12,7 @@ from storkit.core import inventory, planner, verbs
 from storkit.core.errors import Conflict, StorkitError
 from storkit.core.model import Volume
 from storkit.core.plan import Stages, step
+from storkit.core.verbs import VERBS
 
 TEXT = """\
 [hosts.a]
@@ -64,14 +65,25 @@ def test_volumes_of_several_homes_are_given_home_by_home() -> None:
 
 
 def test_a_host_is_fenced_at_every_other_home() -> None:
-    assert [(each.host, each.target) for each in planner.fence("b", "fence", site()).steps] == [
+    assert [(each.host, each.target) for each in planner.fence("b", site()).steps] == [
         ("a", "transport:nbd"),
         ("s", "transport:nbd"),
     ]
-    assert [each.host for each in planner.fence("a", "fence", site()).steps] == ["s"]
+    assert [each.host for each in planner.fence("a", site()).steps] == ["s"]
     only = site("[hosts.a]\nurl = 'ssh://a'\n[pools.p]\nhost = 'a'\n")
     with pytest.raises(Conflict, match="every pool is on a itself"):
-        planner.fence("a", "fence", only)
+        planner.fence("a", only)
+
+
+def test_a_person_s_word_goes_where_someone_answers() -> None:
+    """Silent storage hosts are passed over; what the person said is kept first, and named when it is to be repeated."""
+    plan = planner.fence("b", site(), planner.Confirmed("ann@desk", ["a"]))
+    assert [(each.verb, each.host) for each in plan.steps] == [("declare_off", "a"), ("fence", "a")]
+    assert VERBS["declare_off"].again(plan.steps[0]) == "storkit fence b --confirmed-off"
+    back = planner.unfence("b", ["a", "s"], site())
+    assert [(each.verb, each.host) for each in back.steps] == [
+        ("unfence", "a"), ("unfence", "s"), ("withdraw_off", "a"), ("withdraw_off", "s"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

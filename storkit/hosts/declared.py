@@ -1,0 +1,55 @@
+"""Hosts that a person has declared to be off: verbs of the target `host`, carried out where the word is kept.
+
+Where no storage can cut a host off, somebody who has seen it without power says so: `storkit fence HOST
+--confirmed-off`. The word is kept by the hosts that answered then. It counts for as long as that host is silent, and
+until `storkit unfence HOST`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from storkit.core.backend import Site
+from storkit.core.errors import raise_problems
+from storkit.system.grants import slug
+from storkit.system.records import RecordFiles
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A person's word that a host is off."""
+
+    host: str
+    by: str
+    """Who said so, and from where."""
+    since: str
+    """When, in UTC, by the clock of the host that keeps it."""
+    keepers: list[str] = field(default_factory=list)
+    """The hosts that keep it."""
+
+
+def _records(site: Site) -> RecordFiles[Declared]:
+    return RecordFiles(site.state / "off", Declared, "the record of a host that is off")
+
+
+def declare_off(site: Site, client: str, by: str, keepers: list[str]) -> Declared:
+    """Keep the word of `by` that host `client` is off, durably."""
+    declared = Declared(client, by, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), keepers)
+    _records(site).save({slug(client): declared})
+    return declared
+
+
+def withdraw_off(site: Site, client: str) -> None:
+    """Forget that `client` was declared off; nobody said so is fine."""
+    _records(site).forget([slug(client)])
+
+
+def find_off(site: Site) -> list[Declared]:
+    """Every host that was declared off here."""
+    found, problems = _records(site).find()
+    raise_problems(problems)
+    return list(found.values())
+
+
+VERBS = frozenset({"declare_off", "withdraw_off", "find_off"})

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from tests import costs
+from tests.costs import pytest_runtest_makereport, pytest_runtest_protocol
+
+__all__ = ["pytest_runtest_makereport", "pytest_runtest_protocol"]
+
 # Before storkit is imported. A busy machine is no failure; a test about a deadline sets its own.
 os.environ.setdefault("STORKIT_TIMEOUT_FACTOR", "5")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / ".cache" / "hypothesis"))
 
 
-def pytest_configure() -> None:
-    """No deadline for a single example: a busy machine is no failure."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Count costs; no deadline for a single example: a busy machine is no failure."""
+    costs.configure(config)
     try:
         from hypothesis import settings
     except ImportError:
@@ -36,9 +42,14 @@ SKIPS = Path(__file__).with_name("allowed-skips.txt")
 """What may be skipped where CI is set: `NODEID-GLOB: why`, a line each."""
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    costs.unconfigure(config)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A test that CI skips without being allowed to is a failure."""
+    costs.finish(session.config)
     if not os.environ.get("CI") or hasattr(session.config, "workerinput"):
         return
     lines = [line for line in SKIPS.read_text().splitlines() if line and not line.startswith("#")]

@@ -14,10 +14,9 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsupported
 from storkit.system.files import read_json, write_atomic
 from storkit.system.run import run, which
-from storkit.system.timeouts import scaled
 
 PACKAGE = "qemu-system-x86"
-PROBE_TIMEOUT = scaled(1.5)
+PROBE_TIMEOUT = 1.5
 """Seconds for a guest of a few instructions. Hardware virtualisation takes a tenth; an emulated KVM takes longer than
 QEMU's own translator, and is of no use."""
 

@@ -28,6 +28,8 @@ state = "{directory}/b"
 [pools.default]
 host = "a"
 format = "raw"
+[hypervisors.qemu]
+accel = "tcg"
 """
 
 

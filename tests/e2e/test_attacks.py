@@ -204,7 +204,7 @@ def test_migration_that_outlives_its_coordinator_is_called_off_first(
     make_world: Callable[..., World], mend: str
 ) -> None:
     """QEMU goes on by itself: a guest that arrived between two looks would have been ended as a leftover."""
-    world = make_world(inventory=INVENTORY.format(format="raw") + "[hypervisors.qemu]\nbandwidth = 65536\n")
+    world = make_world(inventory=INVENTORY.format(format="raw") + "bandwidth = 65536\n")
     world.guest()
     world.storkit("guest", "start", "g", "--on", "a")
     process = world.popen("migrate", "run", "g", "--to", "b")

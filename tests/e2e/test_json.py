@@ -54,6 +54,8 @@ url = "local:a"
 url = "local:b"
 [pools.default]
 host = "a"
+[hypervisors.qemu]
+accel = "tcg"
 """
 
 Run = Callable[..., Any]

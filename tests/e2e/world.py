@@ -24,7 +24,10 @@ url = "local:b"
 [pools.default]
 host = "a"
 format = "{format}"
+[hypervisors.qemu]
+accel = "tcg"
 """
+"""A busy machine may find KVM on one host of a test and not on the other."""
 
 
 KEPT = ("qemu-accel.json", "qemu-machines.json", "setup.json")

@@ -17,6 +17,7 @@ from storkit.system import timeouts
 PACKAGE = Path(storkit.__file__).parent
 SAID = {
     "hypervisors/_libvirt_migration.py: LONGEST": "ends no wait: Limits.stall does",
+    "hypervisors/_qemu_host.py: PROBE_TIMEOUT": "it measures",
     "system/trees.py: _LONG": "copies of whole trees",
     "system/scsi.py: _LONGEST": "bytes",
     "system/unpack.py: timeout": "copies of whole images",

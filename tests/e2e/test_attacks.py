@@ -110,7 +110,7 @@ def test_new_volume_under_an_old_name_is_never_written_by_the_old_one_s_guest(wo
     world.storkit("detach", "g", "--on", "b")
     size = world.disk().stat().st_size
     world.storkit("volume", "delete", "g")
-    world.storkit("volume", "create", "g", size)
+    world.storkit("volume", "create", "g", f"{size}B")
     world.storkit("attach", "g", "--on", "b")
     with pytest.raises(AssertionError, match="no record"):
         world.wait_for_writes(world.disk(), 0, deadline=1.5)

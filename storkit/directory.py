@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from storkit.core.backend import Needs, Pool
-from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
-from storkit.core.model import Usage, Volume
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Damaged, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import clonefile, files, locks, qcow2, volumefile
 from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
@@ -49,8 +49,22 @@ class Directory(Pool):
     def path(self) -> Path:
         return Path(self.settings.path) if self.settings.path else self.site.state / "volumes"
 
-    def find(self, names: list[str] | None = None) -> list[Volume]:
-        return [self._volume(sidecar) for sidecar in self._sidecars(names)]
+    def look(self, names: list[str] | None = None) -> Found:
+        sidecars, damaged = self._files.look(names) if self._exists() else ([], {})
+        volumes = []
+        for sidecar in sidecars:
+            try:
+                self._files.check_data(sidecar)
+            except Unsafe as error:
+                if self._files.sidecar(sidecar.volume.name).exists():  # otherwise it has just been deleted
+                    damaged[sidecar.volume.name] = error
+                continue
+            volumes.append(self._volume(sidecar))
+        bad = [
+            Damaged(name, self.pool, self.site.host, error.message, error.hint)
+            for name, error in sorted(damaged.items())
+        ]
+        return Found(volumes, bad)
 
     def create(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("create") as directory:
@@ -129,7 +143,7 @@ class Directory(Pool):
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
 
     def capacity(self) -> Usage:
-        sidecars = self._sidecars(None)
+        sidecars, damaged = self._files.look(None) if self._exists() else ([], {})
         path = self.path if self._exists() else self.site.state
         try:
             room = os.statvfs(path)
@@ -140,11 +154,16 @@ class Directory(Pool):
         for sidecar in sidecars:
             size = sidecar.volume.size
             file = self._files.data(sidecar.volume.name, sidecar.volume.format)
+            try:
+                self._files.check_data(sidecar)
+            except Unsafe as error:
+                damaged[sidecar.volume.name] = error
+                continue
             # A tree was measured when it was made: doing that again would take as long as a backup.
             taken = size if sidecar.volume.kind == "tree" else volumefile.allocated(file)
             provisioned, allocated = provisioned + size, allocated + taken
             growth += max(0, size - taken) if sidecar.volume.kind == "disk" else 0
-        warnings = []
+        warnings = self._uncounted(damaged)
         limit = self.settings.overcommit
         if provisioned > limit * total or growth > limit * free:
             warnings.append(
@@ -166,7 +185,8 @@ class Directory(Pool):
             return True
         if self.settings.path:
             # Not made here: it may be the place of a file system that is not mounted.
-            raise NotFound(f"there is no directory {self.path} for pool {self.pool}", f"mkdir -m 700 {self.path}")
+            message = f"there is no directory {self.path} for pool {self.pool}"
+            raise NotFound(message, f"is its file system mounted? findmnt -T {self.path}; mount {self.path}")
         return False
 
     @contextmanager
@@ -312,7 +332,9 @@ class Directory(Pool):
             for number, sidecar in enumerate(made):
                 self._copy(directory, sidecar.volume, file, length, number / len(made), 1 / len(made))
             with self._locked("clone"):
-                if origin.backing and all(there.volume.uuid != origin.backing for there in directory.select(None)):
+                there, damaged = directory.look(None)
+                if origin.backing and all(other.volume.uuid != origin.backing for other in there):
+                    raise_problems(list(damaged.values()))  # it may be one of them
                     raise Conflict(f"what volume {origin.volume.name} stands on was deleted while it was copied")
                 directory.publish(made)
         except BaseException as error:

@@ -28,7 +28,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import Usage, Volume, check_name
+from storkit.core.model import Damaged, Found, Usage, Volume, check_name
 from storkit.system import blockdevice, locks, lvmchecks, lvmtools, volumefile
 from storkit.system.lvmbatch import Batches
 from storkit.system.lvmtools import LogicalVolume, VolumeGroup
@@ -73,18 +73,16 @@ class Lvm(Pool):
     Settings: ClassVar[type] = LvmSettings
     settings: LvmSettings
 
-    def find(self, names: list[str] | None = None) -> list[Volume]:
+    def look(self, names: list[str] | None = None) -> Found:
         wanted = None if names is None else {check_name("volume", name) for name in names}
         group = lvmtools.read(self._vg)
-        found = []
-        problems: list[StorkitError] = []
+        found = Found([])
         for name, lv in sorted(group.lvs.items()):
             if (wanted is None or name in wanted) and self._is_ours(group, lv):
                 try:
-                    found.append(self._volume(lv))
+                    found.volumes.append(self._volume(lv))
                 except Unsafe as error:
-                    problems.append(error)
-        raise_problems(problems)
+                    found.damaged.append(Damaged(name, self.pool, self.site.host, error.message, error.hint))
         return found
 
     def create(self, volumes: list[Volume]) -> list[Volume]:
@@ -176,15 +174,21 @@ class Lvm(Pool):
     def capacity(self) -> Usage:
         group = lvmtools.read(self._vg)
         volumes = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
-        sizes = [self._volume(lv).size for lv in volumes]
+        sizes, damaged = [], []
+        for lv in volumes:
+            try:
+                sizes.append(self._volume(lv).size)
+            except Unsafe:
+                damaged.append(lv.name)
+        warnings = self._uncounted(damaged)
         if not self.settings.thinpool:
             allocated = sum(lv.size for lv in volumes)
-            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated)
+            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated, warnings)
         pool = group.thin_pool(self.settings.thinpool)
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
-        warnings = lvmchecks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
+        warnings += lvmchecks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
         return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings)
 
     # The volume group
@@ -357,7 +361,7 @@ class Lvm(Pool):
                 todo.append(volume)
             elif not self._is_ours(group, lv):
                 problems.append(self._in_the_way(group, lv))
-            elif (lv.tags["uuid"], lv.tags.get("size")) != (volume.uuid, str(volume.size)):
+            elif (lv.tags.get("uuid"), lv.tags.get("size")) != (volume.uuid, str(volume.size)):
                 hint = f"choose another name, or look at it: storkit volume show {volume.name}"
                 problems.append(Conflict(f"volume {volume.name} exists already in {self._vg}", hint))
         raise_problems(problems)

@@ -6,13 +6,23 @@ from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    in_a_line,
+    raise_problems,
+)
 from storkit.core.migration import Subject
 from storkit.core.model import DiskSource, Export, GuestState, Volume, check_name, guest_client
 from storkit.core.plan import Plan
@@ -306,29 +316,26 @@ def delete(session: Session, options: Namespace) -> None:
 def _places(session: Session, guest: Guest) -> dict[str, str]:
     """Where a guest is, whatever has become of its volumes."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
-    return _where(session, guest, session.survey.hosts(volumes), volumes, session.survey.exports(volumes))[0]
+    hosts, exports = session.survey.hosts(volumes), session.survey.exports(volumes)
+    # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
+    return _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)[0]
 
 
 def list_(session: Session, options: Namespace) -> None:
     rows, data = [], []
     for guest in files.load_all(session.guests):
-        volumes: list[Volume] = []
+        places, wrong = dict[str, str](), dict[str, Any]()
         try:
-            volumes = session.survey.find_all([disk.volume for disk in guest.disks])
-            hosts = session.survey.hosts(volumes)
-        except NotFound:
-            hosts = list(session.inventory.hosts)
-        try:
-            places, _ = _where(session, guest, hosts, volumes, session.survey.exports(volumes))
+            places = _places(session, guest)
             shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
-        except Unsupported as error:
-            places, shown = {}, "unsupported"
-            session.warn(f"storkit: guest {guest.name}: {error.message}")
+        except StorkitError as error:
+            shown, wrong = "unsupported" if isinstance(error, Unsupported) else "unknown", {"error": error.to_json()}
+            session.warn(f"storkit: guest {guest.name}: {in_a_line(error)}")
         disks = ", ".join(
             name for name in [guest.root.volume if guest.root else "", *(d.volume for d in guest.disks)] if name
         )
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
-        data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", ")})
+        data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", "), **wrong})
     header = ("NAME", "STATE", "MEMORY", "VCPUS", "HYPERVISOR", "DISKS")
     session.result(data, output.table(header, rows))
 

@@ -105,9 +105,15 @@ def pools(session: Session, options: Namespace) -> None:
          (u.total, u.free, u.provisioned, u.allocated)))
         for u in usages
     ]  # fmt: skip
-    session.result(
-        codec.dump(usages), output.table(("POOL", "HOST", "TYPE", "SIZE", "FREE", "PROVISIONED", "ALLOCATED"), rows)
-    )
+    failed = {**{pool.name: session.survey.silent.get(pool.host) for pool in session.inventory.pools.values()},
+              **session.survey.failed}  # fmt: skip
+    data = codec.dump(usages)
+    for name, error in failed.items():
+        pool = session.inventory.pools[name]
+        if error:
+            rows.append((name, pool.host, pool.type, *("unknown",) * 4))
+            data.append({"pool": name, "host": pool.host, "error": error.to_json()})
+    session.result(data, output.table(("POOL", "HOST", "TYPE", "SIZE", "FREE", "PROVISIONED", "ALLOCATED"), rows))
     for usage in usages:
         for warning in usage.warnings:
             session.warn(f"storkit: pool {usage.pool}: {warning}")

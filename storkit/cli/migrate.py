@@ -11,7 +11,7 @@ from storkit.cli.guest import subject
 from storkit.cli.session import Session
 from storkit.cli.volume import proof_line
 from storkit.core import codec, migration, registry
-from storkit.core.errors import Conflict, StorkitError, Unsupported, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
 from storkit.core.migration import Subject
 from storkit.core.plan import Plan
 from storkit.guests import files
@@ -125,10 +125,13 @@ def status(session: Session, options: Namespace) -> None:
     for name in names:
         try:
             what = subject(session, name, *session.survey.hosts())
-        except Unsupported as error:
+        except StorkitError as error:
             if options.name:
                 raise
-            session.warn(f"storkit: guest {name}: {error.message}")
+            session.warn(f"storkit: guest {name}: {in_a_line(error)}")
+            if not isinstance(error, Unsupported):
+                rows.append((name, "unknown", "unknown", "unknown"))
+                data.append({"guest": name, "error": error.to_json()})
             continue
         hosts = {export.client for export in what.exports if export.writable}
         writers = sorted({*hosts, *(export.client for export in what.root_exports if export.writable)})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storkit.core.errors import NOTHING_CHANGED, Conflict, StorkitError
+from storkit.core.errors import NOTHING_CHANGED, Conflict, StorkitError, in_a_line
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
@@ -109,6 +109,16 @@ class Session:
 
         print(json.dumps(data, indent=2))
 
+    def tell_what_is_wrong(self) -> None:
+        """Name the pools that could not be looked at, and the damaged volumes that were come across."""
+        for pool, error in self.survey.failed.items():
+            self.warn(f"storkit: pool {pool} cannot be looked at: {in_a_line(error)}")
+            for hint in dict.fromkeys(each.hint for each in error.each if each.hint):
+                self.warn(f"  next: {hint}")
+        for damaged in self.survey.damaged.values():
+            self.warn(f"storkit: pool {damaged.pool}: {damaged.message}")
+            self.warn(f"  next: {damaged.hint}")
+
     def warn(self, text: str) -> None:
         """A line for people, on stderr."""
         from storkit.cli import output
@@ -132,6 +142,7 @@ def run(options: Namespace) -> int:
             off = session.survey.off.get(host)
             word = f"declared off by {off.by}, {off.since}" if off else "what is there is unknown"
             session.warn(f"storkit: {error.message}; {word}")
+        session.tell_what_is_wrong()
         sys.stdout.flush()
         return status
     except StorkitError as error:

@@ -12,7 +12,7 @@ from uuid import uuid4
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec, planner
-from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Volume, check_name, guest_of
 from storkit.core.plan import Plan
@@ -27,7 +27,7 @@ def create(session: Session, options: Namespace) -> None:
     raise_problems(problems)
 
     def build() -> Plan:
-        must_be_free(session, [options.name])
+        must_be_free(session, [options.name], pool)
         return planner.create([volume], session.inventory)
 
     volume = new_volume(pool, options.name, size)
@@ -46,7 +46,7 @@ def import_(session: Session, options: Namespace) -> None:
     from storkit import images
     from storkit.cli import stream
 
-    must_be_free(session, [options.name])
+    must_be_free(session, [options.name], pool)
     host = session.connections.to(pool.host)
     spooled: Path | None = None
     file = options.file
@@ -74,7 +74,7 @@ def import_(session: Session, options: Namespace) -> None:
         kind = "image" if options.golden else "disk"
 
         def build() -> Plan:
-            must_be_free(session, [options.name])
+            must_be_free(session, [options.name], pool)
             return planner.import_image(volume, source, kind, session.inventory)
 
         _report(session, session.change(build), "imported")
@@ -98,7 +98,7 @@ def _import_tree(session: Session, options: Namespace) -> None:
     volume = new_volume(pool, options.name, 0, kind="tree")
 
     def build() -> Plan:
-        must_be_free(session, [options.name])
+        must_be_free(session, [options.name], pool)
         return planner.import_tree(volume, source, session.inventory)
 
     _report(session, session.change(build), "imported")
@@ -195,9 +195,18 @@ def delete(session: Session, options: Namespace) -> None:
 def list_(session: Session, options: Namespace) -> None:
     pools = [session.inventory.pool(options.pool)] if options.pool else None
     volumes = session.survey.volumes(pools=pools)
-    rows = [(v.name, format_size(v.size), v.kind, v.format, v.pool, v.host, v.made) for v in volumes]
+    damaged = list(session.survey.damaged.values())
+    rows: list[tuple[str, ...]] = [
+        (v.name, format_size(v.size), v.kind, v.format, v.pool, v.host, v.made) for v in volumes
+    ]
+    rows += [(each.name, "-", "damaged", "-", each.pool, each.host, "-") for each in damaged]
     header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE")
-    session.result(codec.dump(volumes) if session.options.json else None, output.table(header, rows))
+    data = codec.dump(volumes) if session.options.json else []
+    data += [
+        {"name": each.name, "pool": each.pool, "host": each.host, "error": Unsafe(each.message, each.hint).to_json()}
+        for each in damaged
+    ]
+    session.result(data, output.table(header, rows))
 
 
 def show(session: Session, options: Namespace) -> None:
@@ -254,6 +263,9 @@ def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
     volumes = [volume for volume in session.survey.volumes(pools=[pool]) if volume.kind != "tree"]
     if pool.host in session.survey.silent:
         raise session.survey.silent[pool.host]
+    if pool.name in session.survey.failed:
+        raise session.survey.failed[pool.name]
+    session.survey.refuse_damaged(name for where, name in session.survey.damaged if where == pool.name)
     if not volumes:
         raise NotFound(f"pool {pool.name} has no volumes", f"storkit volume create NAME SIZE --pool {pool.name}")
     return volumes
@@ -368,9 +380,13 @@ def new_volume(pool: PoolConfig, name: str, size: int, *, origin: str = "", kind
     return codec.load(Volume, record)
 
 
-def must_be_free(session: Session, names: list[str]) -> None:
-    """A name stands for one disk on every host: it must be free in every pool that answers."""
+def must_be_free(session: Session, names: list[str], pool: PoolConfig | None = None) -> None:
+    """A name stands for one disk on every host: it must be free in every pool that answers; the others are named at
+    the end. `pool` is where they are to be made. A damaged volume keeps its name."""
     taken = session.survey.volumes(names)
+    if pool and pool.name in session.survey.failed:
+        raise session.survey.failed[pool.name]
+    session.survey.refuse_damaged(names)
     raise_problems(
         [
             Conflict(f"volume {volume.name} exists already in pool {volume.pool}", f"storkit volume show {volume.name}")

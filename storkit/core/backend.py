@@ -16,18 +16,19 @@ Arguments and results are records of storkit.core.model or plain JSON values: th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from storkit.core.errors import Unsupported
+from storkit.core.errors import Unsafe, Unsupported, raise_problems
 from storkit.core.model import (
     Attachment,
     Credential,
     DiskSource,
     Evidence,
     Export,
+    Found,
     GuestState,
     MigrationResult,
     Offer,
@@ -113,11 +114,17 @@ class Pool(Backend):
         self.pool = pool
 
     @abstractmethod
-    def find(self, names: list[str] | None = None) -> list[Volume]:
-        """The volumes of this pool, by name order: all, or those of `names` that exist.
+    def look(self, names: list[str] | None = None) -> Found:
+        """The volumes of this pool, by name order: all, or those of `names` that exist; damaged ones apart.
 
-        Raises Unsafe for metadata that cannot be trusted: named, never overwritten.
+        Raises only what keeps the whole pool from being looked at (a directory or volume group that is not there).
         """
+
+    def find(self, names: list[str] | None = None) -> list[Volume]:
+        """As `look`, for those who need every one of these volumes: raises Unsafe if any of them is damaged."""
+        found = self.look(names)
+        raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
+        return found.volumes
 
     @abstractmethod
     def create(self, volumes: list[Volume]) -> list[Volume]:
@@ -161,7 +168,12 @@ class Pool(Backend):
 
     @abstractmethod
     def capacity(self) -> Usage:
-        """How full the pool is, with warnings (over-commitment, little room)."""
+        """How full the pool is, with warnings (over-commitment, little room, damaged volumes)."""
+
+    def _uncounted(self, damaged: Iterable[str]) -> list[str]:
+        """The warning of `capacity` for damaged volumes: their sizes are not known."""
+        names = ", ".join(sorted(damaged))
+        return [f"pool {self.pool} has damaged volumes, which are not counted: {names}"] if names else []
 
 
 class Transport(Backend):

@@ -60,7 +60,8 @@ class NotFound(StorkitError):
 
 
 class Conflict(StorkitError):
-    """It exists already, is in use, is locked by another command, or there is no room for it."""
+    """It exists already, is in use, is locked by another command, or there is no room for it; a pool that may hold it
+    cannot be looked at."""
 
     exit_code = 5
     kind = "conflict"
@@ -168,6 +169,11 @@ def together(problems: Sequence[StorkitError]) -> StorkitError:
     """The one problem, or all of them as one error."""
     each = [single for problem in problems for single in problem.each]
     return problems[0] if len(problems) == 1 else Problems(each)
+
+
+def in_a_line(error: StorkitError) -> str:
+    """What an error says happened, all of its problems in one line."""
+    return "; ".join(problem.message for problem in error.each)
 
 
 def raise_problems(problems: Sequence[StorkitError]) -> None:

@@ -98,6 +98,28 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """A volume that is there and cannot be trusted: its metadata or its file are not as storkit left them.
+
+    It keeps its name taken. Every command that needs it is refused; others go on.
+    """
+
+    name: str
+    pool: str
+    host: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a pool holds, each in the order of the names."""
+
+    volumes: list[Volume]
+    damaged: list[Damaged] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """How full a pool is, in bytes."""
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, ServiceUnreachable, UsageError
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    ServiceUnreachable,
+    StorkitError,
+    Unsafe,
+    UsageError,
+    in_a_line,
+    raise_problems,
+)
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.core.model import Attachment, Export, GuestState, Usage, Volume, check_name, guest_of
+from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, check_name, guest_of
 from storkit.hosts.connection import Connections
 from storkit.hosts.declared import Declared
 
@@ -24,13 +36,28 @@ class Survey:
         self.off: dict[str, Declared] = {}
         """Hosts that a person has declared off, once `declared_off` has asked."""
         self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
+        self.failed: dict[str, StorkitError] = {}
+        """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
+        self.damaged: dict[tuple[str, str], Damaged] = {}
+        """The damaged volumes that were come across, by pool and name."""
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
-        """The volumes of the pools (all by default) that can be reached, in the order of the inventory."""
+        """The volumes of the pools (all by default) that can be reached, in the order of the inventory.
 
-        def ask(pool: PoolConfig) -> list[Volume]:
-            found = self.connections.to(pool.host).call(f"pool:{pool.name}", "find", {"names": names})
-            return codec.load(list[Volume], found, f"pool {pool.name}")
+        Pools that cannot be looked at and damaged volumes are noted in `failed` and `damaged`, and left out.
+        """
+
+        def ask(pool: PoolConfig) -> list[Volume] | None:
+            connection, where = self.connections.to(pool.host), f"pool {pool.name}"
+            with self._noted(pool):
+                try:
+                    found = connection.call(f"pool:{pool.name}", "find", {"names": names})
+                    return codec.load(list[Volume], found, where)
+                except (HostUnreachable, ServiceUnreachable):
+                    raise
+                except StorkitError as error:  # is it some volumes, or the pool?
+                    return self._look(pool, names, error)
+            return None
 
         wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
         answers = self._each(wanted, ask, lambda pool: pool.host)
@@ -53,12 +80,45 @@ class Survey:
                     "rename one of them by hand: a name stands for one disk",
                 )
             found[volume.name] = volume
+        self.refuse_damaged(names)
         missing = [name for name in names if name not in found]
         if missing:
             for error in self.silent.values():
                 raise HostUnreachable(f"no volume {', '.join(missing)} was found, and {error.message}", error.hint)
+            for pool, reason in self.failed.items():
+                message = f"no volume {', '.join(missing)} was found, and pool {pool} cannot be looked at"
+                raise Conflict(f"{message}: {in_a_line(reason)}", reason.each[0].hint)
             raise NotFound(f"there is no volume {', '.join(missing)}", "storkit volume list")
         return [found[name] for name in names]
+
+    def refuse_damaged(self, names: Iterable[str]) -> None:
+        """Raise Unsafe for those of `names` that a damaged volume has."""
+        wanted = set(names)
+        raise_problems([Unsafe(each.message, each.hint) for each in self.damaged.values() if each.name in wanted])
+
+    def _look(self, pool: PoolConfig, names: list[str] | None, reason: StorkitError) -> list[Volume]:
+        """The good volumes of a pool that could not be asked for all; raises `reason` where it is the pool itself."""
+        try:
+            found = self.connections.to(pool.host).call(f"pool:{pool.name}", "look", {"names": names})
+        except (HostUnreachable, ServiceUnreachable):
+            raise
+        except StorkitError:
+            raise reason from None
+        seen = codec.load(Found, found, f"pool {pool.name}")
+        for each in seen.damaged:
+            self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host)
+        return seen.volumes
+
+    @contextmanager
+    def _noted(self, pool: PoolConfig) -> Iterator[None]:
+        """Note what keeps a pool from being looked at, and go on."""
+        self.failed.pop(pool.name, None)
+        try:
+            yield
+        except (HostUnreachable, ServiceUnreachable):
+            raise
+        except StorkitError as error:
+            self.failed[pool.name] = error
 
     def exports(self, volumes: list[Volume]) -> list[Export]:
         """The exports of these volumes, asked of their home hosts."""
@@ -161,14 +221,17 @@ class Survey:
     def usage(self) -> list[Usage]:
         """How full the pools are."""
 
-        def ask(pool: PoolConfig) -> Usage:
-            return codec.load(Usage, self.connections.to(pool.host).call(f"pool:{pool.name}", "capacity", {}))
+        def ask(pool: PoolConfig) -> Usage | None:
+            connection = self.connections.to(pool.host)
+            with self._noted(pool):
+                return codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
+            return None
 
         pools = list(self.connections.inventory.pools.values())
         answers = self._each(pools, ask, lambda pool: pool.host)
         return [answers[pool] for pool in pools if pool in answers]
 
-    def _each(self, keys: list[K], ask: Callable[[K], V], host: Callable[[K], str]) -> dict[K, V]:
+    def _each(self, keys: list[K], ask: Callable[[K], V | None], host: Callable[[K], str]) -> dict[K, V]:
         """Ask every host, at the same time where there are several machines; silent ones are noted and left out."""
 
         def answer(key: K) -> tuple[K, V | None]:

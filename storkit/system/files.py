@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,18 @@ def read_json(path: Path, what: str) -> Any:
             f"{what} {path} is damaged: {error}",
             "restore it from a backup, or move it away once you know what it held",
         ) from error
+
+
+def kind(mode: int) -> str:
+    """What a file of this mode (stat(2)) is, in words."""
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def sync_directory(path: Path) -> None:

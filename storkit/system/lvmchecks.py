@@ -96,11 +96,12 @@ def being_made(group: VolumeGroup, lv: LogicalVolume) -> StorkitError:
 
 def another(lv: LogicalVolume, volume: Volume) -> list[StorkitError]:
     """A Conflict if the volume of that name is not the one that is meant."""
-    if lv.tags["uuid"] == volume.uuid:
+    uuid = lv.tags.get("uuid", "")
+    if uuid == volume.uuid:
         return []
     return [
         Conflict(
-            f"volume {lv.name} is another one than was meant: its UUID is {lv.tags['uuid']}, not {volume.uuid}",
+            f"volume {lv.name} is another one than was meant: its UUID is {uuid or 'lost'}, not {volume.uuid}",
             f"look at it: storkit volume show {lv.name}",
         )
     ]

@@ -83,7 +83,7 @@ class LogicalVolume:
 
     @property
     def health(self) -> str:
-        """Of a thin pool: F failed, D out of data space, M metadata read-only, - well."""
+        """Of a thin pool: F failed, D out of data space, M metadata read-only, - well. Of any: p, it lacks a disk."""
         return self.attr[8]
 
 
@@ -108,7 +108,7 @@ class VolumeGroup:
 
     def exists(self, lv: LogicalVolume) -> bool:
         """Whether a logical volume is a volume: storkit's, and made to its end."""
-        return "uuid" in lv.tags and lv.tags.get(BATCH) not in self.making
+        return bool(lv.tags) and lv.tags.get(BATCH) not in self.making
 
     def thin_pool(self, name: str) -> LogicalVolume:
         """Raises NotFound: there is none of that name."""
@@ -173,6 +173,9 @@ def volume_of(lv: LogicalVolume) -> Volume:
     problems = [f"{key} {tags.get(key, '')!r}" for key in wrong]
     if not problems and int(tags["size"]) > lv.size:
         problems.append(f"{tags['size']} bytes, of which {lv.size} are there")
+    if not problems and lv.health == "p":
+        message = f"logical volume {lv.name} is damaged: a disk that it lies on is missing from its volume group"
+        raise Unsafe(message, "bring the disk back: vgs -o+vg_missing_pv_count; pvs")
     if problems:
         raise Unsafe(f"the tags of logical volume {lv.name} are damaged: {', '.join(problems)}", "lvs -o+lv_tags")
     size, kind = int(tags["size"]), tags["kind"]
@@ -245,9 +248,14 @@ def explain(failure: CommandFailed, vg: str) -> StorkitError:
 def read(vg: str) -> VolumeGroup:
     """The state of a volume group, in one process. Raises NotFound: there is none of that name."""
     try:
-        return parse_group(run(["lvm", *_REPORT, vg], package=PACKAGE).stdout)
+        # 5: something is wrong with a part of it, such as a missing disk, and the rest is told.
+        done = run(["lvm", *_REPORT, vg], ok=(0, 5), package=PACKAGE)
     except CommandFailed as failure:
         raise explain(failure, vg) from failure
+    try:
+        return parse_group(done.stdout)
+    except ValueError:
+        raise explain(CommandFailed(["lvm", "fullreport", vg], done.status, done.stderr), vg) from None
 
 
 def change(vg: str, lock: Lock, argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -124,21 +125,40 @@ class VolumeDirectory:
             raise Unsafe(f"the sidecar {path} is that of another volume: {said}", "give the file its own name back")
         return sidecar
 
-    def select(self, names: Sequence[str] | None) -> list[Sidecar]:
-        """Every sidecar, or those of `names` that exist, by name order. Raises Unsafe or Problems: all damaged ones."""
+    def look(self, names: Sequence[str] | None) -> tuple[list[Sidecar], dict[str, StorkitError]]:
+        """Every sidecar, or those of `names` that exist, by name order; and what is wrong with others, by name."""
         wanted = self.names() if names is None else sorted({check_name("volume", name) for name in names})
         found: list[Sidecar] = []
-        problems: list[StorkitError] = []
+        damaged: dict[str, StorkitError] = {}
         for name in wanted:
             try:
                 sidecar = self.read(name)
             except StorkitError as error:
-                problems.append(error)
+                damaged[name] = error
                 continue
             if sidecar is not None:
                 found.append(sidecar)
-        raise_problems(problems)
+        return found, damaged
+
+    def select(self, names: Sequence[str] | None) -> list[Sidecar]:
+        """As `look`, for those who need all of them. Raises Unsafe or Problems: the damaged ones."""
+        found, damaged = self.look(names)
+        raise_problems(list(damaged.values()))
         return found
+
+    def check_data(self, sidecar: Sidecar) -> None:
+        """Raise Unsafe if what should be the volume's file is none, or is gone: whoever opens it would open another."""
+        volume = sidecar.volume
+        path = self.data(volume.name, volume.format)
+        wanted, what = (stat.S_ISDIR, "directory") if volume.format == "tree" else (stat.S_ISREG, "file")
+        try:
+            found = path.lstat()
+        except OSError as error:
+            hint = "bring it back from a backup; or, if it is lost: storkit volume delete " + volume.name
+            raise Unsafe(f"volume {volume.name} is damaged: {path}: {error.strerror}", hint) from error
+        if not wanted(found.st_mode):
+            message = f"volume {volume.name} is damaged: {path} is {files.kind(found.st_mode)}, and should be a {what}"
+            raise Unsafe(message, f"see who has put it there: ls -l {path}")
 
     def known(self, volumes: Sequence[Volume]) -> list[Sidecar]:
         """The sidecars of volumes that must exist. Raises NotFound; Conflict: the name is that of another UUID."""

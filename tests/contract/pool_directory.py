@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from storkit.core.backend import Pool
+from storkit.core.model import Volume
 from storkit.directory import DirectorySettings
 from tests.filesystems import mounted
 
@@ -25,3 +28,11 @@ def setups() -> dict[str, Any]:
             setup: AbstractContextManager[Any] | Any = partial(_on, kind, format)
             made[f"{format}-{kind}"] = setup
     return made
+
+
+def damage(pool: Pool, volume: Volume) -> None:
+    Path(volume.path).with_suffix(".json").write_text('{"version": 1, "volume": ')
+
+
+def missing(settings: DirectorySettings) -> DirectorySettings:
+    return replace(settings, path=f"{settings.path}/not-mounted")

@@ -7,10 +7,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storkit.core.backend import Pool
+from storkit.core.model import Volume
 from storkit.lvm import LvmSettings
 
 VG = "contract"
@@ -39,3 +42,11 @@ def setups() -> dict[str, Any]:
         return {}
     variants: dict[str, AbstractContextManager[Any] | Any] = {"thin": partial(_group, True)}
     return variants | {"thick": partial(_group, False)}
+
+
+def damage(pool: Pool, volume: Volume) -> None:
+    _lvm("lvchange", "-y", "--deltag", f"storkit.uuid={volume.uuid}", f"{VG}/{volume.name}")
+
+
+def missing(settings: LvmSettings) -> LvmSettings:
+    return replace(settings, vg="not-there")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from storkit.core.backend import Pool
+from storkit.core.model import Volume
 from storkit.nfs import NfsPoolSettings
 from tests.filesystems import mounted
 
@@ -20,3 +23,11 @@ def _on(kind: str, format: Literal["raw", "qcow2"], place: Path) -> Iterator[Nfs
 
 def setups() -> dict[str, Any]:
     return {f"{format}-xfs": partial(_on, "xfs", format) for format in ("raw", "qcow2")}
+
+
+def damage(pool: Pool, volume: Volume) -> None:
+    Path(volume.path).with_suffix(".json").write_text('{"version": 1, "volume": ')
+
+
+def missing(settings: NfsPoolSettings) -> NfsPoolSettings:
+    return replace(settings, path=f"{settings.path}/not-mounted")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import threading
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from storkit.core import codec
-from storkit.core.backend import Pool
-from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, UsageError
+from storkit.core.backend import Pool, Site
+from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsafe, UsageError
 from storkit.core.model import Usage, Volume
 from storkit.system import locks
 
@@ -298,3 +299,60 @@ def test_of_many_who_make_one_name_at_once_exactly_one_wins(pool: Pool) -> None:
         thread.join()
     assert len(won) == 2 and len(lost) == 7
     assert pool.find() == sorted(won, key=lambda volume: volume.name)
+
+
+def test_a_damaged_volume_is_named_and_hides_no_other(pool: Pool, harm: Any) -> None:
+    bad, good = pool.create([new("bad"), new("good")])
+    harm.damage(pool, bad)
+    found = pool.look()
+    assert found.volumes == [good] and pool.find(["good"]) == [good]
+    (named,) = found.damaged
+    assert (named.name, named.pool, named.host) == ("bad", "tested", "here") and "damaged" in named.message
+    assert pool.look(["good"]).damaged == [] and pool.look(["bad"]).damaged == [named]
+    usage = pool.capacity()
+    assert usage.provisioned == good.size and any("bad" in warning for warning in usage.warnings)
+
+
+def test_the_others_go_on_beside_a_damaged_volume(pool: Pool, harm: Any) -> None:
+    bad, good = pool.create([new("bad"), new("good")])
+    harm.damage(pool, bad)
+    write(good, 3)
+    (copy,) = pool.clone(good, [new("copy")])
+    assert holds(copy, 3)
+    pool.resize([replace(good, size=2 * SIZE)])
+    pool.create([new("more")])
+    pool.relabel([replace(copy, kind="image")])
+    pool.delete([new("other"), pool.find(["good"])[0]])
+    assert [volume.name for volume in pool.look().volumes] == ["copy", "more"]
+
+
+def test_a_damaged_volume_is_refused_and_keeps_its_name(pool: Pool, harm: Any) -> None:
+    (bad,) = pool.create([new("bad")])
+    harm.damage(pool, bad)
+    for act in (
+        lambda: pool.find(["bad"]),
+        lambda: pool.create([new("good"), new("bad")]),
+        lambda: pool.create([bad]),
+        lambda: pool.clone(bad, [new("copy")]),
+        lambda: pool.snapshot(bad, [new("copy")]),
+        lambda: pool.resize([replace(bad, size=2 * SIZE)]),
+        lambda: pool.relabel([replace(bad, kind="image")]),
+        lambda: pool.delete([bad]),
+    ):
+        with pytest.raises((Unsafe, Conflict, Problems)):
+            act()
+    assert pool.look().volumes == [] and [each.name for each in pool.look().damaged] == ["bad"]
+
+
+def test_a_pool_whose_place_is_missing_is_not_an_empty_one(pool: Pool, harm: Any, site: Site) -> None:
+    gone = type(pool)(site, harm.missing(pool.settings), "tested")
+    for act in (
+        gone.find,
+        gone.look,
+        lambda: gone.find(["v"]),
+        gone.capacity,
+        lambda: gone.create([new("v")]),
+    ):
+        with pytest.raises(NotFound) as caught:
+            act()
+        assert caught.value.hint and "mkdir" not in caught.value.hint

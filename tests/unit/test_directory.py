@@ -194,7 +194,6 @@ def test_a_damaged_sidecar_is_named_and_never_overwritten(pool: Directory, damag
     for call in (
         lambda: pool.find(),
         lambda: pool.find(["bad", "good"]),
-        lambda: pool.capacity(),
         lambda: pool.create([replace(bad), new("other")]),
         lambda: pool.resize([replace(bad, size=2 * SIZE)]),
         lambda: pool.relabel([replace(bad, kind="image")]),

@@ -1,0 +1,133 @@
+"""A pool that cannot be looked at, or a damaged volume, stops what needs it and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.world import World
+
+pytestmark = pytest.mark.e2e
+
+INVENTORY = """\
+[hosts.a]
+url = "local:a"
+[hosts.b]
+url = "local:b"
+[pools.one]
+host = "a"
+[pools.two]
+host = "a"
+path = "{two}"
+[pools.three]
+host = "b"
+[defaults]
+pool = "one"
+"""
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World], tmp_path: Path) -> World:
+    """Volumes web in pool one, db in pool two, log in pool three; a guest on web, and one on db."""
+    two = tmp_path / "two"
+    two.mkdir(mode=0o700)
+    world = make_world(inventory=INVENTORY.format(two=two))
+    for name, pool in (("web", "one"), ("db", "two"), ("log", "three")):
+        world.storkit("volume", "create", name, "1MiB", "--pool", pool)
+    for name, disk in (("front", "web"), ("back", "db")):
+        world.storkit("guest", "define", name, "--disk", disk)
+    return world
+
+
+@pytest.fixture
+def unmounted(world: World, tmp_path: Path) -> World:
+    """Pool two's directory is gone."""
+    (tmp_path / "two").rename(tmp_path / "away")
+    return world
+
+
+@pytest.fixture
+def damaged(world: World, tmp_path: Path) -> World:
+    """The sidecar of db is no JSON, and one more volume beside it is well."""
+    world.storkit("volume", "create", "near", "1MiB", "--pool", "two")
+    (tmp_path / "two/db.json").write_text("{")
+    return world
+
+
+def column(text: str, number: int = 0) -> list[str]:
+    return [line.split()[number] for line in text.splitlines()[1:]]
+
+
+def test_lists_show_the_other_pools_and_name_the_missing_one(unmounted: World, tmp_path: Path) -> None:
+    for words in (("volume", "list"), ("pool", "list"), ("guest", "list"), ("migrate", "status")):
+        done = unmounted.storkit(*words)
+        assert "pool two cannot be looked at" in done.stderr and str(tmp_path / "two") in done.stderr, words
+        assert "mkdir" not in done.stderr
+    assert column(unmounted.storkit("volume", "list").stdout) == ["web", "log"]
+    assert column(unmounted.storkit("pool", "list").stdout) == ["one", "three", "two"]
+    assert column(unmounted.storkit("guest", "list").stdout) == ["back", "front"]
+    assert column(unmounted.storkit("migrate", "status").stdout, 1) == ["unknown", "stopped"]
+    unmounted.storkit("status")
+    (other,) = [pool for pool in unmounted.storkit("--json", "pool", "list").json if "error" in pool]
+    assert (other["pool"], other["host"], other["error"]["kind"]) == ("two", "a", "not-found")
+    (other,) = [guest for guest in unmounted.storkit("--json", "migrate", "status").json if "error" in guest]
+    assert other["guest"] == "back"
+
+
+def test_what_needs_another_pool_goes_on(unmounted: World) -> None:
+    unmounted.storkit("attach", "web", "--on", "b")
+    unmounted.storkit("volume", "show", "web")
+    unmounted.storkit("detach", "web", "--on", "b")
+    done = unmounted.storkit("volume", "create", "new", "1MiB", "--pool", "three")
+    assert "pool two cannot be looked at" in done.stderr  # where a volume of that name may be
+    unmounted.storkit("volume", "delete", "new")
+
+
+def test_what_may_need_the_missing_pool_says_why_not(unmounted: World) -> None:
+    for words in (
+        ("volume", "show", "db"),
+        ("attach", "db", "--on", "b"),
+        ("volume", "delete", "db"),
+        ("guest", "start", "back"),
+    ):
+        error = unmounted.storkit(*words, ok=5).stderr
+        assert "pool two cannot be looked at: there is no directory" in error and "mkdir" not in error
+    for words in (("volume", "create", "new", "1MiB", "--pool", "two"), ("pool", "attach", "two", "--on", "b")):
+        assert "there is no directory" in unmounted.storkit(*words, ok=4).stderr
+
+
+def test_a_damaged_volume_is_named_in_lists_and_hides_no_other(damaged: World) -> None:
+    listed = damaged.storkit("volume", "list")
+    assert column(listed.stdout) == ["web", "near", "log", "db"] and "db.json is damaged" in listed.stderr
+    (bad,) = [volume for volume in damaged.storkit("--json", "volume", "list").json if "error" in volume]
+    assert (bad["name"], bad["pool"], bad["host"], bad["error"]["kind"]) == ("db", "two", "a", "unsafe")
+    assert "not counted: db" in damaged.storkit("pool", "list").stderr
+    assert column(damaged.storkit("guest", "list").stdout) == ["back", "front"]
+    damaged.storkit("attach", "near", "--on", "b")
+    damaged.storkit("detach", "near", "--on", "b")
+
+
+def test_a_damaged_volume_is_refused_and_keeps_its_name(damaged: World) -> None:
+    for words in (
+        ("volume", "show", "db"),
+        ("attach", "db", "--on", "b"),
+        ("volume", "delete", "db"),
+        ("volume", "create", "db", "1MiB", "--pool", "one"),
+        ("volume", "clone", "web", "db"),
+        ("pool", "attach", "two", "--on", "b"),
+        ("guest", "start", "back"),
+    ):
+        assert "db.json is damaged" in damaged.storkit(*words, ok=9).stderr, words
+
+
+def test_a_guest_list_is_whole_while_the_host_of_a_pool_is_down(world: World) -> None:
+    text = world.inventory.read_text()
+    world.inventory.write_text(text.replace('[hosts.a]\nurl = "local:a"', '[hosts.a]\nurl = "ssh://127.0.0.9:1"'))
+    listed = world.storkit("guest", "list")
+    assert column(listed.stdout) == ["back", "front"] and "unknown on a" in listed.stdout
+    assert "host a cannot be reached" in listed.stderr
+    assert column(world.storkit("migrate", "status").stdout) == ["back", "front"]
+    assert column(world.storkit("volume", "list").stdout) == ["log"]
+    assert column(world.storkit("pool", "list").stdout) == ["three", "one", "two"]

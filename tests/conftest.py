@@ -15,6 +15,8 @@ __all__ = ["pytest_runtest_makereport", "pytest_runtest_protocol"]
 
 # Before storkit is imported. A busy machine is no failure; a test about a deadline sets its own.
 os.environ.setdefault("STORKIT_TIMEOUT_FACTOR", "5")
+# What tests give and take is no news for the log of the machine they run on.
+os.environ.setdefault("STORKIT_LOG_SOCKET", "/nowhere")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / ".cache" / "hypothesis"))
 
 

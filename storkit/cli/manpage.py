@@ -59,6 +59,7 @@ def page() -> str:
         "Without root, $XDG_CONFIG_HOME/storkit and $XDG_STATE_HOME/storkit.",
         ".SH ENVIRONMENT",
         *(".TP", "STORKIT_INVENTORY", "The inventory file, where \\fB\\-\\-inventory\\fR does not say."),
+        *(".TP", "STORKIT_LOG_SOCKET", "Where this host logs rights that are given and taken, other than at /dev/log."),
     ]
     return "\n".join(out) + "\n"
 

@@ -70,7 +70,7 @@ class Session:
                 self.show_plan(plan)
                 return None
             if plan.holds:
-                engine.hold(plan.holds, over_marks=over_marks)
+                engine.hold(plan.holds, over_marks=over_marks, title=plan.title)
                 again = build()
                 if again.holds != plan.holds:
                     raise Conflict("another command changed the same volumes meanwhile", "look at them, then try again")

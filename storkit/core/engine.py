@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,18 +65,21 @@ class Engine:
         self.journals = Journals(state / "plans")
         self.reporter: Reporter = reporter or Silent()
 
-    def hold(self, holds: list[Hold], plan: str = "", over_marks: bool = False) -> None:
-        """Take the plan's names on every host, or none. Raises Conflict with the holder.
+    def hold(self, holds: list[Hold], plan: str = "", over_marks: bool = False, title: str = "") -> None:
+        """Take the plan's names on every host, or none. Raises Conflict with the holder, who is named by `title`.
 
         `over_marks` takes them although other plans have not ended, and ends those.
         """
-        holder = f"storkit (process {os.getpid()} on {socket.gethostname()})"
+        since = time.strftime("%H:%M:%S UTC", time.gmtime())
+        holder = f"'{title[:200] or 'storkit'}' since {since} (process {os.getpid()} on {socket.gethostname()})"
         hosts: dict[str, list[Claim]] = {}
+        titles: dict[str, dict[str, str]] = {}
         for wanted in holds:
             hosts.setdefault(wanted.host, []).append(Claim(wanted.names, wanted.shared))
+            titles.setdefault(wanted.host, {}).update(wanted.titles)
         try:
             for host in sorted(hosts):
-                given_up = self.connections.to(host).lock(hosts[host], holder, plan, over_marks)
+                given_up = self.connections.to(host).lock(hosts[host], holder, plan, over_marks, titles[host])
                 for other in given_up:
                     self._give_plan_up(other)
         except StorkitError:
@@ -133,7 +137,7 @@ class Engine:
         for name, url in record.plan.hosts.items():
             if name not in self.connections.inventory.hosts:
                 self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, url))
-        self.hold(record.plan.holds, plan)
+        self.hold(record.plan.holds, plan, title=record.plan.title)
         journal = self.journals.reopen(plan)
         try:
             record = journal.record
@@ -347,7 +351,9 @@ class _Run:
         def progress(fraction: float, text: str) -> None:
             self._engine.reporter.progress(self._step, fraction, text)
 
-        return self._engine.connections.to(host).call(target, verb, args, progress)
+        connection = self._engine.connections.to(host)
+        connection.plan = self._journal.record.plan.id
+        return connection.call(target, verb, args, progress)
 
     def result(self, step: str) -> Any:
         return self._journal.record.done[step]

@@ -34,6 +34,8 @@ class Hold:
     host: str
     names: list[str]
     shared: bool = False
+    titles: dict[str, str] = field(default_factory=dict)
+    """What people call those of the names that they do not know: `volume web` for its UUID."""
 
 
 @dataclass(frozen=True, slots=True)

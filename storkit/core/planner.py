@@ -24,7 +24,10 @@ def names_of(volumes: Iterable[Volume]) -> str:
 
 def holds(volumes: list[Volume], shared: bool = False) -> list[Hold]:
     """Locks on volumes at their home hosts."""
-    return [Hold(home, [volume.uuid for volume in group], shared) for home, group in by_host(volumes).items()]
+    return [
+        Hold(home, [v.uuid for v in group], shared, {v.uuid: f"volume {v.name}" for v in group})
+        for home, group in by_host(volumes).items()
+    ]
 
 
 def finish_plan(title: str, stages: Stages, wanted: list[Hold], inventory: Inventory) -> Plan:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import storkit
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError
+from storkit.hosts import rights
 from storkit.hosts.guard import Claim, Guard
 from storkit.hosts.site import Performer, Setup, remember, site
 
@@ -75,10 +76,14 @@ class Agent:
                 told = time.monotonic()
                 self._write({"id": number, "progress": fraction, "text": text})
 
+            self._performer.asked = rights.from_afar(str(request.get("asked", "")))
             return self._performer.perform(request["target"], request["verb"], request["args"], progress)
         if do == "lock":
             claims = codec.load(list[Claim], request["claims"], "lock")
-            taken, given_up = self._guard.lock(claims, request["holder"], request["plan"], request["over_marks"])
+            titles = codec.load(dict[str, str], request.get("titles", {}), "titles")  # 0.1.0 does not say
+            taken, given_up = self._guard.lock(
+                claims, request["holder"], request["plan"], request["over_marks"], titles
+            )
             self._held += taken
             return given_up
         if do == "unlock":

@@ -8,9 +8,11 @@ from typing import Any
 
 from storkit.core.errors import HostUnreachable
 from storkit.core.inventory import HostConfig, Inventory
+from storkit.hosts import rights
 from storkit.hosts.guard import Claim, Guard
 
 Progress = Callable[[float, str], None]
+Titles = dict[str, str] | None
 
 
 class Connection(ABC):
@@ -18,6 +20,13 @@ class Connection(ABC):
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
+        self.plan = ""
+        """The plan that calls are made for now."""
+
+    @property
+    def asked(self) -> str:
+        """Who asks for what is called, for the host's log."""
+        return rights.asker() + (f", plan {self.plan}" if self.plan else "")
 
     @abstractmethod
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
@@ -28,7 +37,9 @@ class Connection(ABC):
         """
 
     @abstractmethod
-    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
+    def lock(
+        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
+    ) -> list[str]:
         """As Guard.lock, the plans given up; held until `unlock`, or until this process dies."""
 
     @abstractmethod
@@ -71,10 +82,13 @@ class LocalConnection(Connection):
         self._held: list[Any] = []
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        self._performer.asked = self.asked
         return self._performer.perform(target, verb, args, progress)
 
-    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
-        taken, given_up = self._guard.lock(claims, holder, plan, over_marks)
+    def lock(
+        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
+    ) -> list[str]:
+        taken, given_up = self._guard.lock(claims, holder, plan, over_marks, titles)
         self._held += taken
         return given_up
 

@@ -34,9 +34,16 @@ class Guard:
         self._marks = files.make_private(site.state / "pending")
 
     def lock(
-        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False
+        self,
+        claims: list[Claim],
+        holder: str,
+        plan: str = "",
+        over_marks: bool = False,
+        titles: dict[str, str] | None = None,
     ) -> tuple[list[locks.Lock], list[str]]:
         """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
+
+        `titles` are what messages call the names.
 
         With `over_marks`, such marks are removed instead: the second result names their plans.
 
@@ -48,7 +55,9 @@ class Guard:
             for claim in claims:
                 for name in sorted(claim.names):
                     path = self._locks / f"{_file_name(name)}.lock"
-                    taken.append(locks.acquire(path, name, shared=claim.shared, holder=holder))
+                    taken.append(
+                        locks.acquire(path, (titles or {}).get(name, name), shared=claim.shared, holder=holder)
+                    )
             wanted = {name for claim in claims for name in claim.names}
             for mark in self.marks():
                 if mark["plan"] != plan and wanted & set(mark["names"]):

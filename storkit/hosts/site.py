@@ -19,6 +19,7 @@ from storkit.core.backend import Backend, Pool, Site, Transport
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
+from storkit.hosts import rights
 from storkit.system.files import make_private, read_json, write_atomic
 
 
@@ -140,6 +141,8 @@ class Performer:
     def __init__(self, given: Setup, place: Site) -> None:
         self.setup = given
         self.site = place
+        self.asked = "this host itself"
+        """Who asks for what is performed, for the log."""
 
     def backend(self, target: str, place: Site | None = None) -> Backend:
         """The backend that `pool:NAME`, `transport:NAME` or `hypervisor:NAME` stands for on this host."""
@@ -183,7 +186,8 @@ class Performer:
             if verb in SERVING_VERBS and isinstance(backend, Transport):
                 values["volumes"] = self._here(values["volumes"])
         try:
-            result = method(**values)
+            with rights.logged(target, verb, values, self.asked):
+                result = method(**values)
         except OSError as error:
             from storkit.system.files import explain
 

@@ -20,7 +20,7 @@ from storkit.core import codec, errors
 from storkit.core.errors import HostUnreachable, StorkitError, Unsupported
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.agent import PROTOCOL, hello
-from storkit.hosts.connection import Connection, Progress
+from storkit.hosts.connection import Connection, Progress, Titles
 from storkit.hosts.guard import Claim
 from storkit.hosts.site import setup
 from storkit.system.timeouts import scaled
@@ -82,11 +82,15 @@ class SshConnection(Connection):
         threading.Thread(target=self._dispatch, daemon=True).start()
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
-        return self._request({"do": "call", "target": target, "verb": verb, "args": args}, progress)
+        return self._request(
+            {"do": "call", "target": target, "verb": verb, "args": args, "asked": self.asked}, progress
+        )
 
-    def lock(self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False) -> list[str]:
+    def lock(
+        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
+    ) -> list[str]:
         wanted = {"claims": codec.dump(claims), "holder": holder, "plan": plan, "over_marks": over_marks}
-        return list(self._request({"do": "lock", **wanted}))
+        return list(self._request({"do": "lock", **wanted, "titles": titles or {}}))
 
     def unlock(self) -> None:
         if self._process.poll() is None:

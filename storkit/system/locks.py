@@ -62,13 +62,13 @@ def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wa
             break
         # Its holder removed the file between our open and our lock: the lock that counts is on the new one.
         os.close(descriptor)
-    if not shared:
-        try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
-        except OSError:  # a full disk: a descriptor left open would hold the lock
-            os.close(descriptor)
-            raise
+    try:
+        # Of several that share it, the last one is named.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+    except OSError:  # a full disk: a descriptor left open would hold the lock
+        os.close(descriptor)
+        raise
     return Lock(path, descriptor)
 
 

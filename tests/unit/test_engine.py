@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -321,9 +322,11 @@ def test_old_plans_are_forgotten_unfinished_ones_never(tmp_path: Path, engine: E
 def test_names_are_held_and_marked(engine: Engine, log: list[str], tmp_path: Path) -> None:
     """A second coordinator is refused while the first runs, and after it was killed until its plan has ended."""
     other = Engine(Connections(engine.connections.inventory), tmp_path / "other")
-    made = plan([note("one", fail="silent")], holds=[Hold("h", ["volume"])])
-    engine.hold(made.holds)
-    with pytest.raises(Conflict, match="is locked by storkit"):
+    made = plan([note("one", fail="silent")], holds=[Hold("h", ["u-u-i-d"], titles={"u-u-i-d": "volume web"})])
+    engine.hold(made.holds, title="attach web on b")
+    with pytest.raises(
+        Conflict, match=rf"^volume web is locked by 'attach web on b' since \d\d:.* \(process {os.getpid()} "
+    ):
         other.hold(made.holds)
     with pytest.raises(StepFailed):
         engine.run(made)
@@ -342,9 +345,9 @@ def test_names_are_held_and_marked(engine: Engine, log: list[str], tmp_path: Pat
 def test_shared_holds(engine: Engine, tmp_path: Path) -> None:
     other = Engine(Connections(engine.connections.inventory), tmp_path / "other")
     shared = [Hold("h", ["gold"], shared=True)]
-    engine.hold(shared)
-    other.hold(shared)
-    with pytest.raises(StorkitError):
+    engine.hold(shared, title="clone gold to web")
+    other.hold(shared, title="verify gold")
+    with pytest.raises(StorkitError, match="gold is locked by 'verify gold' since"):
         other.hold([Hold("h", ["gold"])])
 
 

@@ -1,0 +1,72 @@
+"""What the log of a host says of rights: each that is given, taken or fenced there, and who asked for it.
+
+Who asked is the coordinator's own word, and what sshd knows of where it comes from.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from storkit.core.errors import StorkitError
+from storkit.system import syslog
+
+
+def asker() -> str:
+    """The person at this machine who gives a command."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def from_afar(said: str) -> str:
+    """What a coordinator says of itself, and the address that sshd has it from."""
+    address = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    return (said or "somebody") + (f", from {address}" if address else "")
+
+
+def _of(volumes: Iterable[Any]) -> str:
+    return ", ".join(f"{volume.name} ({volume.uuid})" for volume in volumes)
+
+
+def _clients(clients: Iterable[Any]) -> str:
+    return ", ".join(getattr(client, "name", client) for client in clients)
+
+
+_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "export": lambda args: f"let {_clients(args['clients'])} read {_of(args['volumes'])}",
+    "unexport": lambda args: f"take {_of(args['volumes'])} from {_clients(args['clients'])}",
+    "set_writers": lambda args: f"let {_clients(args['hosts']) or 'nobody'} write {_of(args['volumes'])}",
+    "fence": lambda args: f"fence {args['client']}",
+    "unfence": lambda args: f"unfence {args['client']}",
+    "declare_off": lambda args: f"take {args['client']} for off, by the word of {args['by']}",
+    "withdraw_off": lambda args: f"take {args['client']} for off no longer",
+}
+
+
+def words(target: str, verb: str, args: dict[str, Any]) -> str:
+    """What a verb does to rights; empty: nothing."""
+    kind, _, name = target.partition(":")
+    if kind not in ("transport", "host") or verb not in _WORDS:
+        return ""
+    return _WORDS[verb](args) + (f" by {name}" if name else "")
+
+
+@contextmanager
+def logged(target: str, verb: str, args: dict[str, Any], asked: str) -> Iterator[None]:
+    """Log what a verb has done to rights, also when it failed: it may have come half-way."""
+    said = words(target, verb, args)
+    try:
+        yield
+    except StorkitError as error:
+        if said:
+            syslog.log(f"{said}: FAILED: {error.message}; asked by {asked}")
+        raise
+    if said:
+        syslog.log(f"{said}; asked by {asked}")

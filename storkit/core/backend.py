@@ -10,7 +10,9 @@ another machine. Every verb
 - identifies volumes by UUID: a volume of the right name and the wrong UUID is a Conflict, never touched;
 - checks everything that it can refuse before it changes anything, and reports all of it (errors.raise_problems).
 
-Arguments and results are records of storkit.core.model or plain JSON values: the same call crosses ssh unchanged.
+Arguments and results are records of storkit.core.model or plain JSON values: the same call crosses ssh unchanged. Their
+types are checked on both sides, as they are declared here (storkit.core.identities): a backend gets no name, UUID or
+path from elsewhere that was not looked at.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storkit.core.errors import Unsafe, Unsupported, raise_problems
+from storkit.core.identities import ClientName, GuestName, Line, MaybeAddress, Size, Uuid, VolumeName, Word, Words
 from storkit.core.model import (
     Attachment,
     Credential,
@@ -81,10 +84,10 @@ class NoSettings:
 class Client:
     """A host that a volume is exported to."""
 
-    name: str
+    name: ClientName
     same_machine: bool
     """True: it reaches the server's Unix sockets; False: it comes over the network."""
-    address: str = ""
+    address: MaybeAddress = ""
     """Where it comes from, as the inventory has it: a name or an address of the storage network."""
 
 
@@ -114,13 +117,13 @@ class Pool(Backend):
         self.pool = pool
 
     @abstractmethod
-    def look(self, names: list[str] | None = None) -> Found:
+    def look(self, names: list[VolumeName] | None = None) -> Found:
         """The volumes of this pool, by name order: all, or those of `names` that exist; damaged ones apart.
 
         Raises only what keeps the whole pool from being looked at (a directory or volume group that is not there).
         """
 
-    def find(self, names: list[str] | None = None) -> list[Volume]:
+    def find(self, names: list[VolumeName] | None = None) -> list[Volume]:
         """As `look`, for those who need every one of these volumes: raises Unsafe if any of them is damaged."""
         found = self.look(names)
         raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
@@ -133,7 +136,7 @@ class Pool(Backend):
         Raises Conflict: a name is taken by another UUID, or there is no room (nothing is left behind).
         """
 
-    def import_tree(self, volumes: list[Volume], source: str) -> list[Volume]:
+    def import_tree(self, volumes: list[Volume], source: Line) -> list[Volume]:
         """Make a volume of kind `tree` with the content of `source`, a tar or a directory on this host. All or none."""
         raise Unsupported(
             f"pool {self.pool} is of type {self.name}, which has no trees", "import it into a pool of type nfs"
@@ -191,19 +194,19 @@ class Transport(Backend):
         """Offer volumes to hosts, for reading only: `set_writers` says who writes. Existing rights stay as they are."""
 
     @abstractmethod
-    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
+    def unexport(self, volumes: list[Volume], clients: list[ClientName]) -> None:
         """Take the offer back; the client's connections are cut. The last one gone, the server is gone as well."""
 
     @abstractmethod
-    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
+    def find_exports(self, volumes: list[Uuid] | None = None) -> list[Export]:
         """The exports of the volumes with these UUIDs (None: all of this host), as the servers have them now."""
 
     @abstractmethod
-    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
+    def offers(self, volumes: list[Volume], client: ClientName) -> list[Offer]:
         """What `client` needs for `attach`, its credential included. Raises NotFound if not exported to it."""
 
     @abstractmethod
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
+    def set_writers(self, volumes: list[Volume], hosts: list[ClientName]) -> None:
         """Exactly `hosts` may write these volumes from now on; the server refuses everyone else.
 
         Rights are taken before others are given: when this returns, no write of a host that lost its right can still
@@ -218,7 +221,7 @@ class Transport(Backend):
         Raises Unsafe if it shows another one; ServiceUnreachable if it does not answer.
         """
 
-    def claim(self, volumes: list[Volume], writers: list[str]) -> None:  # noqa: B027: most have nothing to take up
+    def claim(self, volumes: list[Volume], writers: list[ClientName]) -> None:  # noqa: B027: most have nothing to do
         """At a client that `set_writers` has made one of `writers`: make its attachments of these volumes writable.
 
         What `attach` did with an offer that was for reading is done over under whoever has the path open. Volumes that
@@ -230,11 +233,11 @@ class Transport(Backend):
         """Remove the stable paths and credentials, also when the server is gone."""
 
     @abstractmethod
-    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
+    def find_attachments(self, volumes: list[Uuid] | None = None) -> list[Attachment]:
         """The attachments on this host of the volumes with these UUIDs (None: all)."""
 
     @abstractmethod
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
+    def evidence(self, volumes: list[Volume], offsets: list[Size] | None = None) -> list[Evidence]:
         """What this host sees of its attachments: identity, size, and the digests of 4 KiB blocks.
 
         `offsets` are bytes, multiples of 4096; None means a spread chosen from the volume's size and UUID, the same
@@ -242,7 +245,7 @@ class Transport(Backend):
         """
 
     @abstractmethod
-    def fence(self, client: str) -> list[Export]:
+    def fence(self, client: ClientName) -> list[Export]:
         """Cut `client` off every volume of this host, and refuse it until `unfence`. The exports it had."""
 
     @abstractmethod
@@ -251,7 +254,7 @@ class Transport(Backend):
         again: after a reboot."""
 
     @abstractmethod
-    def unfence(self, client: str) -> None:
+    def unfence(self, client: ClientName) -> None:
         """Let a fenced host be exported to again; it gets no export back by itself."""
 
 
@@ -259,69 +262,69 @@ class Hypervisor(Backend):
     """Where a guest runs."""
 
     @abstractmethod
-    def find(self, guests: list[str] | None = None) -> list[GuestState]:
+    def find(self, guests: list[GuestName] | None = None) -> list[GuestState]:
         """The guests that storkit defined on this host (all, or those of `guests` that are known here).
 
         One that does not answer is `unknown`: it may be running.
         """
 
     @abstractmethod
-    def check(self, guest: Guest) -> list[str]:
+    def check(self, guest: Guest) -> list[Words]:
         """What stands in the way of running this guest here, each in one line; nothing if all is well."""
 
-    def fingerprint(self, guest: Guest) -> dict[str, str]:
+    def fingerprint(self, guest: Guest) -> dict[Words, Words]:
         """What both hosts of a migration must have alike for this guest (versions, digests), by name."""
         return {}
 
     @abstractmethod
-    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+    def define(self, guest: Guest, disks: list[DiskSource], machine: Word = "") -> Line:
         """Render the guest's configuration for this host; the path of it. `machine` pins the machine type.
 
         `disks` are in the order of the guest's disks. Raises Conflict if the guest is running here.
         """
 
     @abstractmethod
-    def undefine(self, name: str) -> None:
+    def undefine(self, name: GuestName) -> None:
         """Forget a guest that does not run here."""
 
     @abstractmethod
-    def start(self, name: str) -> GuestState:
+    def start(self, name: GuestName) -> GuestState:
         """Start a defined guest; running already is fine."""
 
     @abstractmethod
-    def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
+    def stop(self, name: GuestName, force: bool = False, timeout: float = 60.0) -> None:
         """Shut a guest down and wait until it is gone; `force` takes its power away."""
 
     @abstractmethod
-    def receive(self, name: str, same_machine: bool) -> str:
+    def receive(self, name: GuestName, same_machine: bool) -> Line:
         """Get ready to receive the guest by live migration; the URI for `send`. It will not run before `resume`."""
 
-    def credential(self, name: str) -> Credential | None:
+    def credential(self, name: GuestName) -> Credential | None:
         """What `send` must show to be let in where `receive` waits; None where nothing is asked for."""
         return None
 
     @abstractmethod
-    def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
+    def send(self, name: GuestName, uri: Line, credential: Credential | None = None) -> MigrationResult:
         """Migrate the running guest to `uri` and wait for the end. Raises, with the guest still running here, if it
         fails. Called again during or after the same migration, it waits for it or reports it."""
 
     @abstractmethod
-    def resume(self, name: str, run: bool = True) -> None:
+    def resume(self, name: GuestName, run: bool = True) -> None:
         """Let a guest that has arrived go on, or leave it paused as it was (`run` false); running already is fine.
 
         Called only once the source has let go of it, so that it cannot run twice. Raises Unsafe: it has not arrived.
         """
 
-    def messages(self, name: str) -> str:
+    def messages(self, name: GuestName) -> Words:
         """What the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
         return ""
 
-    def cancel(self, name: str) -> None:
+    def cancel(self, name: GuestName) -> None:
         """Call off a migration that is under way from here, and wait until it has ended: from then on the guest either
         stays here or has moved. None under way is fine."""
 
     @abstractmethod
-    def retire(self, name: str) -> None:
+    def retire(self, name: GuestName) -> None:
         """End what is left here of a guest that migrated away, or of a migration that never arrived.
 
         Raises Unsafe if the guest runs here.

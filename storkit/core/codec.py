@@ -1,7 +1,7 @@
 """Records to and from plain JSON values, checked against their type hints.
 
-One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys
-and wrong types are all reported, each with the path of its key.
+One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys,
+wrong types and what an identity may not be (storkit.core.identities) are all reported, each with the path of its key.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
     origin, args = _parts(hint)
     if hint is Any:
         return data
+    if origin is typing.Annotated:
+        count = len(problems)
+        value = convert(args[0], data, where, key, problems)
+        for check in args[1:] if len(problems) == count else ():
+            try:
+                check(value)
+            except UsageError as error:
+                wrong(error.message)
+        return value
     if origin in (types.UnionType, typing.Union):
         if data is None and type(None) in args:
             return None
@@ -84,7 +93,10 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         if not isinstance(data, dict):
             wrong(f"a table is wanted, not {_name(data)}")
             return None
-        return {name: convert(args[1], item, where, _join(key, name), problems) for name, item in data.items()}
+        return {
+            convert(args[0], name, where, key, problems): convert(args[1], item, where, _join(key, name), problems)
+            for name, item in data.items()
+        }
     if dataclasses.is_dataclass(hint):
         if not isinstance(data, dict):
             wrong(f"a table is wanted, not {_name(data)}")
@@ -140,7 +152,7 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
 
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _join(key: str, name: str) -> str:

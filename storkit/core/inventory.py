@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from storkit.core.codec import convert
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
-from storkit.core.model import check_name
+from storkit.core.identities import check_name, url_problem
 
 SYSTEM_STATE = Path("/var/lib/storkit")
 """Where the state of a host is when root runs storkit; sockets and stable paths are then in /run and /dev."""
@@ -88,7 +88,7 @@ class Inventory:
         if name in self.hosts:
             return self.hosts[name]
         if ":" in name or name == "local":
-            problem = _url_problem(name)
+            problem = url_problem(name)
             if problem:
                 raise UsageError(f"{name!r} is not a host URL: {problem}", f"write {HOST_SCHEMES}")
             place = _place(name)
@@ -232,7 +232,7 @@ def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[Storkit
         url = host.url
         if url.startswith("local:") and not url.startswith("local:/"):
             url = f"local:{(base / url[6:]).absolute()}"
-        problem = _url_problem(url)
+        problem = url_problem(url)
         if problem:
             problems.append(UsageError(f"{where}: hosts.{name}.url: {problem}", f"write {HOST_SCHEMES}"))
         place = "" if problem else _place(url, host.state)
@@ -301,24 +301,3 @@ def _check(action: Any, where: str, key: str, problems: list[StorkitError]) -> N
         action()
     except StorkitError as error:
         problems.append(type(error)(f"{where}: {key}: {error.message}", error.hint))
-
-
-def _url_problem(url: str) -> str:
-    if any(not character.isprintable() or character.isspace() for character in url):
-        return "it has a space or a control character"
-    if url == "local":
-        return ""
-    if url.startswith("local:"):
-        return "" if url.startswith("local:/") else "the directory must be an absolute path"
-    if not url.startswith("ssh://"):
-        return f"{url!r} has no known scheme"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        return str(error)
-    if not parts.hostname or parts.hostname.startswith("-") or (parts.username or "").startswith("-"):
-        return "it names no host"
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.password or port == 0:
-        return "only user, host and port belong into it"
-    return ""

@@ -5,14 +5,39 @@ Every record is plain data with a JSON form (storkit.core.codec). Sizes are byte
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from storkit.core.errors import UsageError
+from storkit.core.identities import (
+    NAME_MAX,
+    Check,
+    ClientName,
+    Count,
+    Decimal,
+    GuestName,
+    Hex,
+    HostName,
+    Line,
+    MaybeAddress,
+    MaybeHost,
+    MaybePath,
+    MaybePool,
+    MaybeUuid,
+    PoolName,
+    Port,
+    Portal,
+    Size,
+    Uuid,
+    VolumeName,
+    Word,
+    Words,
+    check_name,
+    check_secret,
+    guest_client,
+    guest_of,
+)
 
-NAME_MAX = 63
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+__all__ = ["NAME_MAX", "check_name", "guest_client", "guest_of"]
 
 
 class Secret:
@@ -40,61 +65,34 @@ class Secret:
         return self._value
 
 
-def check_name(what: str, name: str) -> str:
-    """`name`, if it can name a volume, guest, host, pool or fleet on every backend; UsageError otherwise.
-
-    The common ground of LVM names (lvm(8)), NBD export names, IQN parts, Xen domain names and file names.
-    """
-    hint = f"use 1 to {NAME_MAX} of the letters A-Z a-z, digits, '.', '_' and '-', starting with a letter or digit"
-    shown = repr(name if len(name) <= 80 else name[:77] + "...")
-    if not name:
-        raise UsageError(f"a {what} needs a name", hint)
-    if len(name) > NAME_MAX:
-        raise UsageError(f"{what} name {shown} is {len(name)} characters long, {NAME_MAX} at most", hint)
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{shown} cannot name a {what}", hint)
-    if ".." in name:
-        raise UsageError(f"{shown} cannot name a {what}: '..' is not allowed", hint)
-    return name
-
+SecretLine = Annotated[Secret, Check(check_secret)]
+"""A secret that is a line of a file."""
 
 VolumeKind = Literal["disk", "image", "snapshot", "tree"]
 """disk: a guest writes it. image: golden, never written, cloned. snapshot: one moment of a disk, never written.
 tree: a directory, a guest's root file system; the guest itself mounts it over the network."""
-
-_GUEST = "guest:"
-
-
-def guest_client(name: str) -> str:
-    """The name that a guest has as the client of an export, as hosts have theirs: no host can be named so."""
-    return _GUEST + name
-
-
-def guest_of(client: str) -> str:
-    """The guest that a client is; empty: it is a host."""
-    return client.removeprefix(_GUEST) if client.startswith(_GUEST) else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
     """One disk, named, with a UUID that is its identity on every wire."""
 
-    name: str
-    uuid: str
-    size: int
-    pool: str = ""
-    host: str = ""
+    name: VolumeName
+    uuid: Uuid
+    size: Size
+    pool: MaybePool = ""
+    host: MaybeHost = ""
     """The home host: where the pool is and where the volume's locks are held."""
     kind: VolumeKind = "disk"
-    format: str = ""
+    format: Word = ""
     """How the bytes lie at home (raw, qcow2, ...); on every wire a volume is raw."""
-    path: str = ""
+    path: MaybePath = ""
     """Where the bytes lie on the home host."""
-    origin: str = ""
+    origin: MaybeUuid = ""
     """The UUID of the volume this one was cloned or snapshotted from."""
-    made: str = ""
+    made: Line = ""
     """How it came to be: created, imported, reflink, overlay, copy."""
-    created: str = ""
+    created: Line = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +102,11 @@ class Damaged:
     It keeps its name taken. Every command that needs it is refused; others go on.
     """
 
-    name: str
-    pool: str
-    host: str
-    message: str
-    hint: str = ""
+    name: Words
+    pool: PoolName
+    host: HostName
+    message: Words
+    hint: Words = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +121,14 @@ class Found:
 class Usage:
     """How full a pool is, in bytes."""
 
-    pool: str
-    host: str
-    total: int
-    free: int
-    provisioned: int
+    pool: PoolName
+    host: HostName
+    total: Count
+    free: Count
+    provisioned: Count
     """The sum of the sizes that volumes could grow to."""
-    allocated: int
-    warnings: list[str] = field(default_factory=list)
+    allocated: Count
+    warnings: list[Words] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +136,9 @@ class Credential:
     """What a client host shows to the server to be let in."""
 
     method: Literal["psk", "x509", "chap"]
-    user: str = ""
-    secret: Secret | None = None
-    files: dict[str, Secret] = field(default_factory=dict)
+    user: Line = ""
+    secret: SecretLine | None = None
+    files: dict[Word, Secret] = field(default_factory=dict)
     """x509: file name (ca-cert.pem, client-cert.pem, client-key.pem) to its content."""
 
 
@@ -148,24 +146,24 @@ class Credential:
 class Offer:
     """What a client host must know to attach a volume exported to it: where, the name on the wire, the identity."""
 
-    volume: str
-    uuid: str
-    size: int
-    client: str
-    transport: str
-    name: str
+    volume: VolumeName
+    uuid: Uuid
+    size: Size
+    client: ClientName
+    transport: Word
+    name: Line
     """The name on the wire: NBD export name, IQN/LUN, path."""
-    identity: str
+    identity: Line
     """What the server says of the volume on the wire; attach refuses anything else."""
     writable: bool
-    socket: str = ""
-    server: str = ""
-    port: int = 0
-    portals: list[str] = field(default_factory=list)
+    socket: MaybePath = ""
+    server: MaybeAddress = ""
+    port: Port = 0
+    portals: list[Portal] = field(default_factory=list)
     """iSCSI: ADDRESS:PORT of each way to the target."""
-    path: str = ""
+    path: MaybePath = ""
     """To a client on the server's own machine: where the bytes lie."""
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[Word, Line] = field(default_factory=dict)
     """What else this transport's client must know."""
     credential: Credential | None = None
 
@@ -174,14 +172,14 @@ class Offer:
 class Export:
     """A volume offered to one client host, as the server has it now."""
 
-    volume: str
-    uuid: str
-    client: str
+    volume: VolumeName
+    uuid: Uuid
+    client: ClientName
     writable: bool
-    transport: str
+    transport: Word
     live: bool
     """False: granted, but the server that should offer it does not run."""
-    endpoint: str = ""
+    endpoint: Line = ""
     """For people: the socket, portal or path."""
 
 
@@ -190,20 +188,20 @@ class DiskSource:
     """Where a guest's disk comes from on one host. Templates know these three kinds and never a backend."""
 
     kind: Literal["block", "file", "network"]
-    path: str = ""
+    path: MaybePath = ""
     """block: the device; file: the file."""
-    format: str = "raw"
-    protocol: str = ""
+    format: Word = "raw"
+    protocol: Word = ""
     """network: nbd, rbd, iscsi."""
-    export: str = ""
+    export: Line = ""
     """network: the name on the wire."""
-    socket: str = ""
-    server: str = ""
-    port: int = 0
+    socket: MaybePath = ""
+    server: MaybeAddress = ""
+    port: Port = 0
     tls: Literal["", "psk", "x509"] = ""
-    tls_dir: str = ""
+    tls_dir: MaybePath = ""
     """A 0700 directory with the credential's files, as QEMU's tls-creds objects take it."""
-    tls_user: str = ""
+    tls_user: Word = ""
 
     @property
     def uri(self) -> str:
@@ -221,14 +219,14 @@ class DiskSource:
 class Attachment:
     """An export on one host, at its stable path."""
 
-    volume: str
-    uuid: str
-    host: str
-    transport: str
-    path: str
+    volume: VolumeName
+    uuid: Uuid
+    host: HostName
+    transport: Word
+    path: MaybePath
     """The stable path: the same name on every host."""
     source: DiskSource
-    size: int
+    size: Size
     writable: bool
     """What this host asked for; what the server grants is in its exports."""
 
@@ -237,16 +235,16 @@ class Attachment:
 class Evidence:
     """What one host sees of one volume, measured at the far end of the wire."""
 
-    volume: str
-    host: str
-    identity: str
+    volume: VolumeName
+    host: HostName
+    identity: Line
     """The identity as the server states it, including the instance of the server that answered."""
-    size: int
-    blocks: dict[str, str]
+    size: Size
+    blocks: dict[Decimal, Hex]
     """Byte offset of a 4 KiB block to the SHA-256 of its content."""
-    key: str = ""
+    key: Hex = ""
     """The reservation key that this host has registered at the logical unit, in hexadecimal; empty: none."""
-    keys: list[str] | None = None
+    keys: list[Hex] | None = None
     """The keys of all hosts that are registered there, as this host reads them; None: it cannot read any."""
 
 
@@ -259,17 +257,17 @@ unknown: it does not answer, so it may still run."""
 class GuestState:
     """What a hypervisor says of one guest on one host."""
 
-    name: str
-    uuid: str
-    host: str
-    hypervisor: str
+    name: GuestName
+    uuid: Uuid
+    host: HostName
+    hypervisor: Word
     status: GuestStatus
-    pid: int = 0
-    migration: str = ""
+    pid: Count = 0
+    migration: Line = ""
     """The hypervisor's own word for a migration under way or ended (QEMU: query-migrate's status)."""
-    machine: str = ""
+    machine: Word = ""
     """The versioned machine type it runs with: the destination must use the same."""
-    volumes: dict[str, str] = field(default_factory=dict)
+    volumes: dict[Uuid, VolumeName] = field(default_factory=dict)
     """Volume UUID to name, as attached to the guest."""
 
 

@@ -6,15 +6,17 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from storkit.core.identities import GuestName, Line, MaybeUuid, Uuid, VolumeName, Word
+
 
 @dataclass(frozen=True, slots=True)
 class Boot:
     """How the guest starts: its disk's own boot loader, or a kernel given directly."""
 
-    kernel: str = ""
+    kernel: Line = ""
     """A path, the same on every host; empty: the firmware boots the first disk."""
-    initrd: str = ""
-    cmdline: str = ""
+    initrd: Line = ""
+    cmdline: Line = ""
     firmware: Literal["bios", "uefi"] = "bios"
 
 
@@ -22,17 +24,17 @@ class Boot:
 class Root:
     """A tree that the guest mounts as its root, by NFS, from its own address."""
 
-    volume: str
-    address: str
+    volume: VolumeName
+    address: Line
     """The guest's IPv4 address with its network's prefix, as 10.0.1.50/24: the tree is exported to it alone."""
-    gateway: str = ""
-    options: str = "vers=4.2,tcp"
+    gateway: Line = ""
+    options: Line = "vers=4.2,tcp"
     """Mount options, nfs(5)."""
-    uuid: str = ""
+    uuid: MaybeUuid = ""
     """The volume's UUID: which storkit fills in, as the following."""
-    server: str = ""
+    server: Line = ""
     """The address of the server; empty: that of the volume's home host in the inventory."""
-    path: str = ""
+    path: Line = ""
 
     @property
     def host(self) -> str:
@@ -62,12 +64,12 @@ class Root:
 class Disk:
     """A volume as the guest sees it."""
 
-    volume: str
-    target: str = ""
+    volume: VolumeName
+    target: Line = ""
     """The device name in the guest (vda, xvda, sda); empty: the next free one of the hypervisor's kind."""
     bus: Literal["virtio", "scsi", "ide", "sata", "xen"] = "virtio"
     readonly: bool = False
-    uuid: str = ""
+    uuid: MaybeUuid = ""
     """The volume's UUID, which storkit fills in before it renders: the guest sees it as the disk's serial number."""
 
     @property
@@ -81,30 +83,30 @@ class Disk:
 class Nic:
     """A network card on a bridge of the host; `mac` empty: derived from the guest's UUID and the card's number."""
 
-    bridge: str
-    mac: str = ""
-    model: str = "virtio"
+    bridge: Line
+    mac: Line = ""
+    model: Line = "virtio"
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
     """One virtual machine. Sizes in bytes."""
 
-    name: str
-    uuid: str
+    name: GuestName
+    uuid: Uuid
     memory: int
     vcpus: int = 1
-    hypervisor: str = "qemu"
-    machine: str = ""
+    hypervisor: Word = "qemu"
+    machine: Word = ""
     """QEMU's machine type; empty: the hypervisor's default, pinned to its version when the guest first starts."""
-    cpu: str = ""
+    cpu: Line = ""
     boot: Boot = field(default_factory=Boot)
     root: Root | None = None
     disks: list[Disk] = field(default_factory=list)
     nics: list[Nic] = field(default_factory=list)
-    console: str = ""
+    console: Line = ""
     """A file on the host that takes the serial console's output; empty: none."""
-    extra: list[str] = field(default_factory=list)
+    extra: list[Line] = field(default_factory=list)
     """Further words for the hypervisor, as they are (QEMU arguments, lines of xl.cfg)."""
 
     @property

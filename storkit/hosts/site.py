@@ -11,11 +11,12 @@ import os
 import typing
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from storkit.core import codec, registry
-from storkit.core.backend import Backend, Pool, Site, Transport
+from storkit.core.backend import Backend, Hypervisor, Pool, Site, Transport
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
@@ -182,7 +183,7 @@ class Performer:
             method = getattr(backend, verb, None)
             if verb.startswith("_") or not inspect.ismethod(method):
                 raise UsageError(f"there is no verb {verb!r} of {target}")
-            values = bind(method, args, f"{target}.{verb}")
+            values = bind(method, args, f"{target}.{verb}", types=declared(target.partition(":")[0], verb))
             if verb in SERVING_VERBS and isinstance(backend, Transport):
                 values["volumes"] = self._here(values["volumes"])
         try:
@@ -228,9 +229,29 @@ SERVING_VERBS = frozenset({"export", "set_writers"})
 """Verbs of transports that open a volume's bytes."""
 
 
-def bind(method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`args` (JSON values) as the declared types of the method's parameters; every problem at once."""
-    hints = typing.get_type_hints(method)
+_CONTRACTS = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
+
+
+@cache
+def declared(kind: str, verb: str) -> dict[str, Any]:
+    """The types that a contract gives a verb's arguments, and its result (`return`); nothing: it has no such verb.
+
+    They hold for every backend, whatever its own method says: identities are checked for all of them.
+    """
+    method = getattr(_CONTRACTS.get(kind), verb, None)
+    if method is None:
+        return {}
+    from storkit.guests.record import Guest
+
+    return typing.get_type_hints(method, localns={"Guest": Guest}, include_extras=True)
+
+
+def bind(
+    method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = (), types: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """`args` (JSON values) as the declared types of the method's parameters; every problem at once. `types` are those
+    that the contract gives them."""
+    hints = {**typing.get_type_hints(method, include_extras=True), **(types or {})}
     parameters = inspect.signature(method).parameters
     problems: list[StorkitError] = []
     values: dict[str, Any] = {}

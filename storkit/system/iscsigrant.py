@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.identities import ClientName, Line
 from storkit.core.model import Secret, Volume
 from storkit.system.grants import GrantFiles, short
 
@@ -137,15 +138,15 @@ class Grant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
-    clients: dict[str, Granted] = field(default_factory=dict)
-    writers: list[str] = field(default_factory=list)
-    iqn: str = ""
+    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    writers: list[ClientName] = field(default_factory=list)
+    iqn: Line = ""
     """The target's name, kept: a prefix that was changed later does not rename what clients are logged in to."""
-    prefix: str = ""
+    prefix: Line = ""
     """What the initiators' names begin with, kept for the same reason."""
     portals: list[str] = field(default_factory=list)
     """Where clients reach the target."""
-    listens: list[str] = field(default_factory=list)
+    listens: list[Line] = field(default_factory=list)
     """What it listens on, as LIO names it: the portals, or all addresses, if another target does already."""
     chap: Chap = "mutual"
 

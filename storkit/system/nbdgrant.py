@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict
+from storkit.core.identities import ClientName, Port, Word
 from storkit.core.model import Volume
 from storkit.system.files import make_private
 from storkit.system.grants import GrantFiles, short, slug
@@ -29,9 +30,9 @@ class Granted:
     """One client's grant."""
 
     same_machine: bool
-    port: int = 0
+    port: Port = 0
     """The TCP port of the client's front, kept so that the front comes back where the client looks for it."""
-    nonce: str = ""
+    nonce: Word = ""
     """Part of the export's name: a guest that was cut off and tries to reconnect, with old data in its memory, is never
     let in by a later grant, nor by another volume of the same name."""
 
@@ -41,8 +42,8 @@ class Grant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
-    clients: dict[str, Granted] = field(default_factory=dict)
-    writers: list[str] = field(default_factory=list)
+    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    writers: list[ClientName] = field(default_factory=list)
 
     def export_name(self, client: str) -> str:
         """The NBD export name of this grant's client."""

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.identities import ClientName, MaybeAddress, Word
 from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.files import make_private
@@ -69,9 +70,9 @@ class NfsSettings:
 class Granted:
     """One client's grant."""
 
-    addresses: list[str]
+    addresses: list[MaybeAddress]
     """Where the server sees the client come from."""
-    nonce: str
+    nonce: Word
     """A UUID, part of the name of what is exported and of every file handle: new with each grant, so that a client that
     was cut off, and still has writes to send, is never let in by a later grant."""
     same_machine: bool = False
@@ -82,10 +83,10 @@ class Grant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
-    instance: str = ""
+    instance: Word = ""
     """Part of the volume's identity on the wire: drawn when it is first exported."""
-    clients: dict[str, Granted] = field(default_factory=dict)
-    writers: list[str] = field(default_factory=list)
+    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    writers: list[ClientName] = field(default_factory=list)
 
     @property
     def pool(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from storkit.core import codec
 from storkit.core.errors import StorkitError, Unsafe
+from storkit.core.identities import check_uuid, is_uuid
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 
 R = TypeVar("R")
@@ -22,11 +23,13 @@ class RecordFiles(Generic[R]):
         self._what = what
 
     def path(self, uuid: str) -> Path:
+        """Where the record of a volume is. Raises UsageError: that is no UUID, and would lead elsewhere."""
+        check_uuid(uuid)
         return self.directory / f"{uuid}.json"
 
     def uuids(self) -> list[str]:
         """The volumes that have a record, readable or not."""
-        return sorted(path.stem for path in self.directory.glob("*.json"))
+        return sorted(path.stem for path in self.directory.glob("*.json") if is_uuid(path.stem))
 
     def find(self, uuids: Iterable[str] | None = None) -> tuple[dict[str, R], list[StorkitError]]:
         """The records of these volumes (None: all) by UUID, and what is wrong with those that are damaged."""

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import Volume, check_name
+from storkit.core.identities import check_name, check_uuid
+from storkit.core.model import Volume
 from storkit.system import files, locks, volumefile
 from storkit.system.files import PARTIAL
 from storkit.system.timeouts import scaled
@@ -34,7 +35,6 @@ SPOOL = "spool"
 _LEFTOVER = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})\.({'|'.join((*FORMATS, 'json', SPOOL))}){re.escape(PARTIAL)}", re.ASCII
 )
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _LOCK = ".storkit.lock"
 _FEW = 4
 """Up to this many volumes are flushed one by one; syncfs(2) would wait for everyone's writes."""
@@ -186,8 +186,7 @@ class VolumeDirectory:
             sidecar = None
             try:
                 check_name("volume", volume.name)
-                if not _UUID.fullmatch(volume.uuid):
-                    raise UsageError(f"{volume.uuid!r} is not a UUID for volume {volume.name}", "uuidgen makes one")
+                check_uuid(volume.uuid)
                 if volume.name in seen:
                     raise UsageError(f"volume {volume.name} is asked for twice", "give each its own name")
                 seen.add(volume.name)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass, field
+import types
+import typing
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storkit.core import codec
+from storkit.core import codec, identities
 from storkit.core.errors import Problems, StorkitError, UsageError, from_json
 from storkit.core.model import (
     NAME_MAX,
@@ -24,12 +26,15 @@ from storkit.core.model import (
     MigrationResult,
     Offer,
     Secret,
+    SecretLine,
     Usage,
     Volume,
     VolumeKind,
     check_name,
+    guest_client,
 )
 
+UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
 RECORDS = [Volume, Usage, Offer, Export, DiskSource, Attachment, Evidence, GuestState, MigrationResult, Credential]
 
 
@@ -85,7 +90,8 @@ def test_secrets_compare_and_are_true_when_there_is_one() -> None:
 
 
 def test_secrets_travel_only_when_asked() -> None:
-    offer = Offer("v", "u", 1, "c", "nbd", "n", "i", True, credential=Credential("psk", "u", Secret("k")))
+    key = Credential("psk", "u", Secret("k"))
+    offer = Offer("v", UUID, 1, "c", "nbd", "n", "i", True, credential=key)
     assert codec.dump(offer)["credential"]["secret"] == "***"
     assert codec.load(Offer, codec.dump(offer, reveal=True)) == offer
 
@@ -93,8 +99,52 @@ def test_secrets_travel_only_when_asked() -> None:
 # Records
 
 
+NAMES = st.from_regex(
+    r"[A-Za-z0-9]([A-Za-z0-9_-]|\.(?!\.)){0,20}", fullmatch=True, alphabet=st.characters(codec="ascii")
+)
+LINES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), max_size=40)
+PATHS = st.lists(NAMES).map(lambda names: "/" + "/".join(names))
+HOSTS = NAMES | PATHS.map(lambda path: f"local:{path}") | NAMES.map(lambda name: f"ssh://root@{name}:22")
+UUIDS = st.uuids().map(str)
+GOOD = {
+    identities.Uuid: UUIDS,
+    identities.MaybeUuid: UUIDS | st.just(""),
+    identities.VolumeName: NAMES,
+    identities.PoolName: NAMES,
+    identities.MaybePool: NAMES | st.just(""),
+    identities.GuestName: NAMES,
+    identities.HostName: HOSTS,
+    identities.MaybeHost: HOSTS | st.just(""),
+    identities.ClientName: HOSTS | NAMES.map(guest_client),
+    identities.Size: st.integers(0, 2**63 - 1),
+    identities.Count: st.integers(0, 2**70),
+    identities.Port: st.integers(0, 65535),
+    identities.MaybePath: PATHS | st.just(""),
+    identities.MaybeAddress: st.ip_addresses().map(str) | NAMES | st.just(""),
+    identities.Portal: st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(lambda at: f"[{at}]:3260"),
+    identities.Word: NAMES | st.just(""),
+    identities.Line: LINES,
+    identities.Hex: st.from_regex("[0-9a-f]{0,64}", fullmatch=True),
+    identities.Decimal: st.integers(0, 2**62).map(str),
+    SecretLine: LINES.map(Secret),
+}
+"""What a field of each type may hold."""
+
+
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Anything that a field of this type may hold."""
+    if hint in GOOD:
+        return GOOD[hint]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return st.one_of(*(values(arg) for arg in args))
+    if origin is list:
+        return st.lists(values(args[0]), max_size=3)
+    if origin is dict:
+        return st.dictionaries(values(args[0]), values(args[1]), max_size=3)
+    if is_dataclass(hint):
+        fields = typing.get_type_hints(hint, include_extras=True)
+        return st.builds(hint, **{name: values(each) for name, each in fields.items()})
     return st.from_type(hint)
 
 
@@ -187,7 +237,7 @@ def test_what_has_no_json_form_is_a_bug_not_a_guess() -> None:
 def test_kinds_of_volumes() -> None:
     assert get_args(VolumeKind) == ("disk", "image", "snapshot", "tree")
     with pytest.raises(UsageError, match="'cdrom' is not one of"):
-        codec.load(Volume, {"name": "n", "uuid": "u", "size": 1, "kind": "cdrom"})
+        codec.load(Volume, {"name": "n", "uuid": UUID, "size": 1, "kind": "cdrom"})
 
 
 def test_errors_cross_hosts_with_their_kind() -> None:

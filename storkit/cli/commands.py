@@ -163,7 +163,10 @@ COMMANDS = (
         "delete",
         "delete volumes",
         "volume:delete",
-        (arg("names", help="the volumes", nargs="+", **VOLUME),),
+        (
+            arg("names", help="the volumes", nargs="+", **VOLUME),
+            arg("--force", help="also disks of guests that are defined", action="store_true"),
+        ),
     ),
     Command("volume", "list", "list the volumes", "volume:list_", (POOL,)),
     Command("volume", "show", "show a volume and who has it", "volume:show", (arg("name", help="it", **VOLUME),)),

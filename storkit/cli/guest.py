@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from storkit.cli import output
+from storkit.cli.disks import refuse_to_share
 from storkit.cli.session import Session
 from storkit.cli.volume import must_be_free, new_volume
 from storkit.core import codec, migration, planner
@@ -146,6 +147,7 @@ def clone(session: Session, options: Namespace) -> None:
     if options.name in files.names(session.guests):
         raise Conflict(f"guest {options.name} exists already", f"storkit guest show {options.name}")
     guest = cloning.clone(source, options.name, options.set)
+    refuse_to_share(session, guest)
     names = cloning.volume_names(source, options.name)
     copies = {
         old.volume: new.volume
@@ -174,6 +176,7 @@ def clone(session: Session, options: Namespace) -> None:
 
 def save(session: Session, guest: Guest, replace_: bool = False) -> None:
     """Write a guest's file and say where it is."""
+    refuse_to_share(session, guest)
     if session.options.dry_run:
         session.result(codec.dump(guest), files.dumps(guest))
         return

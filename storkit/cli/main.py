@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
 
 def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
@@ -17,7 +17,15 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
 
     import storkit
 
-    top = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> "NoReturn":
+            """As argparse, but an error like any other (its subparsers are of this class as well)."""
+            from storkit.core.errors import UsageError
+
+            self.print_usage(sys.stderr)
+            raise UsageError(message, f"{self.prog} --help")
+
+    top = Parser(
         prog="storkit",
         description="Make the disks of Xen and KVM guests migratable.",
         epilog="storkit NOUN --help lists a noun's verbs.",
@@ -28,6 +36,7 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
     nouns = top.add_subparsers(dest="noun", metavar="COMMAND", required=True)
     for noun, text in NOUNS.items():
         group = nouns.add_parser(noun, help=text, description=text, allow_abbrev=False)
+        _add(group, GLOBAL, suppress=True)
         if noun in words:
             verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
             for command in COMMANDS:
@@ -42,7 +51,7 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
 def _command(verbs: "Any", command: "Any") -> None:
     leaf = verbs.add_parser(command.verb, help=command.help, description=command.help, allow_abbrev=False)
     _add(leaf, command.args)
-    # Global options may stand after the command as well; SUPPRESS keeps what stood before it.
+    # Global options may stand anywhere; SUPPRESS keeps what stood before the command.
     _add(leaf, GLOBAL, suppress=True)
     leaf.set_defaults(function=command.function)
 
@@ -66,6 +75,15 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         options = parser(words).parse_args(words)
     except SystemExit as error:
         return int(error.code or 0)
+    except Exception as error:
+        # argparse's own; UsageError is imported where one is made, so that the usual way costs nothing.
+        from storkit.cli.session import failed
+        from storkit.core.errors import UsageError
+
+        if not isinstance(error, UsageError):
+            raise
+        given = words[: words.index("--")] if "--" in words else words
+        return failed(error, json="--json" in given)
     from storkit.cli.session import run
 
     return run(options)

@@ -10,14 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storkit.core.errors import NOTHING_CHANGED, Conflict, StorkitError, in_a_line
+from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitError, in_a_line
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
     from storkit.core.plan import Plan
-
-EXIT_INTERRUPTED = 130
-"""As shells have it: 128 and SIGINT."""
 
 
 class Session:
@@ -146,13 +143,9 @@ def run(options: Namespace) -> int:
         sys.stdout.flush()
         return status
     except StorkitError as error:
-        return _failed(options, error)
+        return failed(error, options.json)
     except KeyboardInterrupt:
-        from storkit.cli import output
-
-        output.say("storkit: interrupted")
-        output.say("  next: storkit plan list")
-        return EXIT_INTERRUPTED
+        return failed(Interrupted("interrupted", "storkit plan list"), options.json)
     except Exception as error:
         if isinstance(error, BrokenPipeError):
             # Whoever read our output has seen enough (`storkit volume list | head`).
@@ -161,9 +154,8 @@ def run(options: Namespace) -> int:
         import traceback
 
         traceback.print_exc()
-        return _failed(
-            options, StorkitError(f"a bug in storkit: {type(error).__name__}: {error}", "report it; storkit plan list")
-        )
+        bug = StorkitError(f"a bug in storkit: {type(error).__name__}: {error}", "report it; storkit plan list")
+        return failed(bug, options.json)
     finally:
         if session is not None:
             session.connections.close()
@@ -174,12 +166,13 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _failed(options: Namespace, error: StorkitError) -> int:
-    import json
+def failed(error: StorkitError, json: bool) -> int:
+    """Tell an error, for scripts too if they asked for JSON; its exit status."""
+    from json import dumps
 
     from storkit.cli import output
 
-    if options.json:
-        print(json.dumps({"error": error.to_json()}, indent=2))
+    if json:
+        print(dumps({"error": error.to_json()}, indent=2))
     output.explain(error)
     return error.exit_code

@@ -184,8 +184,12 @@ def resize(session: Session, options: Namespace) -> None:
 
 
 def delete(session: Session, options: Namespace) -> None:
+    from storkit.cli import disks
+
     def build() -> Plan:
         volumes = session.survey.find_all(options.names)
+        if not options.force:
+            disks.refuse_to_delete(session, volumes)
         return planner.delete(volumes, session.survey.exports(volumes), session.inventory)
 
     if session.change(build):
@@ -233,6 +237,8 @@ def show(session: Session, options: Namespace) -> None:
 def attach(session: Session, options: Namespace) -> None:
     attachments = _attach(session, options, lambda: [session.survey.volume(options.volume)])
     if attachments:
+        if not (options.read_only or attachments[0]["writable"]):
+            session.warn(f"storkit: nobody writes volume {options.volume}: it is attached for reading only")
         session.result(attachments[0], attachments[0]["path"])
 
 

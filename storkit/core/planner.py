@@ -163,6 +163,15 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
     """Attach volumes on a host: with `write` as the only writer of those that are disks."""
     disks = [volume for volume in volumes if write and volume.kind == "disk"]
     problems: list[StorkitError] = []
+    if not write:
+        problems += [
+            Conflict(
+                f"host {host} may write volume {volume.name}: it would keep that right",
+                f"storkit detach {volume.name} --on {host}, then storkit attach {volume.name} --on {host} --read-only",
+            )
+            for volume in volumes
+            if host in writers(exports, volume)
+        ]
     for volume in disks:
         if others := sorted(writers(exports, volume) - {host}):
             problems.append(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -35,7 +37,10 @@ def test_two_guests_of_one_disk_on_one_host(world: World) -> None:
     """The server cannot tell them apart: both come from the host that may write."""
     world.guest()
     world.storkit("guest", "start", "g", "--on", "a")
-    world.storkit("guest", "define", "h", "--disk", "g", "--memory", "16MiB")
+    world.storkit("guest", "define", "h", "--disk", "g", "--memory", "16MiB", ok=5)
+    record = (world.directory / "guests/g.toml").read_text()
+    record = re.sub('^uuid = ".*"', f'uuid = "{uuid4()}"', record.replace('name = "g"', 'name = "h"'), flags=re.M)
+    (world.directory / "guests/h.toml").write_text(record)
     assert "volume g is in use by guest g" in world.storkit("guest", "start", "h", "--on", "a", ok=5).stderr
     assert "is written by a" in world.storkit("guest", "start", "h", "--on", "b", ok=5).stderr
     assert len(guests(world)) == 1
@@ -109,7 +114,7 @@ def test_new_volume_under_an_old_name_is_never_written_by_the_old_one_s_guest(wo
     world.storkit("unfence", "b")
     world.storkit("detach", "g", "--on", "b")
     size = world.disk().stat().st_size
-    world.storkit("volume", "delete", "g")
+    world.storkit("volume", "delete", "--force", "g")
     world.storkit("volume", "create", "g", f"{size}B")
     world.storkit("attach", "g", "--on", "b")
     with pytest.raises(AssertionError, match="no record"):

@@ -238,7 +238,7 @@ def test_output_for_scripts_is_json_and_nothing_else(plain: World) -> None:
     for words in (
         ("volume", "list"), ("volume", "show", "g"), ("guest", "list"), ("guest", "show", "g"), ("pool", "list"),
         ("host", "list"), ("host", "check"), ("status",), ("plan", "list"), ("migrate", "status"),
-        ("guest", "render", "g", "--for", "libvirt"), ("-n", "volume", "delete", "g"),
+        ("guest", "render", "g", "--for", "libvirt"), ("-n", "volume", "delete", "--force", "g"),
     ):  # fmt: skip
         done = plain.storkit("--json", *words)
         json.loads(done.stdout)

@@ -235,7 +235,7 @@ def test_a_guest_cannot_run_twice(world: World) -> None:
 def test_volume_made_anew_under_the_old_name_is_refused(world: World) -> None:
     """The guest's record knows its disk by UUID."""
     world.guest()
-    world.storkit("volume", "delete", "g")
+    world.storkit("volume", "delete", "--force", "g")
     world.storkit("volume", "create", "g", "2MiB")
     done = world.storkit("guest", "start", "g", "--on", "a", ok=9)
     assert "is not the disk of guest g any more" in done.stderr

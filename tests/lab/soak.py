@@ -34,7 +34,7 @@ def define_linux(world: World) -> None:
         host.put(kit.initrd, f"{FILES}/initrd")
     world.import_(kit.root, "g")
     boot = ["--kernel", f"{FILES}/vmlinuz", "--initrd", f"{FILES}/initrd", "--cmdline", linux.CMDLINE]
-    world.storkit("guest", "define", "g", "--disk", "g", "--memory", str(linux.MEMORY), "--machine", "pc", *boot)
+    world.storkit("guest", "define", "g", "--disk", "g", "--memory", f"{linux.MEMORY}B", "--machine", "pc", *boot)
 
 
 def soak(world: World, rounds: int, kind: str) -> list[str]:

@@ -1,0 +1,75 @@
+"""Which guests have a volume as their disk: asked of their files, before one disk gets two guests or none."""
+
+from __future__ import annotations
+
+from storkit.cli.session import Session
+from storkit.core.errors import Conflict, StorkitError, raise_problems
+from storkit.core.model import Volume
+from storkit.guests import files
+from storkit.guests.record import Disk, Guest
+
+
+def readable(session: Session, problems: list[StorkitError]) -> list[Guest]:
+    """The guests whose files can be read; what is wrong with the others is added to `problems`."""
+    guests = []
+    for name in files.names(session.guests):
+        try:
+            guests.append(files.load(session.guests, name))
+        except StorkitError as error:
+            problems += error.each
+    return guests
+
+
+def refuse_to_delete(session: Session, volumes: list[Volume]) -> None:
+    """Raise what speaks against deleting these volumes: the guests that have them, and files that may name them."""
+    problems: list[StorkitError] = []
+    guests = readable(session, problems)
+    for volume in volumes:
+        as_disk = Disk(volume.name, uuid=volume.uuid)
+        if owners := [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]:
+            hint = f"storkit guest delete {owners[0]}; or, to let it lose its disk: storkit volume delete --force"
+            named = f"guest {owners[0]}" if len(owners) == 1 else f"guests {', '.join(owners)}"
+            problems.append(Conflict(f"volume {volume.name} is a disk of {named}", f"{hint} {volume.name}"))
+    raise_problems(problems)
+
+
+def refuse_to_share(session: Session, guest: Guest) -> None:
+    """Raise Conflict for every disk that `guest` and another one would both write.
+
+    The right to write is a host's: two guests on one host would both have it. One that only reads is warned of what
+    the other one writes. Files that cannot be read are named, and do not stand in the way.
+    """
+    damaged: list[StorkitError] = []
+    problems: list[StorkitError] = []
+    for other in readable(session, damaged):
+        if other.name == guest.name:
+            continue
+        for disk in _disks(guest):
+            for theirs in _disks(other):
+                if not _same(disk, theirs) or (disk.readonly and theirs.readonly):
+                    continue
+                if not disk.readonly and not theirs.readonly:
+                    hint = (
+                        f"storkit volume clone {disk.volume} NEW for one of them, or storkit guest delete {other.name}"
+                    )
+                    message = f"volume {disk.volume} is a disk of guest {other.name}, which writes it"
+                    problems.append(Conflict(message, hint))
+                    continue
+                reads, writes = (guest, other) if disk.readonly else (other, guest)
+                session.warn(
+                    f"storkit: guest {reads.name} reads volume {disk.volume} while guest {writes.name} writes it"
+                )
+    for error in damaged:
+        session.warn(f"storkit: {error.message}")
+    raise_problems(problems)
+
+
+def _disks(guest: Guest) -> list[Disk]:
+    """The disks, and a root as one that is written."""
+    root = [Disk(guest.root.volume, uuid=guest.root.uuid)] if guest.root else []
+    return [*root, *guest.disks]
+
+
+def _same(one: Disk, other: Disk) -> bool:
+    """A name stands for another volume once the first one is gone; files written by hand have no UUID."""
+    return one.uuid == other.uuid if one.uuid and other.uuid else one.volume == other.volume

@@ -12,7 +12,7 @@ from storkit.cli.session import Session
 from storkit.core import codec, planner
 from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
 from storkit.core.journal import Journals
-from storkit.core.model import Export, Volume, guest_client
+from storkit.core.model import Export, Volume, check_name, guest_client
 from storkit.core.plan import Plan, Step
 from storkit.guests import files
 from storkit.guests.record import Guest
@@ -21,7 +21,9 @@ from storkit.guests.record import Guest
 def fence(session: Session, options: Namespace) -> None:
     """Cuts a host off wherever that can be done, whatever fails elsewhere. Raises StepFailed: not everywhere; Unsafe,
     with the host's disks taken: a guest there may still write its root on NFS."""
-    host = session.inventory.host(options.host).name
+    host, _ = session.client(options.host)
+    if session.inventory.lacks(host):
+        _must_be_granted(session, host)
     problems: list[StorkitError] = []
 
     def build() -> Plan:
@@ -48,7 +50,9 @@ def fence(session: Session, options: Namespace) -> None:
 
 def unfence(session: Session, options: Namespace) -> None:
     """Raises StepFailed: not everywhere."""
-    host = session.inventory.host(options.host).name
+    host, _ = session.client(options.host)
+    if session.inventory.lacks(host):
+        session.warn(f"storkit: host {check_name('host', host)} is not in the inventory")
     answering = session.survey.answering(session.inventory.hosts)
     said = session.survey.declared_off().get(host)
     keepers = sorted({*answering, *(said.keepers if said else ())})
@@ -57,6 +61,15 @@ def unfence(session: Session, options: Namespace) -> None:
     raise_problems(problems)
     if done is not None:
         session.result({"host": host}, f"{host} may be given disks again")
+
+
+def _must_be_granted(session: Session, host: str) -> None:
+    """Raise NotFound if a host that is not in the inventory is in no grant either; a silent server may have one."""
+    homes = {pool.host for pool in session.inventory.pools.values()}
+    exports = session.survey.all_exports(sorted(homes))
+    granted = any(export.client == host for group in exports.values() for export in group)
+    if not granted and exports.keys() == homes:
+        session.inventory.host(host)
 
 
 def _confirmed(session: Session, host: str) -> planner.Confirmed:
@@ -124,7 +137,6 @@ def _places(session: Session, guests: list[Guest], host: str) -> dict[str, dict[
     """Where each guest is not known to be stopped: host to status, `unknown` where the host is silent."""
     places: dict[str, dict[str, str]] = {guest.name: {} for guest in guests}
     hosts = list(dict.fromkeys([*session.survey.hosts(), host])) if guests else []
-    session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
     off: set[str] | None = None
     for hypervisor in sorted({guest.hypervisor for guest in guests}):
         names = [guest.name for guest in guests if guest.hypervisor == hypervisor]

@@ -182,12 +182,7 @@ def save(session: Session, guest: Guest, replace_: bool = False) -> None:
         return
     if replace_ and guest.name in files.names(session.guests):
         old = files.load(session.guests, guest.name)
-        places = _places(session, old)
-        if places:
-            where = ", ".join(f"{status} on {host}" for host, status in places.items())
-            raise Conflict(
-                f"guest {guest.name} is {where}: its description stays as it is", f"storkit guest stop {guest.name}"
-            )
+        _refuse_unless_stopped(session, old, "its description stays as it is")
         guest = replace(guest, uuid=old.uuid)
     path = files.save(session.guests, guest, replace_)
     session.result(codec.dump(guest), f"{guest.name}: {path}")
@@ -230,7 +225,8 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     if not volumes:
         asked = dict.fromkeys([*session.inventory.hosts, *hosts])
     for host in asked:
-        session.connections.inventory = session.inventory.with_host(session.inventory.host(host))
+        if config := session.connections.find(host):
+            session.connections.inventory = session.inventory.with_host(config)
     places, states = _where(session, guest, asked, volumes, exports)
     running = [state for state in states.values() if state.status in ("running", "paused")]
     machine = next((state.machine for state in running if state.machine), guest.machine)
@@ -278,8 +274,7 @@ def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[
 def start(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
     first = guest.disks[0].volume if guest.disks else guest.root.volume if guest.root else ""
-    given = options.on or (session.survey.volume(first).host if first else "local")
-    host = session.inventory.host(given).name
+    host = session.host(options.on or (session.survey.volume(first).host if first else "local"), given=True)
 
     def build() -> Plan:
         what = subject(session, options.name, host)
@@ -297,7 +292,7 @@ def stop(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         # Wherever it is: also where a fence has left it without its disk.
         what = subject(session, options.name, *session.survey.hosts())
-        only = session.inventory.host(options.on).name if options.on else ""
+        only = session.host(options.on) if options.on else ""
         return migration.stop(what, options.force, options.timeout, only, session.inventory)
 
     if session.change(build):
@@ -307,10 +302,7 @@ def stop(session: Session, options: Namespace) -> None:
 
 def delete(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
-    places = _places(session, guest)
-    if places:
-        where = ", ".join(f"{status} on {host}" for host, status in places.items())
-        raise Conflict(f"guest {options.name} is {where}", f"storkit guest stop {options.name}")
+    _refuse_unless_stopped(session, guest, "it cannot be forgotten")
     if not session.options.dry_run:
         files.delete(session.guests, options.name)
     session.result({"deleted": options.name})
@@ -322,6 +314,19 @@ def _places(session: Session, guest: Guest) -> dict[str, str]:
     hosts, exports = session.survey.hosts(volumes), session.survey.exports(volumes)
     # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
     return _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)[0]
+
+
+def _refuse_unless_stopped(session: Session, guest: Guest, so: str) -> None:
+    """Raise Conflict if a guest is anywhere, or may be."""
+    places = _places(session, guest)
+    if not places:
+        return
+    where = ", ".join(f"{status} on {session.inventory.shown(host)}" for host, status in places.items())
+    strange = next((host for host in places if session.inventory.lacks(host)), "")
+    raise Conflict(
+        f"guest {guest.name} is {where}: {so}",
+        f"storkit fence {strange}" if strange else f"storkit guest stop {guest.name}",
+    )
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -366,7 +371,7 @@ def render(session: Session, options: Namespace) -> None:
 
     what = subject(session, options.name)
     kind = options.kind or what.guest.hypervisor
-    host = session.inventory.host(options.on).name if options.on else next(iter(what.running), "")
+    host = session.host(options.on) if options.on else next(iter(what.running), "")
     sources: list[DiskSource] = []
     if host:
         found = {a.uuid: a.source for a in session.survey.attachments([host], what.volumes)[host]}

@@ -30,7 +30,7 @@ def check(session: Session, options: Namespace) -> int:
     worst, rows, data = 0, [], []
     for name in options.hosts or list(session.inventory.hosts):
         try:
-            connection = session.connections.to(name)
+            connection = session.connections.to(session.host(name))
             before = time.time()
             facts = connection.facts()
             after = time.time()
@@ -66,7 +66,7 @@ def restore(session: Session, options: Namespace) -> None:
     # Servers before their clients.
     for name in sorted(options.hosts or inventory.hosts, key=lambda name: name not in homes):
         try:
-            connection = session.connections.to(name)
+            connection = session.connections.to(session.host(name))
         except HostUnreachable as error:
             session.survey.silent[name] = error
             continue
@@ -141,7 +141,12 @@ def status(session: Session, options: Namespace) -> None:
         for export in group:
             attached = any(a.uuid == export.uuid for a in attachments.get(export.client, []))
             state = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
-            there = "itself" if guest_of(export.client) else "attached" if attached else "not attached"
+            if guest_of(export.client):
+                there = "itself"
+            elif export.client not in attachments:
+                there = "unknown" if session.connections.find(export.client) else "unknown (not in the inventory)"
+            else:
+                there = "attached" if attached else "not attached"
             rows.append((export.volume, home, export.client, state, there))
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     if open_plans:

@@ -28,7 +28,7 @@ def prepare(session: Session, options: Namespace) -> None:
 
 
 def _migrate(session: Session, options: Namespace, parts: set[str]) -> None:
-    destination = session.inventory.host(options.to).name
+    destination = session.host(options.to, given=True)
 
     def build() -> Plan:
         what = subject(session, options.name, destination)

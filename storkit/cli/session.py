@@ -22,16 +22,18 @@ class Session:
 
     def __init__(self, options: Namespace) -> None:
         from storkit.core import inventory
+        from storkit.core.remembered import Named
         from storkit.core.survey import Survey
         from storkit.hosts.connection import Connections
 
         self.options = options
         given = Path(options.inventory) if options.inventory else None
-        self.connections = Connections(inventory.load(given))
+        self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
+        self.named = Named(self.state)
+        self.connections = Connections(inventory.load(given), self.named)
         self.survey = Survey(self.connections)
         self._changed = False
         """Whether a plan was begun: then an error of the next one does not say that nothing was changed."""
-        self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
 
     @property
     def inventory(self) -> Inventory:
@@ -41,6 +43,33 @@ class Session:
     def guests(self) -> Path:
         """The directory of guests' files."""
         return self.inventory.directory / "guests"
+
+    def host(self, name: str, *, given: bool = False) -> str:
+        """The name of the host that was named on the command line, which may be a URL. Raises NotFound.
+
+        `given`: it is to be given a disk. A URL is remembered then, since that disk's grant will name it.
+        """
+        config = self.inventory.host(name)
+        if config.name not in self.inventory.hosts:
+            self.connections.inventory = self.inventory.with_host(config)
+            if given and not self.options.dry_run:
+                self.named.add(config.name)
+        return config.name
+
+    def client(self, name: str) -> tuple[str, bool]:
+        """The client of exports that was named on the command line, and whether it is a host that can be asked.
+
+        One that is not in the inventory can still be cut off: the grants name it. Nor is a directory asked that no host
+        has its state in: to ask it would make one of it.
+        """
+        if self.connections.find(name):
+            return self.host(name), True
+        if ":" not in name:
+            return name, False
+        config = self.inventory.host(name)
+        if config.machine == "local" and not Path(config.name.removeprefix("local:"), "setup.json").exists():
+            return config.name, False
+        return self.host(name), True
 
     def engine(self) -> Any:
         """The engine, with a reporter that fits where stderr goes."""

@@ -14,7 +14,7 @@ from storkit.cli.session import Session
 from storkit.core import codec, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Volume, check_name, guest_of
+from storkit.core.model import Export, Volume, check_name, guest_of
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
 
@@ -251,7 +251,7 @@ def attach_pool(session: Session, options: Namespace) -> None:
 
 def _attach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> list[Any]:
     """Attach volumes on the host `--on`; the attachments, none for a dry run."""
-    host = session.inventory.host(options.on).name
+    host = session.host(options.on, given=True)
 
     def build() -> Plan:
         volumes = find()
@@ -278,25 +278,7 @@ def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
 
 
 def detach(session: Session, options: Namespace) -> None:
-    if guest_of(options.on):
-        _cut_off(session, options)
-    elif _detach(session, options, lambda: [session.survey.volume(options.volume)]):
-        session.result({"volume": options.volume, "detached": options.on})
-
-
-def _cut_off(session: Session, options: Namespace) -> None:
-    """Take its root from a guest: as fence does with a host's disks, it is meant for one that nobody can ask."""
-
-    def build() -> Plan:
-        volume = session.survey.volume(options.volume)
-        ended = [export for export in session.survey.exports([volume]) if export.client == options.on]
-        if not ended:
-            raise NotFound(
-                f"volume {volume.name} is not exported to {options.on}", f"storkit volume show {volume.name}"
-            )
-        return planner.cut_off([(volume, export) for export in ended], session.inventory)
-
-    if session.change(build):
+    if _detach(session, options, lambda: [session.survey.volume(options.volume)]):
         session.result({"volume": options.volume, "detached": options.on})
 
 
@@ -308,16 +290,38 @@ def detach_pool(session: Session, options: Namespace) -> None:
 
 def _detach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> bool:
     """Detach volumes from the host `--on`; False for a dry run."""
-    host = options.on = session.inventory.host(options.on).name
+    host, asked = (options.on, False) if guest_of(options.on) else session.client(options.on)
+    options.on, lost = host, list[Volume]()
 
     def build() -> Plan:
         volumes = find()
         exports = session.survey.exports(volumes)
+        if not asked:
+            lost[:] = [volume for volume in volumes if host in planner.writers(exports, volume)]
+            return _cut_off(session, volumes, [export for export in exports if export.client == host], host)
         exported = {export.uuid for export in exports if export.client == host}
         _refuse_from_under_a_guest(session, [volume for volume in volumes if volume.uuid in exported], host)
         return planner.detach(volumes, host, session.inventory)
 
-    return session.change(build) is not None
+    done = session.change(build) is not None
+    if done and lost and not guest_of(host):
+        session.warn(
+            f"storkit: {host}, which is not in the inventory and was not asked, could write {planner.names_of(lost)} "
+            "until now: a guest that still runs there has lost its disk"
+        )
+    return done
+
+
+def _cut_off(session: Session, volumes: list[Volume], ended: list[Export], client: str) -> Plan:
+    """Take volumes from a guest, whose root they are, or from a host that is not in the inventory: as fence does with a
+    host's disks, at the servers alone, for one that nobody can ask."""
+    if not ended:
+        if session.inventory.lacks(client):
+            session.inventory.host(client)  # no grant names it either: a slip of the pen, most likely
+        names = planner.names_of(volumes)
+        raise NotFound(f"volume {names} is not exported to {client}", f"storkit volume show {volumes[0].name}")
+    by_uuid = {volume.uuid: volume for volume in volumes}
+    return planner.cut_off([(by_uuid[export.uuid], export) for export in ended], session.inventory)
 
 
 def _refuse_from_under_a_guest(session: Session, volumes: list[Volume], host: str) -> None:
@@ -348,7 +352,7 @@ def _refuse_from_under_a_guest(session: Session, volumes: list[Volume], host: st
 def verify(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         volume = session.survey.volume(options.volume)
-        hosts = [session.inventory.host(name).name for name in options.on or ()]
+        hosts = [session.host(name) for name in options.on or ()]
         if not hosts:
             attached = session.survey.attachments(session.survey.hosts([volume]), [volume])
             hosts = [host for host, found in attached.items() if found]

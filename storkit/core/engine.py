@@ -362,4 +362,4 @@ class _Run:
         return self._engine.connections.same_machine(one, other)
 
     def address(self, host: str) -> str:
-        return self._engine.connections.inventory.host(host).reach
+        return self._engine.connections.address(host)

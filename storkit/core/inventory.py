@@ -83,23 +83,41 @@ class Inventory:
     directory: Path = Path()
     """Where guests/ and templates/ are."""
 
-    def host(self, name: str) -> HostConfig:
-        """The host of a name or a URL. Raises NotFound with the names there are."""
+    def known(self, name: str) -> HostConfig | None:
+        """The host of this name, or of this URL; None: the inventory has none such."""
         if name in self.hosts:
             return self.hosts[name]
         if ":" in name or name == "local":
-            problem = url_problem(name)
-            if problem:
-                raise UsageError(f"{name!r} is not a host URL: {problem}", f"write {HOST_SCHEMES}")
             place = _place(name)
             for host in self.hosts.values():
                 if _place(host.url, host.state) == place:
                     return host
+        return None
+
+    def host(self, name: str) -> HostConfig:
+        """The host that a person names, or its URL. Raises NotFound with the names there are."""
+        if host := self.hosts.get(name):
+            return host
+        if ":" in name or name == "local":
+            problem = url_problem(name)
+            if problem:
+                raise UsageError(f"{name!r} is not a host URL: {problem}", f"write {HOST_SCHEMES}")
+            if host := self.known(name):
+                return host
             if ":" in name:
+                place = _place(name)
                 # One name for one place: exports are granted, and hosts fenced, by name.
                 name = place if name.startswith("local:") else name
                 return HostConfig(name, name)
         raise NotFound(f"there is no host {name!r}", f"hosts: {', '.join(self.hosts)}; or write {HOST_SCHEMES}")
+
+    def lacks(self, client: str) -> bool:
+        """Whether the client of an export is a host, named as such, that is not in the inventory (any more)."""
+        return ":" not in client and client not in self.hosts
+
+    def shown(self, client: str) -> str:
+        """The client of an export, for people."""
+        return f"{client} (not in the inventory)" if self.lacks(client) else client
 
     def pool(self, name: str) -> PoolConfig:
         """The pool of a name. Raises NotFound with the names there are."""

@@ -31,10 +31,10 @@ def holds(volumes: list[Volume], shared: bool = False) -> list[Hold]:
 
 
 def finish_plan(title: str, stages: Stages, wanted: list[Hold], inventory: Inventory) -> Plan:
-    """The plan of these stages; hosts that are given by URL are noted in it."""
+    """The plan of these stages; hosts that a person gave by URL are noted in it."""
     plan = Plan(new_id(), title, stages.stages, wanted)
     used = {host for each in plan.steps for host in (each.host, each.peer) if host}
-    extra = {host: inventory.host(host).url for host in sorted(used) if ":" in host}
+    extra = {host: inventory.hosts[host].url for host in sorted(used) if ":" in host and host in inventory.hosts}
     return Plan(plan.id, title, stages.stages, wanted, extra)
 
 
@@ -142,8 +142,9 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
         if clients:
             problems.append(
                 Conflict(
-                    f"volume {volume.name} is exported to {', '.join(clients)}",
-                    f"storkit detach {volume.name} --on {clients[0]}, or stop the guest that uses it",
+                    f"volume {volume.name} is exported to {', '.join(map(inventory.shown, clients))}",
+                    next((f"storkit fence {name}" for name in clients if inventory.lacks(name)), "")
+                    or f"storkit detach {volume.name} --on {clients[0]}, or stop the guest that uses it",
                 )
             )
     raise_problems(problems)
@@ -186,23 +187,24 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
     return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
 
 
-def cut_off(roots: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
-    """Take trees from the guests whose roots they are, also from instances of them that nobody can ask."""
-    stages, trees = Stages(), [tree for tree, _ in roots]
+def cut_off(ended: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
+    """End exports at their servers alone: to guests, for whose roots they are, and to hosts that nobody can ask."""
+    stages, volumes = Stages(), [volume for volume, _ in ended]
     ends = [
         step(
-            "unexport",
-            tree.host,
-            inventory.transport(tree.pool),
-            f"end the export of {tree.name} to {export.client}",
-            volumes=[tree],
+            "cut_off",
+            volume.host,
+            inventory.transport(volume.pool),
+            f"end the export of {volume.name} to {export.client}",
+            volumes=[volume],
             clients=[export.client],
         )
-        for tree, export in roots
+        for volume, export in ended
     ]
     stages.then(*ends)
-    title = ends[0].title if len(ends) == 1 else f"end the exports of {names_of(trees)} to their guests"
-    return finish_plan(title, stages, holds(trees), inventory)
+    clients = ", ".join(dict.fromkeys(export.client for _, export in ended))
+    title = ends[0].title if len(ends) == 1 else f"end the exports of {names_of(volumes)} to {clients}"
+    return finish_plan(title, stages, holds(volumes), inventory)
 
 
 def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:

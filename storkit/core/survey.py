@@ -19,7 +19,7 @@ from storkit.core.errors import (
     in_a_line,
     raise_problems,
 )
-from storkit.core.inventory import HostConfig, Inventory, PoolConfig
+from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, check_name, guest_of
 from storkit.hosts.connection import Connections
 from storkit.hosts.declared import Declared
@@ -129,8 +129,8 @@ class Survey:
             exports += codec.load(list[Export], found, home)
         return exports
 
-    def all_exports(self) -> dict[str, list[Export]]:
-        """Every export, by home host."""
+    def all_exports(self, homes: Iterable[str] | None = None) -> dict[str, list[Export]]:
+        """Every export, by home host (None: of all hosts); silent ones are missing."""
 
         def ask(host: str) -> list[Export]:
             connection, exports = self.connections.to(host), list[Export]()
@@ -138,7 +138,7 @@ class Survey:
                 exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
             return exports
 
-        return self._each(list(self.connections.inventory.hosts), ask, str)
+        return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
 
     def attachments(self, hosts: Iterable[str], volumes: list[Volume] | None = None) -> dict[str, list[Attachment]]:
         """What is attached, by host."""
@@ -156,16 +156,12 @@ class Survey:
         return self._each(list(hosts), ask, str)
 
     def hosts(self, volumes: list[Volume] | None = None) -> list[str]:
-        """Every host there is: the inventory's, and those that the volumes are exported to (they may be URLs)."""
-        inventory = self.connections.inventory
-        names = dict.fromkeys(inventory.hosts)
-        exports = self.exports(volumes) if volumes else []
-        for export in exports:
+        """Every host there is: the inventory's, and those that the volumes are exported to, which may be URLs, or not
+        in the inventory any more."""
+        names = dict.fromkeys(self.connections.inventory.hosts)
+        for export in self.exports(volumes) if volumes else []:
             if not guest_of(export.client):
                 names.setdefault(export.client)
-        for name in names:
-            if name not in inventory.hosts:
-                self.connections.inventory = self.connections.inventory.with_host(HostConfig(name, name))
         return list(names)
 
     def guests(self, hosts: Iterable[str], target: str, names: list[str] | None = None) -> dict[str, list[GuestState]]:
@@ -241,8 +237,8 @@ class Survey:
                 self.silent[host(key)] = error
                 return key, None
 
-        machines = {self.connections.inventory.host(host(key)).machine for key in keys}
-        if len(machines) < 2:
+        found = [self.connections.find(host(key)) for key in keys]
+        if len({config.machine for config in found if config}) < 2:
             pairs = [answer(key) for key in keys]
         else:
             from concurrent.futures import ThreadPoolExecutor

@@ -134,6 +134,23 @@ class Export(Verb):
         return "; ".join(f"storkit detach {name} --on {c}" for name in _names(step) for c in step.args["clients"])
 
 
+class CutOff(Export):
+    """End an export to a client that nobody asks. As a fence, it is repeated and never put back: what the client did
+    meanwhile nobody has seen."""
+
+    undoable = False
+
+    def act(self, run: Run, step: Step) -> Any:
+        volumes, clients = step.args["volumes"], step.args["clients"]
+        return run.call(step.host, step.target, "unexport", volumes=volumes, clients=clients)
+
+    def by_hand(self, step: Step) -> str:
+        return ""
+
+    def again(self, step: Step) -> str:
+        return super().by_hand(step)
+
+
 class SetWriters(Verb):
     """The server decides; where a transport's clients have to take a right up, each that has it is told to."""
 
@@ -414,6 +431,7 @@ VERBS: dict[str, Verb] = {
     "export_image": Verb(),
     "export": Export(),
     "unexport": Export(),
+    "cut_off": CutOff(),
     "set_writers": SetWriters(),
     "attach": Attach(),
     "detach": Attach(),

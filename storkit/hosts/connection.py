@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from storkit.core.errors import HostUnreachable
@@ -115,26 +116,43 @@ class LocalConnection(Connection):
 
 
 class Connections:
-    """The connections of one command, each opened when it is first needed."""
+    """The connections of one command, each opened when it is first needed; safe to use from several threads.
 
-    def __init__(self, inventory: Inventory) -> None:
+    `named`: URLs, beside the inventory's hosts, that somebody has named as hosts on this machine.
+    """
+
+    def __init__(self, inventory: Inventory, named: Container[str] = ()) -> None:
         self.inventory = inventory
+        self._named = named
         self._open: dict[str, Connection] = {}
         self._silent: dict[str, HostUnreachable] = {}
+        self._doors: dict[str, threading.Lock] = {}
+
+    def find(self, name: str) -> HostConfig | None:
+        """The host of the inventory's name, or of a URL. None: only another host speaks of it, as the client of an
+        export, for example. Such a name is shown; it is never connected to."""
+        found = self.inventory.known(name)
+        if found is None and ":" in name and name in self._named:
+            return HostConfig(name, name)
+        return found
 
     def to(self, name: str) -> Connection:
         """The connection to a host, by the inventory's name or by URL.
 
         Raises HostUnreachable, at once if the host did not answer before: one command waits for a silent host once.
         """
-        if name not in self._open:
-            config = self.inventory.host(name)
+        config = self.find(name)
+        if config is None:
+            raise HostUnreachable(
+                f"host {name} is not in the inventory", f"storkit fence {name}, or name it in the inventory"
+            )
+        # Two threads that ask for one host get one connection; for others, neither waits.
+        with self._doors.setdefault(config.name, threading.Lock()):
             if config.name in self._silent:
                 raise self._silent[config.name]
             if config.name not in self._open:
                 self._open[config.name] = self._connect(config)
-            self._open[name] = self._open[config.name]
-        return self._open[name]
+            return self._open[config.name]
 
     def _connect(self, config: HostConfig) -> Connection:
         if config.machine == "local":
@@ -148,14 +166,20 @@ class Connections:
             raise
 
     def same_machine(self, one: str, other: str) -> bool:
-        """Whether two hosts share files and Unix sockets."""
-        return self.inventory.host(one).machine == self.inventory.host(other).machine
+        """Whether two hosts share files and Unix sockets; one that is not known shares them with nobody."""
+        first, second = self.find(one), self.find(other)
+        return first is not None and second is not None and first.machine == second.machine
+
+    def address(self, name: str) -> str:
+        """Where a host comes from, as the inventory has it; empty: it says nothing, or does not know the host."""
+        config = self.find(name)
+        return config.reach if config else ""
 
     def unlock(self) -> None:
-        for connection in set(self._open.values()):
+        for connection in list(self._open.values()):
             connection.unlock()
 
     def close(self) -> None:
-        for connection in set(self._open.values()):
+        for connection in list(self._open.values()):
             connection.close()
         self._open.clear()

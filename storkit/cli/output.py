@@ -1,4 +1,8 @@
-"""What a person sees: tables on stdout, everything else on stderr; and what a script sees: JSON on stdout."""
+"""What a person sees: tables on stdout, everything else on stderr; and what a script sees: JSON on stdout.
+
+All words on a terminal come through here. Much of them is what another host has said: control characters in them are
+shown as such, so that they move no cursor, hide nothing, and make no line of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,22 @@ from storkit.core.errors import CommandFailed, Problems, StepFailed, StorkitErro
 from storkit.core.plan import Plan, Step
 
 
+def shown(text: object) -> str:
+    """Text that takes part of a line, with what is no character to be read, line breaks too, as an escape: \\x1b."""
+    words = str(text)
+    if words.isprintable():
+        return words
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in words)
+
+
+def lines_shown(text: str) -> str:
+    """As `shown`, for text whose line breaks and tabs are its own: what was put together of words that were shown."""
+    return "\n".join("\t".join(shown(part) for part in line.split("\t")) for line in text.split("\n"))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Aligned columns; numbers and sizes are right-aligned by the caller, if at all."""
-    texts = [list(header), *([str(cell) for cell in row] for row in rows)]
+    texts = [list(header), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                      for row in texts)  # fmt: skip
@@ -23,12 +40,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def fields(pairs: Sequence[tuple[str, object]]) -> str:
     """One `name  value` a line."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+    return "\n".join(f"{name.ljust(width)}  {shown(value)}" for name, value in pairs)
 
 
 def say(text: str) -> None:
     """A line for people."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def advise(hint: str, said_by: str = "") -> None:
+    """What to do next: the last line of an error. `said_by` is the host whose words it is, if it is not ours."""
+    if hint:
+        say(f"  next (says host {said_by}): {hint}" if said_by else f"  next: {hint}")
 
 
 def explain(error: StorkitError) -> None:
@@ -47,8 +70,7 @@ def explain(error: StorkitError) -> None:
             say(f"  | {line}")
     if error.left:
         say(f"  {error.left}")
-    if error.hint:
-        say(f"  next: {error.hint}")
+    advise(error.hint, error.said_by)
 
 
 class Lines:
@@ -99,13 +121,14 @@ class Bars:
                 from rich.console import Console
                 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-                columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-                           TextColumn("{task.fields[text]}"))  # fmt: skip
+                # File names have brackets, which are no markup of rich's.
+                columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
+                           TimeElapsedColumn(), TextColumn("{task.fields[text]}", markup=False))  # fmt: skip
                 self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
                 self._progress.start()
             if step.id not in self._tasks:
-                self._tasks[step.id] = self._progress.add_task(step.title, total=1.0, text=text)
-            self._progress.update(self._tasks[step.id], completed=fraction, text=text)
+                self._tasks[step.id] = self._progress.add_task(shown(step.title), total=1.0, text="")
+            self._progress.update(self._tasks[step.id], completed=fraction, text=shown(text))
 
     def end(self) -> None:
         if self._progress is not None:
@@ -116,11 +139,11 @@ class Bars:
 
 def describe(plan: Plan, undoable: Any) -> str:
     """A plan for people: what `-n` prints."""
-    lines = [plan.title]
+    lines = [shown(plan.title)]
     for number, stage in enumerate(plan.stages, 1):
         for step in stage:
             note = "" if undoable(step) else "   (cannot be taken back)"
-            lines.append(f"  {number:2}. {step.host}: {step.title}{note}")
+            lines.append(f"  {number:2}. {shown(f'{step.host}: {step.title}')}{note}")
     if not plan.stages:
         lines.append("  nothing to do")
     return "\n".join(lines)

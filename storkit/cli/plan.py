@@ -31,7 +31,7 @@ def list_(session: Session, options: Namespace) -> None:
 
 def show(session: Session, options: Namespace) -> None:
     record = Journals(session.state / "plans").read(options.id)
-    lines = [f"{record.plan.title}: {record.status}"]
+    lines = [output.shown(f"{record.plan.title}: {record.status}")]
     for step in record.plan.steps:
         if step.id in record.undone:
             state = "undone"
@@ -41,7 +41,7 @@ def show(session: Session, options: Namespace) -> None:
             state = "done"
         else:
             state = "begun" if step.id in record.started else "to do"
-        lines.append(f"  {step.id:5} {step.host}: {step.title}: {state}")
+        lines.append(output.shown(f"  {step.id:5} {step.host}: {step.title}: {state}"))
     data = {
         "plan": codec.dump(record.plan),
         "status": record.status,

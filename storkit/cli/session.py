@@ -128,7 +128,10 @@ class Session:
         if self.options.json:
             self.print_json(data)
         elif text:
-            print(text)
+            from storkit.cli import output
+
+            # What goes into a file or a pipe may be a document (guest render), which stays as it is.
+            print(output.lines_shown(text) if sys.stdout.isatty() else text)
 
     def print_json(self, data: Any) -> None:
         import json
@@ -137,13 +140,16 @@ class Session:
 
     def tell_what_is_wrong(self) -> None:
         """Name the pools that could not be looked at, and the damaged volumes that were come across."""
+        from storkit.cli import output
+
         for pool, error in self.survey.failed.items():
             self.warn(f"storkit: pool {pool} cannot be looked at: {in_a_line(error)}")
-            for hint in dict.fromkeys(each.hint for each in error.each if each.hint):
-                self.warn(f"  next: {hint}")
+            for hint, said_by in dict.fromkeys((each.hint, each.said_by) for each in error.each):
+                output.advise(hint, said_by)
         for damaged in self.survey.damaged.values():
             self.warn(f"storkit: pool {damaged.pool}: {damaged.message}")
-            self.warn(f"  next: {damaged.hint}")
+            local = self.inventory.host(damaged.host).machine == "local"
+            output.advise(damaged.hint, "" if local else damaged.host)
 
     def warn(self, text: str) -> None:
         """A line for people, on stderr."""

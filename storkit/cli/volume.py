@@ -119,7 +119,9 @@ def export(session: Session, options: Namespace) -> None:
 
     done = session.change(build)
     if done:
-        session.result({"volume": options.name, "file": options.file}, f"{options.name} is in {options.file}")
+        session.result(
+            {"volume": options.name, "file": options.file}, output.shown(f"{options.name} is in {options.file}")
+        )
 
 
 def clone(session: Session, options: Namespace) -> None:
@@ -239,14 +241,14 @@ def attach(session: Session, options: Namespace) -> None:
     if attachments:
         if not (options.read_only or attachments[0]["writable"]):
             session.warn(f"storkit: nobody writes volume {options.volume}: it is attached for reading only")
-        session.result(attachments[0], attachments[0]["path"])
+        session.result(attachments[0], output.shown(attachments[0]["path"]))
 
 
 def attach_pool(session: Session, options: Namespace) -> None:
     pool = session.inventory.pool(options.pool)
     attachments = _attach(session, options, lambda: _all_of(session, pool))
     if attachments:
-        session.result(attachments, "\n".join(attachment["path"] for attachment in attachments))
+        session.result(attachments, "\n".join(output.shown(attachment["path"]) for attachment in attachments))
 
 
 def _attach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> list[Any]:
@@ -372,10 +374,8 @@ def proof_line(proof: dict[str, Any]) -> str:
     """A proof for people."""
     hosts = " and ".join(proof["hosts"])
     many = "see one disk" if len(proof["hosts"]) > 1 else "sees it"
-    return (
-        f"{proof['volume']}: {hosts} {many}: {proof['identity']}, {format_size(proof['size'])}, "
-        f"{proof['blocks']} blocks alike"
-    )
+    seen = f"{proof['identity']}, {format_size(proof['size'])}, {proof['blocks']} blocks alike"
+    return output.shown(f"{proof['volume']}: {hosts} {many}: {seen}")
 
 
 def _pool(session: Session, options: Namespace) -> PoolConfig:
@@ -418,5 +418,7 @@ def _report(session: Session, done: Any, what: str) -> None:
         return
     plan, results = done
     volumes = list(results[plan.steps[-1].id])
-    text = "\n".join(f"{v['name']}: {what} ({v['made']}), {format_size(v['size'])}, {v['uuid']}" for v in volumes)
+    text = "\n".join(
+        output.shown(f"{v['name']}: {what} ({v['made']}), {format_size(v['size'])}, {v['uuid']}") for v in volumes
+    )
     session.result(volumes, text)

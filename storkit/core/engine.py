@@ -192,7 +192,7 @@ class Engine:
         if not record.started:
             self._never_begun(journal, error)
         failed = "; ".join(f"{step.title}: {each.message}" for step, error in failures for each in error.each)
-        hints = list(dict.fromkeys(each.hint for each in error.each if each.hint))
+        hints = list(dict.fromkeys(each.advice for each in error.each if each.hint))
         done = [other for other in plan.steps if other.id in record.done and other.id not in record.undone]
         again = next((command for step in plan.steps if (command := VERBS[step.verb].again(step))), "")
         left = ""

@@ -26,6 +26,8 @@ class StorkitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.said_by = ""
+        """The host whose words message and hint are; empty: they are this storkit's own."""
         self.left = ""
         """What a failed command has left, where it is known: that nothing was changed, or that all was put back."""
 
@@ -34,8 +36,14 @@ class StorkitError(Exception):
         """The single problems that this error stands for."""
         return [self]
 
+    @property
+    def advice(self) -> str:
+        """The hint, marked where it is another host's: to be quoted in a hint of our own."""
+        return f"(host {self.said_by} says) {self.hint}" if self.hint and self.said_by else self.hint
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+        said = {"said_by": self.said_by} if self.said_by else {}
+        return {"kind": self.kind, "message": self.message, "hint": self.hint, **said}
 
 
 class UsageError(StorkitError):
@@ -200,15 +208,21 @@ _KINDS[HostUnreachable.kind] = ServiceUnreachable
 """A host that answers is not unreachable, whatever it says: something that it wanted to reach is."""
 
 
-def from_json(data: dict[str, Any]) -> StorkitError:
-    """The error that another host reported, of the same kind as it was there."""
+def from_json(data: dict[str, Any], host: str = "") -> StorkitError:
+    """The error that `host` reported, of the same kind as it was there; or one that was kept, whoever said it."""
+    error = _of_kind(data, host)
+    error.said_by = host or str(data.get("said_by", ""))
+    return error
+
+
+def _of_kind(data: dict[str, Any], said_by: str) -> StorkitError:
     kind = data.get("kind")
     message, hint = str(data.get("message", "")), str(data.get("hint", ""))
     if kind == CommandFailed.kind:
         return CommandFailed(data["argv"], data["status"], data["stderr"], host=data["host"], hint=hint)
     if kind == Problems.kind:
-        return Problems([from_json(problem) for problem in data["problems"]])
+        return Problems([from_json(problem, said_by) for problem in data["problems"]])
     if kind == StepFailed.kind:
-        cause = from_json(data["cause"]) if data.get("cause") else None
+        cause = from_json(data["cause"], said_by) if data.get("cause") else None
         return StepFailed(message, hint, plan=data.get("plan", ""), cause=cause)
     return _KINDS.get(str(kind), StorkitError)(message, hint)

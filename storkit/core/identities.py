@@ -61,14 +61,9 @@ def check_name(what: str, name: str) -> str:
 
 def check_uuid(text: str) -> str:
     """A UUID in its canonical form, lower-case with dashes: it is part of file names. UsageError otherwise."""
-    if not is_uuid(text):
+    if not _UUID.fullmatch(text):
         raise UsageError(f"{_shown(text)} is no UUID in lower case", "uuidgen makes one")
     return text
-
-
-def is_uuid(text: str) -> bool:
-    """Whether this is a UUID as `check_uuid` wants it."""
-    return _UUID.fullmatch(text) is not None
 
 
 def check_line(text: str) -> str:

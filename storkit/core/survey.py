@@ -84,10 +84,10 @@ class Survey:
         missing = [name for name in names if name not in found]
         if missing:
             for error in self.silent.values():
-                raise HostUnreachable(f"no volume {', '.join(missing)} was found, and {error.message}", error.hint)
+                raise HostUnreachable(f"no volume {', '.join(missing)} was found, and {error.message}", error.advice)
             for pool, reason in self.failed.items():
                 message = f"no volume {', '.join(missing)} was found, and pool {pool} cannot be looked at"
-                raise Conflict(f"{message}: {in_a_line(reason)}", reason.each[0].hint)
+                raise Conflict(f"{message}: {in_a_line(reason)}", reason.each[0].advice)
             raise NotFound(f"there is no volume {', '.join(missing)}", "storkit volume list")
         return [found[name] for name in names]
 

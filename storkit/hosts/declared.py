@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from storkit.core.backend import Site
 from storkit.core.errors import raise_problems
-from storkit.system.grants import slug
+from storkit.core.identities import ClientName, HostName, Line
+from storkit.system.grants import check_slug, slug
 from storkit.system.records import RecordFiles
 
 
@@ -20,27 +21,27 @@ from storkit.system.records import RecordFiles
 class Declared:
     """A person's word that a host is off."""
 
-    host: str
-    by: str
+    host: ClientName
+    by: Line
     """Who said so, and from where."""
-    since: str
+    since: Line
     """When, in UTC, by the clock of the host that keeps it."""
-    keepers: list[str] = field(default_factory=list)
+    keepers: list[HostName] = field(default_factory=list)
     """The hosts that keep it."""
 
 
 def _records(site: Site) -> RecordFiles[Declared]:
-    return RecordFiles(site.state / "off", Declared, "the record of a host that is off")
+    return RecordFiles(site.state / "off", Declared, "the record of a host that is off", check_slug)
 
 
-def declare_off(site: Site, client: str, by: str, keepers: list[str]) -> Declared:
+def declare_off(site: Site, client: ClientName, by: Line, keepers: list[HostName]) -> Declared:
     """Keep the word of `by` that host `client` is off, durably."""
     declared = Declared(client, by, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), keepers)
     _records(site).save({slug(client): declared})
     return declared
 
 
-def withdraw_off(site: Site, client: str) -> None:
+def withdraw_off(site: Site, client: ClientName) -> None:
     """Forget that `client` was declared off; nobody said so is fine."""
     _records(site).forget([slug(client)])
 

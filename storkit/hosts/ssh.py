@@ -73,7 +73,7 @@ class SshConnection(Connection):
         if answer is None:
             raise self._lost()
         if "error" in answer:
-            raise errors.from_json(answer["error"])
+            raise errors.from_json(answer["error"], config.name)
         if answer.get("hello") != PROTOCOL:
             raise Unsupported(
                 f"host {config.name} speaks another version of the agent's protocol",
@@ -138,12 +138,14 @@ class SshConnection(Connection):
                 continue
             del self._waiting[number]
             if "error" in answer:
-                raise self._named(errors.from_json(answer["error"]))
+                raise self._named(errors.from_json(answer["error"], self.config.name))
             return answer["result"]
 
     def _named(self, error: StorkitError) -> StorkitError:
         if isinstance(error, errors.CommandFailed) and not error.host:
-            return errors.CommandFailed(error.argv, error.status, error.stderr, host=self.config.name, hint=error.hint)
+            named = errors.CommandFailed(error.argv, error.status, error.stderr, host=self.config.name, hint=error.hint)
+            named.said_by = error.said_by
+            return named
         return error
 
     def _send(self, message: dict[str, Any]) -> None:

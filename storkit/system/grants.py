@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from storkit.core.backend import Site
-from storkit.core.errors import NotFound, StorkitError, Unsafe, raise_problems
+from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.system.files import make_private, sync_directory, write_atomic
 from storkit.system.records import RecordFiles
@@ -120,6 +120,13 @@ def _not_exported(volume: Volume, client: str) -> StorkitError:
 def short(text: str) -> str:
     """A short stand-in for `text` in socket paths and ids."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_slug(text: str) -> str:
+    """A host's name as `slug` makes it. Raises UsageError for anything else that a file could be named."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(~[0-9a-f]{12})?", text, re.ASCII):
+        raise UsageError(f"{text!r} is no name of a record of a host")
+    return text
 
 
 def slug(client: str) -> str:

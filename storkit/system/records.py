@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from storkit.core import codec
-from storkit.core.errors import StorkitError, Unsafe
-from storkit.core.identities import check_uuid, is_uuid
+from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.identities import check_uuid
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 
 R = TypeVar("R")
 
 
 class RecordFiles(Generic[R]):
-    """The records of one kind, UUID.json in one directory. `kind` is their dataclass, `what` their name in messages."""
+    """The records of one kind, UUID.json in one directory. `kind` is their dataclass, `what` their name in messages;
+    `check` raises UsageError for what their files cannot be named by."""
 
-    def __init__(self, directory: Path, kind: type[R], what: str) -> None:
+    def __init__(self, directory: Path, kind: type[R], what: str, check: Callable[[str], object] = check_uuid) -> None:
         self.directory = directory
         self._kind = kind
         self._what = what
+        self._check = check
 
     def path(self, uuid: str) -> Path:
-        """Where the record of a volume is. Raises UsageError: that is no UUID, and would lead elsewhere."""
-        check_uuid(uuid)
+        """Where the record of a volume is. Raises UsageError: that is no UUID, and may lead elsewhere."""
+        self._check(uuid)
         return self.directory / f"{uuid}.json"
 
     def uuids(self) -> list[str]:
         """The volumes that have a record, readable or not."""
-        return sorted(path.stem for path in self.directory.glob("*.json") if is_uuid(path.stem))
+        return sorted(path.stem for path in self.directory.glob("*.json") if self._ours(path.stem))
+
+    def _ours(self, stem: str) -> bool:
+        try:
+            self._check(stem)
+        except UsageError:
+            return False
+        return True
 
     def find(self, uuids: Iterable[str] | None = None) -> tuple[dict[str, R], list[StorkitError]]:
         """The records of these volumes (None: all) by UUID, and what is wrong with those that are damaged."""

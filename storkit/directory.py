@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from storkit.core.backend import Needs, Pool
+from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Damaged, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
@@ -30,7 +30,7 @@ _LITTLE_ROOM = 0.05
 class DirectorySettings:
     """The keys of a directory pool in the inventory."""
 
-    path: str = ""
+    path: str = path_setting()
     """An existing directory; empty: `volumes` below the host's state directory, made when needed."""
     format: Literal["raw", "qcow2"] = "raw"
     overcommit: float = 1.0

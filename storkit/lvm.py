@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from storkit.core.backend import Needs, Pool
+from storkit.core.backend import Needs, Pool, word_setting
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -45,14 +45,14 @@ _NEW = ["-y", "-ky", "-K", "-ay"]
 class LvmSettings:
     """The keys of an LVM pool in the inventory."""
 
-    vg: str = ""
+    vg: str = word_setting()
     """The volume group."""
-    thinpool: str = ""
+    thinpool: str = word_setting()
     """A thin pool in it; empty: thick volumes."""
-    floor: str = "5%"
+    floor: str = word_setting("5%")
     """Of a thin pool's data that must be free, as a share or a size: below it nothing is made. Of its metadata, the
     same share, or 5% where this is a size."""
-    warn: str = "80%"
+    warn: str = word_setting("80%")
     """Warn when this share of a thin pool's data or metadata is taken."""
     overcommit: float = 1.0
     """Warn when thin volumes could grow beyond this many times the thin pool's size."""

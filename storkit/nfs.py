@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from storkit._nfspool import TreeDirectory
-from storkit.core.backend import Client, Needs, Transport
+from storkit.core.backend import Client, Needs, Transport, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
 from storkit.directory import DirectorySettings
@@ -37,9 +37,9 @@ from storkit.system.sidecar import VolumeDirectory
 class NfsPoolSettings(DirectorySettings):
     """The keys of an nfs pool in the inventory: those of a directory pool, and these."""
 
-    server: str = ""
+    server: str = path_setting()
     """SERVER:/PATH of an NFS server that storkit does not manage; empty: the pool's host is the server."""
-    options: str = "vers=4.2"
+    options: str = program_setting("vers=4.2")
     """Mount options for `server`, for the pool's host."""
 
     def __post_init__(self) -> None:

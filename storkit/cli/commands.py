@@ -30,6 +30,7 @@ GUEST = {"metavar": "GUEST", "complete": "guests"}
 VOLUME = {"metavar": "VOLUME", "complete": "volumes"}
 POOL = arg("--pool", help="the pool (default: the inventory's)", metavar="POOL", complete="pools")
 TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
+ACCEPT = arg("--file", help="the file of what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE")
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 
 GLOBAL = (
@@ -57,6 +58,33 @@ COMMANDS = (
         (
             arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),
             arg("--boot", help="this machine, by what it was last told; for its boot", action="store_true"),
+            ACCEPT,
+        ),
+    ),
+    Command(
+        "host",
+        "accept",
+        "say what this machine accepts of coordinators; alone: show it, and what was asked for",
+        "accept:accept",
+        (
+            arg(
+                "targets",
+                help="pool:NAME, transport:NAME or hypervisor:NAME: accept it as this machine was last told",
+                nargs="*",
+                metavar="TARGET",
+            ),
+            arg("--from-inventory", help="accept all that the inventory here has for this host of it", **HOST),
+            arg("--import-dir", help="let images be read from here", action="append", default=[], metavar="DIR"),
+            arg("--export-dir", help="let images be written here", action="append", default=[], metavar="DIR"),
+            arg("--templates", help="use the templates here, for guests", metavar="DIR"),
+            arg(
+                "--remove",
+                help="accept this target or directory no longer",
+                action="append",
+                default=[],
+                metavar="WHAT",
+            ),
+            ACCEPT,
         ),
     ),
     Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
@@ -353,5 +381,19 @@ COMMANDS = (
         "completion:print_",
         (arg("shell", help="the shell", choices=("bash", "zsh", "fish")),),
     ),
-    Command("", "agent", "serve a coordinator on stdin and stdout", "host:agent", ()),
+    Command(
+        "",
+        "agent",
+        "serve a coordinator on stdin and stdout",
+        "host:agent",
+        (
+            arg(
+                "--grade",
+                help="what the coordinator's key may do: look, do all with volumes, or run guests too (default: all)",
+                choices=("read", "storage", "guests"),
+                default="",
+            ),
+            ACCEPT,
+        ),
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import storkit
@@ -43,6 +44,7 @@ def check(session: Session, options: Namespace) -> int:
             f"{miss['needs']} for {miss['backend']}" + (f" (apt install {miss['package']})" if miss["package"] else "")
             for miss in facts["missing"]
         ]
+        problems += [f"{error['message']} ({error['hint']})" for error in facts.get("refused", [])]
         if facts["version"] != storkit.__version__:
             problems.append(f"storkit {facts['version']} there, {storkit.__version__} here")
         skew = max(facts["clock"] - after, 0) + min(facts["clock"] - before, 0)
@@ -80,15 +82,23 @@ def restore(session: Session, options: Namespace) -> None:
 
 
 def _restore_at_boot(session: Session, options: Namespace) -> None:
-    from storkit.hosts.site import Performer, remembered, site
+    from storkit.hosts import accept
+    from storkit.hosts.site import LOCAL, Performer, remembered, site
 
     if options.hosts:
         raise UsageError(
             "--boot is for this machine alone", "storkit host restore HOST, or storkit host restore --boot"
         )
     back, problems = list[Any](), list[StorkitError]()
-    if given := remembered(session.state):
-        performer = Performer(given, site(given))
+    file = Path(options.file) if options.file else None
+    own = accept.load(file or accept.default_file())
+    state = Path(own.state) if own and own.state and not options.state else session.state
+    if found := remembered(state):
+        told, teller = found
+        # What this machine's own command told, root has said.
+        limits = accept.limits("" if teller == LOCAL else teller, file)
+        given = told if teller == LOCAL else limits.setup(told)
+        performer = Performer(given, site(given), None if teller == LOCAL else limits)
         for target in given.served_by:
             try:
                 back += performer.perform(target, "restore", {})
@@ -163,4 +173,4 @@ def status(session: Session, options: Namespace) -> None:
 def agent(options: Namespace) -> int:
     from storkit.hosts.agent import serve
 
-    return serve(sys.stdin)
+    return serve(sys.stdin, grade=options.grade, file=Path(options.file) if options.file else None)

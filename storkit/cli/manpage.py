@@ -9,6 +9,7 @@ from storkit.core.errors import (
     Conflict,
     HostUnreachable,
     Interrupted,
+    NotAllowed,
     NotFound,
     ServiceUnreachable,
     StepFailed,
@@ -21,7 +22,7 @@ from storkit.core.errors import (
 
 KINDS: tuple[type[StorkitError], ...] = (
     StorkitError, UsageError, Unsupported, NotFound, Conflict, CommandFailed, HostUnreachable, TimedOut, Unsafe,
-    StepFailed, ServiceUnreachable, Interrupted,
+    StepFailed, ServiceUnreachable, NotAllowed, Interrupted,
 )  # fmt: skip
 
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from storkit.core.errors import Unsafe, Unsupported, raise_problems
 from storkit.core.identities import ClientName, GuestName, Line, MaybeAddress, Size, Uuid, VolumeName, Word, Words
@@ -73,6 +73,43 @@ class Needs:
     """Program to the Debian package that has it."""
     modules: tuple[str, ...] = ()
     """Kernel modules."""
+
+
+_HOLDS = "storkit"
+WORD = {_HOLDS: "word"}
+"""As metadata of a field: see `word_setting`."""
+
+
+def path_setting(default: str = "") -> Any:
+    """A setting that names a place of the host: where the host has a file of its own, it comes from there alone."""
+    return field(default=default, metadata={_HOLDS: "path"})
+
+
+def program_setting(default: str = "") -> Any:
+    """A setting that names a program, or tells one what to do (a URI that may start one, mount options): as
+    `path_setting`."""
+    return field(default=default, metadata={_HOLDS: "program"})
+
+
+def word_setting(default: str = "") -> Any:
+    """A setting that is text, and names neither a place nor a program: whoever may use the backend may choose it."""
+    return field(default=default, metadata=WORD)
+
+
+def own_settings(cls: type) -> dict[str, str]:
+    """The settings (a dataclass) that are the host's own to say: name to what it holds (path, program, or unmarked).
+
+    Text that nobody has marked counts as well, so that a backend that forgets is refused, and not believed.
+    """
+    hints = get_type_hints(cls)
+    holds = {each.name: each.metadata.get(_HOLDS, "unmarked") for each in fields(cls)}
+    return {name: kind for name, kind in holds.items() if kind != "word" and _may_hold_text(hints[name])}
+
+
+def _may_hold_text(hint: Any) -> bool:
+    if hint in (bool, int, float, type(None)) or get_origin(hint) is Literal:
+        return False
+    return not (args := get_args(hint)) or any(_may_hold_text(each) for each in args)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,13 @@ class StepFailed(StorkitError):
         return {**super().to_json(), "plan": self.plan, "cause": cause}
 
 
+class NotAllowed(StorkitError):
+    """The host does not let this key do it: by the key's grade, or by the file of what the host accepts."""
+
+    exit_code = 12
+    kind = "not-allowed"
+
+
 class Interrupted(StorkitError):
     """Ctrl-C or a signal stopped the command in the middle of a plan; the hint names the command that goes on."""
 
@@ -202,7 +209,8 @@ def collected(problems: list[StorkitError]) -> Iterator[None]:
 
 
 _KINDS: dict[str, type[StorkitError]] = {
-    cls.kind: cls for cls in (UsageError, Unsupported, NotFound, Conflict, TimedOut, Unsafe, ServiceUnreachable)
+    cls.kind: cls
+    for cls in (UsageError, Unsupported, NotFound, Conflict, TimedOut, Unsafe, ServiceUnreachable, NotAllowed)
 }
 _KINDS[HostUnreachable.kind] = ServiceUnreachable
 """A host that answers is not unreachable, whatever it says: something that it wanted to reach is."""

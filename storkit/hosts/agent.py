@@ -6,8 +6,9 @@
     -> {"id": 1, "progress": 0.5, "text": "copying"}
     -> {"id": 1, "result": [...]}     or     {"id": 1, "error": {"kind": "conflict", "message": "...", "hint": "..."}}
 
-Requests run at the same time, each in a thread. It takes typed verbs with checked arguments and no commands, so an
-`authorized_keys` line can pin a key to it with `command="storkit agent"`. When its input ends it lets the verbs under
+Requests run at the same time, each in a thread. It takes typed verbs with checked arguments and no commands. An
+`authorized_keys` line pins a key to it, with a grade: `command="storkit agent --grade storage"` (core/grades.py,
+hosts/accept.py). When its input ends it lets the verbs under
 way end, and exits; its locks go with it.
 """
 
@@ -18,12 +19,14 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 import storkit
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError
-from storkit.hosts import rights
+from storkit.core.grades import READ
+from storkit.hosts import accept, rights
 from storkit.hosts.guard import Claim, Guard
 from storkit.hosts.site import Performer, Setup, remember, site
 
@@ -65,6 +68,8 @@ class Agent:
             self._write({"id": number, "result": result})
 
     def _do(self, request: dict[str, Any]) -> Any:
+        if self._performer.limits:
+            self._performer.limits.check(request)
         do = request.get("do")
         if do == "call":
             number, told = request.get("id"), 0.0
@@ -109,8 +114,13 @@ class Agent:
             self._output.flush()
 
 
-def serve(source: TextIO = sys.stdin, output: TextIO | None = None) -> int:
-    """Serve one coordinator until its end closes; the exit status."""
+def serve(
+    source: TextIO = sys.stdin, output: TextIO | None = None, *, grade: str = "", file: Path | None = None
+) -> int:
+    """Serve one coordinator, whose key has this grade, until its end closes; the exit status.
+
+    `file`: what this host accepts, instead of the default one.
+    """
     if output is None:
         # What a library prints by mistake must not break the protocol.
         output = os.fdopen(os.dup(1), "w")
@@ -122,10 +132,13 @@ def serve(source: TextIO = sys.stdin, output: TextIO | None = None) -> int:
                 f"the other side does not speak version {PROTOCOL} of the agent's protocol",
                 "install the same version of storkit on both hosts",
             )
-        given = codec.load(Setup, first.get("setup"), "setup")
+        told = codec.load(Setup, first.get("setup"), "setup")
+        limits = accept.limits(grade, file)
+        given = limits.setup(told)
         place = site(given)
-        remember(given, place)
-        agent = Agent(Performer(given, place), output)
+        if grade != READ:
+            remember(told, place, grade)
+        agent = Agent(Performer(given, place, limits), output)
     except (ValueError, StorkitError) as error:
         problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
         output.write(json.dumps({"error": problem.to_json()}) + "\n")

@@ -73,11 +73,11 @@ class LocalConnection(Connection):
 
     def __init__(self, config: HostConfig, inventory: Inventory) -> None:
         super().__init__(config)
-        from storkit.hosts.site import Performer, remember, setup, site
+        from storkit.hosts.site import LOCAL, Performer, remember, setup, site
 
         given = setup(inventory, config)
         place = site(given)
-        remember(given, place)
+        remember(given, place, LOCAL)
         self._performer = Performer(given, place)
         self._guard = Guard(self._performer.site)
         self._held: list[Any] = []

@@ -11,6 +11,7 @@ from typing import Any
 import storkit
 from storkit.core import registry
 from storkit.core.backend import Backend
+from storkit.core.errors import NotAllowed
 from storkit.hosts.site import Performer
 from storkit.system.run import which
 
@@ -18,7 +19,8 @@ from storkit.system.run import which
 def gather(performer: Performer) -> dict[str, Any]:
     """Versions, clock, and what the backends in use on this host want and do not find.
 
-    `clock` is seconds since the epoch; `missing` lists backend, program or module, and the package that has it.
+    `clock` is seconds since the epoch; `missing` lists backend, program or module, and the package that has it;
+    `refused` what this host does not accept of what it was told (errors).
     """
     setup = performer.setup
     in_use: dict[str, type[Backend]] = {}
@@ -41,6 +43,16 @@ def gather(performer: Performer) -> dict[str, Any]:
         for module in backend.needs.modules
         if not _has_module(module)
     ]
+    refused = []
+    for target in (
+        *(f"pool:{name}" for name in setup.pools),
+        *setup.served_by,
+        *(f"hypervisor:{name}" for name in setup.runs),
+    ):
+        try:
+            performer.backend(target)
+        except NotAllowed as error:
+            refused.append(error.to_json())
     return {
         "version": storkit.__version__,
         "python": platform.python_version(),
@@ -49,6 +61,7 @@ def gather(performer: Performer) -> dict[str, Any]:
         "root": os.geteuid() == 0,
         "state": str(performer.site.state),
         "missing": missing,
+        "refused": refused,
     }
 
 

@@ -9,11 +9,11 @@ import importlib
 import inspect
 import os
 import typing
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, Hypervisor, Pool, Site, Transport
@@ -22,6 +22,9 @@ from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_di
 from storkit.core.model import Volume
 from storkit.hosts import rights
 from storkit.system.files import make_private, read_json, write_atomic
+
+if TYPE_CHECKING:
+    from storkit.hosts.accept import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +101,30 @@ def site(given: Setup) -> Site:
 REMEMBERED = "setup.json"
 
 
-def remember(given: Setup, place: Site) -> None:
-    """Keep what a host was told, below its state directory: at boot there is no coordinator to tell it again."""
+LOCAL = "local"
+"""Who told: this machine's own command, not an agent's coordinator with a key of some grade."""
+
+
+def remember(given: Setup, place: Site, teller: str) -> None:
+    """Keep what a host was told, and by whom (LOCAL, or a key's grade), below its state directory: at boot there is no
+    coordinator to tell it again."""
     import json
 
     path = place.state / REMEMBERED
-    text = json.dumps(codec.dump(given), indent=1)
+    text = json.dumps({"teller": teller, **codec.dump(given)}, indent=1)
     with suppress(OSError):  # a full or read-only file system must not keep anyone from looking
         if not path.exists() or path.read_text() != text:
             write_atomic(path, text)
 
 
-def remembered(state: Path) -> Setup | None:
-    """What the host with this state directory was told last; None: nothing yet."""
+def remembered(state: Path) -> tuple[Setup, str] | None:
+    """What the host with this state directory was told last, and by whom; None: nothing yet."""
     try:
-        return codec.load(Setup, read_json(state / REMEMBERED, "what this host was told"), str(state / REMEMBERED))
+        told = read_json(state / REMEMBERED, "what this host was told")
     except FileNotFoundError:
         return None
+    teller = str(told.pop("teller", "")) if isinstance(told, dict) else ""
+    return codec.load(Setup, told, str(state / REMEMBERED)), teller
 
 
 def _runtime(state: Path) -> Path:
@@ -137,11 +147,12 @@ def _runtime(state: Path) -> Path:
 
 
 class Performer:
-    """Carries out verbs on one host."""
+    """Carries out verbs on one host, within the limits of whoever asks."""
 
-    def __init__(self, given: Setup, place: Site) -> None:
+    def __init__(self, given: Setup, place: Site, limits: Limits | None = None) -> None:
         self.setup = given
         self.site = place
+        self.limits = limits
         self.asked = "this host itself"
         """Who asks for what is performed, for the log."""
 
@@ -186,14 +197,17 @@ class Performer:
             values = bind(method, args, f"{target}.{verb}", types=declared(target.partition(":")[0], verb))
             if verb in SERVING_VERBS and isinstance(backend, Transport):
                 values["volumes"] = self._here(values["volumes"])
-        try:
-            with rights.logged(target, verb, values, self.asked):
-                result = method(**values)
-        except OSError as error:
-            from storkit.system.files import explain
+        kind = target.partition(":")[0]
+        with self.limits.paths(kind, verb, values) if self.limits else nullcontext(_same) as shown:
+            try:
+                with rights.logged(target, verb, values, self.asked):
+                    result = method(**values)
+            except OSError as error:
+                from storkit.system.files import explain
 
-            raise explain(error, Path(str(error.filename or self.site.state))) from error
-        return codec.dump(result, reveal=verb in SECRET_VERBS)
+
+                raise explain(error, Path(str(error.filename or self.site.state))) from error
+        return shown(codec.dump(result, reveal=verb in SECRET_VERBS))
 
     def _here(self, volumes: list[Volume]) -> list[Volume]:
         """The volumes as their pools on this host have them: where the bytes lie, and what may be done with them, is
@@ -216,9 +230,15 @@ class Performer:
         return [found[volume.uuid] for volume in volumes]
 
     def _settings(self, cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
+        if self.limits:
+            settings = self.limits.settings(cls, target, settings)
         if self.setup.templates and "templates" in cls.Settings.__dataclass_fields__:  # type: ignore[attr-defined]
             settings = {"templates": self.setup.templates, **settings}
         return codec.load(cls.Settings, settings, target)
+
+
+def _same(answer: Any) -> Any:
+    return answer
 
 
 SECRET_VERBS = frozenset({"offers", "credential"})

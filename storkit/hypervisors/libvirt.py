@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from storkit.core import codec
-from storkit.core.backend import Hypervisor, Needs
+from storkit.core.backend import Hypervisor, Needs, path_setting, program_setting
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -49,16 +49,16 @@ MESSAGES = 40
 class LibvirtSettings:
     """The keys of [hypervisors.libvirt] in the inventory."""
 
-    uri: str = "qemu:///system"
+    uri: str = program_setting("qemu:///system")
     """libvirt on the host itself."""
-    migrate_uri: str = "qemu+ssh://{address}/system"
+    migrate_uri: str = program_setting("qemu+ssh://{address}/system")
     """How another host's libvirtd reaches this one; `{address}` is the host's address in the inventory."""
     channel: Literal["tunnelled", "tls", "plain"] = "tunnelled"
     """How a guest's memory travels: inside the libvirtds' connection, or from QEMU to QEMU, encrypted with the
     certificates of qemu.conf (migrate_tls_x509_cert_dir), or in the clear."""
     accel: Literal["", "kvm", "tcg"] = ""
     """Empty: KVM where the host has it. Both hosts of a migration need the same."""
-    templates: str = ""
+    templates: str = path_setting()
     """A directory whose libvirt/guest.xml.j2 is taken instead of the one that comes with storkit."""
     downtime_limit: int = 300
     """Milliseconds that a guest may stand still in a migration's switchover, without the step that lets it go on."""

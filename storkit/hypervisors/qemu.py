@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from storkit.core.backend import Hypervisor, Needs
+from storkit.core.backend import Hypervisor, Needs, path_setting, program_setting
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -47,10 +47,10 @@ DEFAULT_MACHINE = "pc"
 class QemuSettings:
     """The keys of [hypervisors.qemu] in the inventory."""
 
-    binary: str = "qemu-system-x86_64"
+    binary: str = program_setting("qemu-system-x86_64")
     accel: Literal["", "kvm", "tcg"] = ""
     """Empty: KVM where a guest really runs under it, TCG otherwise. Both hosts of a migration need the same."""
-    templates: str = ""
+    templates: str = path_setting()
     """A directory whose qemu/guest.args.j2 is taken instead of the one that comes with storkit."""
     downtime_limit: int = 300
     """Milliseconds that a guest may stand still in a migration's switchover."""
@@ -62,7 +62,7 @@ class QemuSettings:
     """The TCP port to receive migrations on; 0: a free one."""
     migration_tls: Literal["", "psk", "x509"] = ""
     """Encrypt migrations between machines by the files in `migration_tls_dir`; empty: by a key made for each one."""
-    migration_tls_dir: str = ""
+    migration_tls_dir: str = path_setting()
     """psk: keys.psk with the user `qemu`; x509: ca-cert.pem and the server's or client's certificate and key."""
     migration_plain: bool = False
     """True: guests' memory may cross the network unencrypted."""

@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
+from storkit.core.backend import WORD, word_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, Line
 from storkit.core.model import Secret, Volume
@@ -29,9 +30,9 @@ Chap = Literal["mutual", "one-way", "none"]
 class IscsiSettings:
     """What the inventory may set for the transport `iscsi`."""
 
-    prefix: str = PREFIX
+    prefix: str = word_setting(PREFIX)
     """What the names of all targets and initiators begin with (RFC 3720, 3.2.6.3.1): the same on all hosts."""
-    portals: list[str] = field(default_factory=list)
+    portals: list[str] = field(default_factory=list, metadata=WORD)
     """Where the home host's targets listen: ADDRESS, ADDRESS:PORT or [IPV6]:PORT; several for several paths. None: the
     host's own address, port 3260."""
     chap: Chap = "mutual"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from storkit.core.backend import Site
+from storkit.core.backend import Site, path_setting, word_setting
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.system import locks, nbdclient, qmp
@@ -69,10 +69,10 @@ class NbdSettings:
     port_last: int = 11808
     """TCP ports for clients on other machines, one for each volume and client."""
     tls: Literal["psk", "x509"] = "psk"
-    tls_dir: str = ""
+    tls_dir: str = path_setting()
     """x509: ca-cert.pem with server-cert.pem, server-key.pem (storage host) or client-cert.pem, client-key.pem
     (client host; its common name is the host's name)."""
-    plain_tcp: str = ""
+    plain_tcp: str = word_setting()
     """TCP without TLS, for networks that are separate and trusted: only if this says what it is, word for word."""
     cache: Literal["writeback", "none"] = "writeback"
     """writeback: through the page cache, flushed when the guest flushes. none: O_DIRECT."""

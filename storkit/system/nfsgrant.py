@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from storkit.core.backend import Site
+from storkit.core.backend import Site, program_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, MaybeAddress, Word
 from storkit.core.model import Volume
@@ -40,7 +40,7 @@ class NfsSettings:
     """The protocol's version. 3 has no state that could be taken from a client: see `v3_writers`."""
     sec: Security = "sys"
     """sys trusts the client's address; krb5, krb5i, krb5p: Kerberos, with integrity, with privacy (exports(5))."""
-    options: str = ""
+    options: str = program_setting()
     """More mount options, separated by commas (nfs(5)): `nconnect=4`, `timeo=600`."""
     uid: int = 65534
     """Whom the server takes every client's user for: the owner of the volumes' files while they are exported."""

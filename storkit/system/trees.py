@@ -66,7 +66,7 @@ def fill(source: str, target: Path) -> None:
     path = Path(source)
     if path.is_dir():
         # Not across mounts: /proc and /sys of a machine that runs are no part of its tree.
-        copy(path.resolve(), target, "-x")
+        copy(path, target, "-x", "-H")  # -H: the directory that a link stands for, not the link
         return
     with _plain(path) as (name, fds):
         words = "tar -x -p --numeric-owner --same-owner --acls --xattrs --xattrs-include=* --delay-directory-restore"

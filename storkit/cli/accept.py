@@ -1,0 +1,173 @@
+"""`storkit host accept`: what this machine accepts of coordinators."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from storkit.cli import output
+from storkit.cli.session import Session
+from storkit.core import codec, registry
+from storkit.core.backend import Backend, own_settings
+from storkit.core.errors import NotFound, StorkitError, UsageError, collected, raise_problems
+from storkit.core.inventory import state_directory
+from storkit.hosts.accept import KINDS, Accepted, default_file, difference, dumps, load, save
+from storkit.hosts.site import Setup, remembered, setup
+from storkit.system import beneath
+
+
+def accept(session: Session, options: Namespace) -> None:
+    """Show what is accepted and what was asked for; with anything to accept or to remove, write the file first."""
+    file = Path(options.file).absolute() if options.file else default_file()
+    before = load(file)
+    told = _told(session, options, before or Accepted())
+    after = _changed(before or Accepted(), told, options)
+    written = after != (before or Accepted()) or (before is None and _says_anything(options))
+    if written and not options.dry_run:
+        save(file, after)
+    asked = _asked(after, told)
+    data = {
+        "file": str(file),
+        "exists": before is not None or (written and not options.dry_run),
+        "accepted": {key.rstrip("_"): value for key, value in codec.dump(after).items()},
+        "asked": [{"target": target, "why": why} for target, why in asked],
+    }
+    session.result(data, _text(file, before is None and not written, after, asked))
+    if written and not options.dry_run:
+        session.warn(f"{file} is written: it holds for every key that starts `storkit agent` here")
+
+
+def _says_anything(options: Namespace) -> bool:
+    given = options.targets or options.import_dir or options.export_dir or options.remove
+    return bool(given or options.from_inventory or options.templates or options.state)
+
+
+def _told(session: Session, options: Namespace, accepted: Accepted) -> Setup | None:
+    """What this host was told: by the inventory that is named, or else by whoever last did."""
+    if options.from_inventory:
+        return setup(session.inventory, session.inventory.host(options.from_inventory))
+    state = Path(options.state or accepted.state or state_directory()).absolute()
+    found = remembered(state)
+    return found[0] if found else None
+
+
+def _changed(accepted: Accepted, told: Setup | None, options: Namespace) -> Accepted:
+    """What is accepted from now on. Everything that is wrong with what was said is raised at once."""
+    problems: list[StorkitError] = []
+    tables: dict[str, dict[str, dict[str, Any]]] = {kind: dict(getattr(accepted, KINDS[kind])) for kind in KINDS}
+    directories = {use: list(getattr(accepted, use)) for use in ("import_", "export")}
+    wanted = options.targets or (_all(told) if options.from_inventory and told else [])
+    for target in wanted:
+        with collected(problems):
+            kind, _, name = target.partition(":")
+            tables[kind][name] = _definition(target, told)
+    for use, given in (("import_", options.import_dir), ("export", options.export_dir)):
+        for each in given:
+            with collected(problems):
+                directory = _directory(each, closed=use == "export")
+                directories[use] += [directory] if directory not in directories[use] else []
+    templates = accepted.templates
+    if options.templates:
+        with collected(problems):
+            templates = _directory(options.templates, closed=True)
+    for what in options.remove:
+        kind, _, name = what.partition(":")
+        place = str(Path(what).absolute())
+        places = [places for places in directories.values() if place in places]
+        if kind in tables and name in tables[kind]:
+            del tables[kind][name]
+        elif places:
+            for each in places:
+                each.remove(place)
+        elif place == templates:
+            templates = ""
+        else:
+            problems.append(NotFound(f"{what} is not accepted, so it cannot be removed", "storkit host accept"))
+    raise_problems(problems)
+    state = options.state or (told.state if told and options.from_inventory else "") or accepted.state
+    return Accepted(
+        state=str(Path(state).absolute()) if state else "",
+        templates=templates,
+        import_=directories["import_"],
+        export=directories["export"],
+        pools=tables["pool"],
+        transports=tables["transport"],
+        hypervisors=tables["hypervisor"],
+    )
+
+
+def _all(told: Setup) -> list[str]:
+    """The targets of all that a host was told that needs to be accepted."""
+    found = [f"pool:{name}" for name in told.pools]
+    for kind, tables in (("transport", told.transports), ("hypervisor", told.hypervisors)):
+        for name, settings in tables.items():
+            if _own(_class(kind, name), settings):
+                found.append(f"{kind}:{name}")
+    return found
+
+
+def _class(kind: str, name: str) -> type[Backend]:
+    found: type[Backend] = getattr(registry, kind)(name)
+    return found
+
+
+def _own(cls: type[Backend], settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in own_settings(cls.Settings)}
+
+
+def _definition(target: str, told: Setup | None) -> dict[str, Any]:
+    """How a host was told a pool, or the paths and programs of a transport or hypervisor."""
+    kind, _, name = target.partition(":")
+    if kind not in KINDS or not name:
+        raise UsageError(f"{target!r} is no pool:NAME, transport:NAME or hypervisor:NAME", "storkit host accept")
+    if told is None:
+        hint = "run `storkit host check` where the inventory is; or bring it here: storkit host accept --from-inventory"
+        raise NotFound(f"{target}: this host was never told anything", hint)
+    if kind == "pool":
+        if name not in told.pools:
+            known = ", ".join(told.pools) or "none"
+            raise NotFound(f"this host was told of no pool {name}", f"it was told of: {known}")
+        pool = told.pools[name]
+        codec.load(_class(kind, pool.type).Settings, pool.settings, target)
+        return {"type": pool.type, **pool.settings}
+    settings = (told.transports if kind == "transport" else told.hypervisors).get(name, {})
+    codec.load(_class(kind, name).Settings, settings, target)
+    return _own(_class(kind, name), settings)
+
+
+def _directory(path: str, *, closed: bool) -> str:
+    """An existing directory that no other user can put another one in the place of; `closed`: nor write."""
+    directory = Path(path).absolute()
+    with suppress(FileNotFoundError):
+        os.close(beneath.open_trusted(directory if closed else directory.parent))
+    if not directory.is_dir():
+        raise UsageError(f"there is no directory {directory}", f"mkdir -p {directory}")
+    return str(directory)
+
+
+def _asked(accepted: Accepted, told: Setup | None) -> list[tuple[str, str]]:
+    """What this host was asked for and does not accept: target, and in what they differ."""
+    found = []
+    for target in _all(told) if told else []:
+        kind, _, name = target.partition(":")
+        assert told is not None
+        if kind == "pool":
+            cls, settings = _class(kind, told.pools[name].type), told.pools[name].settings
+        else:
+            cls = _class(kind, name)
+            settings = (told.transports if kind == "transport" else told.hypervisors)[name]
+        if why := difference(cls, target, settings, accepted.table(target)):
+            words = ", ".join(f"{key} = {value!r}" for key, value in _definition(target, told).items())
+            found.append((target, f"{words}{'' if accepted.table(target) is None else why}"))
+    return found
+
+
+def _text(file: Path, missing: bool, accepted: Accepted, asked: list[tuple[str, str]]) -> str:
+    parts = [f"{file} does not exist: a key without a grade is root's here"] if missing else [dumps(accepted).rstrip()]
+    if asked:
+        parts.append(output.table(("ASKED FOR", "AS"), asked))
+        parts.append(f"to accept it: storkit host accept {' '.join(target for target, _ in asked)}")
+    return "\n\n".join(parts)

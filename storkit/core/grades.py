@@ -1,0 +1,74 @@
+"""What the three grades of key may have done: every verb of the contracts (core/backend.py), classified here.
+
+    read      surveys: what there is, and who has it
+    storage   everything with volumes, exports and attachments
+    guests    guests as well; whoever defines a guest on a host is root there
+
+Each grade may do what those before it may. A verb that is not here is for nobody whose key has a grade: whoever adds a
+verb to a contract says here what it is, and a test sees to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from storkit.core.errors import NotAllowed
+
+READ: Final = "read"
+STORAGE: Final = "storage"
+GUESTS: Final = "guests"
+GRADES: Final = (READ, STORAGE, GUESTS)
+
+_VERBS: Final[dict[str, dict[str, str]]] = {
+    READ: {
+        "pool": "find capacity",
+        "transport": "find_exports find_attachments",
+        "hypervisor": "find",
+        "images": "",
+        "agent": "facts marked unlock",
+    },
+    STORAGE: {
+        "pool": "create import_tree clone snapshot resize relabel delete",
+        # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
+        "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
+        "hypervisor": "",
+        "images": "inspect fill export_image",
+        "agent": "lock mark unmark",
+    },
+    GUESTS: {
+        # `check` and `fingerprint` look at any file that a guest's record names.
+        "hypervisor": "check fingerprint define undefine start stop "
+        "receive credential send resume messages cancel retire",
+    },
+}
+VERBS: Final = {
+    (kind, verb): grade for grade, kinds in _VERBS.items() for kind, verbs in kinds.items() for verb in verbs.split()
+}
+"""(pool, transport, hypervisor, images or agent; verb or request) to the lowest grade that may have it done."""
+
+PATHS: Final = {
+    ("pool", "import_tree"): ("source", "import"),
+    ("images", "inspect"): ("source", "import"),
+    ("images", "fill"): ("source", "import"),
+    ("images", "export_image"): ("file", "export"),
+}
+"""The arguments that name a file of the host, and whether it is read (import) or made (export)."""
+
+
+def check(grade: str, request: dict[str, Any]) -> None:
+    """Raise NotAllowed unless a key of this grade may make the agent's request; without a grade it may make any."""
+    if not grade:
+        return
+    kind, verb = "agent", str(request.get("do"))
+    if verb == "call":
+        kind, verb = str(request.get("target")).partition(":")[0], str(request.get("verb"))
+    needed = VERBS.get((kind, verb))
+    if needed is not None and GRADES.index(needed) <= GRADES.index(grade):
+        return
+    what = f"{kind}.{verb}" if kind != "agent" else verb
+    if needed is None:
+        raise NotAllowed(f"a key of grade {grade} may not have {what!r} done: it has no grade")
+    raise NotAllowed(
+        f"a key of grade {grade} may not have {what} done: that takes the grade {needed}",
+        f'if it should: command="storkit agent --grade {needed}" in authorized_keys of that host',
+    )

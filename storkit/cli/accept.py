@@ -12,9 +12,9 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, own_settings
-from storkit.core.errors import NotFound, StorkitError, UsageError, collected, raise_problems
+from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.inventory import state_directory
-from storkit.hosts.accept import KINDS, Accepted, default_file, difference, dumps, load, save
+from storkit.hosts.accept import KINDS, Accepted, check_names, default_file, difference, dumps, load, save
 from storkit.hosts.site import Setup, remembered, setup
 from storkit.system import beneath
 
@@ -35,7 +35,7 @@ def accept(session: Session, options: Namespace) -> None:
         "accepted": {key.rstrip("_"): value for key, value in codec.dump(after).items()},
         "asked": [{"target": target, "why": why} for target, why in asked],
     }
-    session.result(data, _text(file, before is None and not written, after, asked))
+    session.result(data, _text(options, file, before is None and not written, after, asked))
     if written and not options.dry_run:
         session.warn(f"{file} is written: it holds for every key that starts `storkit agent` here")
 
@@ -50,8 +50,10 @@ def _told(session: Session, options: Namespace, accepted: Accepted) -> Setup | N
     if options.from_inventory:
         return setup(session.inventory, session.inventory.host(options.from_inventory))
     state = Path(options.state or accepted.state or state_directory()).absolute()
-    found = remembered(state)
-    return found[0] if found else None
+    if (found := remembered(state)) is None:
+        return None
+    check_names(found[0])
+    return found[0]
 
 
 def _changed(accepted: Accepted, told: Setup | None, options: Namespace) -> Accepted:
@@ -104,8 +106,8 @@ def _all(told: Setup) -> list[str]:
     found = [f"pool:{name}" for name in told.pools]
     for kind, tables in (("transport", told.transports), ("hypervisor", told.hypervisors)):
         for name, settings in tables.items():
-            if _own(_class(kind, name), settings):
-                found.append(f"{kind}:{name}")
+            with suppress(Unsupported):  # what is not installed here is not used
+                found += [f"{kind}:{name}"] if _own(_class(kind, name), settings) else []
     return found
 
 
@@ -150,24 +152,25 @@ def _directory(path: str, *, closed: bool) -> str:
 
 def _asked(accepted: Accepted, told: Setup | None) -> list[tuple[str, str]]:
     """What this host was asked for and does not accept: target, and in what they differ."""
-    found = []
+    found: list[tuple[str, str]] = []
     for target in _all(told) if told else []:
-        kind, _, name = target.partition(":")
-        assert told is not None
-        if kind == "pool":
-            cls, settings = _class(kind, told.pools[name].type), told.pools[name].settings
-        else:
-            cls = _class(kind, name)
-            settings = (told.transports if kind == "transport" else told.hypervisors)[name]
-        if why := difference(cls, target, settings, accepted.table(target)):
-            words = ", ".join(f"{key} = {value!r}" for key, value in _definition(target, told).items())
-            found.append((target, f"{words}{'' if accepted.table(target) is None else why}"))
+        try:
+            wanted, own = _definition(target, told), accepted.table(target)
+            kind, _, name = target.partition(":")
+            cls = _class(kind, wanted.get("type", "") if kind == "pool" else name)
+            settings = {key: value for key, value in wanted.items() if kind != "pool" or key != "type"}
+            if why := difference(cls, target, settings, own):
+                words = ", ".join(f"{key} = {value!r}" for key, value in wanted.items())
+                found.append((target, words if own is None else f"{words},{why}"))
+        except StorkitError as error:
+            found += [(target, problem.message) for problem in error.each]
     return found
 
 
-def _text(file: Path, missing: bool, accepted: Accepted, asked: list[tuple[str, str]]) -> str:
+def _text(options: Namespace, file: Path, missing: bool, accepted: Accepted, asked: list[tuple[str, str]]) -> str:
     parts = [f"{file} does not exist: a key without a grade is root's here"] if missing else [dumps(accepted).rstrip()]
     if asked:
         parts.append(output.table(("ASKED FOR", "AS"), asked))
-        parts.append(f"to accept it: storkit host accept {' '.join(target for target, _ in asked)}")
+        words = [target for target, _ in asked] + (["--file", str(file)] if options.file else [])
+        parts.append(f"to accept it: storkit host accept {' '.join(words)}")
     return "\n\n".join(parts)

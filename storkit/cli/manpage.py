@@ -55,6 +55,7 @@ def page() -> str:
     out += [
         ".SH FILES",
         *(".TP", "/etc/storkit/inventory.toml", "The inventory. Guests' files are in /etc/storkit/guests."),
+        *(".TP", "/etc/storkit/accept.toml", "What this host accepts of coordinators (storkit host accept)."),
         *(".TP", "/var/lib/storkit", "State: plans, and what the servers of this host grant."),
         *(".TP", "/dev/storkit", "The stable paths of attached volumes."),
         "Without root, $XDG_CONFIG_HOME/storkit and $XDG_STATE_HOME/storkit.",

@@ -16,6 +16,7 @@ from storkit.core.errors import (
     Conflict,
     HostUnreachable,
     Interrupted,
+    NotAllowed,
     StepFailed,
     StorkitError,
     Unsafe,
@@ -290,6 +291,9 @@ class Engine:
             try:
                 verb.undo(_Run(self, journal, step), step, record.started[step.id])
             except StorkitError as error:
+                if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):
+                    journal.undone(step.id)  # what a host does not let this key undo, it has not let it do
+                    continue
                 by_hand = verb.by_hand(step)
                 problems.append(f"{step.title}: {error.message}" + (f"; by hand: {by_hand}" if by_hand else ""))
                 self.reporter.step(step, "failed", error.message)

@@ -21,7 +21,7 @@ GRADES: Final = (READ, STORAGE, GUESTS)
 
 _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
-        "pool": "find capacity",
+        "pool": "look find capacity",
         "transport": "find_exports find_attachments",
         "hypervisor": "find",
         "images": "",

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from storkit.core import codec, grades
 from storkit.core.backend import Backend, own_settings
-from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, state_directory
+from storkit.core.model import check_name
 from storkit.system import beneath, files
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Limits:
     def setup(self, told: Setup) -> Setup:
         """What a coordinator told, with the host's own directories. Raises NotAllowed if it wanted others."""
         self.host = told.host
+        check_names(told)
         if self.accepted is None:
             return told
         state = self.accepted.state or str(SYSTEM_STATE if os.geteuid() == 0 else state_directory())
@@ -193,6 +195,16 @@ class Limits:
                         problem.argv = _renamed(problem.argv, there, path)
                         problem.stderr = problem.stderr.replace(there, path)
                 raise
+
+
+def check_names(told: Setup) -> None:
+    """Raise UsageError for names that are none: they come to stand in messages, and in commands to type."""
+    problems: list[StorkitError] = []
+    for what, names in (("pool", told.pools), ("transport", told.transports), ("hypervisor", told.hypervisors)):
+        for name in names:
+            with collected(problems):
+                check_name(what, name)
+    raise_problems(problems)
 
 
 def limits(grade: str = "", file: Path | None = None) -> Limits:

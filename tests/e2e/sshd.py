@@ -40,15 +40,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def two_machines(directory: Path) -> Iterator[World]:
-    """A world whose hosts are reached by ssh, and reach each other by TCP on their own addresses."""
+def two_machines(directory: Path, options: str = "") -> Iterator[World]:
+    """A world whose hosts are reached by ssh, and reach each other by TCP on their own addresses.
+
+    `options` are those of the agent that the key is pinned to; `$3` in them is the address of the host.
+    """
     program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
     assert program, "openssh-server is not installed"
     port = free_port()
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / key)], check=True)
     python = shlex.quote(sys.executable)
-    agent = f"cd / && PYTHONPATH={shlex.quote(str(ROOT))} exec {python} -m storkit agent"
+    agent = f"cd / && export PYTHONPATH={shlex.quote(str(ROOT))} && set -- $SSH_CONNECTION && "
+    agent += f"exec {python} -m storkit agent {options}".rstrip()
     public = (directory / "user.pub").read_text()
     (directory / "authorized").write_text(f'command="{agent}",restrict {public}')
     factor = os.environ.get(VARIABLE, "1")

@@ -119,7 +119,7 @@ def test_nothing_else_is_read(images: Path) -> None:
     outside = [images.parent / "secret", "/etc/shadow", images / "out.img", images / "../secret", images / "up/secret"]
     for path in (*map(str, outside), "old/a.img", "", f"{images}/a\0b"):
         with (
-            pytest.raises(NotAllowed, match="storkit host accept --import-dir|may not be read"),
+            pytest.raises(NotAllowed, match="may not be read"),
             beneath.reading(path, [str(images)]),
         ):
             pass

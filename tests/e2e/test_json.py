@@ -147,6 +147,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     bootsector.make_disk(Path("boot.img"))
     storkit("host", "list")
     storkit("host", "check")
+    storkit("host", "accept", "--file", "accept.toml", "--dry-run")
     storkit("volume", "create", "data", "1MiB")
     storkit("volume", "import", "boot.img", "golden", "--golden")
     storkit("volume", "clone", "golden", "g", "other")

@@ -239,7 +239,7 @@ def test_the_boot_keeps_to_the_file_as_well(host: Host) -> None:
         refused(agent.call("transport:nbd", "restore"))
     argv = [sys.executable, "-m", "storkit", "host", "restore", "--boot", "--file", str(host.file)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 11 and f"tls_dir = '{secret}'" in done.stderr, done.stderr
+    assert done.returncode == 12 and f"tls_dir = '{secret}'" in done.stderr, done.stderr
     assert "storkit host accept transport:nbd" in done.stderr
     with host.agent("storage", served_by=["transport:nbd"]) as agent:
         assert agent.call("transport:nbd", "restore")["result"] == []
@@ -283,7 +283,7 @@ def test_a_key_of_grade_storage_is_enough_for_volumes(machines: Callable[[str], 
     world.storkit("volume", "export", "g", world.directory / "copy.img")
     assert (world.directory / "copy.img").read_bytes() == image.read_bytes()
     world.storkit("guest", "define", "g", "--disk", "g", "--memory", "16MiB")
-    done = world.storkit("guest", "start", "g", "--on", "a", ok=11)
+    done = world.storkit("guest", "start", "g", "--on", "a", ok=12)
     assert "takes the grade guests" in done.stderr and "storkit agent --grade guests" in done.stderr
     assert world.storkit("--json", "volume", "show", "g").json["exports"] == []
     world.storkit("volume", "delete", "g")
@@ -310,7 +310,7 @@ def test_a_key_of_grade_read_is_enough_to_look(machines: Callable[[str], World])
     world.inventory.write_text(text + '[pools.other]\nhost = "b"\n[defaults]\npool = "other"\n')
     assert [volume["name"] for volume in world.storkit("--json", "volume", "list", "--pool", "default").json] == ["v"]
     for words in (("attach", "v", "--on", "b"), ("volume", "create", "w", "1MiB")):
-        assert "takes the grade storage" in world.storkit(*words, ok=11).stderr
+        assert "takes the grade storage" in world.storkit(*words, ok=12).stderr
     status = world.storkit("--json", "status").json
     assert (status["exports"], status["plans"], status["silent"]) == ({"a": [], "b": []}, [], [])
     assert not [path for path in (world.directory / "b").rglob("*") if path.is_file()]
@@ -324,7 +324,7 @@ def test_a_pool_that_a_host_does_not_accept_is_named_with_the_command_for_it(
     (world.directory / "more").mkdir(mode=0o700)
     text = world.inventory.read_text() + f'[pools.more]\nhost = "a"\npath = "{world.directory}/more"\n'
     world.inventory.write_text(text + '[defaults]\npool = "more"\n')
-    done = world.storkit("volume", "create", "v", "1MiB", ok=11)
+    done = world.storkit("volume", "create", "v", "1MiB", ok=12)
     assert "host a does not accept pool:more: its file does not have it" in done.stderr
     assert "there, as root: storkit host accept pool:more" in done.stderr
     (checked, _) = world.storkit("--json", "host", "check", ok=1).json

@@ -25,6 +25,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "transport": "find_exports find_attachments",
         "hypervisor": "find",
         "images": "",
+        "host": "find_off",
         "agent": "facts marked unlock",
     },
     STORAGE: {
@@ -33,6 +34,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
         "images": "inspect fill export_image",
+        "host": "declare_off withdraw_off",
         "agent": "lock mark unmark",
     },
     GUESTS: {
@@ -44,7 +46,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
 VERBS: Final = {
     (kind, verb): grade for grade, kinds in _VERBS.items() for kind, verbs in kinds.items() for verb in verbs.split()
 }
-"""(pool, transport, hypervisor, images or agent; verb or request) to the lowest grade that may have it done."""
+"""(pool, transport, hypervisor, images, host or agent; verb or request) to the lowest grade that may have it done."""
 
 PATHS: Final = {
     ("pool", "import_tree"): ("source", "import"),

@@ -205,7 +205,6 @@ class Performer:
             except OSError as error:
                 from storkit.system.files import explain
 
-
                 raise explain(error, Path(str(error.filename or self.site.state))) from error
         return shown(codec.dump(result, reveal=verb in SECRET_VERBS))
 

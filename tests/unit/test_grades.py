@@ -24,15 +24,16 @@ from storkit.core.backend import (
     word_setting,
 )
 from storkit.core.errors import NotAllowed
-from storkit.hosts import agent
+from storkit.hosts import agent, declared
 
 CONTRACTS: dict[str, type[Backend]] = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
+MODULES: dict[str, Any] = {"images": images, "host": declared}
 
 
 def verbs(kind: str) -> dict[str, Callable[..., Any]]:
-    """The public methods of a contract, or the verbs of images."""
-    if kind == "images":
-        return {name: getattr(images, name) for name in images.VERBS}
+    """The public methods of a contract, or the verbs of a module."""
+    if module := MODULES.get(kind):
+        return {name: getattr(module, name) for name in module.VERBS}
     members = inspect.getmembers(CONTRACTS[kind], inspect.isfunction)
     return {name: member for name, member in members if not name.startswith("_")}
 
@@ -43,7 +44,7 @@ def requests() -> set[str]:
 
 
 def test_every_verb_has_a_grade_and_every_grade_a_verb() -> None:
-    known = {(kind, verb) for kind in (*CONTRACTS, "images") for verb in verbs(kind)}
+    known = {(kind, verb) for kind in (*CONTRACTS, *MODULES) for verb in verbs(kind)}
     known |= {("agent", request) for request in requests()}
     assert len(known) > 40
     assert known == grades.VERBS.keys()
@@ -51,12 +52,12 @@ def test_every_verb_has_a_grade_and_every_grade_a_verb() -> None:
 
 
 WORDS = {
-    "names", "volumes", "client", "clients", "hosts", "writers", "format", "checksum", "guests",
+    "names", "volumes", "client", "clients", "hosts", "writers", "format", "checksum", "guests", "by", "keepers",
 }  # fmt: skip
 """Arguments that are text and name no file of the host: volumes, UUIDs, hosts, a format, a digest."""
 
 
-@pytest.mark.parametrize("kind", [*CONTRACTS, "images"])
+@pytest.mark.parametrize("kind", [*CONTRACTS, *MODULES])
 def test_arguments_that_are_text_are_words_or_paths_that_are_kept_below_directories(kind: str) -> None:
     for verb, method in verbs(kind).items():
         if grades.VERBS[kind, verb] == grades.GUESTS:

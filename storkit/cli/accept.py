@@ -50,10 +50,10 @@ def _told(session: Session, options: Namespace, accepted: Accepted) -> Setup | N
     if options.from_inventory:
         return setup(session.inventory, session.inventory.host(options.from_inventory))
     state = Path(options.state or accepted.state or state_directory()).absolute()
-    if (found := remembered(state)) is None:
-        return None
-    check_names(found[0])
-    return found[0]
+    told = remembered(state)
+    if told is not None:
+        check_names(told)
+    return told
 
 
 def _changed(accepted: Accepted, told: Setup | None, options: Namespace) -> Accepted:

@@ -83,7 +83,7 @@ def restore(session: Session, options: Namespace) -> None:
 
 def _restore_at_boot(session: Session, options: Namespace) -> None:
     from storkit.hosts import accept
-    from storkit.hosts.site import LOCAL, Performer, remembered, site
+    from storkit.hosts.site import LOCAL, Performer, remembered, site, teller
 
     if options.hosts:
         raise UsageError(
@@ -93,12 +93,11 @@ def _restore_at_boot(session: Session, options: Namespace) -> None:
     file = Path(options.file) if options.file else None
     own = accept.load(file or accept.default_file())
     state = Path(own.state) if own and own.state and not options.state else session.state
-    if found := remembered(state):
-        told, teller = found
+    if given := remembered(state):
         # What this machine's own command told, root has said.
-        limits = accept.limits("" if teller == LOCAL else teller, file)
-        given = told if teller == LOCAL else limits.setup(told)
-        performer = Performer(given, site(given), None if teller == LOCAL else limits)
+        limits = None if (who := teller(state)) == LOCAL else accept.limits(who, file)
+        given = limits.setup(given) if limits else given
+        performer = Performer(given, site(given), limits)
         for target in given.served_by:
             try:
                 back += performer.perform(target, "restore", {})

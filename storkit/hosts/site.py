@@ -117,14 +117,25 @@ def remember(given: Setup, place: Site, teller: str) -> None:
             write_atomic(path, text)
 
 
-def remembered(state: Path) -> tuple[Setup, str] | None:
-    """What the host with this state directory was told last, and by whom; None: nothing yet."""
+def remembered(state: Path) -> Setup | None:
+    """What the host with this state directory was told last; None: nothing yet."""
+    told = _told(state)
+    if isinstance(told, dict):
+        told.pop("teller", "")
+    return None if told is None else codec.load(Setup, told, str(state / REMEMBERED))
+
+
+def teller(state: Path) -> str:
+    """Who told that (`remember`); empty: a key without a grade, or a version that did not keep who."""
+    told = _told(state)
+    return str(told.get("teller", "")) if isinstance(told, dict) else ""
+
+
+def _told(state: Path) -> Any:
     try:
-        told = read_json(state / REMEMBERED, "what this host was told")
+        return read_json(state / REMEMBERED, "what this host was told")
     except FileNotFoundError:
         return None
-    teller = str(told.pop("teller", "")) if isinstance(told, dict) else ""
-    return codec.load(Setup, told, str(state / REMEMBERED)), teller
 
 
 def _runtime(state: Path) -> Path:

@@ -9,6 +9,9 @@ for good. A record fills its sector with 32 copies of {magic, number, time stamp
 
 On the first serial port it prints `s` once its scan is over, `.` for every 256 records, `e` for every disk error (it
 tries the same record again) and `c` when it stops because of a second writer.
+
+With a pace it rests after every so many records until the timer ticks, 18 times a second: enough to see what a test is
+about, and no processor is busy with it where a QEMU emulates one.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ next:   81C3 0002                 ; add bx, 512
         B0 73                     ; mov al, 's'
         E8 =print                 ; call print
 
-record: 66 47                     ; inc edi
+record: REST                      ; test di, PACE - 1; jnz over hlt; hlt
+        66 47                     ; inc edi
 again:  66 89F8                   ; mov eax, edi
         66 25 MASK                ; and eax, REGION - 1
         66 40                     ; inc eax
@@ -117,8 +121,10 @@ lba:    01000000 00000000         ; first sector
 """
 
 
-def boot_sector(region: int = REGION) -> bytes:
+def boot_sector(region: int = REGION, pace: int = 0) -> bytes:
     """The guest's code, with the signature that makes it bootable."""
+    if pace & (pace - 1):
+        raise ValueError(f"{pace} is no power of two")
     if region & (region - 1) or region < BATCH:
         raise ValueError(f"{region} is no power of two from {BATCH} on")
     words = {
@@ -126,6 +132,7 @@ def boot_sector(region: int = REGION) -> bytes:
         "BATCH": bytes([BATCH]),
         "REGION": struct.pack("<I", region),
         "MASK": struct.pack("<I", region - 1),
+        "REST": b"\xf7\xc7" + struct.pack("<H", pace - 1) + b"\x75\x01\xf4" if pace else b"",
     }
     code = assemble(LISTING, words)
     if len(code) > 440:
@@ -164,12 +171,13 @@ def assemble(listing: str, words: dict[str, bytes] | None = None) -> bytes:
     return bytes(code)
 
 
-def make_disk(path: Path, size: int = SIZE, region: int = REGION) -> None:
-    """A raw disk image of `size` bytes with the guest on it, sparse but for the boot sector."""
+def make_disk(path: Path, size: int = SIZE, region: int = REGION, pace: int = 0) -> None:
+    """A raw disk image of `size` bytes with the guest on it, sparse but for the boot sector. `pace` is the records that
+    it writes between two rests, 0 if it never rests."""
     if size < (1 + region) * SECTOR:
         raise ValueError(f"{size} bytes do not hold {region} records")
     with path.open("wb") as image:
-        image.write(boot_sector(region))
+        image.write(boot_sector(region, pace))
         image.truncate(size)
 
 

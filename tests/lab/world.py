@@ -27,6 +27,8 @@ VOLUMES = "/srv/volumes"
 IMAGE = "/root/boot.img"
 SIZE = 4 << 20
 """Of the guest's disk: one extent of LVM."""
+PACE = 4
+"""Records that the guest writes between two of its 18 ticks a second."""
 KEPT = (
     r". files: /var/lib/storkit/(plans/|hosts?/|setup|qemu-|libvirt)",
     r". files: /run/storkit/qemu-",
@@ -195,7 +197,7 @@ class World:
     def define(self, name: str = "g", *options: str) -> None:
         """A guest that is a boot sector, with its disk."""
         image = self.scratch / "boot.img"
-        bootsector.make_disk(image, SIZE)
+        bootsector.make_disk(image, SIZE, pace=PACE)
         self.import_(image, name)
         self.storkit("guest", "define", name, "--disk", name, *(options or ("--memory", "16MiB")))
 

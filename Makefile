@@ -18,12 +18,12 @@ demo: packages-demo $(VENV)/ready
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest -q tests/unit
 
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 test: packages-test $(VENV)/ready
-	$(BIN)/python -m pytest -q -n 2 --durations=20 --ignore=tests/lab tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=40 -m "not slow" tests/lab
+	$(PYTEST) -m "not slow" tests
 
-test-all: test
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/lab
+test-all: packages-test $(VENV)/ready
+	$(PYTEST) tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import costs
+from tests import costs, order
 from tests.costs import pytest_runtest_makereport, pytest_runtest_protocol
 
 __all__ = ["pytest_runtest_makereport", "pytest_runtest_protocol"]
@@ -42,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 SKIPS = Path(__file__).with_name("allowed-skips.txt")
 """What may be skipped where CI is set: `NODEID-GLOB: why`, a line each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order.arrange(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

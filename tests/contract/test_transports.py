@@ -293,6 +293,7 @@ def test_a_fenced_host_is_cut_off_and_kept_out(rig: Rig) -> None:
     assert rights(rig, volume)["b"] is False
 
 
+@pytest.mark.power
 def test_a_host_is_detached_though_the_server_is_dead(rig: Rig) -> None:
     volume = rig.volume("v")
     both(rig, volume)
@@ -305,6 +306,7 @@ def test_a_host_is_detached_though_the_server_is_dead(rig: Rig) -> None:
     assert rig.home.find_exports() == []
 
 
+@pytest.mark.power
 def test_restore_brings_servers_back_with_the_rights_they_had(rig: Rig) -> None:
     volume, other = rig.volume("v"), rig.volume("other")
     rig.home.export([volume, other], [rig.a, rig.b])
@@ -322,6 +324,7 @@ def test_restore_brings_servers_back_with_the_rights_they_had(rig: Rig) -> None:
     assert rig.home.restore() == rig.home.find_exports()
 
 
+@pytest.mark.power
 def test_a_right_that_was_taken_before_a_kill_stays_taken(rig: Rig) -> None:
     volume = rig.volume("v")
     rig.home.export([volume], [rig.a, rig.b])

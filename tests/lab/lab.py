@@ -124,13 +124,14 @@ class Lab:
         return list(self._hosts.values())
 
     def tidy(self) -> None:
-        """Make every host fit for the next test: those left as they were stay up, the others are thrown away."""
+        """Make every host fit for the next test: those left as they were, but for storkit's own files, stay up, and the
+        others are thrown away. What a test leaves is its own business before that."""
 
         def tidy(host: Host) -> None:
             host.resume()
             host.heal()
             host.log.clear()
-            if host.dirt():
+            if not host.scrub():
                 host.discard()
 
         with ThreadPoolExecutor() as pool:

@@ -17,6 +17,14 @@ from tests.lab.remote import Hosts
 pytestmark = pytest.mark.lab
 SLOW = {"nbd-psk", "iscsi-thick"}
 """What tests/contract asks on one machine, and what differs below the transport alone."""
+SAME_SERVER = {
+    test_nothing_is_exported_at_first,  # noqa: F405
+    test_an_offer_is_for_the_client_it_was_exported_to,  # noqa: F405
+    test_every_record_crosses_to_another_host_as_json,  # noqa: F405
+    test_only_hosts_with_an_export_can_be_writers,  # noqa: F405
+    test_nobody_writes_images_snapshots_and_unfinished_imports,  # noqa: F405
+}
+"""What tests/contract asks of NBD's server on one machine: which client there is makes no difference to it."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no-redef]
@@ -25,10 +33,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no
         metafunc.parametrize(
             "lab_setup",
             [
-                pytest.param(setup, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+                pytest.param(setup, id=name, marks=[pytest.mark.slow] if slow(name, metafunc.function) else [])
                 for name, setup in setups.items()
             ],
         )
+
+
+def slow(rig: str, test: object) -> bool:
+    return rig in SLOW or (rig == "nbd-kernel" and test in SAME_SERVER)
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def test_hosts_that_are_no_writers_are_preempted(lab: Lab, targets: Targets, cli
     assert other.evidence(1).key == "" and other.evidence(1).keys == [key("b")]
 
 
+@pytest.mark.slow
 def test_a_right_that_is_taken_away_fails_writes_and_ends_nothing_else(targets: Targets, client: Client) -> None:
     b = client.host
     targets.make(1, b, writable=True)
@@ -141,6 +142,7 @@ def refused(client: Client, kind: type[StorkitError], targets: Targets, **fields
     return caught.value
 
 
+@pytest.mark.slow
 def test_wrong_disks_are_refused(targets: Targets, client: Client) -> None:
     b = client.host
     targets.make(1, b, lun=1)

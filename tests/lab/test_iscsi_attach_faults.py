@@ -61,7 +61,10 @@ def test_a_writer_waits_for_its_target_and_for_iscsid(targets: Targets, client: 
     assert writer.running()
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["iscsid-runs", "iscsid-restarted"])
+@pytest.mark.parametrize(
+    "restarted",
+    [pytest.param(False, id="iscsid-runs", marks=pytest.mark.slow), pytest.param(True, id="iscsid-restarted")],
+)
 def test_detach_from_a_target_that_is_gone(targets: Targets, client: Client, restarted: bool) -> None:
     """Also when a killed process still waits for it; never under one that lives."""
     b = client.host
@@ -118,6 +121,7 @@ def test_killed_at_any_moment(targets: Targets, client: Client) -> None:
         assert client.left() == [], f"round {round}"
 
 
+@pytest.mark.slow
 def test_detach_killed_at_any_moment(targets: Targets, client: Client) -> None:
     b = client.host
     targets.make(1, b)

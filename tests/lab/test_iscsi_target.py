@@ -72,7 +72,13 @@ print(done, refused)
 """
 
 
-@pytest.mark.parametrize("verb", ["home.set_writers([volume(0)], ['s'])", "home.unexport([volume(0)], ['a'])"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param("home.set_writers([volume(0)], ['s'])", marks=pytest.mark.slow),
+        "home.unexport([volume(0)], ['a'])",
+    ],
+)
 def test_no_write_comes_through_once_a_right_is_taken(lab: Lab, home: Home, verb: str) -> None:
     a = lab.host("a")
     home.python("home.export([volume(0)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
@@ -139,7 +145,13 @@ print(os.listdir("/var/lib/storkit/iscsi"))
 """
 
 
-@pytest.mark.parametrize(("tries", "seen"), [([TO_S, TO_S, TO_A], [BOTH, BOTH, A, S]), ([FENCE, FENCE], [ONLY_S] * 3)])
+@pytest.mark.parametrize(
+    ("tries", "seen"),
+    [
+        ([TO_S, TO_S, TO_A], [BOTH, BOTH, A, S]),
+        pytest.param([FENCE, FENCE], [ONLY_S] * 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_right_is_not_taken_before_its_writes_have_arrived_however_often_it_is_tried(
     lab: Lab, home: Home, tries: list[str], seen: list[dict[str, str]]
 ) -> None:
@@ -271,6 +283,7 @@ print(refused(home.fence, "a"))
     assert "theirs" in s.run(["ls", "-R", "/sys/kernel/config/target/core"]).stdout
 
 
+@pytest.mark.slow
 def test_a_fenced_host_has_no_way_left(lab: Lab, home: Home) -> None:
     a = lab.host("a")
     home.python("home.export([volume(0), volume(1)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")

@@ -54,7 +54,15 @@ print(at)
 """
 
 
-@pytest.mark.parametrize("verb", ["export", "set_writers", "unexport", "fence"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param("export", marks=pytest.mark.slow),
+        "set_writers",
+        pytest.param("unexport", marks=pytest.mark.slow),
+        pytest.param("fence", marks=pytest.mark.slow),
+    ],
+)
 def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str) -> None:
     home = Home(lab.host("s"), 4)
     said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + WALK, timeout=900)

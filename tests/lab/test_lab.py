@@ -156,6 +156,21 @@ def test_a_clean_host_is_reused_and_a_dirty_one_is_not(lab: Lab) -> None:
     assert b.run(["test", "-e", "/etc/new"], check=False).status == 1
 
 
+def test_a_host_with_nothing_but_storkits_files_is_scrubbed(lab: Lab) -> None:
+    a, b, s = lab.hosts("a", "b", "s")
+    before = boot_id(a), boot_id(b), boot_id(s)
+    for host in (a, b, s):
+        host.run(["storkit", "volume", "create", "v", "1MiB"])
+        host.run(["storkit", "volume", "delete", "v"])
+        assert any("/var/lib/storkit/" in line for line in host.dirt())
+    b.run(["sh", "-c", "exec 9<>/var/lib/storkit/held; sleep 600 9<&9 &"])
+    s.run(["sh", "-c", "echo more >>/root/.ssh/known_hosts"])
+    lab.tidy()
+    a, b, s = lab.hosts("a", "b", "s")
+    assert boot_id(a) == before[0] and a.run(["test", "-e", "/var/lib/storkit"], check=False).status == 1
+    assert boot_id(b) != before[1] and boot_id(s) != before[2]
+
+
 def test_dirt_of_every_kind_is_seen(lab: Lab) -> None:
     a = lab.host("a")
     for what, script in {

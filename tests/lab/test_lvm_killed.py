@@ -113,6 +113,7 @@ print(json.dumps(walk(attempt)))
     assert len(walked) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_clone_is_all_or_none(lab: Lab, kind: str) -> None:
     walked = walk(
@@ -143,7 +144,8 @@ print(json.dumps(walk(attempt)))
     assert len(walked) >= 6
 
 
-@pytest.mark.parametrize("verb", ["delete", pytest.param("resize", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["delete", "resize"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_delete_and_resize_finish_when_called_again(lab: Lab, kind: str, verb: str) -> None:
     walked = walk(

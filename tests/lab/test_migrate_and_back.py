@@ -12,7 +12,7 @@ from tests.lab.world import Storage, World, each, worlds
 pytestmark = pytest.mark.lab
 
 
-USUAL = ("iscsi-own-qemu", "iscsi-libvirt", "nfs-qcow2-qemu", "nfs-libvirt")
+USUAL = ("iscsi-own-qemu", "nfs-libvirt")
 
 
 @pytest.mark.parametrize("combination", each(worlds(), USUAL))

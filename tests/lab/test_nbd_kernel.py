@@ -186,7 +186,7 @@ def test_writers_stall_and_go_on_when_a_server_is_killed_and_started_again(rig: 
     rig.end(volume)
 
 
-@pytest.mark.parametrize("when", ["under-way", "taken"])
+@pytest.mark.parametrize("when", ["under-way", pytest.param("taken", marks=pytest.mark.slow)])
 def test_a_writer_outlives_a_power_cut_of_the_storage_host(rig: Rig, when: str) -> None:
     volume = rig.volume("v")
     rig.home.export([volume], [rig.b])
@@ -250,6 +250,7 @@ def test_an_open_disk_becomes_writable_when_its_host_gets_the_right(rig: Rig) ->
     rig.end(volume)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_no_writer_tries_a_thousand_times(rig: Rig) -> None:
     volume = rig.volume("v")
     here, there = rig.both(volume, ["a"])
@@ -263,7 +264,7 @@ def test_a_host_that_is_no_writer_tries_a_thousand_times(rig: Rig) -> None:
     rig.end(volume)
 
 
-@pytest.mark.parametrize("loser", ["a", "b"])
+@pytest.mark.parametrize("loser", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_writes_held_from_before_a_right_was_lost_never_reach_the_disk(rig: Rig, loser: str) -> None:
     volume = rig.volume("v")
     here, there = rig.both(volume, [loser])

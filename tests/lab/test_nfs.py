@@ -159,6 +159,7 @@ def test_a_writer_waits_for_a_server_that_restarts(rig: NfsRig, lab: Lab) -> Non
     assert set(writer.stop()) == {"accepted"}
 
 
+@pytest.mark.slow
 def test_a_fenced_host_holds_nothing_on_the_server(rig: NfsRig, lab: Lab) -> None:
     a, b = lab.hosts("a", "b")
     volume = rig.volume("v")
@@ -188,7 +189,9 @@ def test_a_fenced_host_holds_nothing_on_the_server(rig: NfsRig, lab: Lab) -> Non
     assert digest(a, volume) != taken
 
 
-@pytest.mark.parametrize("kept_open", [False, True], ids=["closed", "kept-open"])
+@pytest.mark.parametrize(
+    "kept_open", [pytest.param(False, id="closed", marks=pytest.mark.slow), pytest.param(True, id="kept-open")]
+)
 def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(
     rig: NfsRig, lab: Lab, kept_open: bool
 ) -> None:
@@ -254,6 +257,7 @@ def test_a_pool_that_others_export_for_writing_is_refused(rig: NfsRig, lab: Lab)
         rig.home.set_writers([volume], ["b"])
 
 
+@pytest.mark.slow
 def test_another_file_than_the_one_meant_is_refused(rig: NfsRig, lab: Lab) -> None:
     a = lab.host("a")
     one, two = rig.volume("one"), rig.volume("two")

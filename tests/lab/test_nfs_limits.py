@@ -236,11 +236,11 @@ print(json.dumps(at))
     ("verb", "step"),
     [
         pytest.param("export", 3, marks=pytest.mark.slow),
-        ("set_writers", 3),
+        pytest.param("set_writers", 3, marks=pytest.mark.slow),
         pytest.param("unexport", 3, marks=pytest.mark.slow),
         ("fence", 3),
         pytest.param("attach", 2, marks=pytest.mark.slow),
-        ("detach", 1),
+        pytest.param("detach", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str, step: int) -> None:

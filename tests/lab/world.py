@@ -154,12 +154,14 @@ class World:
             self.ready(host)
         self.commands = lab.host(commands)
         self.commands.put(self.inventory(), INVENTORY)
+        self._places: dict[str, tuple[str, str]] = {}
         self.remains = Remains(self.hosts, KEPT)
 
     def inventory(self) -> str:
         lines = []
         for host in self.hosts:
-            lines.append(f'[hosts.{host.name}]\nurl = "ssh://root@{host.name}"\naddress = "{host.address("san1")}"\n')
+            url = "local" if host is self.commands else f"ssh://root@{host.name}"
+            lines.append(f'[hosts.{host.name}]\nurl = "{url}"\naddress = "{host.address("san1")}"\n')
         pool = {"host": self.s.name, "type": self.storage.pool, "transport": self.storage.transport}
         lines.append(_table("pools.default", pool | self.storage.pool_settings))
         lines.append(_table(f"transports.{self.storage.transport}", self.storage.transport_settings))
@@ -210,8 +212,14 @@ class World:
 
     def disk(self, name: str = "g") -> Path:
         """A copy of the volume's bytes as the storage host has them now."""
-        volume = self.storkit("volume", "show", name)
-        return self._copy(volume["path"], volume["format"])
+        return self._copy(*self._where(name))
+
+    def _where(self, name: str) -> tuple[str, str]:
+        """A volume's path on the storage host, and its format, asked once: neither changes."""
+        if name not in self._places:
+            volume = self.storkit("volume", "show", name)
+            self._places[name] = volume["path"], volume["format"]
+        return self._places[name]
 
     def _copy(self, path: str, format: str) -> Path:
         if format == "qcow2":
@@ -228,18 +236,16 @@ class World:
 
     def wait_for_writes(self, name: str = "g", deadline: float = 120) -> int:
         """Wait until the guest has written on; its last record then."""
-        volume = self.storkit("volume", "show", name)
-        before = bootsector.last_record(self._copy(volume["path"], volume["format"]))
+        before = bootsector.last_record(self.disk(name))
         return self.wait_for_record(before + 1, name, deadline)
 
     def wait_for_record(self, number: int, name: str = "g", deadline: float = 120) -> int:
         """Wait until the guest has come to a record; its last one then."""
-        volume = self.storkit("volume", "show", name)
         last = 0
 
         def reached() -> bool:
             nonlocal last
-            last = bootsector.last_record(self._copy(volume["path"], volume["format"]))
+            last = bootsector.last_record(self.disk(name))
             return last >= number
 
         self.s.wait_for(reached, f"record {number} of guest {name}", deadline, every=0.5)
@@ -271,6 +277,7 @@ class World:
     def delete(self, name: str = "g") -> None:
         self.storkit("guest", "delete", name)
         self.storkit("volume", "delete", name)
+        self._places.pop(name, None)
 
     def left(self) -> list[str]:
         """What is on any host that was not there before."""

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.forked import Forks
 from tests.guestkit import bootsector
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,6 +32,8 @@ accel = "tcg"
 """A busy machine may find KVM on one host of a test and not on the other."""
 
 
+PACE = 64
+"""Records that a guest writes between two of its 18 ticks a second."""
 KEPT = ("qemu-accel.json", "qemu-machines.json", "setup.json")
 """What a host finds out about itself, and what it was last told."""
 
@@ -47,6 +51,11 @@ class Done:
         return json.loads(self.stdout)
 
 
+@cache
+def the_forks() -> Forks:
+    return Forks()
+
+
 class World:
     """One inventory, in one directory."""
 
@@ -62,14 +71,18 @@ class World:
         return [*options, *(str(word) for word in words)]
 
     def storkit(self, *words: object, ok: int | None = 0, argv: list[str] | None = None) -> Done:
-        """Run a command; `ok` is the exit status it must have, None for any."""
-        done = subprocess.run(
-            [*(argv or self.argv), *self.words(*words)],
-            capture_output=True, text=True, env=self.environment, timeout=120, check=False,
-        )  # fmt: skip
+        """Run a command, in a fork unless `argv` names a program; `ok` is the exit status it must have, None for any."""
+        if argv is None and (forks := the_forks()).fit(self.environment):
+            done = Done(*forks.run(self.words(*words), self.environment, 120))
+        else:
+            program = subprocess.run(
+                [*(argv or self.argv), *self.words(*words)],
+                capture_output=True, text=True, env=self.environment, timeout=120, check=False,
+            )  # fmt: skip
+            done = Done(program.returncode, program.stdout, program.stderr)
         if ok is not None:
-            assert done.returncode == ok, f"storkit {' '.join(map(str, words))}: {done.returncode}\n{done.stderr}"
-        return Done(done.returncode, done.stdout, done.stderr)
+            assert done.status == ok, f"storkit {' '.join(map(str, words))}: {done.status}\n{done.stderr}"
+        return done
 
     def popen(self, *words: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -82,7 +95,7 @@ class World:
     def guest(self, name: str = "g") -> None:
         """Define a guest of one boot sector, with its disk."""
         image = self.directory / "boot.img"
-        bootsector.make_disk(image)
+        bootsector.make_disk(image, pace=PACE)
         self.storkit("volume", "import", image, name)
         self.storkit("guest", "define", name, "--disk", name, "--memory", "16MiB")
 

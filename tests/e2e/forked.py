@@ -1,0 +1,110 @@
+"""storkit's commands in forks of one process that has it imported, for tests that start many.
+
+Most of what a short command costs is the start of an interpreter. A fork runs the same `main` with the same words,
+environment and descriptors, and ends as every interpreter does. Where the start itself, ssh or a kill is tested, a
+command is a program of its own (`World.popen`, `argv`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from storkit.system import timeouts
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXED = ("PYTHONPATH", timeouts.VARIABLE)
+"""Variables that are read when storkit is imported."""
+
+
+class Forks:
+    """The process that forks; one for each process that tests."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._fixed = [environment.get(name) for name in FIXED]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.forked"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment, cwd=ROOT,
+        )  # fmt: skip
+
+    def fit(self, environment: Mapping[str, str]) -> bool:
+        """Whether a command of this environment can run in a fork."""
+        return [environment.get(name) for name in FIXED] == self._fixed
+
+    def run(self, words: Sequence[str], environment: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
+        """Status (negative: the signal that ended it), standard output, standard error."""
+        with tempfile.TemporaryDirectory(prefix="forked-") as place:
+            files = [f"{place}/out", f"{place}/err"]
+            request = {"words": list(words), "environment": dict(environment), "cwd": str(Path.cwd()), "files": files}
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            pid = self._answer()
+            assert self._process.stdout is not None
+            if not select.select([self._process.stdout], [], [], timeout)[0]:
+                os.kill(pid, signal.SIGKILL)
+                self._answer()
+                raise subprocess.TimeoutExpired(["storkit", *words], timeout)
+            status = self._answer()
+            out, err = (Path(file).read_bytes().decode() for file in files)
+        return status, out, err
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+def serve() -> int:
+    """Fork for each line of standard input. Returns in the parent at its end, and in each child with its status."""
+    for module in pkgutil.walk_packages(importlib.import_module("storkit").__path__, "storkit."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("sh")
+    asked, told = os.fdopen(os.dup(0)), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(2, 1)
+    while line := asked.readline():
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            asked.close()
+            os.close(told)
+            return _command(request)
+        os.write(told, f"{child}\n".encode())
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(told, f"{status}\n".encode())
+    return 0
+
+
+def _command(request: dict[str, Any]) -> int:
+    from storkit.cli.main import main
+
+    for descriptor, file in enumerate(request["files"], 1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["storkit", *request["words"]]
+    try:
+        return main(request["words"])
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(serve())

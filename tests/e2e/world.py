@@ -71,7 +71,7 @@ class World:
         return [*options, *(str(word) for word in words)]
 
     def storkit(self, *words: object, ok: int | None = 0, argv: list[str] | None = None) -> Done:
-        """Run a command, in a fork unless `argv` names a program; `ok` is the exit status it must have, None for any."""
+        """Run a command, in a fork unless `argv` names a program; `ok` is the status it must have, None for any."""
         if argv is None and (forks := the_forks()).fit(self.environment):
             done = Done(*forks.run(self.words(*words), self.environment, 120))
         else:

@@ -301,6 +301,13 @@ COMMANDS = (
             arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),
         ),
     ),
+    Command(
+        "guest",
+        "resume",
+        "let a guest go on that was paused: its disk was full, or failed",
+        "guest:resume",
+        (arg("name", help="the guest", **GUEST),),
+    ),
     Command("guest", "list", "list the guests and where they run", "guest:list_", ()),
     Command("guest", "show", "show a guest", "guest:show", (arg("name", help="the guest", **GUEST),)),
     Command(

@@ -233,7 +233,7 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     has = {state.host: state.volumes for state in running}
     return Subject(
         guest, volumes, exports, places, session.inventory, machine, _shared(session, guest, volumes), has, root,
-        root_exports, stopped=[host for host, state in states.items() if state.status == "stopped"],
+        root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
     )  # fmt: skip
 
 
@@ -254,6 +254,10 @@ def _where(
     if rooted and {"running", "paused"} & set(places.values()):
         places = {host: status for host, status in places.items() if status != "unknown"}
     return places, states
+
+
+def _reasons(states: dict[str, GuestState]) -> dict[str, str]:
+    return {host: state.reason for host, state in states.items() if state.reason}
 
 
 def _root_exports(session: Session, guest: Guest, roots: list[Volume]) -> list[Export]:
@@ -288,6 +292,21 @@ def start(session: Session, options: Namespace) -> None:
         session.result({"guest": options.name, "host": host, "status": "running"}, f"{options.name} runs on {host}")
 
 
+def resume(session: Session, options: Namespace) -> None:
+    host = ""
+
+    def build() -> Plan:
+        nonlocal host
+        # Wherever it is: also where a fence has left it without its disk.
+        what = subject(session, options.name, *session.survey.hosts())
+        host = next(iter(what.running), "")
+        return migration.wake(what, session.inventory)
+
+    if done := session.change(build):
+        text = f"{options.name} goes on on {host}" if done[0].steps else f"{options.name} runs on {host} already"
+        session.result({"guest": options.name, "host": host, "status": "running"}, text)
+
+
 def stop(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         # Wherever it is: also where a fence has left it without its disk.
@@ -308,17 +327,18 @@ def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": options.name})
 
 
-def _places(session: Session, guest: Guest) -> dict[str, str]:
-    """Where a guest is, whatever has become of its volumes."""
+def _places(session: Session, guest: Guest) -> tuple[dict[str, str], dict[str, str]]:
+    """Where a guest is, whatever has become of its volumes; and why it is paused there, if nobody wanted it."""
     volumes = session.survey.volumes([disk.volume for disk in guest.disks])
     hosts, exports = session.survey.hosts(volumes), session.survey.exports(volumes)
     # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
-    return _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)[0]
+    places, states = _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)
+    return places, _reasons(states)
 
 
 def _refuse_unless_stopped(session: Session, guest: Guest, so: str) -> None:
     """Raise Conflict if a guest is anywhere, or may be."""
-    places = _places(session, guest)
+    places, _ = _places(session, guest)
     if not places:
         return
     where = ", ".join(f"{status} on {session.inventory.shown(host)}" for host, status in places.items())
@@ -332,10 +352,10 @@ def _refuse_unless_stopped(session: Session, guest: Guest, so: str) -> None:
 def list_(session: Session, options: Namespace) -> None:
     rows, data = [], []
     for guest in files.load_all(session.guests):
-        places, wrong = dict[str, str](), dict[str, Any]()
+        places, reasons, wrong = dict[str, str](), dict[str, str](), dict[str, Any]()
         try:
-            places = _places(session, guest)
-            shown = ", ".join(f"{status} on {host}" for host, status in places.items()) or "stopped"
+            places, reasons = _places(session, guest)
+            shown = migration.shown(places, reasons)
         except StorkitError as error:
             shown, wrong = "unsupported" if isinstance(error, Unsupported) else "unknown", {"error": error.to_json()}
             session.warn(f"storkit: guest {guest.name}: {in_a_line(error)}")
@@ -343,21 +363,22 @@ def list_(session: Session, options: Namespace) -> None:
             name for name in [guest.root.volume if guest.root else "", *(d.volume for d in guest.disks)] if name
         )
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
-        data.append({"name": guest.name, "uuid": guest.uuid, "places": places, "disks": disks.split(", "), **wrong})
+        found = {"places": places, "reasons": reasons, "disks": disks.split(", ")}
+        data.append({"name": guest.name, "uuid": guest.uuid, **found, **wrong})
     header = ("NAME", "STATE", "MEMORY", "VCPUS", "HYPERVISOR", "DISKS")
     session.result(data, output.table(header, rows))
 
 
 def show(session: Session, options: Namespace) -> None:
     what = subject(session, options.name)
-    data = {**codec.dump(what.guest), "places": what.places}
+    data = {**codec.dump(what.guest), "places": what.places, "reasons": what.reasons}
     lines: list[tuple[str, object]] = [
         ("name", what.name),
         ("uuid", what.guest.uuid),
         ("memory", format_size(what.guest.memory)),
         ("vcpus", what.guest.vcpus),
         ("hypervisor", what.guest.hypervisor),
-        ("state", ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped"),
+        ("state", what.shown),
     ]
     if what.root and what.guest.root:
         lines.append(("root", f"{what.root.name}, {what.guest.root.address}, {what.root.uuid}"))

@@ -12,7 +12,7 @@ import storkit
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import HostUnreachable, StorkitError, UsageError, raise_problems
+from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import guest_of
 from storkit.core.units import format_size
 
@@ -157,16 +157,42 @@ def status(session: Session, options: Namespace) -> None:
             else:
                 there = "attached" if attached else "not attached"
             rows.append((export.volume, home, export.client, state, there))
+    paused = _paused(session)
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
+    parts += [f"guest {one['guest']} is paused on {one['host']}: {one['reason']}" for one in paused]
     if open_plans:
         parts.append(output.table(("PLAN", "STATUS", "WHAT"), open_plans))
     data = {
         "exports": codec.dump(exports),
         "attachments": codec.dump(attachments),
+        "paused": paused,
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in open_plans],
         "silent": sorted(session.survey.silent),
     }
     session.result(data, "\n\n".join(parts))
+
+
+def _paused(session: Session) -> list[dict[str, str]]:
+    """The guests that stand still though nobody wanted it, and why."""
+    from storkit.guests import files
+    from storkit.guests.record import Guest
+
+    guests, problems = list[Guest](), list[StorkitError]()
+    for name in files.names(session.guests):
+        with collected(problems):
+            guests.append(files.load(session.guests, name))
+    for problem in problems:
+        session.warn(f"storkit: {problem.message}")
+    found: list[dict[str, str]] = []
+    for hypervisor in sorted({guest.hypervisor for guest in guests}):
+        names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
+        try:
+            states = session.survey.guests(session.inventory.hosts, f"hypervisor:{hypervisor}", names)
+        except Unsupported:  # `guest list` says so
+            continue
+        for host, there in states.items():
+            found += [{"guest": state.name, "host": host, "reason": state.reason} for state in there if state.reason]
+    return found
 
 
 def agent(options: Namespace) -> int:

@@ -138,7 +138,7 @@ def status(session: Session, options: Namespace) -> None:
         rows.append(
             (
                 name,
-                ", ".join(f"{status} on {host}" for host, status in what.places.items()) or "stopped",
+                what.shown,
                 ", ".join(writers) or "nobody",
                 "open" if len(hosts) > 1 else "closed",
             )
@@ -147,6 +147,7 @@ def status(session: Session, options: Namespace) -> None:
             {
                 "guest": name,
                 "places": what.places,
+                "reasons": what.reasons,
                 "writers": writers,
                 "window": len(hosts) > 1,
                 "exports": codec.dump([*what.exports, *what.root_exports]),

@@ -352,6 +352,13 @@ class Hypervisor(Backend):
         Called only once the source has let go of it, so that it cannot run twice. Raises Unsafe: it has not arrived.
         """
 
+    def wake(self, name: GuestName) -> GuestState:
+        """Let a guest go on that stands still here, since a disk had no room or failed, or since somebody paused it.
+
+        Raises Conflict: a migration has it, or it stands still again at once.
+        """
+        raise Unsupported(f"hypervisor {self.name} does not pause guests", f"storkit guest show {name}")
+
     def messages(self, name: GuestName) -> Words:
         """What the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
         return ""

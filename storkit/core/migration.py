@@ -31,6 +31,8 @@ class Subject:
     """The tree that the guest mounts as its root. The right to write it is the guest's own, wherever it runs."""
     root_exports: list[Export] = field(default_factory=list)
     """Those to the guest itself."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why the guest is paused, by host, where nobody wanted it."""
     stopped: list[str] = field(default_factory=list)
     """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
 
@@ -62,6 +64,11 @@ class Subject:
         return [volume for volume in self.volumes if volume.name not in readonly]
 
     @property
+    def shown(self) -> str:
+        """Where the guest is, for people."""
+        return shown(self.places, self.reasons)
+
+    @property
     def running(self) -> list[str]:
         return [host for host, status in self.places.items() if status in ("running", "paused")]
 
@@ -86,6 +93,14 @@ class Subject:
                 )
 
 
+def shown(places: dict[str, str], reasons: dict[str, str]) -> str:
+    """Where a guest is and, if it is paused though nobody wanted it, why."""
+    words = (
+        f"{status} on {host}" + (f" ({reasons[host]})" if host in reasons else "") for host, status in places.items()
+    )
+    return ", ".join(words) or "stopped"
+
+
 def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     """Give a guest its disks on a host and start it there."""
     subject.known()
@@ -97,11 +112,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     for volume in subject.written:
         others = writers(subject.exports, volume) - {host}
         if host in subject.running and host not in writers(subject.exports, volume):
-            # What it has in its memory is older than the disk: it must never write again.
-            raise Unsafe(
-                f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
-                f"storkit guest stop {subject.name} --force, then start it",
-            )
+            raise _from_before(subject, host, volume)
         if others:
             raise Conflict(
                 f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
@@ -142,6 +153,30 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
         return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
     _leave(stages, subject, _others(subject))
     return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
+
+
+def wake(subject: Subject, inventory: Inventory) -> Plan:
+    """Let a guest go on that stands still where it is: where its host may write its disks, and it runs nowhere else."""
+    subject.known()
+    if len(subject.running) != 1:
+        raise _running_problem(subject)
+    here = subject.running[0]
+    for volume in subject.written:
+        if here not in writers(subject.exports, volume):
+            raise _from_before(subject, here, volume)
+    subject.rooted()
+    stages = Stages()
+    if subject.places[here] == "paused":
+        stages.then(step("wake", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+    return finish_plan(f"resume {subject.name} on {here}", stages, _guest_holds(subject), inventory)
+
+
+def _from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
+    """What a guest has in its memory is older than the disk that was taken from its host: it must never write again."""
+    return Unsafe(
+        f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
+        f"storkit guest stop {subject.name} --force, then start it",
+    )
 
 
 def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inventory) -> Plan:

@@ -319,7 +319,12 @@ class Send(Verb):
         credential = run.call(destination, target, "credential", name=name)
         try:
             result = run.call(source, target, "send", name=name, uri=uri, credential=credential)
-        except CommandFailed as error:
+        except HostUnreachable:
+            raise
+        except StorkitError as error:
+            self._see_that_it_runs(run, target, name, source, destination, error)
+            if not isinstance(error, CommandFailed):
+                raise
             said = run.call(destination, target, "messages", name=name)
             raise CommandFailed(
                 error.argv, error.status, f"{said}\n{error.stderr}" if said else error.stderr,
@@ -327,6 +332,19 @@ class Send(Verb):
             ) from None  # fmt: skip
         run.call(destination, target, "resume", name=name, run=go_on)
         return result
+
+    def _see_that_it_runs(
+        self, run: Run, target: str, name: str, source: str, destination: str, error: StorkitError
+    ) -> None:
+        """After a move that failed. Raises StorkitError: the guest is gone; nobody has its memory any more."""
+        if guest_on(run, source, target, name) != "stopped":
+            return
+        if guest_on(run, destination, target, name) in ("stopped", "incoming"):
+            raise StorkitError(
+                f"guest {name} is gone: its process on {source} ended while it was moved to {destination}"
+                f" ({error.message}); its disks are as it left them",
+                f"storkit guest start {name} --on {source}",
+            ) from None
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
         name, origin, destination = step.args["name"], step.host, step.peer
@@ -445,6 +463,7 @@ VERBS: dict[str, Verb] = {
     "confirm": Confirm(),
     "resume": Verb(),
     "retire": Verb(),
+    "wake": Verb(),
     "fence": Fence(),
     "unfence": Fence(),
     "declare_off": DeclareOff(),

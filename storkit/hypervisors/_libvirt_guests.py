@@ -16,7 +16,18 @@ from storkit.core.model import GuestStatus, check_name
 from storkit.guests.record import Guest
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors._libvirt_domain import Domain
-from storkit.hypervisors._libvirt_virsh import BY_MIGRATION, NO_STATE, PAUSED, RUNNING, STARTING_UP, State, Virsh
+from storkit.hypervisors._libvirt_virsh import (
+    BY_ERROR,
+    BY_MIGRATION,
+    NO_STATE,
+    PAUSED,
+    REASONS,
+    RUNNING,
+    STARTING_UP,
+    State,
+    Virsh,
+)
+from storkit.hypervisors._paused import because
 from storkit.hypervisors._qemu_definition import Definition, load
 
 XML = "domain.xml"
@@ -37,6 +48,8 @@ class Known:
     """Whether libvirt has the domain; otherwise there is only a record."""
     saved: bool = False
     """Whether it would start from memory that was saved."""
+    reason: str = ""
+    """Why it is paused, where nobody wanted it."""
 
     @property
     def idle(self) -> bool:
@@ -128,7 +141,10 @@ class Guests:
         migration = "in" if status in ("incoming", "arrived") else ""
         if status == "running" and state.state == PAUSED:
             migration = "out"
-        return Known(name, one.uuid, status, one.machine, one.volumes, migration, saved=saved)
+        reason = REASONS.get(state.reason, "") if status == "paused" else ""
+        if status == "paused" and state.reason == BY_ERROR:
+            reason = because({f"disk {disk}": room for disk, room in self.virsh.disk_errors(one.uuid).items()})
+        return Known(name, one.uuid, status, one.machine, one.volumes, migration, saved=saved, reason=reason)
 
     def _status(self, name: str, uuid: str, state: State) -> GuestStatus:
         arriving = self.arriving(name)

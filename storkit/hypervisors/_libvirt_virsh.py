@@ -21,8 +21,10 @@ ASK_TIMEOUT = scaled(15.0)
 NO_STATE, PAUSED, SHUT_OFF, CRASHED = 0, 3, 5, 6
 RUNNING = (1, 2, 4)
 """Running, blocked on a resource, shutting down."""
-BY_USER, BY_MIGRATION, STARTING_UP = 1, 2, 11
-"""Why a domain is paused."""
+BY_USER, BY_MIGRATION, BY_ERROR, STARTING_UP = 1, 2, 5, 11
+"""Why a domain is paused (virDomainPausedReason)."""
+REASONS = {BY_ERROR: "a disk's error", 6: "its watchdog", 10: "its kernel's panic", 13: "a migration that failed"}
+"""Those that nobody wanted."""
 MIGRATED = 4
 """Why a domain is shut off."""
 OUTGOING = 5
@@ -100,6 +102,10 @@ class Virsh:
         """The XML of those of these domains that exist."""
         return split_documents(self.batch([f"dumpxml {uuid}" for uuid in uuids])) if uuids else []
 
+    def disk_errors(self, uuid: str) -> dict[str, bool]:
+        """The disks whose errors have paused a domain, by their device name; whether each had no room."""
+        return parse_errors(self.batch([f"domblkerror {uuid}"]))
+
     def job(self, uuid: str, completed: bool = False) -> Job | None:
         """The job under way, or the last one that has ended; None without any."""
         words = f"domjobinfo {uuid} --rawstats" + (" --completed --keep-completed" if completed else "")
@@ -134,6 +140,12 @@ def parse_domstats(text: str) -> dict[str, State]:
             if {"state.state", "state.reason"} <= numbers.keys():
                 found[name] = State(numbers["state.state"], numbers["state.reason"])
     return found
+
+
+def parse_errors(text: str) -> dict[str, bool]:
+    """`virsh -q domblkerror`: `vda: no space`, or `vda: unspecified error`, a line for each; `No errors found`."""
+    pairs = (line.strip().partition(": ")[::2] for line in text.splitlines() if ": " in line)
+    return {disk: error == "no space" for disk, error in pairs}
 
 
 def parse_job(text: str) -> Job | None:

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storkit.core.backend import Site
@@ -41,12 +41,20 @@ STATUS: dict[str, GuestStatus] = {
 """QEMU's run states (QMP RunState); all others stand still until someone acts: paused."""
 
 
+IO_ERROR = "io-error"
+"""The run state of a guest that a disk's error has stopped (werror=stop, rerror=stop)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a process says of itself."""
 
     status: GuestStatus
     migration: str = ""
+    said: str = ""
+    """QEMU's own run state."""
+    failed: dict[str, bool] = field(default_factory=dict)
+    """Where a disk's error stopped it: the devices that failed, and whether for want of room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +228,22 @@ async def _ask(process: Process) -> Answer:
             status = STATUS.get(runs["status"], "paused")
             if status == "paused" and process.arriving.exists():
                 status = "arrived"
-            return Answer(status, moves.get("status", ""))
+            failed = await failed_disks(qemu) if runs["status"] == IO_ERROR else {}
+            return Answer(status, moves.get("status", ""), runs["status"], failed)
     except StorkitError:
         return Answer("unknown" if process.alive() else "stopped")
+
+
+async def failed_disks(qemu: qmp.Monitor) -> dict[str, bool]:
+    """The devices whose errors have stopped a guest, and whether each had no room (QMP query-block, io-status)."""
+    blocks = await qemu.execute("query-block", timeout=ASK_TIMEOUT)
+    bad = {block.get("qdev") or block.get("device", ""): block.get("io-status", "ok") for block in blocks}
+    return {
+        # /machine/peripheral/ID/virtio-backend, and ID where a device has no backend of its own.
+        path.removeprefix("/machine/peripheral/").partition("/")[0]: status == "nospace"
+        for path, status in bad.items()
+        if status != "ok"
+    }
 
 
 def _is(descriptor: int, path: Path) -> bool:

@@ -27,6 +27,7 @@ from storkit.core.units import format_size
 from storkit.guests.record import Guest
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors import _libvirt_host as host
+from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _qemu_host as machine_host
 from storkit.hypervisors._libvirt_domain import Domain
 from storkit.hypervisors._libvirt_guests import XML, Guests, Known
@@ -96,6 +97,7 @@ class Libvirt(Hypervisor):
                 migration=known.migration,
                 machine=known.machine,
                 volumes=known.volumes,
+                reason=known.reason,
             )
             for known in self._guests.look(guests)[0]
         ]
@@ -253,6 +255,18 @@ class Libvirt(Hypervisor):
         self._guests.arriving(name).unlink(missing_ok=True)
         if run and known.status != "running":
             self._virsh("resume", known.uuid)
+
+    def wake(self, name: str) -> GuestState:
+        known, state = self._one(name), self.find([name])[0]
+        if paused.asleep(state):
+            self._virsh("resume", known.uuid)
+            deadline = time.monotonic() + paused.FAILS_AGAIN
+            while time.monotonic() < deadline:  # virsh may begin to wait too late for an event
+                state = self.find([name])[0]
+                if paused.asleep(state):
+                    raise paused.still(state)
+                time.sleep(0.05)
+        return state
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

@@ -29,6 +29,7 @@ from storkit.core.errors import (
 from storkit.core.model import Credential, DiskSource, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
+from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _qemu_definition as definitions
 from storkit.hypervisors import _qemu_host as host
 from storkit.hypervisors._qemu_definition import Definition
@@ -213,6 +214,17 @@ class Qemu(Hypervisor):
         asyncio.run(migration.go_on(here.monitor, here.arriving, name, run))
         shutil.rmtree(here.keys, ignore_errors=True)
 
+    def wake(self, name: str) -> GuestState:
+        import asyncio
+
+        state = self._one(name)
+        if paused.asleep(state):
+            asyncio.run(paused.go_on(self._process(name).monitor))
+            state = self._one(name)
+            if paused.asleep(state):
+                raise paused.still(state)
+        return state
+
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         self._definition(name)
         here = self._process(name)
@@ -226,7 +238,11 @@ class Qemu(Hypervisor):
 
         limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
         tls = self._tls(migration) or (migration.write_key(here.keys, credential) if credential else None)
-        return asyncio.run(migration.send(here.migration, name, uri, limits, tls, self.site.progress))
+        try:
+            return asyncio.run(migration.send(here.migration, name, uri, limits, tls, self.site.progress))
+        except qmp.Lost:
+            here.wait(ASK_TIMEOUT)  # whoever asks next is told that it has ended, not that it is silent
+            raise
 
     def cancel(self, name: str) -> None:
         import asyncio
@@ -336,6 +352,7 @@ class Qemu(Hypervisor):
             migration=answer.migration,
             machine=definition.machine,
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
+            reason=paused.qemu_reason(guest, answer.said, answer.failed) if answer.status == "paused" else "",
         )
 
     def _machine(self, guest: Guest, machine: str) -> str:

@@ -227,6 +227,25 @@ def test_migration_that_outlives_its_coordinator_is_called_off_first(
     world.wait_for_writes(world.disk(), world.written())
 
 
+def test_guest_that_dies_while_it_is_moved_is_said_to_be_gone(make_world: Callable[..., World]) -> None:
+    world = make_world(inventory=INVENTORY.format(format="raw") + "bandwidth = 65536\n")
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "a")
+    process = world.popen("migrate", "run", "g", "--to", "b")
+    end = time.monotonic() + 120
+    while (state := source(world)).migration != "active":
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+    os.kill(state.pid, signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, said
+    assert "guest g is gone: its process on a ended while it was moved to b" in said
+    assert "everything was put back" in said and "next: storkit guest start g --on a" in said
+    assert world.status()["places"] == {} and world.storkit("--json", "status").json["plans"] == []
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.wait_for_writes(world.disk(), world.written())
+
+
 def source(world: World) -> GuestState:
     hosts = Connections(load(world.inventory))
     (state,) = codec.load(list[GuestState], hosts.to("a").call("hypervisor:qemu", "find", {"guests": ["g"]}))

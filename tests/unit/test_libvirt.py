@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import NotFound, StorkitError, UsageError
+from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError
 from storkit.core.model import DiskSource
 from storkit.guests.record import Disk, Guest
 from storkit.guests.render import render
 from storkit.hypervisors import _libvirt_domain as domains
 from storkit.hypervisors import _libvirt_host as host
 from storkit.hypervisors import _libvirt_virsh as virsh
+from storkit.hypervisors import _paused as paused_guests
 from storkit.hypervisors._libvirt_migration import Limits, Way, arguments, way
 from storkit.hypervisors.libvirt import Libvirt, last_messages
 from storkit.system import acl
@@ -209,6 +210,37 @@ def test_guests_of_a_silent_libvirtd_are_unknown(site: Site, tmp_path: Path, mon
         with pytest.raises(StorkitError):
             verb("g")
     assert (site.state / "libvirt/g/guest.json").exists()
+
+
+def test_disks_that_have_paused_a_domain() -> None:
+    """As virsh 9.0 prints them (cmdDomBlkError in libvirt's tools/virsh-domain-monitor.c)."""
+    assert virsh.parse_errors("vda: no space\nvdb: unspecified error\n\n") == {"vda": True, "vdb": False}
+    assert virsh.parse_errors("No errors found\n") == {}
+
+
+def test_paused_by_an_error_says_which_and_goes_on(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virsh that stands for a domain without room, then for one that `virsh resume` has let go on."""
+    answer(tmp_path, monkeypatch, f'case "$*" in *domcap*) cat {DATA}/virsh-9.0-domcapabilities.xml;; esac')
+    libvirt = Libvirt(site)
+    libvirt.define(GUEST, [BLOCK])
+    now, mended = tmp_path / "now", tmp_path / "mended"
+    running = data("look.txt")
+    paused = running.replace("state.state=1\n  state.reason=1", "state.state=3\n  state.reason=5")
+    assert paused != running
+    (tmp_path / "running").write_text(running)
+    now.write_text(paused)
+    answer(
+        tmp_path, monkeypatch,
+        f'case "$*" in *"resume {UUID}"*) [ ! -e {mended} ] || cp {tmp_path}/running {now};;'
+        f' *domblkerror*) echo "vda: no space";; *domstats*) cat {now};; esac',
+    )  # fmt: skip
+    (state,) = libvirt.find()
+    assert (state.status, state.reason) == ("paused", "disk vda: no space left (ENOSPC)")
+    with pytest.raises(Conflict, match="stands still again on h: disk vda: no space left"):
+        libvirt.wake("g")
+    mended.touch()
+    monkeypatch.setattr(paused_guests, "FAILS_AGAIN", 0.01)
+    assert libvirt.wake("g").status == "running"
 
 
 def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

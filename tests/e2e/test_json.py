@@ -161,6 +161,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     Path("i.args").write_text("qemu-system-x86_64 -name i -m 64 -drive file=/dev/vg/i,if=virtio,format=raw\n")
     storkit("guest", "import", "i.args", "--disk", "/dev/vg/i=data")
     storkit("guest", "start", "g")
+    storkit("guest", "resume", "g")
     storkit("guest", "list")
     storkit("guest", "show", "g")
     storkit("guest", "render", "g")

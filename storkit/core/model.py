@@ -269,7 +269,7 @@ class GuestState:
     """The versioned machine type it runs with: the destination must use the same."""
     volumes: dict[Uuid, VolumeName] = field(default_factory=dict)
     """Volume UUID to name, as attached to the guest."""
-    reason: str = ""
+    reason: Words = ""
     """Why it is paused, where that was nobody's wish: a disk without room, a disk that fails."""
 
 

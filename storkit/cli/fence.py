@@ -30,6 +30,11 @@ def fence(session: Session, options: Namespace) -> None:
         return planner.fence(host, session.inventory, _confirmed(session, host) if options.confirmed_off else None)
 
     done = _as_far_as_it_goes(session, build, problems)
+    if done == [] and not options.confirmed_off:
+        for error in problems:
+            error.hint += (
+                f"; where no storage can, once you have seen that it is off: storkit fence {host} --confirmed-off"
+            )
     lost = [export for step, result in done for export in result if step.verb == "fence"] if done else []
     # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
     roots, kept = _roots(session, host)

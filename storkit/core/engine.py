@@ -151,7 +151,7 @@ class Engine:
             if record.end:
                 # Killed just before, it may have left its marks.
                 self._unmark(record.plan)
-                raise Unsafe(f"plan {plan} has been {record.end}; it cannot be {what}", "storkit plan list")
+                raise Unsafe(f"plan {plan} has ended ({record.end}); it cannot be {what}", "storkit plan list")
             yield journal
         finally:
             journal.close()
@@ -253,6 +253,12 @@ class Engine:
 
     def _backward(self, journal: Journal) -> list[str]:
         plan = journal.record.plan
+        stays = [VERBS[step.verb].by_hand(step) for step in plan.steps if VERBS[step.verb].again(step)]
+        if stays:
+            # Left open it could be resumed, long after the other command.
+            journal.end("given up")
+            self._unmark(plan)
+            raise Unsafe(f"plan {plan.id} is given up, and what it did stays: only {stays[0]} takes it back", stays[0])
         self._mark(plan)
         self.reporter.begin(plan)
         try:
@@ -282,8 +288,7 @@ class Engine:
             verb = VERBS[step.verb]
             if not verb.undoable:
                 if step.id in record.done:
-                    command = verb.by_hand(step)
-                    problems.append(f"{step.title}: {f'only {command}' if command else 'nothing'} takes this back")
+                    problems.append(f"{step.title}: nothing takes this back")
                     self.reporter.step(step, "skipped")
                 continue
             journal.undo(step.id)

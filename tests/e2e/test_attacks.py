@@ -145,7 +145,7 @@ def test_plan_that_another_coordinator_has_overtaken(world: World, mend: str) ->
     other_coordinator(world, "migrate", "cleanup", "g")
     other_coordinator(world, "guest", "stop", "g", "--force")
     other_coordinator(world, "guest", "start", "g", "--on", "b")
-    assert "has been given up" in world.storkit("plan", mend, plan, ok=9).stderr
+    assert "has ended (given up)" in world.storkit("plan", mend, plan, ok=9).stderr
     status = world.status()
     assert status["places"] == {"b": "running"} and status["writers"] == ["b"]
 
@@ -155,7 +155,7 @@ def test_killed_between_its_last_entry_and_its_mark(world: World) -> None:
     world.storkit("volume", "create", "v", "1MiB")
     plan = killed(world, "after:3", "volume", "resize", "v", "2MiB")
     assert "has not ended" in world.storkit("volume", "resize", "v", "3MiB", ok=5).stderr
-    assert "has been completed" in world.storkit("plan", "resume", plan, ok=9).stderr
+    assert "has ended (completed)" in world.storkit("plan", "resume", plan, ok=9).stderr
     world.storkit("volume", "resize", "v", "3MiB")
 
 

@@ -63,6 +63,16 @@ def test_a_person_s_word_frees_what_no_storage_holds(make_world: Callable[..., W
     world.storkit("guest", "start", "g", "--on", "a", ok=9)
 
 
+def test_a_fence_that_no_store_answers(make_world: Callable[..., World]) -> None:
+    """Nothing is cut off, so it is said what is left to a person; and then that passes over who is silent."""
+    world = make_world(inventory=SILENT_B.replace('"local:a"', '"ssh://127.0.0.7:1"') + '[hosts.c]\nurl = "local:c"\n')
+    failed = world.storkit("fence", "b", ok=10).stderr
+    assert "fence b at a (nbd): host a cannot be reached" in failed and "next: storkit fence b; " in failed
+    assert "once you have seen that it is off: storkit fence b --confirmed-off" in failed
+    done = world.storkit("fence", "b", "--confirmed-off")
+    assert "by your word it is off" in done.stdout and "host a cannot be reached" in done.stderr
+
+
 def test_a_person_s_word_about_the_only_store(make_world: Callable[..., World]) -> None:
     world = make_world(inventory=SILENT_B.replace('[pools.default]\nhost = "a"', '[pools.default]\nhost = "b"'))
     assert "next: storkit fence b --confirmed-off" in world.storkit("fence", "b", ok=5).stderr

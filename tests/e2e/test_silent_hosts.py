@@ -55,6 +55,20 @@ def test_a_silent_host_with_the_disk_may_run_the_guest_until_it_is_fenced(world:
     assert world.status()["places"] == {"a": "running"} and world.status()["writers"] == ["a"]
 
 
+def test_a_question_that_fails_leaves_no_plan(make_world: Callable[..., World]) -> None:
+    """verify changes nothing: there is nothing to resume or to roll back, and nothing is kept from anyone."""
+    world = make_world()
+    world.storkit("volume", "create", "v", "1MiB")
+    world.storkit("attach", "v", "--on", "b")
+    plans = world.storkit("--json", "plan", "list").json
+    world.storkit("verify", "v")
+    world.clear()
+    assert "no NBD server answers" in world.storkit("verify", "v", ok=11).stderr
+    assert world.storkit("--json", "plan", "list").json == plans
+    world.storkit("host", "restore")
+    world.storkit("detach", "v", "--on", "b")
+
+
 def test_a_guest_of_a_hypervisor_that_is_not_there_hides_no_other(make_world: Callable[..., World]) -> None:
     world = make_world()
     world.guest()

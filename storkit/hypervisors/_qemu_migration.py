@@ -27,6 +27,8 @@ SETTLE_TIMEOUT = scaled(10.0)
 """Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
+HERE = ("running", "paused", "io-error")
+"""Run states of a guest that is whole here: one that a disk's error has stopped moves as it is, with its requests."""
 TLS_ID = "storkit-tls"
 KEYS = "keys.psk"
 USER = "storkit"
@@ -139,7 +141,7 @@ async def go_on(monitor: Path, mark: Path, name: str, run: bool) -> None:
     """
     async with qmp.connect(monitor) as qemu:
         runs = (await qemu.execute("query-status"))["status"]
-        if runs not in ("running", "paused"):
+        if runs not in HERE:
             raise Unsafe(f"guest {name} cannot go on here: QEMU says {runs}", f"storkit migrate status {name}")
         # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
         mark.unlink(missing_ok=True)
@@ -203,7 +205,7 @@ async def _failed(qemu: qmp.Monitor, name: str, status: dict[str, Any]) -> None:
     """Raise what went wrong, once the guest is seen to run here again."""
     reason = status.get("error-desc") or f"it was {status.get('status', 'lost')}"
     runs = await _runstate(qemu, lambda state: state not in ("finish-migrate", "colo"))
-    if runs not in ("running", "paused"):
+    if runs not in HERE:
         raise Unsafe(
             f"the migration of guest {name} failed ({reason}), and it is {runs} here",
             f"storkit migrate status {name}",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -59,6 +60,31 @@ def test_a_guest_goes_on_only_where_its_host_may_write(make_world: Callable[...,
     world.storkit("fence", "b")
     assert "storkit guest stop g --force" in world.storkit("guest", "resume", "g", ok=9).stderr
     world.storkit("guest", "stop", "g", "--force")
+
+
+def test_a_guest_without_room_moves_as_it_is(hosts: Hosts) -> None:
+    """It stands still at the destination as well, with the request that failed, and goes on there."""
+    small = hosts.base / "small"
+    small.mkdir()
+    with mounted("tmpfs", small, ROOM), ExitStack() as stack:
+        stack.callback(hosts.end)
+        hosts.disk = small / "disk.img"
+        guest = hosts.boot_sector()
+        there = os.statvfs(small)
+        (small / "other").write_bytes(b"x" * (there.f_bavail * there.f_frsize - LEFT))
+        hosts.define(guest)
+        hosts.a.start(NAME)
+        wait_until(lambda: status(hosts.a) == "paused", "it does not stand still", 60)
+        hosts.a.send(NAME, hosts.b.receive(NAME, same_machine=True))
+        hosts.b.resume(NAME, run=False)
+        (state,) = hosts.b.find([NAME])
+        # Which disk it was, only QEMU at the source knew.
+        assert (state.status, state.reason) == ("paused", "a disk failed, or had no room")
+        (small / "other").unlink()
+        assert hosts.b.wake(NAME).status == "running"
+        hosts.writes_on()
+        hosts.end()
+        assert bootsector.verify(hosts.disk).clean
 
 
 def test_a_guest_that_awaits_its_migration_is_not_woken(hosts: Hosts) -> None:

@@ -40,7 +40,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     GUESTS: {
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define undefine start stop "
-        "receive credential send resume messages cancel retire",
+        "receive credential send resume wake messages cancel retire",
     },
 }
 VERBS: Final = {

@@ -59,6 +59,7 @@ class Nbd(Transport):
         names = {client.name for client in clients}
         with self._grants.guard(volume.uuid for volume in volumes):
             grants = self._extended(volumes, clients)
+            self._grants.admit(grants)
             self._grants.save(grants)
             # A `fence` that began meanwhile has either read these grants, and waits, or its mark is seen here.
             if refused := self._grants.refused(names):
@@ -92,7 +93,7 @@ class Nbd(Transport):
                         f"volume {volume.name} is served as it was before it changed", f"storkit detach {volume.name}"
                     )
                 )
-            grants.append(Grant(volume, granted, old.writers))
+            grants.append(Grant(volume, granted, old.writers, old.epoch))
             try:
                 self._server(grants[-1]).check()
             except StorkitError as error:
@@ -112,6 +113,7 @@ class Nbd(Transport):
         with self._grants.guard(uuids):
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
+            self._grants.admit(grants)
             self._withdraw(grants, clients)
             for uuid in set(uuids) - {grant.volume.uuid for grant in grants}:
                 self._grants.forget([uuid])
@@ -124,9 +126,8 @@ class Nbd(Transport):
         servers: list[VolumeServer] = []
         for grant in grants:
             kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
-            servers.append(
-                self._server(Grant(grant.volume, kept, [writer for writer in grant.writers if writer in kept]))
-            )
+            writers = [writer for writer in grant.writers if writer in kept]
+            servers.append(self._server(Grant(grant.volume, kept, writers, grant.epoch)))
         staying = [server for server in servers if server.grant.clients]
         every(lambda server: server.drop(clients), servers)
         running = [server for server in staying if server.daemon.running()]
@@ -189,6 +190,7 @@ class Nbd(Transport):
         with self._grants.guard(volume.uuid for volume in volumes):
             grants, problems = self._grants.find(volume.uuid for volume in volumes)
             raise_problems(problems)
+            self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -198,4 +197,4 @@ def _paused(session: Session) -> list[dict[str, str]]:
 def agent(options: Namespace) -> int:
     from storkit.hosts.agent import serve
 
-    return serve(sys.stdin, grade=options.grade, file=Path(options.file) if options.file else None)
+    return serve(grade=options.grade, file=Path(options.file) if options.file else None)

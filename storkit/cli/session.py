@@ -166,8 +166,9 @@ def run(options: Namespace) -> int:
         function = getattr(importlib.import_module(f"storkit.cli.{module}"), name)
         if options.function in ("host:agent", "completion:print_"):
             return int(function(options) or 0)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+                signal.signal(number, _interrupt)
         session = Session(options)
         status = int(function(session, options) or 0)
         for host, error in session.survey.silent.items():
@@ -197,7 +198,12 @@ def run(options: Namespace) -> int:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """A request to end is taken as Ctrl-C: what was begun is named, and can be resumed or rolled back."""
+    """A request to end is taken as Ctrl-C: what was begun is named, and can be resumed or rolled back.
+
+    The threads that wait for other hosts are told as well: the process ends only after them.
+    """
+    if conversation := sys.modules.get("storkit.hosts.conversation"):
+        conversation.hang_up()
     raise KeyboardInterrupt
 
 

@@ -63,6 +63,9 @@ class Site:
     """What other machines reach this host's servers at; empty where only this machine does."""
     progress: Callable[[float, str], None] = _silent
     """Called with the fraction done (0 to 1) and a few words, by verbs that take long."""
+    epoch: int = 0
+    """The number of the command that acts, larger than those of all commands that this host has let act before: rights
+    that a later one has changed are not changed by an earlier one that was held up. 0: it has none (docs/design.md)."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,10 @@ class Pool(Backend):
         """The warning of `capacity` for damaged volumes: their sizes are not known."""
         names = ", ".join(sorted(damaged))
         return [f"pool {self.pool} has damaged volumes, which are not counted: {names}"] if names else []
+
+
+RIGHTS = frozenset({"export", "unexport", "set_writers", "fence", "unfence"})
+"""The verbs of transports that say who may have a volume, and who may write it: they carry the epoch."""
 
 
 class Transport(Backend):

@@ -2,6 +2,7 @@
 
 One mechanism for the agent's wire, the journal, sidecars, the inventory and guests' files: unknown keys, missing keys,
 wrong types and what an identity may not be (storkit.core.identities) are all reported, each with the path of its key.
+What another host says may come from a newer storkit: there unknown keys of records are left out (`strict` false).
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ def text(record: object) -> str:
     return json.dumps(dump(record, reveal=True), indent=1, sort_keys=True) + "\n"
 
 
-def load(cls: type[T], data: Any, where: str = "") -> T:
+def load(cls: type[T], data: Any, where: str = "", *, strict: bool = True) -> T:
     """`data` as a `cls`; every problem at once otherwise.
 
     `where` names the source in messages: a file, a verb. Raises UsageError or Problems.
     """
     problems: list[StorkitError] = []
-    value = convert(cls, data, where, "", problems)
+    value = convert(cls, data, where, "", problems, strict)
     raise_problems(problems)
     return typing.cast(T, value)
 
 
-def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitError]) -> Any:
+def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitError], strict: bool = True) -> Any:
     """`data` as the type `hint`, adding what is wrong to `problems` (the result is then not to be used)."""
 
     def wrong(message: str) -> None:
@@ -68,7 +69,7 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         return data
     if origin is typing.Annotated:
         count = len(problems)
-        value = convert(args[0], data, where, key, problems)
+        value = convert(args[0], data, where, key, problems, strict)
         for check in args[1:] if len(problems) == count else ():
             try:
                 check(value)
@@ -79,7 +80,7 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         if data is None and type(None) in args:
             return None
         (inner,) = [arg for arg in args if arg is not type(None)]
-        return convert(inner, data, where, key, problems)
+        return convert(inner, data, where, key, problems, strict)
     if origin is typing.Literal:
         if data not in args:
             wrong(f"{data!r} is not one of {', '.join(repr(arg) for arg in args)}")
@@ -88,20 +89,23 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         if not isinstance(data, list):
             wrong(f"a list is wanted, not {_name(data)}")
             return None
-        return origin(convert(args[0], item, where, f"{key}[{n}]", problems) for n, item in enumerate(data))
+        return origin(convert(args[0], item, where, f"{key}[{n}]", problems, strict) for n, item in enumerate(data))
     if origin is dict:
         if not isinstance(data, dict):
             wrong(f"a table is wanted, not {_name(data)}")
             return None
+        kind, inner = args
         return {
-            convert(args[0], name, where, key, problems): convert(args[1], item, where, _join(key, name), problems)
+            convert(kind, name, where, key, problems, strict): convert(
+                inner, item, where, _join(key, name), problems, strict
+            )
             for name, item in data.items()
         }
     if dataclasses.is_dataclass(hint):
         if not isinstance(data, dict):
             wrong(f"a table is wanted, not {_name(data)}")
             return None
-        return _record(hint, data, where, key, problems)
+        return _record(hint, data, where, key, problems, strict)
     if hint is Secret:
         hint = str
         secret = convert(str, data, where, key, problems)
@@ -113,10 +117,10 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
     return data
 
 
-def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list[StorkitError]) -> Any:
+def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list[StorkitError], strict: bool) -> Any:
     fields = _fields(cls)
     place = ": ".join(part for part in (where, key) if part)
-    for name in data.keys() - fields.keys():
+    for name in data.keys() - fields.keys() if strict else ():
         known = ", ".join(sorted(fields))
         problems.append(UsageError(f"{place}: unknown key {name!r}".lstrip(": "), f"known here: {known}"))
     values: dict[str, Any] = {}
@@ -125,7 +129,8 @@ def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list
         if name in data:
             value = data[name]
             # Nearly all there is: text and numbers that are just what is wanted.
-            values[name] = value if type(value) is hint else convert(hint, value, where, _join(key, name), problems)
+            plain = type(value) is hint
+            values[name] = value if plain else convert(hint, value, where, _join(key, name), problems, strict)
         elif required:
             problems.append(UsageError(f"{place}: {name!r} is missing".lstrip(": ")))
     return cls(**values) if len(problems) == count else None

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -104,11 +104,22 @@ class Engine:
             return {}
         if all(VERBS[step.verb].question for step in plan.steps):
             return self._ask(plan)
+        self._reach(plan.steps, NOTHING_CHANGED)
         journal = self.journals.create(plan)
         try:
             return self._forward(journal)
         finally:
             journal.close()
+
+    def _reach(self, steps: Iterable[Step], left: str = "") -> None:
+        """Connect to every host that these steps need, before the first of them: otherwise that could give a right to a
+        host that cannot take it up. Raises HostUnreachable: some are silent.
+        """
+        silent = self.connections.reach(sorted(set().union(*(VERBS[step.verb].needs(step) for step in steps))))
+        if silent:
+            error = together(list(silent.values()))
+            error.left = left
+            raise error
 
     def _ask(self, plan: Plan) -> dict[str, Any]:
         """Run a plan that changes nothing: without a journal or a mark, so that there is nothing to end afterwards."""
@@ -125,6 +136,8 @@ class Engine:
     def resume(self, plan: str) -> dict[str, Any]:
         """Go on with a plan that was killed or failed, from the first step that is not done."""
         with self._reopened(plan, "resumed") as journal:
+            record = journal.record
+            self._reach(step for step in record.plan.steps if step.id not in record.done or step.id in record.undone)
             return self._forward(journal)
 
     def rollback(self, plan: str) -> list[str]:

@@ -101,7 +101,7 @@ class CommandFailed(StorkitError):
 
 
 class HostUnreachable(StorkitError):
-    """No connection to a host: its state is unknown, neither healthy nor free."""
+    """No connection to a host, or no proper answer of its agent in time: it is unknown, neither healthy nor free."""
 
     exit_code = 7
     kind = "host-unreachable"

@@ -35,7 +35,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "hypervisor": "",
         "images": "inspect fill export_image",
         "host": "declare_off withdraw_off",
-        "agent": "lock mark unmark",
+        "agent": "lock epoch mark unmark",
     },
     GUESTS: {
         # `check` and `fingerprint` look at any file that a guest's record names.

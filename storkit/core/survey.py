@@ -15,6 +15,7 @@ from storkit.core.errors import (
     ServiceUnreachable,
     StorkitError,
     Unsafe,
+    Unsupported,
     UsageError,
     in_a_line,
     raise_problems,
@@ -206,7 +207,7 @@ class Survey:
         def ask(host: str) -> list[Declared]:
             try:
                 found = self.connections.to(host).call("host", "find_off", {})
-            except UsageError:  # an agent of the version before keeps nobody's word
+            except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
                 found = []
             return codec.load(list[Declared], found, host)
 

@@ -42,6 +42,10 @@ class Verb:
     barrier: ClassVar[bool] = False
     """True: if the undo fails, nothing before it is undone, since that would break what still stands on it."""
 
+    def needs(self, step: Step) -> set[str]:
+        """The hosts that must answer, or the plan is not begun."""
+        return {host for host in (step.host, step.peer) if host}
+
     def find(self, run: Run, step: Step) -> Any:
         """What is there before the step acts, as much as `undo` needs."""
         return None
@@ -154,14 +158,20 @@ class CutOff(Export):
 class SetWriters(Verb):
     """The server decides; where a transport's clients have to take a right up, each that has it is told to."""
 
+    def needs(self, step: Step) -> set[str]:
+        return super().needs(step) | (set(step.args["hosts"]) if self._claims(step) else set())
+
     def act(self, run: Run, step: Step) -> Any:
         self._set(run, step, step.args["volumes"], step.args["hosts"])
 
     def _set(self, run: Run, step: Step, volumes: list[Any], hosts: list[str]) -> None:
         run.call(step.host, step.target, "set_writers", volumes=volumes, hosts=hosts)
-        if registry.transport(step.target.partition(":")[2]).claims:
+        if self._claims(step):
             for host in hosts:
                 run.call(host, step.target, "claim", volumes=volumes, writers=hosts)
+
+    def _claims(self, step: Step) -> bool:
+        return registry.transport(step.target.partition(":")[2]).claims
 
     def find(self, run: Run, step: Step) -> Any:
         exports = run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
@@ -212,6 +222,9 @@ class Prove(Verb):
     question = True
     ROUNDS = 5
     """A guest that writes can change a block between two readings: differing blocks are read again, this often."""
+
+    def needs(self, step: Step) -> set[str]:
+        return set(step.args["hosts"])
 
     def act(self, run: Run, step: Step) -> Any:
         return [self._prove(run, step, volume) for volume in step.args["volumes"]]
@@ -410,6 +423,9 @@ class Fence(Verb):
     storage host that failed: a host that was fenced could be about to write."""
 
     undoable = False
+
+    def needs(self, step: Step) -> set[str]:
+        return set()  # one storage host that is silent keeps none of the others from cutting a host off
 
     def by_hand(self, step: Step) -> str:
         return f"storkit {'unfence' if step.verb == 'fence' else 'fence'} {step.args['client']}"

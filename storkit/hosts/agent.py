@@ -1,15 +1,18 @@
 """`storkit agent`: carries out verbs for a coordinator, one JSON object a line on stdin and stdout.
 
-    <- {"hello": 1, "version": "0.1.0", "setup": {...}}
-    -> {"hello": 1, "version": "0.1.0", "pid": 4711}
+    <- {"hello": 1, "protocols": [1, 2], "version": "0.1.0", "setup": {...}}
+    -> {"hello": 2, "protocols": [1, 2], "version": "0.1.0", "pid": 4711}
     <- {"id": 1, "do": "call", "target": "pool:default", "verb": "find", "args": {}}
-    -> {"id": 1, "progress": 0.5, "text": "copying"}
+    -> {"id": 1, "progress": 0.5, "text": "copying"}     or     {"id": 1, "moved": true}
     -> {"id": 1, "result": [...]}     or     {"id": 1, "error": {"kind": "conflict", "message": "...", "hint": "..."}}
 
 Requests run at the same time, each in a thread. It takes typed verbs with checked arguments and no commands. An
 `authorized_keys` line pins a key to it, with a grade: `command="storkit agent --grade storage"` (core/grades.py,
-hosts/accept.py). When its input ends it lets the verbs under
-way end, and exits; its locks go with it.
+hosts/accept.py). A request that is none is answered with an error, and the next one is read.
+
+Signs of life (`moved`) come from the thread that carries the verb out, and from nothing else (system.moving). When its
+input ends it lets the verbs under way end, and exits; its locks go with it, and not before: nobody else may change what
+a verb that is stuck has begun to change.
 """
 
 from __future__ import annotations
@@ -19,35 +22,36 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
-import storkit
 from storkit.core import codec
-from storkit.core.errors import StorkitError, UsageError
+from storkit.core.errors import StorkitError, Unsupported, UsageError
 from storkit.core.grades import READ
-from storkit.hosts import accept, rights
-from storkit.hosts.guard import Claim, Guard
+from storkit.hosts import accept, rights, wire
+from storkit.hosts.guard import Claim, Guard, changes
 from storkit.hosts.site import Performer, Setup, remember, site
+from storkit.system import moving
 
-PROTOCOL = 1
 PROGRESS_EVERY = 0.1
 """Seconds between two messages of one verb's progress."""
-
-
-def hello() -> dict[str, Any]:
-    """The first line of either side."""
-    return {"hello": PROTOCOL, "version": storkit.__version__}
+MOVED_EVERY = 1.0
+"""Seconds between two signs that one verb moves."""
 
 
 class Agent:
     """One connection to a coordinator."""
 
-    def __init__(self, performer: Performer, output: TextIO) -> None:
+    def __init__(self, performer: Performer, output: TextIO, protocol: int = wire.NEWEST) -> None:
         self._performer = performer
         self._guard = Guard(performer.site)
         self._held: list[Any] = []
+        self._calls = 0
+        self._letting_go = False
+        self._counting = threading.Lock()
         self._output = output
+        self._protocol = protocol
         self._writing = threading.Lock()
 
     def answer(self, request: dict[str, Any]) -> None:
@@ -67,90 +71,145 @@ class Agent:
         else:
             self._write({"id": number, "result": result})
 
+    def refuse(self, problem: wire.Malformed) -> None:
+        """Say that a line was no request."""
+        self._write({"id": None, "error": UsageError(f"not the agent's protocol: {problem}").to_json()})
+
     def _do(self, request: dict[str, Any]) -> Any:
         if self._performer.limits:
             self._performer.limits.check(request)
         do = request.get("do")
         if do == "call":
-            number, told = request.get("id"), 0.0
-
-            def progress(fraction: float, text: str) -> None:
-                nonlocal told
-                if fraction < 1 and time.monotonic() - told < PROGRESS_EVERY:
-                    return
-                told = time.monotonic()
-                self._write({"id": number, "progress": fraction, "text": text})
-
-            self._performer.asked = rights.from_afar(str(request.get("asked", "")))
-            return self._performer.perform(request["target"], request["verb"], request["args"], progress)
+            return self._call(request)
         if do == "lock":
-            claims = codec.load(list[Claim], request["claims"], "lock")
-            titles = codec.load(dict[str, str], request.get("titles", {}), "titles")  # 0.1.0 does not say
-            taken, given_up = self._guard.lock(
-                claims, request["holder"], request["plan"], request["over_marks"], titles
-            )
-            self._held += taken
-            return given_up
+            return self._lock(request)
+        if do == "epoch":
+            return self._guard.epoch()
         if do == "unlock":
-            while self._held:
-                self._held.pop().release(remove=True)
-            return None
+            with self._counting:
+                self._letting_go = True
+            return self._let_go()
         if do == "mark":
-            return self._guard.mark(request["plan"], request["names"], request["title"], request["coordinator"])
+            names = codec.load(list[str], request.get("names"), "names")
+            words = (_text(request, key) for key in ("title", "coordinator"))
+            return self._guard.mark(_text(request, "plan"), names, *words)
         if do == "marked":
-            return self._guard.marked(request["plan"])
+            return self._guard.marked(_text(request, "plan"))
         if do == "unmark":
-            return self._guard.unmark(request["plan"])
+            return self._guard.unmark(_text(request, "plan"))
         if do == "facts":
             from storkit.hosts.facts import gather
 
             return gather(self._performer)
-        raise UsageError(f"there is no request {do!r}")
+        raise Unsupported(f"there is no request {do!r}", f"upgrade storkit on host {self._performer.site.host}")
+
+    def _call(self, request: dict[str, Any]) -> Any:
+        number, told, moved_at = request.get("id"), 0.0, time.monotonic()
+        args, epoch = request.get("args"), request.get("epoch", 0)
+        if not isinstance(args, dict) or type(epoch) is not int:
+            raise UsageError("a call without arguments, or with an epoch that is no number")
+
+        def progress(fraction: float, text: str) -> None:
+            nonlocal told
+            if fraction < 1 and time.monotonic() - told < PROGRESS_EVERY:
+                return
+            told = time.monotonic()
+            self._write({"id": number, "progress": fraction, "text": text})
+
+        def moved() -> None:
+            nonlocal moved_at
+            if time.monotonic() - moved_at >= MOVED_EVERY:
+                moved_at = time.monotonic()
+                self._write({"id": number, "moved": True})
+
+        with self._counting:
+            self._calls += 1
+        try:
+            with moving.watched(moved if self._protocol > 1 else lambda: None):
+                target, verb = _text(request, "target"), _text(request, "verb")
+                self._performer.asked = rights.from_afar(_text(request, "asked"))
+                return self._performer.perform(target, verb, args, progress, epoch)
+        finally:
+            with self._counting:
+                self._calls -= 1
+            self._let_go()
+
+    def _lock(self, request: dict[str, Any]) -> Any:
+        claims = codec.load(list[Claim], request.get("claims"), "lock")
+        titles = codec.load(dict[str, str], request.get("titles", {}), "titles")  # 0.1.0 does not say
+        holder, plan, over_marks = _text(request, "holder"), _text(request, "plan"), request.get("over_marks") is True
+        taken, given_up = self._guard.lock(claims, holder, plan, over_marks, titles)
+        with self._counting:
+            self._held += taken
+            self._letting_go = False
+        if self._protocol < 2:
+            return given_up
+        return {"given_up": given_up, "epoch": self._guard.epoch() if changes(claims) else 0}
+
+    def _let_go(self) -> None:
+        """Release the locks if that was asked for, once no verb is under way: one that the coordinator has given up may
+        still act."""
+        with self._counting:
+            while self._letting_go and not self._calls and self._held:
+                self._held.pop().release(remove=True)
 
     def _write(self, message: dict[str, Any]) -> None:
         line = json.dumps(message)
-        with self._writing:
+        # A coordinator that is gone must not stop the verb that it has begun.
+        with self._writing, suppress(OSError):
             self._output.write(line + "\n")
             self._output.flush()
 
 
 def serve(
-    source: TextIO = sys.stdin, output: TextIO | None = None, *, grade: str = "", file: Path | None = None
+    source: BinaryIO | None = None, output: TextIO | None = None, *, grade: str = "", file: Path | None = None
 ) -> int:
     """Serve one coordinator, whose key has this grade, until its end closes; the exit status.
 
     `file`: what this host accepts, instead of the default one.
     """
+    source = source or sys.stdin.buffer
     if output is None:
         # What a library prints by mistake must not break the protocol.
         output = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
     try:
-        first = json.loads(source.readline() or "null")
-        if not isinstance(first, dict) or first.get("hello") != PROTOCOL:
-            raise UsageError(
-                f"the other side does not speak version {PROTOCOL} of the agent's protocol",
-                "install the same version of storkit on both hosts",
-            )
-        told = codec.load(Setup, first.get("setup"), "setup")
+        first = wire.parse(wire.read_line(source) or b"null")
+        protocol = wire.common(first, "the coordinator's host")
+        told = codec.load(Setup, first.get("setup"), "setup", strict=False)
         limits = accept.limits(grade, file)
         given = limits.setup(told)
         place = site(given)
         if grade != READ:
             remember(told, place, grade)
-        agent = Agent(Performer(given, place, limits), output)
+        agent = Agent(Performer(given, place, limits), output, protocol)
     except (ValueError, StorkitError) as error:
         problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
         output.write(json.dumps({"error": problem.to_json()}) + "\n")
         output.flush()
         return 2
-    output.write(json.dumps({**hello(), "pid": os.getpid()}) + "\n")
+    output.write(json.dumps({**wire.hello(protocol), "pid": os.getpid()}) + "\n")
     output.flush()
     threads: list[threading.Thread] = []
-    for line in source:
-        thread = threading.Thread(target=agent.answer, args=(json.loads(line),))
+    while True:
+        try:
+            line = wire.read_line(source)
+            if not line:
+                break
+            request = wire.parse(line)
+        except wire.Malformed as problem:
+            agent.refuse(problem)
+            continue
+        thread = threading.Thread(target=agent.answer, args=(request,))
         thread.start()
         threads = [other for other in threads if other.is_alive()] + [thread]
     for thread in threads:
         thread.join()
     return 0
+
+
+def _text(request: dict[str, Any], key: str) -> str:
+    value = request.get(key, "")
+    if not isinstance(value, str):
+        raise UsageError(f"{key}: a string is wanted, not {wire.shown(value)}")
+    return value

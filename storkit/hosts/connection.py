@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
+from storkit.core.backend import RIGHTS
 from storkit.core.errors import HostUnreachable
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts import rights
-from storkit.hosts.guard import Claim, Guard
+from storkit.hosts.guard import Claim, Guard, changes
 
 Progress = Callable[[float, str], None]
 Titles = dict[str, str] | None
@@ -23,18 +24,25 @@ class Connection(ABC):
         self.config = config
         self.plan = ""
         """The plan that calls are made for now."""
+        self.epoch = 0
+        """By which the host tells this command's changes of rights from an earlier one's: drawn with its lock."""
 
     @property
     def asked(self) -> str:
         """Who asks for what is called, for the host's log."""
         return rights.asker() + (f", plan {self.plan}" if self.plan else "")
 
+    @property
+    def silent(self) -> HostUnreachable | None:
+        """Why nothing more is asked of this host; None: it answers."""
+        return None
+
     @abstractmethod
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
         """Carry out a verb there (hosts.site.Performer.perform); safe to call from several threads at once.
 
-        Raises what the verb raises; HostUnreachable if the connection is lost, after which nothing is known of what
-        the verb did.
+        Raises what the verb raises; HostUnreachable if the connection is lost or no answer comes (core.deadlines):
+        nothing is known then of what the verb did, or may yet do.
         """
 
     @abstractmethod
@@ -63,9 +71,12 @@ class Connection(ABC):
     def facts(self) -> dict[str, Any]:
         """What the machine is: versions, clock, tools that its backends miss. For `host check`."""
 
+    def end(self) -> None:  # noqa: B027
+        """Say that nothing more will be asked; does not wait."""
+
     @abstractmethod
     def close(self) -> None:
-        """End the connection."""
+        """End the connection. Does not wait for a host that is silent."""
 
 
 class LocalConnection(Connection):
@@ -84,16 +95,19 @@ class LocalConnection(Connection):
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
         self._performer.asked = self.asked
-        return self._performer.perform(target, verb, args, progress)
+        epoch = self.epoch or self._guard.epoch() if verb in RIGHTS else 0
+        return self._performer.perform(target, verb, args, progress, epoch)
 
     def lock(
         self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
     ) -> list[str]:
         taken, given_up = self._guard.lock(claims, holder, plan, over_marks, titles)
         self._held += taken
+        self.epoch = self._guard.epoch() if changes(claims) else 0
         return given_up
 
     def unlock(self) -> None:
+        self.epoch = 0
         while self._held:
             self._held.pop().release(remove=True)
 
@@ -149,10 +163,33 @@ class Connections:
         # Two threads that ask for one host get one connection; for others, neither waits.
         with self._doors.setdefault(config.name, threading.Lock()):
             if config.name in self._silent:
-                raise self._silent[config.name]
+                raise _again(self._silent[config.name])
             if config.name not in self._open:
                 self._open[config.name] = self._connect(config)
-            return self._open[config.name]
+            connection = self._open[config.name]
+        if connection.silent is not None:
+            raise _again(connection.silent)
+        return connection
+
+    def reach(self, names: Iterable[str]) -> dict[str, HostUnreachable]:
+        """Connect to hosts, all at the same time: those that do not answer, and why."""
+
+        def connect(name: str) -> tuple[str, HostUnreachable | None]:
+            try:
+                self.to(name)
+            except HostUnreachable as error:
+                return name, error
+            return name, None
+
+        wanted = list(dict.fromkeys(names))
+        if len(wanted) < 2:
+            tried = [connect(name) for name in wanted]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(len(wanted), 64)) as pool:
+                tried = list(pool.map(connect, wanted))
+        return {name: error for name, error in tried if error is not None}
 
     def _connect(self, config: HostConfig) -> Connection:
         if config.machine == "local":
@@ -181,5 +218,11 @@ class Connections:
 
     def close(self) -> None:
         for connection in list(self._open.values()):
+            connection.end()
+        for connection in list(self._open.values()):
             connection.close()
         self._open.clear()
+
+
+def _again(error: HostUnreachable) -> HostUnreachable:
+    return HostUnreachable(error.message, error.hint)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict
+from storkit.core.errors import Conflict, Unsafe
 from storkit.system import files, locks
+from storkit.system.timeouts import scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,18 @@ class Claim:
     """True: only keep others from changing it, as for the source of a clone."""
 
 
+def changes(claims: list[Claim]) -> bool:
+    """Whether a command with these claims changes anything."""
+    return not all(claim.shared for claim in claims)
+
+
 class Guard:
     """The locks and marks of one host."""
 
     def __init__(self, site: Site) -> None:
         self._locks = files.make_private(site.run / "locks")
         self._marks = files.make_private(site.state / "pending")
+        self._epoch = site.state / "epoch"
 
     def lock(
         self,
@@ -75,6 +82,20 @@ class Guard:
                 lock.release(remove=True)
             raise
         return taken, given_up
+
+    def epoch(self) -> int:
+        """A number for a command that changes rights, larger than all that this host has given before. It is drawn once
+        the command has its lock; `fence`, which must do without one, draws it by itself."""
+        lock = locks.acquire(self._locks.parent / "epoch.lock", "the count of commands", wait=scaled(30))
+        try:
+            number = 1 + (int(self._epoch.read_text() or 0) if self._epoch.exists() else 0)
+            files.write_atomic(self._epoch, f"{number}\n")
+            return number
+        except ValueError:
+            hint = "write a number into it that is larger than any epoch in the grants beside it"
+            raise Unsafe(f"{self._epoch} is damaged: it has no number", hint) from None
+        finally:
+            lock.release(remove=True)
 
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         """Say, durably, that `plan` is under way for these names."""

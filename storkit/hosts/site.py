@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, Hypervisor, Pool, Site, Transport
-from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
 from storkit.hosts import rights
@@ -185,17 +185,17 @@ class Performer:
             return hypervisor(place, self._settings(hypervisor, self.setup.hypervisors.get(name, {}), target))
         raise UsageError(f"there is no backend {target!r}")
 
-    def perform(self, target: str, verb: str, args: dict[str, Any], progress: Any = None) -> Any:
+    def perform(self, target: str, verb: str, args: dict[str, Any], progress: Any = None, epoch: int = 0) -> Any:
         """Carry out one verb; arguments and result are JSON values.
 
         Only public methods of backends, of images.py and of declared.py can be called, with arguments of their types.
         """
-        place = replace(self.site, progress=progress) if progress else self.site
+        place = replace(self.site, progress=progress or self.site.progress, epoch=epoch)
         method: Any
         if target in ("images", "host"):
             module = importlib.import_module("storkit.images" if target == "images" else "storkit.hosts.declared")
             if verb not in module.VERBS:
-                raise UsageError(f"there is no verb {verb!r} of {target}")
+                raise self._no_verb(target, verb)
             method = getattr(module, verb)
             values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
             if "volume" in values:
@@ -204,7 +204,7 @@ class Performer:
             backend = self.backend(target, place)
             method = getattr(backend, verb, None)
             if verb.startswith("_") or not inspect.ismethod(method):
-                raise UsageError(f"there is no verb {verb!r} of {target}")
+                raise self._no_verb(target, verb)
             values = bind(method, args, f"{target}.{verb}", types=declared(target.partition(":")[0], verb))
             if verb in SERVING_VERBS and isinstance(backend, Transport):
                 values["volumes"] = self._here(values["volumes"])
@@ -218,6 +218,10 @@ class Performer:
 
                 raise explain(error, Path(str(error.filename or self.site.state))) from error
         return shown(codec.dump(result, reveal=verb in SECRET_VERBS))
+
+    def _no_verb(self, target: str, verb: str) -> StorkitError:
+        """A coordinator that knows more verbs than this host is newer."""
+        return Unsupported(f"there is no verb {verb!r} of {target}", f"upgrade storkit on host {self.setup.host}")
 
     def _here(self, volumes: list[Volume]) -> list[Volume]:
         """The volumes as their pools on this host have them: where the bytes lie, and what may be done with them, is
@@ -286,12 +290,13 @@ def bind(
     problems: list[StorkitError] = []
     values: dict[str, Any] = {}
     for name in args.keys() - parameters.keys():
-        problems.append(UsageError(f"{where}: unknown argument {name!r}"))
+        # Not left out, as a record's unknown key is: it changes what is done.
+        problems.append(Unsupported(f"{where}: unknown argument {name!r}", "upgrade storkit on that host"))
     for name, parameter in parameters.items():
         if name in skip:
             continue
         if name in args:
-            values[name] = codec.convert(hints[name], args[name], where, name, problems)
+            values[name] = codec.convert(hints[name], args[name], where, name, problems, strict=False)
         elif parameter.default is inspect.Parameter.empty:
             problems.append(UsageError(f"{where}: argument {name!r} is missing"))
     raise_problems(problems)

@@ -2,21 +2,32 @@
 
 Grants say what should be; what is, the servers are asked. Each transport has a kind of grant of its own, a dataclass
 that names the volume, its clients and its writers.
+
+A command may be held up for so long that others have acted since it was told to change a right: its host hung, or it
+was stopped. Each carries its epoch (Site.epoch), larger than those of all before it; grants and marks keep that of the
+last who changed them, and one that is larger refuses the late act. This is looked at under the same lock as the change
+itself is made: who is stopped between the two holds the lock.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
+from storkit.system import locks
 from storkit.system.files import make_private, sync_directory, write_atomic
 from storkit.system.records import RecordFiles
+from storkit.system.timeouts import scaled
+
+_WAIT = scaled(30.0)
 
 
 class VolumeGrant(Protocol):
@@ -27,6 +38,7 @@ class VolumeGrant(Protocol):
 
     clients: dict[str, Any]
     writers: list[str]
+    epoch: int
 
 
 G = TypeVar("G", bound=VolumeGrant)
@@ -43,7 +55,10 @@ class GrantFiles(Generic[G]):
     def __init__(self, site: Site) -> None:
         self._files = RecordFiles(site.state / self.transport, self.kind, f"the {self.title} grant")
         self._marks = site.state / self.transport / "fenced"
+        self._unmarks = site.state / self.transport / "unfenced"
+        self._locks = site.run
         self._host = site.host
+        self._epoch = site.epoch
 
     def path(self, uuid: str) -> Path:
         return self._files.path(uuid)
@@ -64,33 +79,78 @@ class GrantFiles(Generic[G]):
     def forget(self, uuids: Iterable[str]) -> None:
         self._files.forget(uuids)
 
+    def admit(self, grants: Iterable[G]) -> None:
+        """Let this command change these grants, before anything follows from them, and note its epoch in them, unsaved.
+
+        Raises Unsafe: a later command has changed one of them.
+        """
+        changed = list(grants)
+        raise_problems([_late(f"volume {it.volume.name}", self._host) for it in changed if self._is_late(it.epoch)])
+        for grant in changed:
+            grant.epoch = max(grant.epoch, self._epoch)
+
     def fence(self, client: str) -> None:
-        write_atomic(make_private(self._marks) / slug(client), client + "\n")
+        """Raises Unsafe: a later command has let the host in again."""
+        with self._marking(client):
+            write_atomic(make_private(self._marks) / slug(client), f"{client}\n{self._epoch}\n")
 
     def unfence(self, client: str) -> None:
-        (self._marks / slug(client)).unlink(missing_ok=True)
-        if self._marks.is_dir():
-            sync_directory(self._marks)
+        """Raises Unsafe: a later command has fenced the host."""
+        with self._marking(client):
+            if self._epoch and self.fenced(client):
+                write_atomic(make_private(self._unmarks) / slug(client), f"{client}\n{self._epoch}\n")
+            (self._marks / slug(client)).unlink(missing_ok=True)
+            if self._marks.is_dir():
+                sync_directory(self._marks)
+
+    @contextmanager
+    def _marking(self, client: str) -> Iterator[None]:
+        """One at a time. Raises Unsafe if a later command has fenced or unfenced this host."""
+        path = make_private(self._locks) / f"{self.transport}-fence.lock"
+        lock = locks.acquire(path, f"the fence of host {client}", holder=f"process {os.getpid()}", wait=_WAIT)
+        try:
+            if self._is_late(max(_epoch(directory / slug(client)) for directory in (self._marks, self._unmarks))):
+                raise _late(f"the fence of host {client}", self._host)
+            yield
+        finally:
+            lock.release(remove=True)
 
     def fenced(self, client: str) -> bool:
         return (self._marks / slug(client)).exists()
 
     def refused(self, clients: Iterable[str]) -> list[StorkitError]:
-        """Why those of these clients that were fenced get no export."""
-        return [
-            Unsafe(
-                f"host {client} is fenced on {self._host}",
-                f"once it is known to be harmless: storkit unfence {client}",
-            )
-            for client in sorted(clients)
-            if self.fenced(client)
-        ]
+        """Why those of these clients that were fenced, also if only since this command began, get no export."""
+        problems: list[StorkitError] = []
+        for client in sorted(clients):
+            if self.fenced(client):
+                hint = f"once it is known to be harmless: storkit unfence {client}"
+                problems.append(Unsafe(f"host {client} is fenced on {self._host}", hint))
+            elif self._is_late(_epoch(self._unmarks / slug(client))):
+                problems.append(_late(f"the fence of host {client}", self._host))
+        return problems
+
+    def _is_late(self, epoch: int) -> bool:
+        return 0 < self._epoch < epoch
 
     def drop_fenced(self, grants: Iterable[G]) -> None:
         """Take the clients that were fenced out of these grants, unsaved."""
         for grant in grants:
             grant.clients = {name: it for name, it in grant.clients.items() if not self.fenced(name)}
             grant.writers = [name for name in grant.writers if name in grant.clients]
+
+
+def _late(what: str, host: str) -> StorkitError:
+    message = f"{what} was changed on {host} by a later command, while this one was held up: it changes nothing there"
+    return Unsafe(message, "storkit status")
+
+
+def _epoch(mark: Path) -> int:
+    """The epoch of the command that wrote a mark; 0: there is none, or it is from before there were epochs."""
+    try:
+        _, _, said = mark.read_text().partition("\n")
+    except FileNotFoundError:
+        return 0
+    return int(said) if said.strip().isdecimal() else 0
 
 
 def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> list[G]:

@@ -64,6 +64,7 @@ class IscsiExports:
         names = {client.name for client in clients}
         with lioconfigfs.lock():
             grants = self._extended(volumes, clients)
+            self._grants.admit(grants)
             self._grants.save(grants)
             self._apply(grants)
         return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
@@ -126,7 +127,7 @@ class IscsiExports:
         """A volume's grant with `clients` added. What its target is called, and where, stays while anyone uses it."""
         grant = Grant(volume)
         if old is not None:
-            grant.clients, grant.writers = dict(old.clients), old.writers
+            grant.clients, grant.writers, grant.epoch = dict(old.clients), old.writers, old.epoch
         if old is not None and old.remote():
             grant.iqn, grant.prefix, grant.chap = old.iqn, old.prefix, old.chap
             grant.portals, grant.listens = old.portals, old.listens
@@ -146,6 +147,7 @@ class IscsiExports:
         with lioconfigfs.lock():
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
+            self._grants.admit(grants)
             self._withdraw(grants, clients)
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
@@ -233,6 +235,7 @@ class IscsiExports:
     def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
         with lioconfigfs.lock():
             grants, problems = self._grants.find(volume.uuid for volume in volumes)
+            self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))

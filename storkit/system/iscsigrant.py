@@ -150,6 +150,8 @@ class Grant:
     listens: list[Line] = field(default_factory=list)
     """What it listens on, as LIO names it: the portals, or all addresses, if another target does already."""
     chap: Chap = "mutual"
+    epoch: int = 0
+    """That of the last command that changed it (storkit.system.grants)."""
 
     def remote(self) -> dict[str, bool]:
         """The initiator names that the target lets in, and whether each may write."""

@@ -44,6 +44,8 @@ class Grant:
     volume: Volume
     clients: dict[ClientName, Granted] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
+    epoch: int = 0
+    """That of the last command that changed it (storkit.system.grants)."""
 
     def export_name(self, client: str) -> str:
         """The NBD export name of this grant's client."""

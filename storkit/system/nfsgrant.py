@@ -87,6 +87,8 @@ class Grant:
     """Part of the volume's identity on the wire: drawn when it is first exported."""
     clients: dict[ClientName, Granted] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
+    epoch: int = 0
+    """That of the last command that changed it (storkit.system.grants)."""
 
     @property
     def pool(self) -> Path:

@@ -43,6 +43,7 @@ class NfsExports:
                 # A copy or a resize holds it; from here on the grant says that the volume is in use.
                 use = locks.use_lock(self.site.run, volume.uuid)
                 stack.callback(locks.acquire(use, f"volume {volume.name}").release, remove=True)
+            self._grants.admit(grants)
             self._grants.save(grants)
             self._serve(grants)
         return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
@@ -74,7 +75,7 @@ class NfsExports:
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
                     granted[client.name] = Granted(where, uuid4().hex, client.same_machine)
-            grants.append(Grant(volume, old.instance or secrets.token_hex(4), granted, old.writers))
+            grants.append(Grant(volume, old.instance or secrets.token_hex(4), granted, old.writers, old.epoch))
         problems += self._exposed(grants)
         raise_problems(problems)
         return grants
@@ -157,6 +158,7 @@ class NfsExports:
         with self._grants.guard():
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
+            self._grants.admit(grants)
             self._withdraw(grants, clients)
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
@@ -167,7 +169,7 @@ class NfsExports:
         for grant in grants:
             kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
             writers = [writer for writer in grant.writers if writer in kept]
-            left.append(Grant(grant.volume, grant.instance, kept, writers))
+            left.append(Grant(grant.volume, grant.instance, kept, writers, grant.epoch))
         self._grants.save(replace(old, writers=new.writers) for old, new in zip(grants, left, strict=True))
         self._apply([grant for grant in left if self._managed(grant)])
         # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
@@ -231,6 +233,7 @@ class NfsExports:
         with self._grants.guard():
             grants, problems = self._grants.find(volume.uuid for volume in volumes)
             raise_problems(problems)
+            self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
                 grant = found.get(volume.uuid, Grant(volume))

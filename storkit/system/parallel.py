@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from storkit.core.errors import StorkitError, collected, raise_problems
+from storkit.system import moving
 
 T = TypeVar("T")
 
@@ -17,6 +19,7 @@ def every(action: Callable[[T], None], items: Sequence[T]) -> None:
     def attempt(item: T) -> None:
         with collected(problems):
             action(item)
+        moving.moved()
 
     if len(items) == 1:
         attempt(items[0])
@@ -24,5 +27,7 @@ def every(action: Callable[[T], None], items: Sequence[T]) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(min(8, len(items))) as pool:
-            list(pool.map(attempt, items))
+            # Each in a copy of this thread's context: who waits for this thread is told when they move.
+            runs = [contextvars.copy_context().run for _ in items]
+            list(pool.map(lambda run, item: run(attempt, item), runs, items))
     raise_problems(problems)

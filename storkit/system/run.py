@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import CommandFailed, TimedOut, Unsupported
+from storkit.system import moving
 from storkit.system.timeouts import scaled
 
 TIMEOUT = scaled(60.0)
@@ -77,7 +78,7 @@ def run(
         del options["_close_fds"]  # sh refuses both: _pass_fds closes all the others by itself
         options["_pass_fds"] = set(pass_fds)
     if on_line is not None:
-        options["_out"] = _Lines(on_line)
+        options["_out"] = _Lines(on_line, moving.watcher())
         options["_out_bufsize"] = 0
     done = sh.Command(program)(*words[1:], **options)
     expired = threading.Event()
@@ -92,6 +93,7 @@ def run(
         raise CommandFailed(words, error.exit_code, error.stderr.decode(errors="replace")) from None
     finally:
         timer.cancel()
+    moving.moved()
     stderr = done.stderr.decode(errors="replace")
     stdout = "" if on_line else done.stdout.decode(errors="replace")
     if done.exit_code not in ok:
@@ -116,8 +118,9 @@ def _kill_after(seconds: float, running: Any, expired: threading.Event) -> threa
 class _Lines:
     """Cuts a stream into lines at newlines and carriage returns (progress meters use the latter)."""
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None], moved: Callable[[], None]) -> None:
         self._on_line = on_line
+        self._moved = moved
         self._rest = ""
 
     def __call__(self, chunk: str | bytes) -> None:
@@ -125,4 +128,5 @@ class _Lines:
         *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
         for line in lines:
             if line.strip():
+                self._moved()
                 self._on_line(line)

@@ -36,4 +36,4 @@ def arm(count: int) -> None:
 if __name__ == "__main__":
     if os.environ.get("SSH_CONNECTION", "").split()[2:3] == [sys.argv[2]]:
         arm(int(sys.argv[1]))
-    sys.exit(serve(sys.stdin))
+    sys.exit(serve())

@@ -29,4 +29,4 @@ def cut_off() -> None:
 if __name__ == "__main__":
     if os.environ.get("SSH_CONNECTION", "").split()[2:3] == [sys.argv[1]]:
         cut_off()
-    sys.exit(serve(sys.stdin))
+    sys.exit(serve())

@@ -34,8 +34,8 @@ accel = "tcg"
 
 PACE = 64
 """Records that a guest writes between two of its 18 ticks a second."""
-KEPT = ("qemu-accel.json", "qemu-machines.json", "setup.json")
-"""What a host finds out about itself, and what it was last told."""
+KEPT = ("epoch", "qemu-accel.json", "qemu-machines.json", "setup.json")
+"""What a host finds out about itself, what it was last told, and how many commands have changed it."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""What a host answers, compared with what the contract says that the verb returns.
+
+A record of a newer storkit may have fields that this one does not know: they are left out. What a record must have,
+and the type of everything, is checked here, once, before anyone looks into it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from functools import cache
+from typing import Any
+
+from storkit.core import codec
+from storkit.core.errors import StorkitError
+from storkit.hosts.site import declared
+from storkit.hosts.wire import Malformed
+
+_MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
+_FACTS = {"version": str, "kernel": str, "clock": float, "missing": list[dict[str, str]]}
+"""What others rely on of a machine's facts (hosts.facts)."""
+
+
+def checked(target: str, verb: str, result: Any) -> Any:
+    """The result of a verb as JSON values of the declared types. Raises Malformed."""
+    wanted = _returned(target.partition(":")[0], verb)
+    if wanted is type(None):
+        if result is not None:
+            raise Malformed(f"{verb} of {target} with a result, which it has not")
+        return None
+    return codec.dump(_converted(wanted, result, f"{verb} of {target}"), reveal=True)
+
+
+def facts(said: Any) -> dict[str, Any]:
+    """A machine's facts. Raises Malformed."""
+    if not isinstance(said, dict):
+        raise Malformed("facts that are no table")
+    for name, kind in _FACTS.items():
+        _converted(kind, said.get(name), f"fact {name}")
+    return said
+
+
+def _converted(wanted: Any, result: Any, where: str) -> Any:
+    problems: list[StorkitError] = []
+    try:
+        value = codec.convert(wanted, result, where, "", problems, strict=False)
+    except RecursionError:
+        raise Malformed(f"{where}: nested too deep") from None
+    if problems:
+        raise Malformed(problems[0].message)
+    return value
+
+
+@cache
+def _returned(kind: str, verb: str) -> Any:
+    """The type that a verb is declared to return."""
+    if kind not in _MODULES:
+        return declared(kind, verb).get("return", Any)
+    method = getattr(importlib.import_module(_MODULES[kind]), verb)
+    return typing.get_type_hints(method, include_extras=True)["return"]

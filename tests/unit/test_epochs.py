@@ -1,0 +1,116 @@
+"""A command that was held up changes no right that a later one has given or taken: every kind of grant refuses it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, Unsafe
+from storkit.core.model import Volume
+from storkit.hosts.guard import Claim, Guard, changes
+from storkit.system import iscsigrant, locks, nbdgrant, nfsgrant
+
+VOLUME = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "default", "a")
+KINDS = {"nbd": nbdgrant, "iscsi": iscsigrant, "nfs": nfsgrant}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site("a", tmp_path / "a", tmp_path / "a/run", tmp_path / "a/dev")
+
+
+@pytest.fixture(params=KINDS)
+def room(request: pytest.FixtureRequest) -> Any:
+    return KINDS[request.param]
+
+
+def grants(room: Any, site: Site, epoch: int) -> Any:
+    """The grants as the command with this epoch has them."""
+    return room.Grants(replace(site, epoch=epoch))
+
+
+def test_each_command_has_a_larger_epoch_also_after_a_crash(site: Site) -> None:
+    guard = Guard(site)
+    assert [guard.epoch(), guard.epoch()] == [1, 2]
+    assert Guard(site).epoch() == 3
+    assert changes([Claim(["x"]), Claim(["y"], shared=True)]) and not changes([Claim(["y"], shared=True)])
+    (site.state / "epoch").write_text("x")
+    with pytest.raises(Unsafe, match="is damaged"):
+        guard.epoch()
+
+
+def test_a_grant_that_a_later_command_has_changed_is_not_changed(room: Any, site: Site) -> None:
+    late, later = (grants(room, site, epoch) for epoch in (4, 5))
+    grant = room.Grant(VOLUME)
+    later.admit([grant])
+    later.save([grant])
+    (found,), _ = late.find()
+    assert found.epoch == 5
+    with pytest.raises(Unsafe, match="volume v was changed on a by a later command"):
+        late.admit([found])
+    for same in (5, 6):
+        (found,), _ = later.find()
+        grants(room, site, same).admit([found])
+        assert found.epoch == same
+
+
+def test_a_command_of_an_older_coordinator_has_no_epoch(room: Any, site: Site) -> None:
+    """It is let through as ever, and does not make those that have one late."""
+    grant = room.Grant(VOLUME, epoch=7)
+    grants(room, site, 0).admit([grant])
+    assert grant.epoch == 7
+
+
+def test_a_late_unfence_lets_nobody_in(room: Any, site: Site) -> None:
+    grants(room, site, 3).fence("b")
+    grants(room, site, 5).fence("b")
+    with pytest.raises(Unsafe, match="the fence of host b was changed"):
+        grants(room, site, 4).unfence("b")
+    assert grants(room, site, 0).fenced("b")
+    grants(room, site, 6).unfence("b")
+    assert not grants(room, site, 0).fenced("b")
+
+
+def test_a_late_fence_cuts_nobody_off(room: Any, site: Site) -> None:
+    grants(room, site, 3).fence("b")
+    grants(room, site, 5).unfence("b")
+    with pytest.raises(Unsafe, match="by a later command"):
+        grants(room, site, 4).fence("b")
+    assert not grants(room, site, 0).fenced("b")
+    grants(room, site, 6).fence("b")
+    assert grants(room, site, 0).fenced("b")
+
+
+def test_a_late_export_gives_nothing_to_a_host_that_was_fenced_and_let_in_meanwhile(room: Any, site: Site) -> None:
+    grants(room, site, 3).fence("b")
+    grants(room, site, 5).unfence("b")
+    (problem,) = grants(room, site, 4).refused(["b", "c"])
+    assert "by a later command" in problem.message
+    assert grants(room, site, 6).refused(["b", "c"]) == []
+
+
+def test_marks_of_before_there_were_epochs_are_kept(room: Any, site: Site) -> None:
+    marks = site.state / room.Grants.transport / "fenced"
+    marks.mkdir(parents=True)
+    (marks / "b").write_text("b\n")
+    assert [problem.message for problem in grants(room, site, 1).refused(["b"])] == ["host b is fenced on a"]
+    grants(room, site, 2).unfence("b")
+    assert grants(room, site, 3).refused(["b"]) == []
+
+
+def test_who_is_stopped_between_look_and_act_keeps_others_out(
+    room: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark is looked at and written under one lock: another command waits, and then says who has it."""
+    monkeypatch.setattr("storkit.system.grants._WAIT", 0.1)
+    site.run.mkdir(parents=True)
+    lock = locks.acquire(site.run / f"{room.Grants.transport}-fence.lock", "the fence", holder="process 4711")
+    for act in (grants(room, site, 9).fence, grants(room, site, 9).unfence):
+        with pytest.raises(Conflict, match="process 4711"):
+            act("b")
+    lock.release(remove=True)
+    grants(room, site, 9).fence("b")

@@ -80,12 +80,22 @@ def hosts(directory: Path, *names: str) -> dict[str, str]:
 
 def be(directory: Path, url: str, how: str = "well", what: str = "", seconds: float = 0) -> None:
     """From now on a host is sick in this way."""
+    _reached(directory, url.removeprefix("ssh://")).unlink(missing_ok=True)
     (directory / url.removeprefix("ssh://")).write_text(f"{how} {what} {seconds}")
 
 
 def agents(directory: Path, url: str) -> list[int]:
     """The agents that were started on this host."""
     return _pids(directory / f"{url.removeprefix('ssh://')}.pids")
+
+
+def reached(directory: Path, url: str) -> bool:
+    """Whether the host was asked for what it is sick at, since `be`."""
+    return _reached(directory, url.removeprefix("ssh://")).exists()
+
+
+def _reached(directory: Path, address: str) -> Path:
+    return directory / f"{address}.reached"
 
 
 def connected(directory: Path) -> list[int]:
@@ -116,8 +126,8 @@ def stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def fall_sick(how: str, what: str, seconds: float) -> None:
-    """Make this process's agent sick at one request."""
+def fall_sick(how: str, what: str, seconds: float, note: Path) -> None:
+    """Make this process's agent sick at one request; `note` is made when it is asked for it."""
     from storkit.hosts.agent import Agent
 
     answer = Agent.answer
@@ -133,7 +143,9 @@ def fall_sick(how: str, what: str, seconds: float) -> None:
         number = request.get("id")
         if what not in ("*", request.get("verb"), request.get("do")):
             answer(self, request)
-        elif how == "hang":
+            return
+        note.touch()
+        if how == "hang":
             _for_ever()
         elif how == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -172,6 +184,7 @@ def main() -> int:
         print(f"ssh: connect to host {address} port 22: Connection refused", file=sys.stderr)
         return 255
     if how == "silent":
+        _reached(directory, address).touch()
         _for_ever()
     if how == "greets":
         os.write(1, b"Welcome to Debian!\n")
@@ -187,7 +200,7 @@ def main() -> int:
     if how == "replay":  # another version's part of a recorded conversation
         return _replay(Path(what))
     if how not in ("well", ""):
-        fall_sick(how, what, float(seconds))
+        fall_sick(how, what, float(seconds), _reached(directory, address))
     from storkit.hosts.agent import serve
 
     return serve()

@@ -14,6 +14,7 @@ from storkit.core import codec
 from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import guest_of
 from storkit.core.units import format_size
+from storkit.hosts.connection import Connection
 
 CLOCK_SKEW = 2.0
 """Seconds that two hosts' clocks may differ without a word, beyond the time that asking takes."""
@@ -28,17 +29,16 @@ def list_(session: Session, options: Namespace) -> None:
 def check(session: Session, options: Namespace) -> int:
     """1 if anything is missing; 7 if a host does not answer."""
     worst, rows, data = 0, [], []
-    for name in options.hosts or list(session.inventory.hosts):
-        try:
-            connection = session.connections.to(session.host(name))
-            before = time.time()
-            facts = connection.facts()
-            after = time.time()
-        except StorkitError as error:
-            rows.append((name, "unreachable" if isinstance(error, HostUnreachable) else "broken", error.message))
-            data.append({"host": name, "error": error.to_json()})
-            worst = max(worst, error.exit_code)
+    asked = {name: session.host(name) for name in options.hosts or session.inventory.hosts}
+    answers = session.connections.each(asked.values(), _facts)
+    for name, host in asked.items():
+        said = answers[host]
+        if isinstance(said, StorkitError):
+            rows.append((name, "unreachable" if isinstance(said, HostUnreachable) else "broken", said.message))
+            data.append({"host": name, "error": said.to_json()})
+            worst = max(worst, said.exit_code)
             continue
+        before, facts, after = said
         problems = [
             f"{miss['needs']} for {miss['backend']}" + (f" (apt install {miss['package']})" if miss["package"] else "")
             for miss in facts["missing"]
@@ -56,6 +56,12 @@ def check(session: Session, options: Namespace) -> int:
     return worst
 
 
+def _facts(connection: Connection) -> tuple[float, dict[str, Any], float]:
+    """A machine's facts, with the times before and after it was asked."""
+    before = time.time()
+    return before, connection.facts(), time.time()
+
+
 def restore(session: Session, options: Namespace) -> None:
     """Start the servers of exports again, with the rights they had, and make attachments again, wherever one has ended;
     hosts that are silent stay as they are."""
@@ -64,16 +70,16 @@ def restore(session: Session, options: Namespace) -> None:
         return
     inventory, back, problems = session.inventory, list[Any](), list[StorkitError]()
     homes = {pool.host for pool in inventory.pools.values()}
+    asked = {name: session.host(name) for name in options.hosts or inventory.hosts}
+    session.connections.reach(asked.values())
     # Servers before their clients.
-    for name in sorted(options.hosts or inventory.hosts, key=lambda name: name not in homes):
-        try:
-            connection = session.connections.to(session.host(name))
-        except HostUnreachable as error:
-            session.survey.silent[name] = error
-            continue
+    for name in sorted(asked, key=lambda name: name not in homes):
         for target in inventory.served_by:
             try:
-                back += connection.call(target, "restore", {})
+                back += session.connections.to(asked[name]).call(target, "restore", {})
+            except HostUnreachable as error:
+                session.survey.silent[name] = error
+                break
             except StorkitError as error:
                 problems.append(error)
     raise_problems(problems)

@@ -37,6 +37,9 @@ def facts(said: Any) -> dict[str, Any]:
         raise Malformed("facts that are no table")
     for name, kind in _FACTS.items():
         _converted(kind, said.get(name), f"fact {name}")
+    for error in _converted(list[dict[str, Any]], said.get("refused", []), "fact refused"):
+        if not all(isinstance(error.get(key), str) for key in ("message", "hint")):
+            raise Malformed("fact refused: an error of the wrong shape")
     return said
 
 

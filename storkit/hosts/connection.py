@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from storkit.core.backend import RIGHTS
-from storkit.core.errors import HostUnreachable
+from storkit.core.errors import HostUnreachable, StorkitError, raise_problems
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts import rights
 from storkit.hosts.guard import Claim, Guard, changes
 
+T = TypeVar("T")
 Progress = Callable[[float, str], None]
 Titles = dict[str, str] | None
 
@@ -171,25 +172,28 @@ class Connections:
             raise _again(connection.silent)
         return connection
 
-    def reach(self, names: Iterable[str]) -> dict[str, HostUnreachable]:
-        """Connect to hosts, all at the same time: those that do not answer, and why."""
+    def each(self, names: Iterable[str], ask: Callable[[Connection], T]) -> dict[str, T | StorkitError]:
+        """What hosts answer, or why they do not, all asked at the same time: silent ones are not waited for in turn."""
 
-        def connect(name: str) -> tuple[str, HostUnreachable | None]:
+        def one(name: str) -> T | StorkitError:
             try:
-                self.to(name)
-            except HostUnreachable as error:
-                return name, error
-            return name, None
+                return ask(self.to(name))
+            except StorkitError as error:
+                return error
 
         wanted = list(dict.fromkeys(names))
         if len(wanted) < 2:
-            tried = [connect(name) for name in wanted]
-        else:
-            from concurrent.futures import ThreadPoolExecutor
+            return {name: one(name) for name in wanted}
+        from concurrent.futures import ThreadPoolExecutor
 
-            with ThreadPoolExecutor(min(len(wanted), 64)) as pool:
-                tried = list(pool.map(connect, wanted))
-        return {name: error for name, error in tried if error is not None}
+        with ThreadPoolExecutor(min(len(wanted), 64)) as pool:
+            return dict(zip(wanted, pool.map(one, wanted), strict=True))
+
+    def reach(self, names: Iterable[str]) -> dict[str, HostUnreachable]:
+        """Connect to hosts, all at the same time: those that do not answer, and why. Raises what else is wrong."""
+        wrong = {name: said for name, said in self.each(names, lambda host: None).items() if said is not None}
+        raise_problems([error for error in wrong.values() if not isinstance(error, HostUnreachable)])
+        return {name: error for name, error in wrong.items() if isinstance(error, HostUnreachable)}
 
     def _connect(self, config: HostConfig) -> Connection:
         if config.machine == "local":

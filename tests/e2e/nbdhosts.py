@@ -21,6 +21,7 @@ from storkit.core.model import Offer, Volume
 from storkit.nbd import Nbd
 from storkit.system.nbdclient import FLUSH, WRITE, Connection
 from storkit.system.nbdserver import NbdSettings
+from storkit.system.timeouts import scaled
 
 MIB = 1 << 20
 A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)
@@ -72,7 +73,7 @@ class Hosts:
         )
 
     def assert_clean(self) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + scaled(5)
         while self.servers() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self.servers() == []
@@ -116,7 +117,7 @@ def rights(home: Nbd, volume: Volume) -> dict[str, bool]:
     return {export.client: export.writable for export in home.find_exports([volume.uuid])}
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 10) -> None:
+def wait_until(true: Callable[[], bool], timeout: float = scaled(10)) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, "it did not come true"

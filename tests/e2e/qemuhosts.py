@@ -16,6 +16,7 @@ from storkit.core.model import DiskSource
 from storkit.guests.record import Disk, Guest
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.files import make_private
+from storkit.system.timeouts import scaled
 from tests.guestkit import bootsector, linux
 
 NAME = "g1"
@@ -23,7 +24,7 @@ SLOW = QemuSettings(accel="tcg", bandwidth=100_000)
 """So slow that a test can act in the middle of a migration."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = scaled(30.0)) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

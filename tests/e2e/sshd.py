@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storkit.system.timeouts import VARIABLE
+from storkit.system.timeouts import VARIABLE, scaled
 from tests.e2e.world import ROOT, World
 
 ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2"}
@@ -80,7 +80,7 @@ def two_machines(directory: Path, options: str = "") -> Iterator[World]:
     world = World(directory, inventory=INVENTORY.format(user=user, port=port, directory=directory))
     world.environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + scaled(10)
         while True:
             try:
                 socket.create_connection(("127.0.0.2", port), 1).close()

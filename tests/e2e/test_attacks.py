@@ -18,6 +18,7 @@ from storkit.core import codec
 from storkit.core.inventory import load
 from storkit.core.model import GuestState
 from storkit.hosts.connection import Connections
+from storkit.system.timeouts import scaled
 from tests.e2e.world import INVENTORY, World
 from tests.guestkit import bootsector
 
@@ -213,7 +214,7 @@ def test_migration_that_outlives_its_coordinator_is_called_off_first(
     world.guest()
     world.storkit("guest", "start", "g", "--on", "a")
     process = world.popen("migrate", "run", "g", "--to", "b")
-    end = time.monotonic() + 30
+    end = time.monotonic() + scaled(30)
     while source(world).migration != "active":
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from storkit.system.timeouts import scaled
 from tests.e2e.forked import Forks
 from tests.guestkit import bootsector
 
@@ -73,11 +74,11 @@ class World:
     def storkit(self, *words: object, ok: int | None = 0, argv: list[str] | None = None) -> Done:
         """Run a command, in a fork unless `argv` names a program; `ok` is the status it must have, None for any."""
         if argv is None and (forks := the_forks()).fit(self.environment):
-            done = Done(*forks.run(self.words(*words), self.environment, 120))
+            done = Done(*forks.run(self.words(*words), self.environment, scaled(120)))
         else:
             program = subprocess.run(
                 [*(argv or self.argv), *self.words(*words)],
-                capture_output=True, text=True, env=self.environment, timeout=120, check=False,
+                capture_output=True, text=True, env=self.environment, timeout=scaled(120), check=False,
             )  # fmt: skip
             done = Done(program.returncode, program.stdout, program.stderr)
         if ok is not None:
@@ -121,7 +122,7 @@ class World:
         volume = self.storkit("--json", "volume", "show", name).json
         return bootsector.last_record(Path(volume["path"]))
 
-    def wait_for_writes(self, path: Path, above: int, deadline: float = 20.0) -> int:
+    def wait_for_writes(self, path: Path, above: int, deadline: float = scaled(20.0)) -> int:
         """Wait until the guest has written a record with a number above `above` into a raw file."""
         end = time.monotonic() + deadline
         while (last := bootsector.last_record(path)) <= above:

@@ -20,7 +20,7 @@ from tests.lab.channel import LONGEST, Channel, socketpair
 from tests.lab.errors import CommandFailed, LabError
 from tests.lab.uml import DISKS, Settings, Uml
 
-BOOT_DEADLINE = 90.0
+BOOT_DEADLINE = 180.0
 PATIENCE = "2"
 """STORKIT_TIMEOUT_FACTOR in hosts: some of their tests wait until storkit has given something up."""
 OWN = ("/var/lib/storkit", "/run/storkit", "/dev/storkit", "/etc/storkit", "/srv/volumes", "/srv/guest")
@@ -191,7 +191,7 @@ class Host:
 
     # --- commands
 
-    def run(self, argv: Sequence[str | Path], *, check: bool = True, timeout: float = 60, input: str | None = None,
+    def run(self, argv: Sequence[str | Path], *, check: bool = True, timeout: float = 120, input: str | None = None,
             env: Mapping[str, str] | None = None, cwd: str | None = None) -> Result:  # fmt: skip
         """Run a command as root and wait. Raises CommandFailed for a status other than 0 unless `check` is false, and
         whenever it takes more than `timeout` seconds (it is then killed)."""
@@ -238,7 +238,9 @@ class Host:
         return data
 
     def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30, every: float = 0.05) -> None:
-        """Wait until `condition()`, asked `every` so many seconds, is true; `what` is for the error."""
+        """Wait until `condition()`, asked `every` so many seconds, is true; `what` is for the error. `deadline` is that
+        of an idle machine."""
+        deadline *= float(PATIENCE)
         end = time.monotonic() + deadline
         while not condition():
             if time.monotonic() > end:

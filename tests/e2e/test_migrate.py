@@ -13,7 +13,7 @@ import pytest
 from storkit.core import codec
 from storkit.core.errors import StorkitError
 from storkit.core.model import Attachment
-from storkit.system import nbdclient
+from storkit.system import nbdclient, timeouts
 from tests.e2e.world import World
 from tests.guestkit import bootsector
 
@@ -204,6 +204,8 @@ def test_silent_guest_is_neither_healthy_nor_free(world: World) -> None:
     (line,) = [line for line in world.processes() if "qemu-system" in line]
     process = int(line.partition(":")[0])
     os.kill(process, signal.SIGSTOP)
+    patient = world.environment[timeouts.VARIABLE]
+    world.environment[timeouts.VARIABLE] = "1"  # each of the commands waits for it
     try:
         for words in (
             ("migrate", "run", "g", "--to", "b"),
@@ -218,6 +220,7 @@ def test_silent_guest_is_neither_healthy_nor_free(world: World) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
+        world.environment[timeouts.VARIABLE] = patient
     assert bootsector.verify(world.disk()).clean
     assert world.leftovers() == []
 

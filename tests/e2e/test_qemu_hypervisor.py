@@ -92,6 +92,7 @@ def test_killed_guest_is_stopped_and_starts_again(hosts: Hosts) -> None:
     assert not report.gaps and not report.torn and report.last > before
 
 
+@pytest.mark.usefixtures("impatient")
 def test_guest_that_hangs_is_unknown_and_left_alone(hosts: Hosts) -> None:
     hosts.start(hosts.boot_sector())
     pid = hosts.pid(hosts.a)
@@ -110,6 +111,7 @@ def test_guest_that_hangs_is_unknown_and_left_alone(hosts: Hosts) -> None:
     wait_until(lambda: status(hosts.a) == "running", "the guest does not come back")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_guest_that_hangs_can_be_stopped_by_force(hosts: Hosts) -> None:
     hosts.start(hosts.boot_sector())
     os.kill(hosts.pid(hosts.a), signal.SIGSTOP)

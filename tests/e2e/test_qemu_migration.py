@@ -180,6 +180,7 @@ Qemu(site, QemuSettings(accel="tcg", bandwidth=200_000)).send({NAME!r}, {uri!r})
     hosts.writes_on()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_migration_that_does_not_move_is_given_up(hosts: Hosts) -> None:
     hosts.start(hosts.boot_sector())
     uri = hosts.b.receive(NAME, same_machine=True)

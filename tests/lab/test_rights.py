@@ -32,7 +32,7 @@ OTHERS = [(storage, name) for storage, name in worlds() if storage.name in ("isc
 
 INTRUDER = """\
 import ctypes, fcntl, glob, json, mmap, os, struct, subprocess, sys, time
-host, offset = sys.argv[1], int(sys.argv[2])
+host, offset, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 block = mmap.mmap(-1, 4096)
 address = ctypes.addressof(ctypes.c_char.from_buffer(block))
 def scsi(disk):
@@ -108,7 +108,7 @@ while not os.path.exists("/root/stop"):
         runs[-1].update(end=time.time(), last=number)
     else:
         runs.append({"how": how, "begin": began, "end": time.time(), "first": number, "last": number})
-    time.sleep(0.002)  # what the guest and storkit need of the machine
+    time.sleep(pause)  # what the guest and storkit need of the machine
 leave()
 json.dump(runs, sys.stdout)
 """
@@ -126,10 +126,10 @@ class Run:
     last: int
 
 
-def intrude(host: Host) -> Command:
+def intrude(host: Host, pause: float) -> Command:
     host.put(INTRUDER, "/root/intruder.py")
     host.run(["rm", "-f", "/root/stop"])
-    return host.spawn(["/usr/bin/python3", "/root/intruder.py", host.name, str(OFFSET)], timeout=600)
+    return host.spawn(["/usr/bin/python3", "/root/intruder.py", host.name, str(OFFSET), str(pause)], timeout=600)
 
 
 def told(intruder: Command, host: Host, ahead: float) -> list[Run]:
@@ -180,7 +180,7 @@ def test_who_may_not_write_does_not(lab: Lab, tmp_path: Path, combination: tuple
     refused = dict.fromkeys("ab", 0)
     for turn in range(ROUNDS):
         source, destination = (world.a, world.b) if turn % 2 == 0 else (world.b, world.a)
-        intruders = {host.name: intrude(host) for host in (source, destination)}
+        intruders = {host.name: intrude(host, 0.02 if tries == 1 else 0.002) for host in (source, destination)}
         world.migrate(destination.name)
         runs = {host.name: told(intruders[host.name], host, ahead[host.name]) for host in (source, destination)}
         (given, _, both), *_, (_, taken, one) = rights(world.s)

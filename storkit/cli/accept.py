@@ -77,7 +77,7 @@ def _changed(accepted: Accepted, told: Setup | None, options: Namespace) -> Acce
             templates = _directory(options.templates, closed=True)
     for what in options.remove:
         kind, _, name = what.partition(":")
-        place = str(Path(what).absolute())
+        place = str(Path(what).resolve())
         places = [places for places in directories.values() if place in places]
         if kind in tables and name in tables[kind]:
             del tables[kind][name]
@@ -142,9 +142,9 @@ def _definition(target: str, told: Setup | None) -> dict[str, Any]:
 
 def _directory(path: str, *, closed: bool) -> str:
     """An existing directory that no other user can put another one in the place of; `closed`: nor write."""
-    directory = Path(path).absolute()
+    directory = Path(path).resolve()
     with suppress(FileNotFoundError):
-        os.close(beneath.open_trusted(directory if closed else directory.parent))
+        os.close(beneath.open_trusted(directory) if closed else beneath.open_trusted(directory.parent, sticky=True))
     if not directory.is_dir():
         raise UsageError(f"there is no directory {directory}", f"mkdir -p {directory}")
     return str(directory)

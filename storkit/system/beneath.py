@@ -45,16 +45,18 @@ def read_trusted(path: Path, limit: int = 1 << 20) -> bytes:
     return data
 
 
-def open_trusted(path: Path) -> int:
-    """A directory, to be named in openat(2), to which no directory leads that others may write; a sticky one that is
-    root's, as /tmp, may. Raises as `read_trusted`."""
+def open_trusted(path: Path, *, sticky: bool = False) -> int:
+    """A directory, to be named in openat(2), that others may not write, and to which none leads that they may.
+
+    One that leads there may be sticky and root's, as /tmp is; `sticky`: so may this one. Raises as `read_trusted`.
+    """
     if not path.is_absolute() or ".." in path.parts:
         raise UsageError(f"{path} is not an absolute path", "name it from / on, without '..'")
     there, shown = os.open("/", _STEP), Path("/")
     for part in path.parts[1:]:
         there, shown = _step(there, part), shown / part
         found = os.fstat(there)
-        if not found.st_mode & stat.S_ISVTX or found.st_uid != 0 or shown == path:
+        if not found.st_mode & stat.S_ISVTX or found.st_uid != 0 or (shown == path and not sticky):
             try:
                 _refuse_others(found, shown)
             except Unsafe:
@@ -132,7 +134,7 @@ def _place(path: str, place: str, directories: Sequence[str], option: str) -> tu
     """Which of the directories a place is below, and what leads there from it."""
     if Path(path).is_absolute() and "\0" not in path:
         real = Path(os.path.realpath(place))
-        for top in map(os.path.realpath, directories):
+        for top in directories:
             if real.is_relative_to(top):
                 return top, real.relative_to(top).parts
     done, where = "read" if option == "--import-dir" else "written", ", ".join(directories) or "none"
@@ -143,11 +145,14 @@ def _place(path: str, place: str, directories: Sequence[str], option: str) -> tu
 
 
 def _descend(top: str, parts: Sequence[str], *, closed: bool = False) -> int:
-    """The directory that `parts` lead to; `closed`: others may write none of those on the way."""
-    there, shown = os.open(top, _STEP), Path(top)
-    for part in ("", *parts):
-        if part:
-            there, shown = _step(there, part), shown / part
+    """The directory that `parts` lead to; others may write none of those that lead to `top`, and with `closed` neither
+    that nor one on the way."""
+    shown = Path(top)
+    there = open_trusted(shown) if closed else open_trusted(shown.parent, sticky=True)
+    if not closed and shown.name:
+        there = _step(there, shown.name)
+    for part in parts:
+        there, shown = _step(there, part), shown / part
         if closed:
             try:
                 _refuse_others(os.fstat(there), shown)

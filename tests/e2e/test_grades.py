@@ -286,6 +286,7 @@ def test_a_key_of_grade_storage_is_enough_for_volumes(machines: Callable[[str], 
     done = world.storkit("guest", "start", "g", "--on", "a", ok=12)
     assert "takes the grade guests" in done.stderr and "storkit agent --grade guests" in done.stderr
     assert world.storkit("--json", "volume", "show", "g").json["exports"] == []
+    world.storkit("guest", "delete", "g")
     world.storkit("volume", "delete", "g")
     assert world.leftovers() == []
 

@@ -147,6 +147,25 @@ def test_a_link_that_comes_after_the_look_is_not_followed(images: Path, monkeypa
         pass
 
 
+def test_a_directory_that_others_can_replace_leads_nowhere(images: Path) -> None:
+    """Its owner's neighbour could have made it a link to /root since it was accepted."""
+    images.rename(images.parent / "was")
+    images.symlink_to("was")
+    for open_ in (beneath.reading, beneath.making):
+        with pytest.raises(NotAllowed), open_(f"{images}/old/a.img", [str(images)]):
+            pass
+    images.unlink()
+    (images.parent / "was").rename(images)
+    images.parent.chmod(0o777)
+    for open_ in (beneath.reading, beneath.making):
+        with pytest.raises(Unsafe, match="others may write"), open_(f"{images}/old/a.img", [str(images)]):
+            pass
+    images.parent.chmod(0o700)
+    images.chmod(0o777)
+    with beneath.reading(f"{images}/old/a.img", [str(images)]) as there:
+        assert Path(there).read_text() == "a"
+
+
 def test_files_are_made_below_a_directory_that_nobody_else_writes(images: Path) -> None:
     with beneath.making(f"{images}/old/new.img", [str(images)]) as there:
         Path(there).write_text("new")

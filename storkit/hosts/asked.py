@@ -1,0 +1,198 @@
+"""What a host answers, compared with what it was asked.
+
+A host speaks for itself: of its own pools and attachments, of the volumes, clients and guests that it was asked about,
+in the order of the question where there is one. Anything else may be a slip or a lie, and is believed by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def strange(host: str, target: str, verb: str, args: dict[str, Any], result: Any) -> str:
+    """What in the result of a verb is not of what was asked, as the end of a sentence; nothing if all is.
+
+    `result` has the verb's declared types already (hosts.answers).
+    """
+    kind, _, name = target.partition(":")
+    compare = _COMPARED.get((kind, verb))
+    return next(compare(host, name, args, result), "") if compare else ""
+
+
+def _told(records: Iterable[Record], **wanted: str) -> Iterator[str]:
+    """Where these records have other values than all of them must have."""
+    for record in records:
+        for key, value in wanted.items():
+            if record[key] != value:
+                yield f"{key} {record[key]!r}, where {value!r} was asked for"
+
+
+def _among(records: Iterable[Record], key: str, wanted: Iterable[str] | None) -> Iterator[str]:
+    """Where these records are of something that was not asked for (`wanted` None: all were)."""
+    known = None if wanted is None else set(wanted)
+    for record in records:
+        if known is not None and record[key] not in known:
+            yield f"{key} {record[key]!r}, which was not asked for"
+
+
+def _once(records: Iterable[Record], key: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for record in records:
+        if record[key] in seen:
+            yield f"{key} {record[key]!r} twice"
+        seen.add(record[key])
+
+
+def _each(records: list[Record], wanted: list[Record], *keys: tuple[str, str]) -> Iterator[str]:
+    """Where these records are not one for each that was asked for, in that order; `keys` are those of both."""
+    if len(records) != len(wanted):
+        yield f"{len(records)} records, where {len(wanted)} were asked for"
+    for record, asked in zip(records, wanted, strict=False):
+        for key, other in keys:
+            if record[key] != asked[other]:
+                yield f"{key} {record[key]!r}, where {asked[other]!r} was asked for"
+
+
+def _uuids(args: Record) -> list[str]:
+    return [volume["uuid"] for volume in args["volumes"]]
+
+
+# Pools
+
+
+def _volumes(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, pool=pool, host=host)
+    yield from _among(result, "name", args.get("names"))
+    yield from _once(result, "name")
+
+
+def _look(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _volumes(host, pool, args, result["volumes"])
+    yield from _volumes(host, pool, args, result["damaged"])
+
+
+def _made(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, pool=pool, host=host)
+    yield from _each(result, args["volumes"], ("uuid", "uuid"), ("name", "name"))
+
+
+def _capacity(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], pool=pool, host=host)
+
+
+# Transports
+
+
+def _find_exports(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport)
+    yield from _among(result, "uuid", args.get("volumes"))
+
+
+def _export(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport)
+    yield from _among(result, "uuid", _uuids(args))
+    yield from _among(result, "client", [client["name"] for client in args["clients"]])
+
+
+def _offers(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport, client=args["client"])
+    yield from _each(result, args["volumes"], ("uuid", "uuid"), ("volume", "name"), ("size", "size"))
+
+
+def _attach(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _attachments(host, transport, result)
+    yield from _each(result, args["offers"], ("uuid", "uuid"), ("volume", "volume"), ("size", "size"))
+
+
+def _find_attachments(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _attachments(host, transport, result)
+    yield from _among(result, "uuid", args.get("volumes"))
+
+
+def _attachments(host: str, transport: str, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport, host=host)
+    for each in result:
+        if each["path"].rpartition("/")[2] != each["volume"]:
+            yield f"path {each['path']!r} for volume {each['volume']}"
+
+
+def _evidence(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, host=host)
+    yield from _each(result, args["volumes"], ("volume", "name"))
+    offsets = args.get("offsets")
+    for each in result:
+        strange = [at for at in each["blocks"] if offsets is not None and int(at) not in offsets]
+        if strange:
+            yield f"a block at {strange[0]}, which was not asked for"
+
+
+def _fence(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport, client=args["client"])
+
+
+def _restore(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport)
+
+
+# Hypervisors
+
+
+def _guests(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, host=host, hypervisor=hypervisor)
+    yield from _among(result, "name", args.get("guests"))
+    yield from _once(result, "name")
+
+
+def _start(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], host=host, hypervisor=hypervisor, name=args["name"])
+
+
+def _receive(host: str, hypervisor: str, args: Record, result: str) -> Iterator[str]:
+    if result.startswith("unix:") and not args["same_machine"]:
+        yield f"{result!r}, a socket of another machine, to send a guest to"
+
+
+# Words that a person has said of a host
+
+
+def _declared(host: str, _: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], host=args["client"])
+
+
+_COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]] = {
+    ("pool", "look"): _look,
+    ("pool", "find"): _volumes,
+    ("pool", "create"): _made,
+    ("pool", "import_tree"): _made,
+    ("pool", "clone"): _made,
+    ("pool", "snapshot"): _made,
+    ("pool", "resize"): _made,
+    ("pool", "relabel"): _made,
+    ("pool", "capacity"): _capacity,
+    ("transport", "find_exports"): _find_exports,
+    ("transport", "export"): _export,
+    ("transport", "offers"): _offers,
+    ("transport", "attach"): _attach,
+    ("transport", "find_attachments"): _find_attachments,
+    ("transport", "evidence"): _evidence,
+    ("transport", "fence"): _fence,
+    ("transport", "restore"): _restore,
+    ("hypervisor", "find"): _guests,
+    ("hypervisor", "start"): _start,
+    ("hypervisor", "receive"): _receive,
+    ("host", "declare_off"): _declared,
+}
+WORDS = frozenset(
+    {
+        ("hypervisor", "check"),
+        ("hypervisor", "credential"),
+        ("hypervisor", "define"),
+        ("hypervisor", "fingerprint"),
+        ("hypervisor", "messages"),
+        ("hypervisor", "send"),
+    }
+)
+"""Verbs whose answer speaks of nothing that the question names."""

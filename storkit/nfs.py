@@ -67,7 +67,7 @@ class NfsPool(TreeDirectory):
     def _exists(self) -> bool:
         if self.settings.server and not self.path.is_mount():
             server, _, path = self.settings.server.rpartition(":/")
-            nfsmount.mount(server.strip("[]"), f"/{path}", self.path, self.settings.options)
+            nfsmount.mount(server.strip("[]"), f"/{path}", self.path, f"{self.settings.options},{nfsmount.HARMLESS}")
         return super()._exists()
 
     @contextmanager

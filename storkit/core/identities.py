@@ -75,7 +75,7 @@ def check_line(text: str) -> str:
     return text
 
 
-_LINE_MAX = 4096
+_LINE_MAX = 1 << 16
 
 
 def check_path(text: str) -> str:

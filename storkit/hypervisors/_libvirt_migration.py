@@ -9,6 +9,7 @@ destination before the source has confirmed: when the answer to that is lost, it
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,14 +50,24 @@ class Way:
         return json.dumps(codec.dump(self))
 
 
-def way(text: str) -> Way:
-    """The Way in what `receive` gave. Raises UsageError."""
+def way(text: str, migrate_uri: str) -> Way:
+    """The Way in what `receive` gave. Raises UsageError: it is none, or leads elsewhere than `migrate_uri` of this host
+    does. A libvirt URI can name a program that libvirtd runs as root (libvirt.org/uri.html, `command`), and what the
+    destination says chooses nothing but the address in it."""
     try:
-        return codec.load(Way, json.loads(text), "URI")
-    except ValueError:
+        found = codec.load(Way, json.loads(text), "URI")
+    except (ValueError, RecursionError):
         raise UsageError(
             f"{text!r} is no way to migrate by libvirt", "take the one that `receive` gave at the destination"
         ) from None
+    address = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)"
+    for said, wanted in ((found.connect, migrate_uri), (found.data, "tcp://{address}")):
+        if not re.fullmatch(re.escape(wanted).replace(re.escape("{address}"), address), said):
+            raise UsageError(
+                f"the destination wants the guest sent to {said!r}, and {wanted} is what this host goes by",
+                "give both hosts the same migrate_uri in the inventory",
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class Libvirt(Hypervisor):
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         settings = self.settings
         limits = Limits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
-        known, to = self._one(name), way(uri)
+        known, to = self._one(name), way(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", _look(name))
         xml = self._guests.directory(name) / "moving.xml"

@@ -26,12 +26,21 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
+from storkit.core.identities import check_secret
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume, check_name
 from storkit.system import devmapper, locks, lun, openiscsi, reservations
 from storkit.system.devmapper import Wanted, node_name, node_path, node_uuid
 from storkit.system.files import PARTIAL, make_private
 from storkit.system.iscsiattached import ROLE, Attached, Node, find_nodes
-from storkit.system.iscsigrant import Chapped, IscsiSettings, initiator_iqn, portal, portal_name
+from storkit.system.iscsigrant import (
+    Chapped,
+    IscsiSettings,
+    identity,
+    initiator_iqn,
+    is_target,
+    portal,
+    portal_name,
+)
 from storkit.system.lun import Lun
 from storkit.system.openers import only_killed
 from storkit.system.openiscsi import Session
@@ -95,6 +104,7 @@ class IscsiAttachments:
         """What can be refused before anything changes."""
         problems: list[StorkitError] = []
         owners = {node.volume: node.uuid for node in find_nodes()}
+        names = {uuid: volume for volume, uuid in owners.items()}
         for offer in offers:
             check_name("volume", offer.volume)
             owner, path = owners.get(offer.volume, ""), self.site.dev / offer.volume
@@ -106,6 +116,13 @@ class IscsiAttachments:
             elif (path.is_symlink() or path.exists()) and not _leads_to_node(path, offer.volume):
                 hint = f"look at it, then remove it: ls -ld {path}"
                 problems.append(Conflict(f"{path} exists, and storkit did not make it", hint))
+            if names.get(offer.uuid, offer.volume) != offer.volume:
+                message = f"volume {names[offer.uuid]} on {self.site.host} is offered as {offer.volume}"
+                hint = f"storkit detach {names[offer.uuid]} --on {self.site.host}"
+                problems.append(Conflict(f"{message}, with the same UUID", hint))
+            if not is_target(offer.name, offer.uuid) or offer.identity != identity(offer.uuid):
+                message = f"the offer of volume {offer.volume} is for another target or disk: {offer.name}"
+                problems.append(Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is"))
             if not offer.portals:
                 problems.append(UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status"))
             for text in offer.portals:
@@ -391,4 +408,6 @@ def _chap(offer: Offer) -> Chapped | None:
     if credential is None or credential.secret is None:
         return None
     user, secret = (credential.files.get(name, Secret("")) for name in ("mutual-user", "mutual-secret"))
+    for said in (user, secret):
+        check_secret(said)  # they are lines of open-iscsi's record
     return Chapped(credential.user, credential.secret, user.reveal(), secret)

@@ -79,6 +79,12 @@ def target_iqn(prefix: str, uuid: str) -> str:
     return f"{prefix}:{uuid.lower()}"
 
 
+def is_target(name: str, uuid: str) -> bool:
+    """Whether this is the IQN of that volume's target, whatever it begins with. It is part of file names."""
+    prefix, colon, end = name.rpartition(":")
+    return bool(colon) and end == uuid.lower() and _PREFIX.fullmatch(prefix) is not None
+
+
 def initiator_iqn(prefix: str, host: str) -> str:
     """The IQN that a client host logs in with: from its name alone, so that server and client need not agree on it.
 

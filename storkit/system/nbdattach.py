@@ -35,7 +35,7 @@ from storkit.system.nbdkernel import KernelDevices, Link, read_device
 from storkit.system.nbdserver import NbdSettings, check_x509
 from storkit.system.parallel import every
 from storkit.system.qsd import check_socket_path
-from storkit.system.records import RecordFiles
+from storkit.system.records import RecordFiles, refuse_renamed
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 
@@ -88,6 +88,7 @@ class Attachments:
         problems: list[StorkitError] = []
         for offer in offers:
             try:
+                refuse_renamed(before.get(offer.uuid), offer, self.site.host)
                 self._check(offer, names.get(offer.volume, ""))
                 pending.append(_Pending(offer, self._plan(offer), before.get(offer.uuid)))
                 self._check_kind(pending[-1])
@@ -248,7 +249,8 @@ class Attachments:
             return False
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
-        found = [record.attachment for record in self._find(volumes)]
+        # By the name that this host has now: a record may be older than the inventory.
+        found = [replace(record.attachment, host=self.site.host) for record in self._find(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:

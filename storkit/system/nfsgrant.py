@@ -28,8 +28,12 @@ Version = Literal["3", "4.0", "4.1", "4.2"]
 Security = Literal["sys", "krb5", "krb5i", "krb5p"]
 
 _GUARD_TIMEOUT = scaled(60.0)
-# What storkit sets itself, or what would let a write fail silently, or a path be answered from a stale cache.
-_RESERVED = re.compile(r"(nfs)?vers=.*|minorversion=.*|sec=.*|soft|softerr|hard|(no)?sharecache|ro|rw|remount|bg")
+# What storkit sets itself, or what would let a write fail silently, a path be answered from a stale cache, or a
+# server's files be more than data.
+_RESERVED = re.compile(
+    r"(nfs)?vers=.*|minorversion=.*|sec=.*|soft|softerr|hard|(no)?sharecache|ro|rw|remount|bg"
+    r"|(no)?(suid|dev|exec)|defaults|users?|owner|group"
+)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
+from storkit.core.identities import check_path
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import fingerprint, qcow2
 from storkit.system.files import PARTIAL, explain, make_private
@@ -35,7 +36,7 @@ from storkit.system.nfsexport import IDENTITY, stated
 from storkit.system.nfsgrant import NfsSettings
 from storkit.system.nfsserver import unescape
 from storkit.system.parallel import every
-from storkit.system.records import RecordFiles
+from storkit.system.records import RecordFiles, refuse_renamed
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 
@@ -84,10 +85,14 @@ def mount_of(path: Path, among: Iterable[Mount]) -> Mount:
     return max(enumerate(found), key=lambda pair: (len(pair[1].point), pair[0]))[1]
 
 
+HARMLESS = "nosuid,nodev,noexec"
+"""What a server shows is data: no program that gives whoever runs it another's rights, and no device (mount(8))."""
+
+
 def mount_options(settings: NfsSettings) -> str:
     """The options of a volume's mount (nfs(5))."""
     words = [f"vers={settings.version}", "proto=tcp", "hard", "nosharecache", f"sec={settings.sec}"]
-    return ",".join([*words, *filter(None, (word.strip() for word in settings.options.split(",")))])
+    return ",".join([*words, *filter(None, (word.strip() for word in settings.options.split(","))), HARMLESS])
 
 
 def source(server: str, path: str) -> str:
@@ -97,6 +102,7 @@ def source(server: str, path: str) -> str:
 
 def mount(server: str, path: str, point: Path, options: str) -> None:
     """Mount a directory of a server. Raises ServiceUnreachable, NotFound, Unsupported or Conflict, with what to do."""
+    _refuse_other(point)
     _answers(server)
     make_private(point)
     argv = ["mount", "-n", "-t", "nfs", "-o", options, source(server, path), str(point)]
@@ -110,6 +116,18 @@ def mount(server: str, path: str, point: Path, options: str) -> None:
             unmount(point)
         hint = f"see what it does: rpcinfo -t {server} nfs 4"
         raise ServiceUnreachable(f"the NFS server {server} did not let {path} be mounted in time", hint) from error
+
+
+def _refuse_other(point: Path) -> None:
+    """Raise Conflict if there is another's thing where something is to be mounted: what is in a directory would be
+    hidden, and a link would lead the mount elsewhere."""
+    try:
+        there = point.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid() or any(point.iterdir()):
+        hint = f"look at it, then move it away: ls -la {point}"
+        raise Conflict(f"{point} is no empty directory of storkit's, and nothing is mounted over it", hint)
 
 
 def _answers(server: str) -> None:
@@ -195,6 +213,7 @@ class Attachments:
         problems: list[StorkitError] = []
         for offer in offers:
             try:
+                refuse_renamed(before.get(offer.uuid), offer, self.site.host)
                 self._check(offer, names.get(offer.volume, ""))
             except StorkitError as error:
                 problems.append(error)
@@ -222,9 +241,17 @@ class Attachments:
             raise Conflict(f"another volume {offer.volume}, {owner}, is attached on {self.site.host}", hint)
         if not owner and (path.is_symlink() or path.exists()):
             raise Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
-        if "/" in offer.options["file"] or offer.options["file"].startswith("."):
-            file = offer.options["file"]
+        file, format = offer.options.get("file", ""), offer.options.get("format", "")
+        if not file or "/" in file or file.startswith("."):
             raise Unsafe(f"the offer of volume {offer.volume} names no file: {file!r}", "storkit status")
+        if format not in ("raw", "qcow2"):
+            raise Unsafe(f"the offer of volume {offer.volume} names no format: {format!r}", "storkit status")
+        try:
+            check_path(offer.name)
+        except UsageError as error:
+            raise Unsafe(f"the offer of volume {offer.volume}: {error.message}", "storkit status") from None
+        if not offer.server:
+            raise Unsafe(f"the offer of volume {offer.volume} names no server", "storkit status")
 
     def _plan(self, offer: Offer) -> Attached:
         path, file = self.site.dev / offer.volume, offer.options["file"]
@@ -317,7 +344,8 @@ class Attachments:
         return True
 
     def find(self, volumes: list[str] | None) -> list[Attachment]:
-        found = [record.attachment for record in self._find(volumes)]
+        # By the name that this host has now: a record may be older than the inventory.
+        found = [replace(record.attachment, host=self.site.host) for record in self._find(volumes)]
         return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
 
     def restore(self) -> None:

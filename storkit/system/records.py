@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from storkit.core import codec
-from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError
 from storkit.core.identities import check_uuid
+from storkit.core.model import Attachment, Offer
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 
 R = TypeVar("R")
@@ -66,3 +67,21 @@ class RecordFiles(Generic[R]):
                 file.unlink(missing_ok=True)
         if self.directory.is_dir():
             sync_directory(self.directory)
+
+
+class OfAttachment(Protocol):
+    """What every kind of record of an attachment has."""
+
+    @property
+    def attachment(self) -> Attachment: ...
+
+
+def refuse_renamed(known: OfAttachment | None, offer: Offer, host: str) -> None:
+    """Raise Conflict if a volume that is attached is offered under another name: who says so may mean another disk, and
+    the path of the one that is in use would be changed."""
+    if known is not None and known.attachment.volume != offer.volume:
+        name = known.attachment.volume
+        raise Conflict(
+            f"the volume with UUID {offer.uuid} is attached on {host} as {name}, and is offered as {offer.volume}",
+            f"storkit detach {name} --on {host}",
+        )

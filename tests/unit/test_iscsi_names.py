@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, UsageError
-from storkit.core.model import Volume
+from storkit.core.model import Offer, Volume
 from storkit.system import iscsigrant
 from storkit.system.iscsigrant import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
 
@@ -108,3 +108,28 @@ def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
     assert grants.fenced("ssh://root@b:22") and not grants.fenced("b")
     grants.unfence("ssh://root@b:22")
     assert not grants.fenced("ssh://root@b:22")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/etc", "../../etc", f"{PREFIX}:../{UUID}", f"/x:{UUID}", f"{PREFIX}/..:{UUID}", f"{PREFIX}:{UUID}:x", f":{UUID}",
+     f"{PREFIX}:{UUID}\n", f"-x:{UUID}", f"{PREFIX}:00000000-0000-4000-8000-000000000000"],
+)  # fmt: skip
+def test_a_target_of_another_name_is_not_the_volumes(name: str) -> None:
+    assert not iscsigrant.is_target(name, UUID)
+    for prefix in (PREFIX, "iqn.2020-01.com.example:storage"):
+        assert iscsigrant.is_target(iscsigrant.target_iqn(prefix, UUID), UUID)
+
+
+LIES = [{"name": "/etc"}, {"name": f"{PREFIX}:../{UUID}"}, {"identity": "naa.1 serial.2"}]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_an_offer_of_another_target_is_refused_before_anything_is_made(tmp_path: Path, lie: dict[str, str]) -> None:
+    from storkit.system.iscsiattach import IscsiAttachments
+
+    good = {"name": iscsigrant.target_iqn(PREFIX, UUID), "identity": iscsigrant.identity(UUID)}
+    wanted = {**good, **lie}
+    offer = Offer("web", UUID, 1 << 20, "a", "iscsi", wanted["name"], wanted["identity"], False, portals=["192.0.2.1"])
+    with pytest.raises(Unsafe, match="another target or disk"):
+        IscsiAttachments(site(tmp_path), IscsiSettings()).attach([offer])

@@ -111,12 +111,31 @@ def test_disks_are_where_the_destination_has_them() -> None:
         domains.moved(live, {})
 
 
+URI = "qemu+ssh://{address}/system"
+
+
 def test_way_to_the_destination_survives_the_journey() -> None:
     one = Way("qemu+ssh://b/system", "tcp://b", {"vda": "<disk/>"})
-    assert way(str(one)) == one
+    assert way(str(one), URI) == one
     for text in ("tcp:b:49152", '{"connect": 1}', "[]"):
         with pytest.raises(StorkitError):
-            way(text)
+            way(text, URI)
+
+
+@pytest.mark.parametrize(
+    ("connect", "data"),
+    [
+        ("qemu+ssh://b/system?command=/tmp/x", "tcp://b"),
+        ("qemu+ext://b/system", "tcp://b"),
+        ("qemu+ssh://b/../system", "tcp://b"),
+        ("qemu+ssh://-oProxyCommand=x/system", "tcp://b"),
+        ("qemu+ssh://b/system", "exec:rm"),
+        ("qemu+ssh://b/system", "tcp://b/?x"),
+    ],
+)
+def test_a_destination_chooses_its_address_and_nothing_else(connect: str, data: str) -> None:
+    with pytest.raises(UsageError, match="what this host goes by"):
+        way(str(Way(connect, data, {})), URI)
 
 
 @pytest.mark.parametrize(

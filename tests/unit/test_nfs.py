@@ -83,6 +83,9 @@ def test_the_file_in_exports_d() -> None:
         {"options": "soft"},
         {"options": "nconnect=4,vers=3"},
         {"options": "a b"},
+        {"options": "suid"},
+        {"options": "nconnect=4, dev"},
+        {"options": "defaults"},
     ],
     ids=str,
 )
@@ -93,7 +96,7 @@ def test_settings_that_are_refused(settings: dict[str, object]) -> None:
 
 def test_mount_options_and_sources() -> None:
     assert nfsmount.mount_options(NfsSettings(options="nconnect=4")) == (
-        "vers=4.2,proto=tcp,hard,nosharecache,sec=sys,nconnect=4"
+        "vers=4.2,proto=tcp,hard,nosharecache,sec=sys,nconnect=4,nosuid,nodev,noexec"
     )
     assert nfsmount.source("fd00::1", "/x") == "[fd00::1]:/x"
     with pytest.raises(UsageError):
@@ -245,3 +248,50 @@ def test_an_export_to_a_guest_is_put_back_without_its_address(site: Site, server
     before = Grants(site).find()
     nfs.export([tree], [Client("guest:web", False)])
     assert Grants(site).find() == before
+
+
+# What a server says to the host that mounts
+
+
+OFFER = Offer(
+    "web", UUID, 1 << 20, "here", "nfs", "/pool/.exports/x", f"storkit:{UUID}:1.2", False, server="127.0.0.1",
+    port=2049, options={"file": "web.raw", "format": "raw"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"options": {"file": "../x", "format": "raw"}},
+        {"options": {"file": "", "format": "raw"}},
+        {"options": {"format": "raw"}},
+        {"options": {"file": "web.raw", "format": "vmdk"}},
+        {"options": {"file": "web.raw"}},
+        {"name": "pool"},
+        {"name": "/pool/../etc"},
+        {"server": ""},
+        {"volume": "../web"},
+    ],
+    ids=str,
+)
+def test_an_offer_of_something_else_is_refused_before_anything_is_made(site: Site, lie: dict[str, object]) -> None:
+    with pytest.raises(StorkitError):
+        Nfs(site).attach([replace(OFFER, **lie)])  # type: ignore[arg-type]
+    assert not (site.run / "nfs").exists() and not (site.dev / "web").exists()
+
+
+@pytest.mark.parametrize("what", ["file in it", "link", "file"])
+def test_nothing_is_mounted_over_what_is_not_storkits(tmp_path: Path, what: str) -> None:
+    point, other = tmp_path / "run/nfs" / UUID, tmp_path / "other"
+    point.parent.mkdir(parents=True)
+    other.mkdir()
+    if what == "link":
+        point.symlink_to(other)
+    elif what == "file":
+        point.write_text("mine")
+    else:
+        point.mkdir()
+        (point / "mine").touch()
+    with pytest.raises(Conflict, match="nothing is mounted over it"):
+        nfsmount.mount("192.0.2.1", "/x", point, "vers=4.2")
+    assert point.is_symlink() or point.exists()

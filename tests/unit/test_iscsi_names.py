@@ -112,8 +112,9 @@ def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/etc", "../../etc", f"{PREFIX}:../{UUID}", f"/x:{UUID}", f"{PREFIX}/..:{UUID}", f"{PREFIX}:{UUID}:x", f":{UUID}",
-     f"{PREFIX}:{UUID}\n", f"-x:{UUID}", f"{PREFIX}:00000000-0000-4000-8000-000000000000"],
+    ["", "/etc", "../../etc", f"{PREFIX}:../{UUID}", f"/x:{UUID}", f"{PREFIX}/..:{UUID}", f"{PREFIX}:{UUID}:x",
+     f":{UUID}", f"{PREFIX}:{UUID}\n",
+     f"-x:{UUID}", f"{PREFIX}:00000000-0000-4000-8000-000000000000"],
 )  # fmt: skip
 def test_a_target_of_another_name_is_not_the_volumes(name: str) -> None:
     assert not iscsigrant.is_target(name, UUID)

@@ -207,6 +207,12 @@ class Attach(Verb):
 
     def _attach(self, run: Run, step: Step, volumes: list[Any]) -> Any:
         offers = run.call(step.peer, step.target, "offers", volumes=volumes, client=step.host)
+        strange = [offer["socket"] or offer["path"] for offer in offers if offer["socket"] or offer["path"]]
+        if strange and not run.same_machine(step.peer, step.host):
+            raise Unsafe(
+                f"host {step.peer} offers {strange[0]} to host {step.host}, which is on another machine",
+                "believe nothing that it says until you know why",
+            )
         return run.call(step.host, step.target, "attach", offers=offers)
 
     def _detach(self, run: Run, step: Step) -> Any:

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from storkit.hosts.wire import Malformed
+
 Record = dict[str, Any]
 
 
-def strange(host: str, target: str, verb: str, args: dict[str, Any], result: Any) -> str:
-    """What in the result of a verb is not of what was asked, as the end of a sentence; nothing if all is.
-
-    `result` has the verb's declared types already (hosts.answers).
-    """
+def compared(host: str, target: str, verb: str, args: dict[str, Any], result: Any) -> Any:
+    """The result of a verb, of the declared types (hosts.answers). Raises Malformed: it is not of what was asked."""
     kind, _, name = target.partition(":")
-    compare = _COMPARED.get((kind, verb))
-    return next(compare(host, name, args, result), "") if compare else ""
+    compare = COMPARED.get((kind, verb))
+    for strange in compare(host, name, args, result) if compare else ():
+        raise Malformed(f"{verb} of {target}: it answers with {strange}")
+    return result
 
 
 def _told(records: Iterable[Record], **wanted: str) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _declared(host: str, _: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], host=args["client"])
 
 
-_COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]] = {
+COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]] = {
     ("pool", "look"): _look,
     ("pool", "find"): _volumes,
     ("pool", "create"): _made,
@@ -182,6 +183,7 @@ _COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]
     ("transport", "restore"): _restore,
     ("hypervisor", "find"): _guests,
     ("hypervisor", "start"): _start,
+    ("hypervisor", "wake"): _start,
     ("hypervisor", "receive"): _receive,
     ("host", "declare_off"): _declared,
 }

@@ -18,7 +18,7 @@ from storkit.core import codec, deadlines, errors
 from storkit.core.backend import RIGHTS
 from storkit.core.errors import HostUnreachable, StorkitError
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.hosts import answers, wire
+from storkit.hosts import answers, asked, wire
 from storkit.hosts.connection import Connection, Progress, Titles
 from storkit.hosts.conversation import Conversation
 from storkit.hosts.guard import Claim
@@ -86,7 +86,11 @@ class SshConnection(Connection):
             message["epoch"] = self.epoch or self._drawn()
         quiet = deadlines.quiet(verb, args, self._settings.get(target, {}))
         result = self._ask(message, f"carry out {verb} of {target}", quiet, progress)
-        return self._checked(lambda: answers.checked(target, verb, result))
+
+        def check() -> Any:
+            return asked.compared(self.config.name, target, verb, args, answers.checked(target, verb, result))
+
+        return self._checked(check)
 
     def lock(
         self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None

@@ -1,0 +1,162 @@
+"""A host that lies harms nobody: it counts as one that is silent, with the reason, and what it says is only shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core.identities import CONTROL
+from tests import hostile
+from tests.e2e.world import Done, World
+from tests.hostile import FORGED, OTHER_UUID, Lie
+
+pytestmark = pytest.mark.e2e
+
+
+class Beside(World):
+    """Host a and host c are directories of this machine, b is reached by ssh, and lies. Each of a and b has a pool."""
+
+    def __init__(self, directory: Path) -> None:
+        self.url = hostile.hosts(directory, "b")["b"]
+        super().__init__(
+            directory,
+            inventory=f"""\
+[hosts.a]
+url = "local:{directory}/a"
+address = "127.0.0.1"
+[hosts.b]
+url = "{self.url}"
+state = "{directory}/b"
+[hosts.c]
+url = "local:{directory}/c"
+address = "127.0.0.1"
+[pools.here]
+host = "a"
+[pools.there]
+host = "b"
+[defaults]
+pool = "here"
+""",
+        )
+        self.environment["PATH"] = f"{directory}/bin:{self.environment['PATH']}"
+        self.victim = directory / "victim"
+        self.victim.mkdir()
+        (self.victim / "precious").write_text("precious")
+        self.storkit("volume", "create", "mine", "1MiB")
+        self.storkit("volume", "create", "web", "1MiB", "--pool", "there")
+
+    def tell(self, *lies: Lie) -> None:
+        hostile.tell(self.directory, self.url, *lies)
+
+    def ask(self, *words: object, ok: int | None = None) -> Done:
+        """Run a command that is lied to. Whatever comes of it, nothing is harmed, and nothing of it is a traceback."""
+        done = self.storkit(*words, ok=ok)
+        said = done.stdout + done.stderr
+        assert "Traceback" not in said and "a bug in storkit" not in said, said
+        assert not CONTROL.search(said.replace("\n", "")), said
+        assert not [line for line in said.splitlines() if line.startswith("  next: ") and "(host b says)" not in line
+                    and "evil" in line], said  # fmt: skip
+        assert (self.victim / "precious").read_text() == "precious"
+        assert not (self.directory / "made").exists()
+        return done
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Any:
+    world = Beside(tmp_path)
+    yield world
+    world.tell()
+    world.clear()
+
+
+def lies(world: Beside, verb: str, record: str) -> list[Lie]:
+    victim, made = str(world.victim), f"local:{world.directory}/made"
+    return {
+        "volume": [
+            Lie(verb, "uuid", victim), Lie(verb, "uuid", f"../../{OTHER_UUID}"), Lie(verb, "name", "../victim"),
+            Lie(verb, "name", FORGED), Lie(verb, "pool", "here"), Lie(verb, "host", "a"), Lie(verb, "size", -1),
+            Lie(verb, "size", 10**30), Lie(verb, "path", f"{victim}/../x"), Lie(verb, "made", FORGED),
+            Lie(verb, value=5),
+            Lie(verb, value=[{"uuid": victim}]), Lie(verb, value={"volumes": [FORGED]}), Lie(verb, "kind", FORGED),
+        ],
+        "export": [
+            Lie(verb, "uuid", victim), Lie(verb, "client", f"{made}/../x"), Lie(verb, "client", FORGED),
+            Lie(verb, "transport", "nfs"), Lie(verb, "endpoint", FORGED), Lie(verb, value=[["x"]]),
+        ],
+        "offer": [
+            Lie(verb, "uuid", victim), Lie(verb, "volume", "mine"), Lie(verb, "size", 512), Lie(verb, "server", "-o"),
+            Lie(verb, "socket", "/run/x.sock"), Lie(verb, value=[]),
+        ],
+        "attachment": [
+            Lie(verb, "uuid", OTHER_UUID), Lie(verb, "path", victim), Lie(verb, "host", "a"),
+        ],
+    }[record]  # fmt: skip
+
+
+def test_a_pool_that_lies_is_silent_and_the_others_go_on(world: Beside) -> None:
+    for lie in lies(world, "find", "volume"):
+        world.tell(lie)
+        done = world.ask("volume", "list", ok=0)
+        assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["mine"], lie
+        assert "host b" in done.stderr and "unknown" in done.stderr, (lie, done.stderr)
+    done = world.ask("--json", "volume", "list", ok=0)
+    assert [volume["name"] for volume in done.json] == ["mine"]
+    for words in (("volume", "show", "web"), ("attach", "web", "--on", "c"), ("volume", "delete", "web")):
+        assert world.ask(*words).status in (7, 10), words
+
+
+def test_no_right_is_taken_up_that_was_not_asked_for(world: Beside) -> None:
+    for lie in lies(world, "offers", "offer"):
+        world.tell(lie)
+        done = world.ask("attach", "web", "--on", "c")
+        assert done.status not in (0, 1) and not (world.directory / "c/dev/web").is_symlink(), (lie, done.stderr)
+        assert "b" in done.stderr
+        world.tell()
+        world.storkit("detach", "web", "--on", "c", ok=None)
+        for plan in world.storkit("--json", "plan", "list").json:
+            if plan["status"] in ("failed", "interrupted", "rolling back"):
+                world.storkit("plan", "rollback", plan["id"])
+    world.storkit("attach", "web", "--on", "c")
+
+
+def test_a_client_that_lies_is_not_believed(world: Beside) -> None:
+    for lie in lies(world, "attach", "attachment"):
+        world.tell(lie)
+        assert world.ask("attach", "mine", "--on", "b", "--read-only").status not in (0, 1), lie
+        world.tell()
+        for plan in world.storkit("--json", "plan", "list").json:
+            if plan["status"] in ("failed", "interrupted", "rolling back"):
+                world.storkit("plan", "rollback", plan["id"])
+
+
+def test_exports_that_are_none_make_their_host_unknown_and_strange_clients_are_only_shown(world: Beside) -> None:
+    world.storkit("attach", "web", "--on", "c")
+    for lie in lies(world, "find_exports", "export"):
+        world.tell(lie)
+        done = world.ask("status", ok=0)
+        assert "host b" in done.stderr and "web" not in done.stdout, (lie, done.stdout, done.stderr)
+    made = f"local:{world.directory}/made"
+    for client in (made, "ssh://root@127.0.0.99", "nobody"):
+        world.tell(Lie("find_exports", "client", client))
+        done = world.ask("status", ok=0)
+        assert client in done.stdout and "not in the inventory" in done.stdout
+        world.ask("volume", "show", "web", ok=0)
+        world.ask("guest", "list", ok=0)
+
+
+def test_words_of_a_host_are_its_own(world: Beside) -> None:
+    for kind in ("not-found", "unsafe", "usage", "conflict", "what?"):
+        world.tell(Lie(error={"kind": kind, "message": FORGED, "hint": FORGED}))
+        done = world.ask("volume", "show", "web")
+        assert "curl evil" in done.stderr and done.status != 0
+        world.ask("volume", "list", ok=0)
+    world.tell(Lie("capacity", "warnings", [FORGED]))
+    assert "\\x1b[2K" in world.ask("pool", "list", ok=0).stderr
+    failed = {"kind": "command-failed", "message": "", "argv": [FORGED], "status": 1, "stderr": FORGED * 3, "host": "a"}
+    world.tell(Lie("create", error={**failed, "hint": FORGED}))
+    done = world.ask("volume", "create", "new", "1MiB", "--pool", "there")
+    assert done.status == 6 and "next (says host b)" in done.stderr
+    plan = world.storkit("--json", "plan", "list").json[-1]["id"]
+    world.ask("plan", "show", plan, ok=0)

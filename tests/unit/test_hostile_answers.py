@@ -1,0 +1,195 @@
+"""Every answer of every verb, with each of its values wrong: none is believed, and none is a traceback.
+
+A new verb of a contract needs an example here, a new record's fields are found by themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+import pytest
+
+from storkit.core.backend import Hypervisor, Pool, Transport
+from storkit.core.identities import CONTROL
+from storkit.hosts import answers, asked
+from storkit.hosts.site import declared
+from storkit.hosts.wire import Malformed
+from tests.hostile import other, wrong
+
+UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
+VOLUME = {
+    "name": "web", "uuid": UUID, "size": 4096, "pool": "p", "host": "h", "kind": "disk", "format": "raw",
+    "path": "/p/web.raw", "origin": "", "made": "created", "created": "2026-11-28T00:00:00Z",
+}  # fmt: skip
+EXPORT = {
+    "volume": "web",
+    "uuid": UUID,
+    "client": "c",
+    "writable": True,
+    "transport": "t",
+    "live": True,
+    "endpoint": "",
+}
+OFFER = {
+    "volume": "web", "uuid": UUID, "size": 4096, "client": "c", "transport": "t", "name": "web@c", "identity": "x",
+    "writable": False, "server": "10.0.0.1", "port": 1, "portals": ["10.0.0.1:3260"], "options": {"file": "web.raw"},
+    "socket": "", "path": "", "credential": {"method": "psk", "user": "u", "secret": "s", "files": {}},
+}  # fmt: skip
+ATTACHMENT = {
+    "volume": "web", "uuid": UUID, "host": "h", "transport": "t", "path": "/dev/storkit/web", "size": 4096,
+    "writable": True, "source": {"kind": "block", "path": "/dev/storkit/web", "server": "", "port": 0},
+}  # fmt: skip
+STATE = {"name": "g", "uuid": UUID, "host": "h", "hypervisor": "q", "status": "running", "pid": 1, "machine": "pc",
+         "migration": "", "volumes": {UUID: "web"}}  # fmt: skip
+USAGE = {"pool": "p", "host": "h", "total": 9, "free": 9, "provisioned": 0, "allocated": 0, "warnings": ["full"]}
+EVIDENCE = {
+    "volume": "web",
+    "host": "h",
+    "identity": "x",
+    "size": 4096,
+    "blocks": {"0": "ab"},
+    "key": "0f",
+    "keys": ["0f"],
+}
+DAMAGED = {"name": "db", "pool": "p", "host": "h", "message": "m", "hint": "h"}
+RESULT = {"total_ms": 1, "downtime_ms": 1, "setup_ms": 1, "transferred": 1}
+ONE: dict[str, Any] = {"volumes": [VOLUME]}
+CLIENT = {"name": "c", "same_machine": False, "address": ""}
+
+TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
+    ("pool", "look"): ({"names": ["web", "db"]}, {"volumes": [VOLUME], "damaged": [DAMAGED]}),
+    ("pool", "find"): ({"names": ["web"]}, [VOLUME]),
+    ("pool", "create"): (ONE, [VOLUME]),
+    ("pool", "import_tree"): ({**ONE, "source": "/x"}, [VOLUME]),
+    ("pool", "clone"): ({**ONE, "source": VOLUME}, [VOLUME]),
+    ("pool", "snapshot"): ({**ONE, "source": VOLUME}, [VOLUME]),
+    ("pool", "resize"): (ONE, [VOLUME]),
+    ("pool", "relabel"): (ONE, [VOLUME]),
+    ("pool", "capacity"): ({}, USAGE),
+    ("transport", "export"): ({**ONE, "clients": [CLIENT]}, [EXPORT]),
+    ("transport", "find_exports"): ({"volumes": [UUID]}, [EXPORT]),
+    ("transport", "offers"): ({**ONE, "client": "c"}, [OFFER]),
+    ("transport", "attach"): ({"offers": [OFFER]}, [ATTACHMENT]),
+    ("transport", "find_attachments"): ({"volumes": [UUID]}, [ATTACHMENT]),
+    ("transport", "evidence"): ({**ONE, "offsets": [0]}, [EVIDENCE]),
+    ("transport", "fence"): ({"client": "c"}, [EXPORT]),
+    ("transport", "restore"): ({}, [EXPORT]),
+    ("hypervisor", "find"): ({"guests": ["g"]}, [STATE]),
+    ("hypervisor", "start"): ({"name": "g"}, STATE),
+    ("hypervisor", "wake"): ({"name": "g"}, STATE),
+    ("hypervisor", "receive"): ({"name": "g", "same_machine": False}, "tcp:10.0.0.1:49152"),
+    ("hypervisor", "check"): ({"guest": {}}, ["no room"]),
+    ("hypervisor", "fingerprint"): ({"guest": {}}, {"qemu": "7.2"}),
+    ("hypervisor", "define"): ({}, "/run/g.xml"),
+    ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
+    ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),
+    ("hypervisor", "messages"): ({"name": "g"}, "said\nmore"),
+}
+"""A question and a true answer, for each verb that has one."""
+
+CONTRACTS = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
+TARGETS = {"pool": "pool:p", "transport": "transport:t", "hypervisor": "hypervisor:q"}
+FREE = {
+    # Which of its clients and guests there are, only the host knows, and of what size its disks are.
+    "find_exports": {"client", "volume"}, "export": {"volume"}, "fence": {"uuid", "volume"},
+    "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
+    "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
+    "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
+    "relabel": {"size"},
+}  # fmt: skip
+"""Fields in which a well-formed answer can be anything."""
+
+
+def checked(kind: str, verb: str, args: dict[str, Any], answer: Any) -> Any:
+    return asked.compared("h", TARGETS[kind], verb, args, answers.checked(TARGETS[kind], verb, answer))
+
+
+def places(hint: Any, value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The places in a value of this type that have a type of their own in `wrong`."""
+    if hint in wrong:
+        yield path, hint
+        return
+    origin, params = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union) and value is not None:
+        yield from places(params[0], value, path)
+    elif origin is list:
+        for number, each in enumerate(value):
+            yield from places(params[0], each, (*path, number))
+    elif origin is dict:
+        for key, each in value.items():
+            yield from places(params[1], each, (*path, key))
+    elif is_dataclass(hint):
+        for key, field in typing.get_type_hints(hint, include_extras=True).items():
+            if key in value:
+                yield from places(field, value[key], (*path, key))
+
+
+def put(answer: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    answer = copy.deepcopy(answer)
+    place = answer
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return answer
+
+
+@pytest.mark.parametrize(("kind", "verb"), TRUE, ids="-".join)
+def test_the_truth_is_believed(kind: str, verb: str) -> None:
+    args, answer = TRUE[kind, verb]
+    assert checked(kind, verb, args, answer) is not None
+
+
+@pytest.mark.parametrize(("kind", "verb"), TRUE, ids="-".join)
+def test_a_value_of_the_wrong_kind_is_not(kind: str, verb: str) -> None:
+    args, answer = TRUE[kind, verb]
+    found = list(places(declared(kind, verb)["return"], answer))
+    for path, hint in found:
+        for value in wrong[hint]:
+            with pytest.raises(Malformed) as caught:
+                checked(kind, verb, args, put(answer, path, value))
+            assert not CONTROL.search(str(caught.value)), (path, value)
+    for value in (5, "x\n", {"volumes": 1}, [1], [None], [[]], [{}], {"x": []}, True):
+        if (kind, verb) not in {("hypervisor", "messages"), ("hypervisor", "fingerprint"), ("hypervisor", "check")}:
+            with pytest.raises(Malformed):
+                checked(kind, verb, args, value)
+
+
+@pytest.mark.parametrize(("kind", "verb"), TRUE, ids="-".join)
+def test_an_answer_to_another_question_is_not(kind: str, verb: str) -> None:
+    args, answer = TRUE[kind, verb]
+    for path, _ in places(declared(kind, verb)["return"], answer):
+        key = path[-1] if path else ""
+        if key in other and key not in FREE.get(verb, ()) and "source" not in path and "credential" not in path:
+            with pytest.raises(Malformed, match=r"asked for|for volume"):
+                checked(kind, verb, args, put(answer, path, other[key]))
+
+
+@pytest.mark.parametrize("verb", ["create", "clone", "offers", "attach", "evidence"])
+def test_nothing_is_left_out_and_nothing_is_said_twice(verb: str) -> None:
+    kind = "pool" if verb in ("create", "clone") else "transport"
+    args, answer = TRUE[kind, verb]
+    for records in ([], answer * 2):
+        with pytest.raises(Malformed, match="records, where 1 were asked for"):
+            checked(kind, verb, args, records)
+
+
+def test_a_guest_is_sent_to_no_socket_of_this_machine_by_another() -> None:
+    args: dict[str, Any] = {"name": "g", "same_machine": False}
+    with pytest.raises(Malformed):
+        checked("hypervisor", "receive", args, "unix:/run/docker.sock")
+    assert checked("hypervisor", "receive", {**args, "same_machine": True}, "unix:/run/x") == "unix:/run/x"
+
+
+def test_every_verb_that_answers_is_compared() -> None:
+    for kind, contract in CONTRACTS.items():
+        for verb in (name for name in vars(contract) if not name.startswith("_") and callable(getattr(contract, name))):
+            if declared(kind, verb).get("return") is not type(None):
+                assert (kind, verb) in TRUE, f"{kind}.{verb}"
+                assert ((kind, verb) in asked.COMPARED) != ((kind, verb) in asked.WORDS), f"{kind}.{verb}"

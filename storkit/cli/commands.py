@@ -31,6 +31,17 @@ VOLUME = {"metavar": "VOLUME", "complete": "volumes"}
 POOL = arg("--pool", help="the pool (default: the inventory's)", metavar="POOL", complete="pools")
 TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
 ACCEPT = arg("--file", help="the file of what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE")
+REMOVABLE = {
+    "disks": "--disk",
+    "root": "--root",
+    "nics": "--bridge",
+    "kernel": "--kernel",
+    "initrd": "--initrd",
+    "cmdline": "--cmdline",
+    "machine": "--machine",
+    "console": "--console",
+}
+"""What `guest define --without` can name, and the option that says it."""
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 
 GLOBAL = (
@@ -230,10 +241,10 @@ COMMANDS = (
         "guest",
         "define",
         "describe a guest and its disks",
-        "guest:define",
+        "define:define",
         (
             arg("name", help="the guest's name", metavar="NAME"),
-            arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", default=[], **VOLUME),
+            arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", **VOLUME),
             arg("--root", help="a tree that it mounts as its root over NFS", **VOLUME),
             arg("--address", help="its own IPv4 address, for its root: 10.0.1.50/24", metavar="ADDRESS/BITS"),
             arg("--gateway", help="the gateway to the server, if there is one between", metavar="ADDRESS"),
@@ -243,10 +254,11 @@ COMMANDS = (
             arg("--initrd", help="with this initial RAM disk", metavar="FILE"),
             arg("--cmdline", help="and this kernel command line", metavar="TEXT"),
             arg("--machine", help="the machine type", metavar="TYPE"),
-            arg("--bridge", help="a network card on this bridge", action="append", default=[], metavar="BRIDGE"),
+            arg("--bridge", help="a network card on this bridge", action="append", metavar="BRIDGE"),
             arg("--console", help="write the serial console to this file", metavar="FILE"),
             arg("--hypervisor", help="what runs it (default: the inventory's)", metavar="NAME"),
-            arg("--replace", help="replace the description there is", action="store_true"),
+            arg("--replace", help="change a guest that is there: what is said, and nothing else", action="store_true"),
+            arg("--without", help="with --replace: take this from it", action="append", choices=tuple(REMOVABLE)),
         ),
     ),
     Command(

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from storkit.cli import output
 from storkit.cli.disks import refuse_to_share
@@ -25,53 +24,15 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.migration import Subject
-from storkit.core.model import DiskSource, Export, GuestState, Volume, check_name, guest_client
+from storkit.core.model import DiskSource, Export, GuestState, Volume, guest_client
 from storkit.core.plan import Plan
-from storkit.core.units import format_size, parse_size
+from storkit.core.units import format_size
 from storkit.guests import files
-from storkit.guests.record import Boot, Disk, Guest, Nic, Root
-
-MEMORY = "512MiB"
+from storkit.guests.record import Disk, Guest
 
 
-def define(session: Session, options: Namespace) -> None:
-    problems: list[StorkitError] = []
-    for check in (
-        lambda: check_name("guest", options.name),
-        lambda: parse_size(MEMORY if options.memory is None else options.memory),
-    ):
-        try:
-            check()
-        except StorkitError as error:
-            problems.append(error)
-    raise_problems(problems)
-    disks = [Disk(text.removesuffix(":ro"), readonly=text.endswith(":ro")) for text in options.disk]
-    guest = Guest(
-        name=options.name,
-        uuid=str(uuid4()),
-        memory=parse_size(MEMORY if options.memory is None else options.memory),
-        vcpus=options.vcpus or 1,
-        hypervisor=options.hypervisor or session.inventory.defaults.hypervisor,
-        machine=options.machine or "",
-        boot=Boot(kernel=_absolute(options.kernel), initrd=_absolute(options.initrd), cmdline=options.cmdline or ""),
-        root=_root(session, options),
-        disks=bind(session, disks),
-        nics=[Nic(bridge) for bridge in options.bridge],
-        console=_absolute(options.console),
-    )
-    save(session, guest, replace_=options.replace)
-
-
-def _root(session: Session, options: Namespace) -> Root | None:
-    if not options.root:
-        if options.address or options.gateway:
-            raise UsageError("--address and --gateway are for a guest whose root is a tree", "name it with --root")
-        return None
-    volume = _tree(session, options.root)
-    return Root(volume.name, options.address or "", options.gateway or "", uuid=volume.uuid)
-
-
-def _tree(session: Session, name: str) -> Volume:
+def tree(session: Session, name: str) -> Volume:
+    """The tree of that name."""
     volume = session.survey.volume(name)
     if volume.kind != "tree":
         raise UsageError(f"volume {name} is a {volume.kind}, and no tree that a guest mounts", f"write --disk {name}")
@@ -85,11 +46,11 @@ def _with_root(session: Session, guest: Guest) -> tuple[Guest, Volume | None]:
     root = guest.root
     if root is None:
         return guest, None
-    volume = _tree(session, root.volume)
+    volume = tree(session, root.volume)
     if root.uuid and root.uuid != volume.uuid:
         raise Unsafe(
             f"volume {volume.name} is not the root of guest {guest.name} any more: UUID {volume.uuid}, not {root.uuid}",
-            f"bring the right volume back, or storkit guest define {guest.name} --replace ...",
+            f"bring the right volume back, or: storkit guest define {guest.name} --replace --root {volume.name}",
         )
     server = root.server
     if not server:
@@ -128,8 +89,8 @@ def import_(session: Session, options: Namespace) -> None:
     if root:
         place = f"{root.server}:{root.path}"
         if place in mapping:
-            tree = _tree(session, mapping[place])
-            root = replace(root, volume=tree.name, uuid=tree.uuid, server="", path="")
+            found_tree = tree(session, mapping[place])
+            root = replace(root, volume=found_tree.name, uuid=found_tree.uuid, server="", path="")
         else:
             hint = f"storkit volume import --tree {root.path} {root.volume}; then: --disk {place}={root.volume}"
             problems.append(UsageError(f"root {place} has no volume yet", hint))
@@ -170,7 +131,7 @@ def clone(session: Session, options: Namespace) -> None:
     if copies and session.change(build) is None:
         return
     if guest.root:
-        guest = replace(guest, root=replace(guest.root, uuid=_tree(session, guest.root.volume).uuid))
+        guest = replace(guest, root=replace(guest.root, uuid=tree(session, guest.root.volume).uuid))
     save(session, replace(guest, disks=bind(session, guest.disks)))
 
 
@@ -215,7 +176,7 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
         if disk.uuid and disk.uuid != volume.uuid:
             raise Unsafe(
                 f"volume {volume.name} is not the disk of guest {name} any more: UUID {volume.uuid}, not {disk.uuid}",
-                f"bring the right volume back, or storkit guest define {name} --replace ...",
+                f"bring the right volume back, or: storkit guest define {name} --replace {_disk_words(guest)}",
             )
     guest = replace(guest, disks=[replace(d, uuid=v.uuid) for d, v in zip(guest.disks, volumes, strict=True)])
     guest, root = _with_root(session, guest)
@@ -235,6 +196,11 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
         guest, volumes, exports, places, session.inventory, machine, _shared(session, guest, volumes), has, root,
         root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
     )  # fmt: skip
+
+
+def _disk_words(guest: Guest) -> str:
+    """A guest's disks as `guest define` takes them."""
+    return " ".join(f"--disk {disk.volume}{':ro' if disk.readonly else ''}" for disk in guest.disks)
 
 
 def _where(
@@ -406,7 +372,3 @@ def render(session: Session, options: Namespace) -> None:
         sources = [DiskSource("block", path=f"/dev/storkit/{volume.name}") for volume in what.volumes]
     text = rendering.render(what.guest, sources, kind, templates=[session.inventory.directory / "templates"])
     session.result({"guest": options.name, "for": kind, "text": text}, text.rstrip("\n"))
-
-
-def _absolute(path: str | None) -> str:
-    return str(Path(path).absolute()) if path else ""

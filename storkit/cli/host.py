@@ -51,7 +51,9 @@ def check(session: Session, options: Namespace) -> int:
             problems.append(f"its clock is {skew:+.0f} s off")
         worst = max(worst, 1 if problems else 0)
         rows.append((name, "incomplete" if problems else "ready", "; ".join(problems) or f"Linux {facts['kernel']}"))
-        data.append({"host": name, **facts, "problems": problems})
+        host = session.inventory.host(name).name
+        warnings = session.pool_warnings(pool for pool in session.inventory.pools.values() if pool.host == host)
+        data.append({"host": name, **facts, "problems": problems, "warnings": warnings})
     session.result(data, output.table(("HOST", "STATE", "DETAILS"), rows))
     return worst
 
@@ -130,7 +132,7 @@ def pools(session: Session, options: Namespace) -> None:
     session.result(data, output.table(("POOL", "HOST", "TYPE", "SIZE", "FREE", "PROVISIONED", "ALLOCATED"), rows))
     for usage in usages:
         for warning in usage.warnings:
-            session.warn(f"storkit: pool {usage.pool}: {warning}")
+            session.warn(f"storkit: {warning}")
 
 
 def status(session: Session, options: Namespace) -> None:
@@ -173,6 +175,7 @@ def status(session: Session, options: Namespace) -> None:
         "paused": paused,
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in open_plans],
         "silent": sorted(session.survey.silent),
+        "warnings": session.pool_warnings(session.inventory.pools.values()),
     }
     session.result(data, "\n\n".join(parts))
 

@@ -29,9 +29,11 @@ def prepare(session: Session, options: Namespace) -> None:
 
 def _migrate(session: Session, options: Namespace, parts: set[str]) -> None:
     destination = session.host(options.to, given=True)
+    pools: dict[str, None] = {}
 
     def build() -> Plan:
         what = subject(session, options.name, destination)
+        pools.update(dict.fromkeys(volume.pool for volume in [*what.volumes, *([what.root] if what.root else [])]))
         plan = migration.migrate(what, destination, parts, session.inventory)
         if what.places.get(destination) not in (None, "incoming"):
             raise Conflict(
@@ -48,7 +50,9 @@ def _migrate(session: Session, options: Namespace, parts: set[str]) -> None:
     by_verb = {step.verb: results[step.id] for step in plan.steps}
     proofs = by_verb.get("prove") or []
     moved = by_verb.get("send")
-    data = {"guest": options.name, "to": destination, "plan": plan.id, "proof": proofs, "migration": moved}
+    warnings = session.pool_warnings(session.inventory.pool(name) for name in pools)
+    data = {"guest": options.name, "to": destination, "plan": plan.id, "proof": proofs, "migration": moved,
+            "warnings": warnings}  # fmt: skip
     lines = [proof_line(proof) for proof in proofs]
     if moved:
         lines.append(

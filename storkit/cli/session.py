@@ -6,14 +6,14 @@ import importlib
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitError, in_a_line
 
 if TYPE_CHECKING:
-    from storkit.core.inventory import Inventory
+    from storkit.core.inventory import Inventory, PoolConfig
     from storkit.core.plan import Plan
 
 
@@ -150,6 +150,13 @@ class Session:
             self.warn(f"storkit: pool {damaged.pool}: {damaged.message}")
             local = self.inventory.host(damaged.host).machine == "local"
             output.advise(damaged.hint, "" if local else damaged.host)
+
+    def pool_warnings(self, pools: Iterable[PoolConfig]) -> list[str]:
+        """What there is to be said of how full these pools are: printed for people, and returned for scripts."""
+        warnings = [warning for usage in self.survey.usage(pools) for warning in usage.warnings]
+        for warning in warnings:
+            self.warn(f"storkit: {warning}")
+        return warnings
 
     def warn(self, text: str) -> None:
         """A line for people, on stderr."""

@@ -252,18 +252,22 @@ def attach_pool(session: Session, options: Namespace) -> None:
 
 
 def _attach(session: Session, options: Namespace, find: Callable[[], list[Volume]]) -> list[Any]:
-    """Attach volumes on the host `--on`; the attachments, none for a dry run."""
+    """Attach volumes on the host `--on`; the attachments, each with its pool's warnings, none for a dry run."""
     host = session.host(options.on, given=True)
+    pools: dict[str, PoolConfig] = {}
 
     def build() -> Plan:
         volumes = find()
+        pools.update((volume.pool, session.inventory.pool(volume.pool)) for volume in volumes)
         return planner.attach(volumes, host, session.survey.exports(volumes), not options.read_only, session.inventory)
 
     done = session.change(build)
     if not done:
         return []
     plan, results = done
-    return [attachment for step in plan.steps if step.verb == "attach" for attachment in results[step.id]]
+    warnings = session.pool_warnings(pools.values())
+    made = [attachment for step in plan.steps if step.verb == "attach" for attachment in results[step.id]]
+    return [{**attachment, "warnings": warnings} for attachment in made]
 
 
 def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:

@@ -215,8 +215,8 @@ class Survey:
         self.off = {declared.host: declared for found in answers.values() for declared in found}
         return self.off
 
-    def usage(self) -> list[Usage]:
-        """How full the pools are."""
+    def usage(self, pools: Iterable[PoolConfig] | None = None) -> list[Usage]:
+        """How full the pools (all by default) are."""
 
         def ask(pool: PoolConfig) -> Usage | None:
             connection = self.connections.to(pool.host)
@@ -224,9 +224,9 @@ class Survey:
                 return codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
             return None
 
-        pools = list(self.connections.inventory.pools.values())
-        answers = self._each(pools, ask, lambda pool: pool.host)
-        return [answers[pool] for pool in pools if pool in answers]
+        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        answers = self._each(wanted, ask, lambda pool: pool.host)
+        return [answers[pool] for pool in wanted if pool in answers]
 
     def _each(self, keys: list[K], ask: Callable[[K], V | None], host: Callable[[K], str]) -> dict[K, V]:
         """Ask every host, at the same time where there are several machines; silent ones are noted and left out."""

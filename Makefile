@@ -7,7 +7,7 @@ PYTHON := $(shell for p in /usr/bin/python3 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all unit lint lab bench man pyz clean
+.PHONY: help demo test test-all unit lint lab bench man lock pyz clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -39,6 +39,10 @@ bench: packages-test $(VENV)/ready
 man: $(VENV)/ready
 	@mkdir -p build
 	$(BIN)/python -m storkit.cli.manpage > build/storkit.1
+
+# make lock   lock the libraries in the pyz anew, by their hashes: packaging/pyz.lock
+lock: $(VENV)/ready
+	$(BIN)/python tools/wheels.py
 
 # make pyz   one file that runs on any host with Python 3.11: build/storkit.pyz
 pyz: $(VENV)/ready

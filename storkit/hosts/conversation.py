@@ -47,6 +47,10 @@ def hang_up() -> None:
         each.break_off(HostUnreachable(f"host {each.host} was not waited for: the command was asked to end"))
 
 
+_NOT_FOUND = 127
+"""The status of a shell that finds no such command (POSIX, Shell Command Language 2.8.2)."""
+
+
 class Conversation:
     """One process that is spoken to. `by_hand` is the command with which a person would look for what is wrong."""
 
@@ -249,7 +253,11 @@ class Conversation:
         self._stderr.join(timeout=PARTING)
         told = next((line for line in reversed(self._said) if line), "")
         told = told or f"{self._program} ended with {self._process.returncode}"
-        self.silent = self.silent or HostUnreachable(f"host {self.host} cannot be reached: {told}", self._by_hand)
+        what, hint = "cannot be reached", self._by_hand
+        if self._process.returncode == _NOT_FOUND:
+            what = "has no storkit where ssh finds it"
+            hint = f"install it there as /usr/local/bin/storkit (a user's ~/.local/bin is not on ssh's PATH); {hint}"
+        self.silent = self.silent or HostUnreachable(f"host {self.host} {what}: {told}", hint)
         return HostUnreachable(self.silent.message, self.silent.hint)
 
 

@@ -60,6 +60,11 @@ def test_a_file_written_by_hand_counts(plain: World) -> None:
     guest.write_text('uuid = "ec0a6d23-0557-48f6-8dbb-fb0cf7b7cd17"\nmemory = "16MiB"\ndisks = [{ volume = "v" }]\n')
     assert "a disk of guest hand" in plain.storkit("volume", "delete", "v", ok=5).stderr
     assert "a disk of guest hand" in define(plain, "web", "--disk", "v", ok=5)
+    guest.write_text(
+        'uuid = "ec0a6d23-0557-48f6-8dbb-fb0cf7b7cd17"\nmemory = "16MiB"\n[root]\n'
+        'volume = "w"\naddress = "10.0.0.5/24"\n[boot]\nkernel = "/k"\n'
+    )
+    assert "a disk of guest hand" in plain.storkit("volume", "delete", "w", ok=5).stderr
     guest.write_text("memory = ")
     assert str(guest) in plain.storkit("volume", "delete", "v", ok=2).stderr
     assert str(guest) in define(plain, "web", "--disk", "v")

@@ -22,7 +22,8 @@ class TreeDirectory(Directory):
 
     def import_tree(self, volumes: list[Volume], source: str) -> list[Volume]:
         if not self._found(volumes):
-            files.make_private(self.path)
+            if not self._exists():
+                files.make_private(self.path)
             trees.inspect(source, self.path)
         with self._naming("import", volumes) as (directory, todo):
             fresh = [Sidecar(VERSION, _fresh(volume, TREE, "imported")) for volume in todo]

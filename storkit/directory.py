@@ -18,7 +18,7 @@ from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Damaged, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
-from storkit.system import clonefile, files, locks, qcow2, volumefile
+from storkit.system import clonefile, files, locks, ownership, qcow2, volumefile
 from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 
 IMPORTING = "importing"
@@ -35,6 +35,8 @@ class DirectorySettings:
     format: Literal["raw", "qcow2"] = "raw"
     overcommit: float = 1.0
     """Warn when the volumes could grow beyond this many times the file system's size, or its free space."""
+    others_write: bool = False
+    """Use a directory that other users may write or rename: whoever may can read, change and delete its volumes."""
 
 
 class Directory(Pool):
@@ -114,7 +116,7 @@ class Directory(Pool):
                     problems += directory.needed([sidecar], "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
-                directory.data(volume.name, sidecar.volume.format).chmod(volumefile.mode(volume))
+                files.change_mode(directory.data(volume.name, sidecar.volume.format), volumefile.mode(volume))
             changed = [
                 replace(sidecar, volume=replace(sidecar.volume, kind=volume.kind, made=volume.made))
                 for volume, sidecar in zip(volumes, known, strict=True)
@@ -182,6 +184,9 @@ class Directory(Pool):
 
     def _exists(self) -> bool:
         if self.path.is_dir():
+            if not self.settings.others_write and (why := ownership.exposed(self.path)):
+                hint = f"{why.hint}; or, if they are to write there: others_write = true in [pools.{self.pool}]"
+                raise Unsafe(f"pool {self.pool} is not used: {why.message}", hint)
             return True
         if self.settings.path:
             # Not made here: it may be the place of a file system that is not mounted.
@@ -215,8 +220,8 @@ class Directory(Pool):
         try:
             for sidecar in made:
                 volume = sidecar.volume
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(directory.making(volume.name, volume.format), flags, 0o600)
+                making = directory.making(volume.name, volume.format)
+                descriptor = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 try:
                     fill(volume, descriptor)
                     os.fchmod(descriptor, volumefile.mode(volume))
@@ -238,7 +243,7 @@ class Directory(Pool):
                 problems = self._derive_problems(directory, origin.volume, volumes)
                 raise_problems(problems + (busy if verb == "clone" else []))
                 path = directory.data(origin.volume.name, origin.volume.format)
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                file = files.open_plain(path, os.O_RDONLY)
                 stack.callback(os.close, file)
                 if self._by_reflink(directory, origin, file, todo) or self._by_overlay(directory, origin, todo):
                     return self._found(volumes)
@@ -348,7 +353,7 @@ class Directory(Pool):
         self, directory: VolumeDirectory, volume: Volume, file: int, length: int, before: float, share: float
     ) -> None:
         making = directory.making(volume.name, volume.format)
-        target = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        target = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
 
             def progress(done: int) -> None:
@@ -358,7 +363,7 @@ class Directory(Pool):
         finally:
             os.close(target)
         volumefile.resize(making, volume.format, volume.size)
-        making.chmod(volumefile.mode(volume))
+        files.change_mode(making, volumefile.mode(volume))
 
     def _resize_problems(
         self, directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrink: bool

@@ -27,7 +27,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
-from storkit.system import checksums, files, imageheaders, locks, qemuimg, streams, unpack, volumefile
+from storkit.system import blockdevice, checksums, files, imageheaders, locks, qemuimg, streams, unpack, volumefile
 from storkit.system.sidecar import SPOOL, rename_new
 
 VERBS = frozenset({"inspect", "fill", "export_image"})
@@ -128,18 +128,23 @@ def export_image(
         if volume.kind == "disk":
             use = locks.use_lock(site.run, volume.uuid)
             stack.callback(locks.acquire(use, f"volume {volume.name}", shared=True).release)
-        stack.enter_context(_partial_file(partial, f"{final}"))
+        descriptor = stack.enter_context(_partial_file(partial, f"{final}"))
         arguments = [*_export_options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
 
         def progress(part: float) -> None:
             site.progress(part, f"exporting {volume.name}")
 
-        qemuimg.convert([*arguments, str(partial)], volume.size, partial, progress)
-        volumefile.flush(partial)
-        partial.chmod(0o600)
+        # By its descriptor: in a directory that others may write the name may be that of another file by now.
+        qemuimg.convert([*arguments, files.by_descriptor(descriptor)], volume.size, partial, progress, [descriptor])
+        os.fsync(descriptor)
+        os.fchmod(descriptor, 0o600)
         rename_new(partial, final)
         files.sync_directory(final.parent)
-    return {"file": str(final), "size": final.stat().st_size}
+        found = os.fstat(descriptor)
+        if not os.path.samestat(found, final.lstat()):
+            message = f"{final} is not what was written: another user has put something in its place"
+            raise Unsafe(message, "export it to a directory that only you may write")
+    return {"file": str(final), "size": found.st_size}
 
 
 # Looking
@@ -270,32 +275,43 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
     if volume.size < info.virtual_size:
         raise _too_small(volume, format_size(info.virtual_size))
     arguments = ["-n", "--target-image-opts", "-S", "64k"]
-    if not target.is_block_device():
+    source_node = qemuimg.node(info.format, source, alone=True)
+
+    def progress(part: float) -> None:
+        site.progress(part, f"importing {volume.name}")
+
+    if not _is_device(target):
         free = os.statvfs(target.parent)
         if info.required > free.f_bavail * free.f_frsize:
             needed = format_size(info.required)
             raise Conflict(f"no room for {volume.name}: it takes {needed}", f"free some: df -h {target.parent}")
         # Emptied first, by storkit: what an attempt before this one left would show through.
-        descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = files.open_plain(target, os.O_RDWR)
         try:
             volumefile.make_empty(descriptor, volume.format, volume.size)
+            into = qemuimg.target_options(volume.format, Path(files.by_descriptor(descriptor)))
+            arguments += ["--target-is-zero", source_node, into]
+            qemuimg.convert(arguments, volume.size, target, progress, [descriptor])
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        arguments.append("--target-is-zero")
-    arguments += [qemuimg.node(info.format, source, alone=True), qemuimg.target_options(volume.format, target)]
-
-    def progress(part: float) -> None:
-        site.progress(part, f"importing {volume.name}")
-
+        return
+    arguments += [source_node, qemuimg.target_options(volume.format, target)]
     qemuimg.convert(arguments, volume.size, target, progress)
-    volumefile.flush(target)
+    with blockdevice.opened(str(target)) as device:
+        os.fsync(device)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a volume is a block device: what a link in a pool's directory points to is none of storkit's."""
+    return path.is_relative_to("/dev") and path.is_block_device()
 
 
 @contextmanager
 def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, limit: int) -> Iterator[Path]:
     """The unpacked image while it is needed: beside the volume, or below the state directory for a device."""
     target = Path(volume.path)
-    directory = files.make_private(site.state / SPOOL) if target.is_block_device() else target.parent
+    directory = files.make_private(site.state / SPOOL) if _is_device(target) else target.parent
     partial = directory / f"{volume.name}.{SPOOL}{files.PARTIAL}"
     with _partial_file(partial, f"the import of {volume.name}") as descriptor:
 
@@ -327,7 +343,10 @@ def _too_small(volume: Volume, wanted: str) -> StorkitError:
 @contextmanager
 def _partial_file(path: Path, what: str) -> Iterator[int]:
     """A partial file of this process's own, gone afterwards: a dead one's is taken over, a living one's a Conflict."""
-    lock = locks.acquire(path, what, holder=f"pid {os.getpid()}")
+    try:
+        lock = locks.acquire(path, what, holder=f"pid {os.getpid()}")
+    except OSError as error:
+        raise files.explain(error, path) from error
     try:
         os.ftruncate(lock.descriptor, 0)
         yield lock.descriptor

@@ -31,6 +31,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, Unsafe
 from storkit.core.plan import Plan
 from storkit.system import files
+from storkit.system.ownership import keep_state
 
 LOOKED_AT = 0.2
 """Seconds that a command waits for a journal: whoever asks whether its plan runs locks it for a moment."""
@@ -160,6 +161,7 @@ class Journals:
 
     def create(self, plan: Plan) -> Journal:
         """A new journal, durable with its plan."""
+        keep_state(self.directory.parent)
         files.make_private(self.directory)
         self._prune()
         path = self._path(plan.id)

@@ -22,6 +22,7 @@ from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_di
 from storkit.core.model import Volume
 from storkit.hosts import rights
 from storkit.system.files import make_private, read_json, write_atomic
+from storkit.system.ownership import keep_state
 
 if TYPE_CHECKING:
     from storkit.hosts.accept import Limits
@@ -88,7 +89,8 @@ def site(given: Setup) -> Site:
     else:
         run, dev = _runtime(state), state / "dev"
     try:
-        for directory in (state, run, dev):
+        keep_state(state)
+        for directory in (run, dev):
             make_private(directory)
     except OSError as error:
         raise UsageError(
@@ -148,7 +150,8 @@ def _runtime(state: Path) -> Path:
 
     # Not XDG_RUNTIME_DIR, which cron and sudo do not have, and which goes at logout, under what runs.
     base = Path("/run/storkit" if os.geteuid() == 0 else f"/tmp/storkit-{os.geteuid()}")
-    make_private(base)
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700)
     found = base.lstat()
     if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
         raise UsageError(

@@ -1,8 +1,11 @@
-"""Files that are never half written: temporary file, fsync, rename, fsync of the directory (rename(2), fsync(2))."""
+"""Files that are never half written, and never another's: temporary file, fsync, rename, fsync of the directory
+(rename(2), fsync(2)); and no opening of what somebody has put in a file's place.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import stat
@@ -14,6 +17,83 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe
 
 PARTIAL = ".partial"
 """The suffix of files that are being made: what carries it is no volume and no record, and may be removed."""
+
+
+LIMIT = 4 << 20
+"""The largest record that is read, in bytes."""
+_PLAINLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a regular file, with the flags of open(2); the descriptor. Every file of a directory that others may
+    write is opened by it: a link is not followed, and a FIFO not waited for.
+
+    Raises Unsafe: it is something else; OSError.
+    """
+    try:
+        descriptor = os.open(path, flags | _PLAINLY, mode)
+    except OSError as error:
+        if (there := _lstat(path)) and not stat.S_ISREG(there.st_mode):
+            raise _not_plain(path, there.st_mode) from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _not_plain(path, found.st_mode)
+    return descriptor
+
+
+def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
+    """As `open_plain`, for a file that is going to be written over. Raises Unsafe also if it has a second name, which
+    may be that of another file, or belongs to another user."""
+    descriptor = open_plain(path, flags, mode)
+    found = os.fstat(descriptor)
+    if found.st_nlink > 1 or found.st_uid not in (os.geteuid(), 0):
+        os.close(descriptor)
+        why = "has another name as well" if found.st_nlink > 1 else f"belongs to user {found.st_uid}"
+        raise Unsafe(f"{path} {why}, and is not written over", f"see who has put it there: ls -l {path}")
+    return descriptor
+
+
+def read_plain(path: Path, limit: int = LIMIT) -> bytes:
+    """The content of a file. Raises as `open_plain`; Unsafe: it has more than `limit` bytes."""
+    descriptor = open_plain(path, os.O_RDONLY)
+    try:
+        data = bytearray()
+        while len(data) <= limit and (piece := os.read(descriptor, min(1 << 20, limit + 1 - len(data)))):
+            data += piece
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise Unsafe(f"{path} is damaged: it has more than {limit} bytes", f"see who has put it there: ls -l {path}")
+    return bytes(data)
+
+
+def by_descriptor(descriptor: int) -> str:
+    """A path by which a program that inherits the descriptor opens the same file, whatever has become of its name."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+def change_mode(path: Path, mode: int) -> None:
+    """chmod(2) of a regular file and of nothing else."""
+    descriptor = open_plain(path, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
+
+
+def _not_plain(path: Path, mode: int) -> StorkitError:
+    return Unsafe(
+        f"{path} is {kind(mode)}, and not opened: it should be a file", f"see who has put it there: ls -l {path}"
+    )
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
@@ -44,8 +124,12 @@ def write_many(files: Iterable[tuple[Path, str]], mode: int = 0o600) -> None:
 def write_new(path: Path, content: str | bytes, mode: int = 0o600, *, durable: bool = False) -> None:
     """Write a file from its start, removing it again if it cannot be written whole (ENOSPC is a Conflict)."""
     data = content.encode() if isinstance(content, str) else content
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
+        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT, mode)
+    except OSError as error:
+        raise explain(error, path) from error
+    try:
+        os.ftruncate(descriptor, 0)
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
@@ -61,8 +145,8 @@ def write_new(path: Path, content: str | bytes, mode: int = 0o600, *, durable: b
 def read_json(path: Path, what: str) -> Any:
     """The JSON value in a file. Raises Unsafe, naming the file, if it is not JSON; FileNotFoundError if it is gone."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(read_plain(path))
+    except (ValueError, RecursionError) as error:
         raise Unsafe(
             f"{what} {path} is damaged: {error}",
             "restore it from a backup, or move it away once you know what it held",
@@ -102,17 +186,62 @@ def sync_filesystem(path: Path) -> None:
 
 
 def make_private(path: Path) -> Path:
-    """A directory that only its owner can enter; made, with its parents, if it is missing."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A directory that only its owner can enter; made, with its parents, if it is missing, closed if it was open.
+
+    Raises Unsafe: it is another user's.
+    """
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=0o700, exist_ok=True)
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        message = f"{path} belongs to user {found.st_uid}, and storkit keeps there what decides who may write"
+        raise Unsafe(message, f"chown -R {os.geteuid()} {path}, once you know what is in it; or name another directory")
+    # Of a directory with an access control list the group's bits are the most that the list may give: who was let
+    # through by name (a guest's user) stays so.
+    private = stat.S_IMODE(found.st_mode) & ~(0o067 if has_acl(path) else 0o077)
+    if private != stat.S_IMODE(found.st_mode) and found.st_uid == os.geteuid():
+        try:
+            path.chmod(private)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
     return path
 
 
-def explain(error: OSError, path: Path) -> StorkitError:
-    """An operating system error on a file, as one line with a hint."""
-    import errno
+def has_acl(path: Path) -> bool:
+    """Whether a file has an access control list (acl(5))."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except OSError:  # a file system that has none
+        return False
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Conflict(f"no space left for {path}", f"free some, or choose another pool: df -h {path.parent}")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Conflict(f"{path} cannot be changed: {error.strerror}", "check its owner, or run storkit as root")
-    return Conflict(f"{path}: {error.strerror}", "check the file system it is on")
+
+MEANINGS = {
+    errno.ENOSPC: ("no space left", "free some, or choose another place: df -h {0}; df -i {0}"),
+    errno.EDQUOT: ("the disk quota is used up", "free some, or have it raised: quota; df -h {0}"),
+    errno.EFBIG: ("the file would be larger than is allowed", "ulimit -f"),
+    errno.EROFS: ("the file system is read-only", "see why: dmesg; findmnt -T {0}; then mount -o remount,rw"),
+    errno.EACCES: ("storkit may not", "see whose it is: ls -ld {0}; or run storkit as root"),
+    errno.EPERM: ("storkit may not", "see whose it is: ls -ld {0}; or run storkit as root"),
+    errno.EIO: (
+        "the disk or its file system fails",
+        "see what the kernel says: dmesg; and keep a copy of what is there",
+    ),
+    errno.ESTALE: ("its file server has given it up", "mount it again: findmnt -T {0}"),
+    errno.EMFILE: ("storkit has too many files open", "ulimit -n"),
+    errno.ENFILE: ("this host has too many files open", "sysctl fs.file-max"),
+}
+"""What an error of the system means, and what to do about it. {0} is the directory of the file."""
+
+
+def explain(error: OSError, path: Path) -> StorkitError:
+    """An operating system error on a file, as one line that names it, with a hint."""
+    said = error.strerror or str(error)
+    meaning, hint = MEANINGS.get(error.errno or 0, ("", "check the file system it is on: findmnt -T {0}"))
+    return Conflict(f"{path}: {meaning} ({said})" if meaning else f"{path}: {said}", hint.format(path.parent))
+
+
+def place(error: OSError, otherwise: Path) -> Path:
+    """The path that an error of the system is about."""
+    return Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else otherwise

@@ -251,7 +251,7 @@ class IscsiAttachments:
             name, uuid = node_name(offer.volume, ROLE), node_uuid(offer.uuid, ROLE)
             wanted.append(Wanted(name, uuid, table, not offer.writable))
         devmapper.ensure(wanted)
-        self.site.dev.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_private(self.site.dev)
         for one in pending:
             self._link(one.offer.volume)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
-from storkit.system import devmapper, fingerprint, lio
+from storkit.system import devmapper, files, fingerprint, lio
 from storkit.system.devmapper import Wanted
 from storkit.system.iscsigrant import Grant, identity, naa, stated
 from storkit.system.lioconfigfs import FABRIC
@@ -184,7 +184,7 @@ class LocalNodes:
 
     def _link(self, volume: str) -> None:
         path, partial = self.path(volume), self.site.dev / f".{volume}.partial"
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_private(path.parent)
         partial.unlink(missing_ok=True)
         partial.symlink_to(self._node(volume))
         partial.rename(path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from storkit.core.errors import Conflict
+from storkit.core.errors import Conflict, Unsafe
+from storkit.system import files
 
 
 def use_lock(run: Path, uuid: str) -> Path:
@@ -17,7 +20,8 @@ def use_lock(run: Path, uuid: str) -> Path:
     server, so that the kernel lets go of the lock when, and only when, the last process that could write is gone.
     """
     directory = run / "use"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(OSError):  # who only asks needs none; who locks is told by that
+        files.make_private(directory)
     return directory / f"{uuid}.lock"
 
 
@@ -46,7 +50,7 @@ def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wa
     """
     deadline = time.monotonic() + wait
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,16 +78,16 @@ def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wa
 
 def _same_file(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
 def held(path: Path) -> bool:
-    """Whether anyone holds a lock on `path` now."""
+    """Whether anyone holds a lock on `path` now. Nobody does on what is no file."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        descriptor = _opened(path)
+    except (FileNotFoundError, Unsafe):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,3 +96,12 @@ def held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _opened(path: Path) -> int:
+    try:
+        return files.open_plain(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+    return files.open_plain(path, os.O_RDONLY)  # only NFS wants more for a lock

@@ -27,7 +27,7 @@ def check(volume: Volume, kind: str) -> list[StorkitError]:
     """What keeps a volume from being exported; `kind` is the type of the file system its file is on."""
     path = Path(volume.path or "/nonexistent/none/none")
     there = path.is_dir() if volume.kind == "tree" else path.is_file()
-    if not there or not (pool_of(volume) / EXPORTS).is_dir():
+    if not there or path.is_symlink() or not _is_directory(pool_of(volume) / EXPORTS):
         message = f"volume {volume.name} is in pool {volume.pool or '-'}, and only volumes of nfs pools go over NFS"
         return [Unsupported(message, 'give the pool type = "nfs", or another transport')]
     if _NOT_LOCAL.fullmatch(kind):
@@ -44,7 +44,7 @@ def check(volume: Volume, kind: str) -> list[StorkitError]:
 def identity(grant: Grant) -> str:
     """What the client must find: the volume's UUID, when it was first exported, and the inode number of its file, which
     NFS shows to clients as it is on the server."""
-    return stated(grant.volume.uuid, grant.instance, Path(grant.volume.path).stat().st_ino)
+    return stated(grant.volume.uuid, grant.instance, Path(grant.volume.path).lstat().st_ino)
 
 
 def stated(uuid: str, instance: str, inode: int) -> str:
@@ -57,7 +57,7 @@ def make(grant: Grant, client: str, settings: NfsSettings, managed: bool) -> Non
     if grant.volume.kind == "tree":
         return
     try:
-        if not directory.is_dir():
+        if not _is_directory(directory):
             directory.mkdir(mode=0o711)
         data, *below = _chain(Path(grant.volume.path), grant.volume.format)
         for file in (data, *below):
@@ -70,7 +70,7 @@ def make(grant: Grant, client: str, settings: NfsSettings, managed: bool) -> Non
                 _set(data, settings.uid, settings.gid, 0o600)
         label = directory / IDENTITY
         text = identity(grant) + "\n"
-        if not label.exists() or label.read_text() != text:
+        if not label.exists() or files.read_plain(label) != text.encode():
             files.write_atomic(label, text, 0o444)
     except OSError as error:
         raise files.explain(error, directory) from error
@@ -80,6 +80,9 @@ def remove(paths: Iterable[Path]) -> None:
     """Remove clients' directories; those that are gone are fine."""
     for directory in paths:
         with suppress(FileNotFoundError):
+            if directory.is_symlink():  # what it points to is not storkit's
+                directory.unlink()
+                continue
             for entry in directory.iterdir():
                 entry.unlink()
             directory.rmdir()
@@ -108,8 +111,11 @@ def _chain(path: Path, format: str) -> list[Path]:
     chain = [path]
     while format == "qcow2":
         try:
-            with chain[-1].open("rb") as file:
-                header = qcow2.parse(file.read(qcow2.CLUSTER))
+            descriptor = files.open_plain(chain[-1], os.O_RDONLY)
+            try:
+                header = qcow2.parse(os.pread(descriptor, qcow2.CLUSTER, 0))
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             raise NotFound(f"{path} stands on {chain[-1]}, which is gone", f"qemu-img info {path}") from None
         except ValueError as error:
@@ -125,15 +131,24 @@ def _chain(path: Path, format: str) -> list[Path]:
 
 def _link(file: Path, name: Path) -> None:
     with suppress(FileNotFoundError):
-        if os.path.samestat(os.stat(name, follow_symlinks=False), file.stat()):
+        if os.path.samestat(name.lstat(), file.lstat()):
             return
         name.unlink()
-    os.link(file, name)
+    os.link(file, name, follow_symlinks=False)
 
 
 def _set(file: Path, uid: int, gid: int, mode: int) -> None:
-    now = file.stat()
-    if (now.st_uid, now.st_gid) != (uid, gid):
-        os.chown(file, uid, gid)
-    if now.st_mode & 0o7777 != mode:
-        file.chmod(mode)
+    descriptor = files.open_plain(file, os.O_RDONLY)
+    try:
+        now = os.fstat(descriptor)
+        if (now.st_uid, now.st_gid) != (uid, gid):
+            os.fchown(descriptor, uid, gid)
+        if now.st_mode & 0o7777 != mode:
+            os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether a directory is there, and no link to one."""
+    return path.is_dir() and not path.is_symlink()

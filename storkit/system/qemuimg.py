@@ -100,8 +100,11 @@ def required(path: Path, format: str) -> int:
     return int(json.loads(_limited(argv, seconds=600).stdout)["required"])
 
 
-def convert(arguments: Sequence[str], size: int, target: Path, progress: Callable[[float], None]) -> None:
+def convert(
+    arguments: Sequence[str], size: int, target: Path, progress: Callable[[float], None], opened: Sequence[int] = ()
+) -> None:
     """`qemu-img convert`. `progress` gets the fraction done. It does not flush: the caller must (fsync(2)).
+    `opened` are descriptors that `arguments` name.
 
     Raises Conflict: no room; CommandFailed.
     """
@@ -112,7 +115,10 @@ def convert(arguments: Sequence[str], size: int, target: Path, progress: Callabl
 
     argv = ["qemu-img", "convert", "-p", *arguments]
     try:
-        run(argv, package="qemu-utils", timeout=scaled(3600) + size / (4 << 20), on_line=on_line)
+        for descriptor in opened:
+            os.set_inheritable(descriptor, True)
+        limit = scaled(3600) + size / (4 << 20)
+        run(argv, package="qemu-utils", timeout=limit, on_line=on_line, pass_fds=opened)
     except CommandFailed as error:
         if "No space left" in error.stderr:
             raise Conflict(f"no space left for {target}", f"free some: df -h {target.parent}") from error

@@ -90,8 +90,7 @@ class VolumeDirectory:
             self.sweep()
             yield
         except OSError as error:
-            place = Path(error.filename) if isinstance(error.filename, str) else self.path
-            raise files.explain(error, place) from error
+            raise files.explain(error, files.place(error, self.path)) from error
         finally:
             lock.release()
 
@@ -120,8 +119,12 @@ class VolumeDirectory:
         except StorkitError as error:
             reasons = "; ".join(problem.message.removeprefix(f"{path}: ") for problem in error.each)
             raise Unsafe(f"the sidecar of volume {name} {path} is damaged: {reasons}", hint) from error
-        if sidecar.volume.name != name or sidecar.volume.format not in FORMATS:
-            said = f"{sidecar.volume.name!r} in {sidecar.volume.format!r}"
+        volume = sidecar.volume
+        if (volume.kind == "tree") != (volume.format == "tree"):
+            said = f"a {volume.kind} in format {volume.format!r}"
+            raise Unsafe(f"the sidecar of volume {name} {path} is damaged: {said}", hint)
+        if volume.name != name or volume.format not in FORMATS:
+            said = f"{volume.name!r} in {volume.format!r}"
             raise Unsafe(f"the sidecar {path} is that of another volume: {said}", "give the file its own name back")
         return sidecar
 
@@ -300,8 +303,8 @@ class VolumeDirectory:
             spool.unlink(missing_ok=True)
         if not mine and locks.held(claim):
             return
-        making = [path for path in (self.making(name, format) for format in FORMATS) if path.exists()]
-        if not making and not self.sidecar(name).exists():
+        making = [path for path in (self.making(name, format) for format in FORMATS) if os.path.lexists(path)]
+        if not making and not os.path.lexists(self.sidecar(name)):
             with suppress(Unsafe):  # a claim that was never finished: nothing was renamed
                 if sidecar := self._read(claim, name):
                     self._retire(sidecar)
@@ -313,7 +316,7 @@ class VolumeDirectory:
         """Who is making a volume of this name now, in a few words; "" if nobody is."""
         if not locks.held(self.claim(name)):
             return ""
-        who = self.claim(name).read_text(errors="replace").strip()
+        who = files.read_plain(self.claim(name)).decode(errors="replace").strip()
         return f"volume {name} is being made by {who if 0 < len(who) < 200 else 'another command'}"
 
     def taken(self, name: str, present: Collection[str]) -> str:

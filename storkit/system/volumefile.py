@@ -27,10 +27,13 @@ def make_empty(descriptor: int, format: str, size: int) -> None:
 
 def disk_size(path: Path, format: str) -> int:
     """The size of the disk in a file, in bytes. Raises Unsafe: the file is damaged; OSError."""
-    if format == "raw":
-        return path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(qcow2.CLUSTER)
+    descriptor = files.open_plain(path, os.O_RDONLY)
+    try:
+        if format == "raw":
+            return os.fstat(descriptor).st_size
+        head = os.pread(descriptor, qcow2.CLUSTER, 0)
+    finally:
+        os.close(descriptor)
     try:
         return qcow2.parse(head).size
     except ValueError as error:
@@ -40,7 +43,7 @@ def disk_size(path: Path, format: str) -> int:
 def allocated(path: Path) -> int:
     """The bytes that a file takes on the disk; blocks shared with others count. Raises Conflict: it is gone."""
     try:
-        return path.stat().st_blocks * 512
+        return path.lstat().st_blocks * 512
     except OSError as error:
         raise files.explain(error, path) from error
 
@@ -54,7 +57,11 @@ def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
     if now == size:
         return
     if format == "raw":
-        os.truncate(path, size)
+        descriptor = files.open_plain(path, os.O_RDWR)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
         return
     option = ["--shrink"] if shrink and size < now else []
     run(
@@ -66,7 +73,7 @@ def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file is on the disk (fsync(2)); it works through any descriptor, whoever wrote."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = files.open_plain(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

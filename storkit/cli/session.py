@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +123,7 @@ class Session:
         if self.options.json:
             self.print_json(codec.dump(plan))
         else:
-            print(output.describe(plan, lambda step: VERBS[step.verb].undoable or bool(VERBS[step.verb].again(step))))
+            out(output.describe(plan, lambda step: VERBS[step.verb].undoable or bool(VERBS[step.verb].again(step))))
 
     def result(self, data: Any, text: str = "") -> None:
         """Print what a command found or made: JSON for scripts, `text` for people."""
@@ -131,12 +133,12 @@ class Session:
             from storkit.cli import output
 
             # What goes into a file or a pipe may be a document (guest render), which stays as it is.
-            print(output.lines_shown(text) if sys.stdout.isatty() else text)
+            out(output.lines_shown(text) if sys.stdout.isatty() else text)
 
     def print_json(self, data: Any) -> None:
         import json
 
-        print(json.dumps(data, indent=2))
+        out(json.dumps(data, indent=2))
 
     def tell_what_is_wrong(self) -> None:
         """Name the pools that could not be looked at, and the damaged volumes that were come across."""
@@ -165,6 +167,19 @@ class Session:
         output.say(text)
 
 
+def out(text: str) -> None:
+    """Print on standard output. Raises Conflict where it takes nothing more (a full disk)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in its buffer would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message = f"standard output cannot be written: {error.strerror}"
+        raise Conflict(message, "send it somewhere else: storkit ... > FILE") from error
+
+
 def run(options: Namespace) -> int:
     """Carry out a parsed command; its exit status."""
     module, _, name = options.function.partition(":")
@@ -190,10 +205,15 @@ def run(options: Namespace) -> int:
     except KeyboardInterrupt:
         return failed(Interrupted("interrupted", "storkit plan list"), options.json)
     except Exception as error:
+        from storkit.system import files
+
         if isinstance(error, BrokenPipeError):
             # Whoever read our output has seen enough (`storkit volume list | head`).
             sys.stderr.close()
             return 0
+        if isinstance(error, OSError) and (error.filename or error.errno in files.MEANINGS):
+            place = files.place(error, session.state if session else Path())
+            return failed(files.explain(error, place), options.json)
         import traceback
 
         traceback.print_exc()
@@ -221,6 +241,7 @@ def failed(error: StorkitError, json: bool) -> int:
     from storkit.cli import output
 
     if json:
-        print(dumps({"error": error.to_json()}, indent=2))
+        with suppress(Conflict):  # stderr has it as well
+            out(dumps({"error": error.to_json()}, indent=2))
     output.explain(error)
     return error.exit_code

@@ -24,7 +24,7 @@ from storkit.core.errors import (
     together,
 )
 from storkit.core.inventory import HostConfig
-from storkit.core.journal import Journal, Journals, Unwritten
+from storkit.core.journal import Journal, Journals, NotWritten, Unwritten
 from storkit.core.plan import Hold, Plan, Step
 from storkit.core.verbs import VERBS
 from storkit.hosts.connection import Connections
@@ -105,9 +105,14 @@ class Engine:
         if all(VERBS[step.verb].question for step in plan.steps):
             return self._ask(plan)
         self._reach(plan.steps, NOTHING_CHANGED)
-        journal = self.journals.create(plan)
         try:
-            return self._forward(journal)
+            journal = self.journals.create(plan)
+        except StorkitError as error:
+            error.left = NOTHING_CHANGED
+            raise
+        try:
+            with _recoverable(plan):
+                return self._forward(journal)
         finally:
             journal.close()
 
@@ -135,14 +140,14 @@ class Engine:
 
     def resume(self, plan: str) -> dict[str, Any]:
         """Go on with a plan that was killed or failed, from the first step that is not done."""
-        with self._reopened(plan, "resumed") as journal:
+        with self._reopened(plan, "resumed") as journal, _recoverable(journal.record.plan):
             record = journal.record
             self._reach(step for step in record.plan.steps if step.id not in record.done or step.id in record.undone)
             return self._forward(journal)
 
     def rollback(self, plan: str) -> list[str]:
         """Undo what a plan did, last step first; what could not be undone, in a line each."""
-        with self._reopened(plan, "rolled back") as journal:
+        with self._reopened(plan, "rolled back") as journal, _recoverable(journal.record.plan):
             return self._backward(journal)
 
     @contextmanager
@@ -227,7 +232,7 @@ class Engine:
                     raise error
             again = f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}"
         raise StepFailed(
-            failed + (f"; {left}" if left else ""),
+            failed + (f"; {left}" if left and left not in failed else ""),
             "; before that: ".join([again, "; ".join(hints)] if hints else [again]),
             plan=plan.id,
             cause=error,
@@ -235,7 +240,11 @@ class Engine:
 
     def _never_begun(self, journal: Journal, error: StorkitError) -> NoReturn:
         """Nothing was done: whatever it was that failed, there is nothing to resume, and nothing to put back."""
-        journal.end("never begun")
+        try:
+            journal.end("never begun")
+        except NotWritten:
+            with suppress(OSError):
+                journal.path.unlink()
         for host in _marked(journal.record.plan):
             # Where a mark stays, since its host is silent, resume finds that the plan never began.
             with suppress(StorkitError):
@@ -253,14 +262,14 @@ class Engine:
             with journal_lock:
                 journal.start(step.id, before)
             result = verb.act(run, step)
+            with journal_lock:
+                journal.done(step.id, result)
         except StorkitError as error:
             with journal_lock, suppress(StorkitError):
                 if step.id in journal.record.started:
                     journal.failed(step.id, error.to_json())
             self.reporter.step(step, "failed", error.message)
             return step, error
-        with journal_lock:
-            journal.done(step.id, result)
         self.reporter.step(step, "done")
         return None
 
@@ -338,6 +347,22 @@ class Engine:
     def _unmark(self, plan: Plan) -> None:
         for host in _marked(plan):
             self.connections.to(host).unmark(plan.id)
+
+
+@contextmanager
+def _recoverable(plan: Plan) -> Iterator[None]:
+    """Where the journal takes no more lines nothing more is done, and the plan is as one that was killed."""
+    try:
+        yield
+    except NotWritten as error:
+        if error.left == NOTHING_CHANGED:
+            raise
+        raise StepFailed(
+            error.message,
+            f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}; before that: {error.hint}",
+            plan=plan.id,
+            cause=error,
+        ) from error
 
 
 journal_lock = threading.Lock()

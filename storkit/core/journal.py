@@ -72,13 +72,18 @@ class Record:
         return "failed" if self.failed else "interrupted"
 
 
+class NotWritten(Conflict):
+    """A journal takes no more lines. What they would have announced must not be done."""
+
+
 class Journal:
     """The open journal of one plan."""
 
     def __init__(self, path: Path, record: Record) -> None:
         self.path = path
         self.record = record
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with files.explained(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + LOOKED_AT
         while True:
             try:
@@ -95,8 +100,8 @@ class Journal:
             )
 
     def start(self, step: str, before: Any) -> None:
-        self.record.start(step, before)
         self._append({"start": step, "before": before})
+        self.record.start(step, before)
 
     def done(self, step: str, result: Any) -> None:
         self.record.done[step] = result
@@ -127,7 +132,7 @@ class Journal:
         self.close()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        """Raises Conflict, with the journal as it was, if the line cannot be written whole (a full disk)."""
+        """Raises NotWritten, with the journal as it was, if the line cannot be written whole (a full disk)."""
         line = json.dumps({**entry, "time": round(time.time(), 3)}).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
         try:
@@ -137,7 +142,8 @@ class Journal:
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, before)
-            raise files.explain(error, self.path) from error
+            reason = files.explain(error, self.path)
+            raise NotWritten(f"the plan's journal cannot be written: {reason.message}", reason.hint) from error
 
 
 class Unwritten(Journal):
@@ -161,11 +167,12 @@ class Journals:
 
     def create(self, plan: Plan) -> Journal:
         """A new journal, durable with its plan."""
-        keep_state(self.directory.parent)
-        files.make_private(self.directory)
-        self._prune()
         path = self._path(plan.id)
-        files.write_atomic(path, json.dumps({"plan": codec.dump(plan)}) + "\n")
+        with files.explained(self.directory):
+            keep_state(self.directory.parent)
+            files.make_private(self.directory)
+            self._prune()
+            files.write_atomic(path, json.dumps({"plan": codec.dump(plan)}) + "\n")
         return Journal(path, Record(plan))
 
     def reopen(self, plan: str) -> Journal:

@@ -32,7 +32,7 @@ from storkit.core.grades import READ
 from storkit.hosts import accept, rights, wire
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.hosts.site import Performer, Setup, remember, site
-from storkit.system import moving
+from storkit.system import files, moving
 
 PROGRESS_EVERY = 0.1
 """Seconds between two messages of one verb's progress."""
@@ -61,6 +61,9 @@ class Agent:
             result = self._do(request)
         except StorkitError as error:
             self._write({"id": number, "error": error.to_json()})
+        except OSError as error:
+            state = self._performer.site.state
+            self._write({"id": number, "error": files.explain(error, files.place(error, state)).to_json()})
         except Exception as error:
             import traceback
 

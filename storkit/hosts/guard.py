@@ -36,8 +36,9 @@ class Guard:
     """The locks and marks of one host."""
 
     def __init__(self, site: Site) -> None:
-        self._locks = files.make_private(site.run / "locks")
-        self._marks = files.make_private(site.state / "pending")
+        # Made when something is written: who only looks needs neither.
+        self._locks = site.run / "locks"
+        self._marks = site.state / "pending"
         self._epoch = site.state / "epoch"
 
     def lock(
@@ -58,13 +59,15 @@ class Guard:
         """
         taken: list[locks.Lock] = []
         given_up: list[str] = []
+        with files.explained(self._locks):
+            files.make_private(self._locks)
         try:
             for claim in claims:
                 for name in sorted(claim.names):
                     path = self._locks / f"{_file_name(name)}.lock"
-                    taken.append(
-                        locks.acquire(path, (titles or {}).get(name, name), shared=claim.shared, holder=holder)
-                    )
+                    title = (titles or {}).get(name, name)
+                    with files.explained(path):
+                        taken.append(locks.acquire(path, title, shared=claim.shared, holder=holder))
             wanted = {name for claim in claims for name in claim.names}
             for mark in self.marks():
                 if mark["plan"] != plan and wanted & set(mark["names"]):
@@ -100,7 +103,9 @@ class Guard:
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         """Say, durably, that `plan` is under way for these names."""
         record = {"plan": plan, "names": names, "title": title, "coordinator": coordinator}
-        files.write_atomic(self._path(plan), json.dumps(record))
+        with files.explained(self._marks):
+            files.make_private(self._marks)
+            files.write_atomic(self._path(plan), json.dumps(record))
 
     def marked(self, plan: str) -> bool:
         """Whether the mark of `plan` is there."""
@@ -108,7 +113,8 @@ class Guard:
 
     def unmark(self, plan: str) -> None:
         """The plan has ended, or was rolled back."""
-        self._path(plan).unlink(missing_ok=True)
+        with files.explained(self._marks):
+            self._path(plan).unlink(missing_ok=True)
 
     def marks(self) -> list[dict[str, Any]]:
         """The marks of unfinished plans."""

@@ -5,11 +5,13 @@ The coordinator uses it in process for local hosts, and `storkit agent` for its 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
 import typing
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError,
 from storkit.core.inventory import SYSTEM_STATE, HostConfig, Inventory, state_directory
 from storkit.core.model import Volume
 from storkit.hosts import rights
+from storkit.system import files
 from storkit.system.files import make_private, read_json, write_atomic
 from storkit.system.ownership import keep_state
 
@@ -84,20 +87,30 @@ def site(given: Setup) -> Site:
     They follow from the state directory alone: two commands that took different ones would not see each other's locks.
     """
     state = Path(given.state).absolute() if given.state else state_directory()
+    with _writable_or_not(given.host, state):
+        keep_state(state)
     if Path(os.path.realpath(state)) == SYSTEM_STATE:
         run, dev = Path("/run/storkit"), Path("/dev/storkit")
     else:
-        run, dev = _runtime(state), state / "dev"
-    try:
-        keep_state(state)
-        for directory in (run, dev):
+        with _writable_or_not(given.host, state):
+            run, dev = _runtime(state), state / "dev"
+    for directory in (run, dev):
+        with _writable_or_not(given.host, directory):
             make_private(directory)
-    except OSError as error:
-        raise UsageError(
-            f"host {given.host}: {error.filename} cannot be made: {error.strerror}",
-            "name another directory, or run storkit as a user who may write there",
-        ) from error
     return Site(given.host, state, run, dev, given.address)
+
+
+@contextmanager
+def _writable_or_not(host: str, directory: Path) -> Iterator[None]:
+    """Go on where a file system takes nothing new: who only reads needs nothing, who writes is told by the write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            return
+        hint = "name another directory, or run storkit as a user who may write there"
+        message = f"host {host}: {files.place(error, directory)} cannot be made: {error.strerror}"
+        raise UsageError(message, hint) from error
 
 
 REMEMBERED = "setup.json"
@@ -114,7 +127,7 @@ def remember(given: Setup, place: Site, teller: str) -> None:
 
     path = place.state / REMEMBERED
     text = json.dumps({"teller": teller, **codec.dump(given)}, indent=1)
-    with suppress(OSError):  # a full or read-only file system must not keep anyone from looking
+    with suppress(OSError, StorkitError):  # a full or read-only file system must not keep anyone from looking
         if not path.exists() or path.read_text() != text:
             write_atomic(path, text)
 
@@ -217,9 +230,7 @@ class Performer:
                 with rights.logged(target, verb, values, self.asked):
                     result = method(**values)
             except OSError as error:
-                from storkit.system.files import explain
-
-                raise explain(error, Path(str(error.filename or self.site.state))) from error
+                raise files.explain(error, files.place(error, self.site.state)) from error
         return shown(codec.dump(result, reveal=verb in SECRET_VERBS))
 
     def _no_verb(self, target: str, verb: str) -> StorkitError:

@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,12 @@ def explain(error: OSError, path: Path) -> StorkitError:
 def place(error: OSError, otherwise: Path) -> Path:
     """The path that an error of the system is about."""
     return Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else otherwise
+
+
+@contextmanager
+def explained(otherwise: Path) -> Iterator[None]:
+    """Raise what the operating system refuses inside as what it is; `otherwise` is the path where it names none."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, place(error, otherwise)) from error

@@ -6,12 +6,18 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from storkit.core.errors import Conflict
-from storkit.core.journal import Journals
-from storkit.core.plan import Plan
+from storkit.core import verbs
+from storkit.core.engine import Engine
+from storkit.core.errors import NOTHING_CHANGED, Conflict, StepFailed, StorkitError
+from storkit.core.inventory import HostConfig, Inventory
+from storkit.core.journal import Journals, new_id
+from storkit.core.plan import Plan, Stages, Step, step
+from storkit.core.verbs import Run, Verb
+from storkit.hosts.connection import Connections
 
 
 @contextmanager
@@ -45,3 +51,46 @@ def test_a_plan_is_carried_out_by_one_command(tmp_path: Path) -> None:
         journals.reopen("p")
     journal.close()
     journals.reopen("p").close()
+
+
+class Note(Verb):
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def act(self, run: Run, step: Step) -> Any:
+        self.log.append(step.title)
+
+
+def plan_of(*titles: str) -> Plan:
+    stages = Stages()
+    for title in titles:
+        stages.then(step("note", "h", "none", title))
+    return Plan(new_id(), "a test", stages.stages, [])
+
+
+def test_wherever_the_disk_fills_nothing_was_changed_or_the_plan_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every length of the journal: an error that says that nothing was changed, or one that names the plan."""
+    log: list[str] = []
+    monkeypatch.setitem(verbs.VERBS, "note", Note(log))
+    engine = Engine(Connections(Inventory({"h": HostConfig("h", f"local:{tmp_path}/h")}, {})), tmp_path / "state")
+    whole = plan_of("one", "two")
+    engine.run(whole)
+    length = (engine.journals.directory / f"{whole.id}.jsonl").stat().st_size
+    seen = set()
+    for limit in range(0, length, 13):
+        log.clear()
+        plan = plan_of("one", "two")
+        with largest_file(limit), pytest.raises(StorkitError) as caught:
+            engine.run(plan)
+        error = caught.value
+        seen.add(type(error).__name__)
+        if isinstance(error, StepFailed):
+            assert f"storkit plan resume {plan.id}" in error.hint and "journal cannot be written" in error.message
+            engine.resume(plan.id)
+            assert {"one", "two"} <= set(log) and engine.journals.read(plan.id).end == "completed"
+        else:
+            assert error.left == NOTHING_CHANGED and log == [], limit
+            assert plan.id not in engine.journals.ids() or engine.journals.read(plan.id).end == "never begun"
+    assert {"StepFailed", "NotWritten"} <= seen

@@ -79,7 +79,7 @@ def test_every_question_is_answered_on_a_read_only_file_system(read_only: World)
 
 
 def test_changes_say_that_the_file_system_is_read_only_and_where(read_only: World) -> None:
-    for change in ("volume create w 1MiB", "detach v --on b", "volume snapshot v s", "guest define h --disk v"):
+    for change in ("volume create w 1MiB", "detach v --on b", "volume snapshot v s", "guest delete g"):
         error = read_only.storkit(*change.split(), ok=5).stderr
         assert "the file system is read-only" in error and str(read_only.directory) in error, change
         assert "Traceback" not in error and "bug" not in error

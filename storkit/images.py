@@ -280,7 +280,7 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
     def progress(part: float) -> None:
         site.progress(part, f"importing {volume.name}")
 
-    if not _is_device(target):
+    if not volumefile.is_device(target):
         free = os.statvfs(target.parent)
         if info.required > free.f_bavail * free.f_frsize:
             needed = format_size(info.required)
@@ -302,16 +302,11 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
         os.fsync(device)
 
 
-def _is_device(path: Path) -> bool:
-    """Whether a volume is a block device: what a link in a pool's directory points to is none of storkit's."""
-    return path.is_relative_to("/dev") and path.is_block_device()
-
-
 @contextmanager
 def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, limit: int) -> Iterator[Path]:
     """The unpacked image while it is needed: beside the volume, or below the state directory for a device."""
     target = Path(volume.path)
-    directory = files.make_private(site.state / SPOOL) if _is_device(target) else target.parent
+    directory = files.make_private(site.state / SPOOL) if volumefile.is_device(target) else target.parent
     partial = directory / f"{volume.name}.{SPOOL}{files.PARTIAL}"
     with _partial_file(partial, f"the import of {volume.name}") as descriptor:
 

@@ -12,10 +12,8 @@ its connections, before another one may write. BLOCK_EXPORT_DELETED comes when t
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from storkit.core.backend import Site, path_setting, word_setting
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
-from storkit.system import locks, nbdclient, qmp
+from storkit.system import locks, nbdclient, qmp, volumefile
 from storkit.system.files import make_private, write_atomic
 from storkit.system.grants import short
 from storkit.system.nbdgrant import Grant, Granted, Grants
@@ -345,7 +343,7 @@ def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any
     frozen = volume.kind != "disk"
     rights: dict[str, Any] = {"read-only": frozen, "auto-read-only": not frozen, "discard": "unmap"}
     rights["cache"] = {"direct": cache == "none", "no-flush": False}
-    block = stat.S_ISBLK(os.stat(volume.path).st_mode)
+    block = volumefile.is_device(Path(volume.path))
     file = {"driver": "host_device" if block else "file", "filename": volume.path, "aio": aio, **rights}
     return {"driver": volume.format, "node-name": node, **rights, "file": file}
 

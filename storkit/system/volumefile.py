@@ -16,6 +16,17 @@ FORMATS = ("raw", "qcow2", "tree")
 """What the name of a volume's file, or of a tree's directory, ends in."""
 
 
+def is_device(path: Path) -> bool:
+    """Whether a volume is a block device, such as LVM's; a link to one in a pool's directory is none.
+
+    Raises Unsafe: it is neither that nor a file.
+    """
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") and path.is_block_device():
+        return True
+    os.close(files.open_plain(path, os.O_RDONLY))
+    return False
+
+
 def make_empty(descriptor: int, format: str, size: int) -> None:
     """Turn an open file into an empty disk of `size` bytes that reads as zeros. Raises OSError (ENOSPC)."""
     os.ftruncate(descriptor, 0)

@@ -18,6 +18,7 @@ from storkit.core.errors import StorkitError, Unsafe
 from storkit.directory import Directory, DirectorySettings
 from storkit.hosts.site import Setup, site
 from storkit.system import files, locks, nfsexport, ownership
+from storkit.system.nbdserver import image_node
 from tests.unit.directories import new
 
 STRANGER = 12345
@@ -144,6 +145,17 @@ def test_a_fill_writes_to_the_volume_alone(shared: Directory, victim: Path, tmp_
     with pytest.raises(Unsafe):
         images.fill(shared.site, volume, str(image), "raw")
     assert victim.read_bytes() == SECRET
+
+
+@planted
+def test_a_server_opens_the_volume_alone(shared: Directory, victim: Path, plant: Plant) -> None:
+    """Also when it is started again, after the volume was looked at."""
+    (volume,) = shared.create([new("v")])
+    assert image_node(volume, "n", "none", "threads")["file"]["driver"] == "file"
+    Path(volume.path).unlink()
+    plant(Path(volume.path), victim)
+    with pytest.raises(Unsafe):
+        image_node(volume, "n", "none", "threads")
 
 
 @planted

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.identities import check_name
 from storkit.core.model import Damaged, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import clonefile, files, locks, ownership, qcow2, volumefile
@@ -187,6 +188,10 @@ class Directory(Pool):
             if not self.settings.others_write and (why := ownership.exposed(self.path)):
                 hint = f"{why.hint}; or, if they are to write there: others_write = true in [pools.{self.pool}]"
                 raise Unsafe(f"pool {self.pool} is not used: {why.message}", hint)
+            if self._looks_unmounted():
+                message = f"directory {self.path} of pool {self.pool} is empty, and was in use before"
+                mount = f"is its file system mounted? findmnt -T {self.path}; mount {self.path}"
+                raise NotFound(message, f"{mount}; to begin anew in it: touch {self._files.lock}")
             return True
         if self.settings.path:
             # Not made here: it may be the place of a file system that is not mounted.
@@ -194,12 +199,26 @@ class Directory(Pool):
             raise NotFound(message, f"is its file system mounted? findmnt -T {self.path}; mount {self.path}")
         return False
 
+    @property
+    def _used(self) -> Path:
+        """Says which directory this pool was in when it was last changed."""
+        return self.site.state / "pools" / check_name("pool", self.pool)
+
+    def _looks_unmounted(self) -> bool:
+        """Whether the directory was in use, and now is as one that a file system is to be mounted on."""
+        if not self.settings.path or self._files.lock.exists() or not self._used.exists() or self._files.names():
+            return False
+        return files.read_plain(self._used).decode(errors="replace") == str(self.path)
+
     @contextmanager
     def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
         if not self._exists():
             files.make_private(self.path)
         directory = self._files
         with directory.locked(f"{verb} in pool {self.pool}"):
+            if self.settings.path and not (self._used.exists() and files.read_plain(self._used) == bytes(self.path)):
+                files.make_private(self._used.parent)
+                files.write_atomic(self._used, str(self.path))
             yield directory
 
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:

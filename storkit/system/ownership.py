@@ -13,7 +13,7 @@ from storkit.system import files
 _LINKS = 40
 """As many symbolic links are followed as path_resolution(7) does."""
 _OURS = frozenset(
-    {"setup.json", "pending", "plans", "guests", "volumes", "nfs-volumes", "nbd", "iscsi", "nfs", "dev", "run"}
+    {"setup.json", "pending", "pools", "plans", "guests", "volumes", "nfs-volumes", "nbd", "iscsi", "nfs", "dev", "run"}
 )
 """What a state directory holds."""
 

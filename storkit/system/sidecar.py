@@ -57,6 +57,11 @@ class VolumeDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def lock(self) -> Path:
+        """The lock of the directory; it stays once it was used."""
+        return self.path / _LOCK
+
     def data(self, name: str, format: str) -> Path:
         return self.path / f"{name}.{format}"
 
@@ -79,7 +84,7 @@ class VolumeDirectory:
         """
         try:
             lock = locks.acquire(
-                self.path / _LOCK,
+                self.lock,
                 f"pool directory {self.path}",
                 holder=f"{what} (pid {os.getpid()})",
                 wait=scaled(30.0),

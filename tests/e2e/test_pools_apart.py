@@ -76,6 +76,23 @@ def test_lists_show_the_other_pools_and_name_the_missing_one(unmounted: World, t
     assert other["guest"] == "back"
 
 
+def test_an_empty_place_of_a_mount_is_not_an_empty_pool(world: World, tmp_path: Path) -> None:
+    """What `umount` leaves: the directory is there, and nothing is in it."""
+    two = tmp_path / "two"
+    (tmp_path / "away").mkdir()
+    for entry in list(two.iterdir()):
+        entry.rename(tmp_path / "away" / entry.name)
+    listed = world.storkit("volume", "list")
+    assert column(listed.stdout) == ["web", "log"] and "is empty, and was in use before" in listed.stderr
+    assert "is its file system mounted?" in listed.stderr
+    world.storkit("volume", "create", "new", "1MiB", "--pool", "two", ok=4)
+    assert list(two.iterdir()) == []
+    (two / ".storkit.lock").touch()
+    world.storkit("volume", "create", "new", "1MiB", "--pool", "two")
+    (two / ".storkit.lock").unlink()
+    assert column(world.storkit("volume", "list").stdout) == ["web", "new", "log"]
+
+
 def test_what_needs_another_pool_goes_on(unmounted: World) -> None:
     unmounted.storkit("attach", "web", "--on", "b")
     unmounted.storkit("volume", "show", "web")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from storkit.core.backend import Needs, Pool, path_setting
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.identities import check_name
+from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Damaged, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
-from storkit.system import clonefile, files, locks, ownership, qcow2, volumefile
+from storkit.system import clonefile, files, locks, qcow2, volumefile
+from storkit.system.poolplace import Place
 from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 
 IMPORTING = "importing"
@@ -183,32 +183,13 @@ class Directory(Pool):
     def _files(self) -> VolumeDirectory:
         return VolumeDirectory(self.path)
 
-    def _exists(self) -> bool:
-        if self.path.is_dir():
-            if not self.settings.others_write and (why := ownership.exposed(self.path)):
-                hint = f"{why.hint}; or, if they are to write there: others_write = true in [pools.{self.pool}]"
-                raise Unsafe(f"pool {self.pool} is not used: {why.message}", hint)
-            if self._looks_unmounted():
-                message = f"directory {self.path} of pool {self.pool} is empty, and was in use before"
-                mount = f"is its file system mounted? findmnt -T {self.path}; mount {self.path}"
-                raise NotFound(message, f"{mount}; to begin anew in it: touch {self._files.lock}")
-            return True
-        if self.settings.path:
-            # Not made here: it may be the place of a file system that is not mounted.
-            message = f"there is no directory {self.path} for pool {self.pool}"
-            raise NotFound(message, f"is its file system mounted? findmnt -T {self.path}; mount {self.path}")
-        return False
-
     @property
-    def _used(self) -> Path:
-        """Says which directory this pool was in when it was last changed."""
-        return self.site.state / "pools" / check_name("pool", self.pool)
+    def _place(self) -> Place:
+        settings = self.settings
+        return Place(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
 
-    def _looks_unmounted(self) -> bool:
-        """Whether the directory was in use, and now is as one that a file system is to be mounted on."""
-        if not self.settings.path or self._files.lock.exists() or not self._used.exists() or self._files.names():
-            return False
-        return files.read_plain(self._used).decode(errors="replace") == str(self.path)
+    def _exists(self) -> bool:
+        return self._place.exists()
 
     @contextmanager
     def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
@@ -216,9 +197,7 @@ class Directory(Pool):
             files.make_private(self.path)
         directory = self._files
         with directory.locked(f"{verb} in pool {self.pool}"):
-            if self.settings.path and not (self._used.exists() and files.read_plain(self._used) == bytes(self.path)):
-                files.make_private(self._used.parent)
-                files.write_atomic(self._used, str(self.path))
+            self._place.remember()
             yield directory
 
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:

@@ -187,7 +187,7 @@ def test_full_disk_leaves_no_half_volume(tmp_path: Path) -> None:
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(small)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "small", str(small)], check=True)
     try:
         world = World(tmp_path, inventory=f'[hosts.a]\nurl = "local:a"\n[hosts.b]\nurl = "local:b"\n'
                       f'[pools.default]\nhost = "a"\npath = "{small}"\n')  # fmt: skip

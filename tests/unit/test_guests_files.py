@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Usag
 from storkit.guests import files
 from storkit.guests.check import MIB, check
 from storkit.guests.record import Boot, Disk, Guest, Nic
+from tests.filesystems import mounted
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 FULL = Guest(
@@ -220,11 +221,14 @@ def test_deleting_is_done_once_and_can_be_said_twice(tmp_path: Path) -> None:
 
 
 def test_no_room_leaves_no_half_file(tmp_path: Path) -> None:
-    """/dev/full in the place of the temporary file: write(2) fails with ENOSPC."""
-    (tmp_path / f"web.toml.{os.getpid()}.partial").symlink_to("/dev/full")
-    with pytest.raises(Conflict, match="no space"):
-        files.save(tmp_path, FULL)
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "small").mkdir()
+    with mounted("tmpfs", tmp_path / "small", 64 << 10) as small:
+        with (small / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(Conflict, match="no space"):
+            files.save(small, FULL)
+        assert [path.name for path in small.iterdir()] == ["filler"]
 
 
 text = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(lambda t: not check(

@@ -89,7 +89,8 @@ class Guard:
     def epoch(self) -> int:
         """A number for a command that changes rights, larger than all that this host has given before. It is drawn once
         the command has its lock; `fence`, which must do without one, draws it by itself."""
-        lock = locks.acquire(self._locks.parent / "epoch.lock", "the count of commands", wait=scaled(30))
+        with files.explained(self._locks.parent):
+            lock = locks.acquire(self._locks.parent / "epoch.lock", "the count of commands", wait=scaled(30))
         try:
             number = 1 + (int(self._epoch.read_text() or 0) if self._epoch.exists() else 0)
             files.write_atomic(self._epoch, f"{number}\n")

@@ -23,7 +23,7 @@ from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.system import locks
-from storkit.system.files import make_private, sync_directory, write_atomic
+from storkit.system.files import make_private, read_plain, sync_directory, write_atomic
 from storkit.system.records import RecordFiles
 from storkit.system.timeouts import scaled
 
@@ -147,7 +147,7 @@ def _late(what: str, host: str) -> StorkitError:
 def _epoch(mark: Path) -> int:
     """The epoch of the command that wrote a mark; 0: there is none, or it is from before there were epochs."""
     try:
-        _, _, said = mark.read_text().partition("\n")
+        _, _, said = read_plain(mark).decode(errors="replace").partition("\n")
     except FileNotFoundError:
         return 0
     return int(said) if said.strip().isdecimal() else 0

@@ -114,8 +114,8 @@ def _roots(session: Session, host: str) -> tuple[list[tuple[Volume, Export]], li
     with collected(problems):
         guests = files.load_all(session.guests)
         rooted = {guest_client(guest.name): guest for guest in guests if guest.root}
-        names = [guest.root.volume for guest in guests if guest.root]
-        trees = {tree.uuid: tree for tree in session.survey.volumes(names) if tree.host != host} if names else {}
+        roots = {guest.root.volume: guest.root.uuid for guest in guests if guest.root}
+        trees = {tree.uuid: tree for tree in session.survey.present(roots, roots) if tree.host != host}
         exports = [export for export in session.survey.exports(list(trees.values())) if export.client in rooted]
         places = _places(session, [rooted[export.client] for export in exports], host)
         for export in exports:

@@ -28,12 +28,12 @@ from storkit.core.model import DiskSource, Export, GuestState, Volume, guest_cli
 from storkit.core.plan import Plan
 from storkit.core.units import format_size
 from storkit.guests import files
-from storkit.guests.record import Disk, Guest
+from storkit.guests.record import Disk, Guest, Root
 
 
-def tree(session: Session, name: str) -> Volume:
-    """The tree of that name."""
-    volume = session.survey.volume(name)
+def tree(session: Session, name: str, uuid: str = "") -> Volume:
+    """The tree of that name; `uuid`: the one with it, where a name stands for two."""
+    (volume,) = session.survey.find_all([name], {name: uuid})
     if volume.kind != "tree":
         raise UsageError(f"volume {name} is a {volume.kind}, and no tree that a guest mounts", f"write --disk {name}")
     return volume
@@ -46,7 +46,7 @@ def _with_root(session: Session, guest: Guest) -> tuple[Guest, Volume | None]:
     root = guest.root
     if root is None:
         return guest, None
-    volume = tree(session, root.volume)
+    volume = tree(session, root.volume, root.uuid)
     if root.uuid and root.uuid != volume.uuid:
         raise Unsafe(
             f"volume {volume.name} is not the root of guest {guest.name} any more: UUID {volume.uuid}, not {root.uuid}",
@@ -118,9 +118,9 @@ def clone(session: Session, options: Namespace) -> None:
     made: list[tuple[Volume, list[Volume]]] = []
 
     def build() -> Plan:
-        originals = session.survey.find_all(list(copies))
-        must_be_free(session, list(copies.values()))
+        originals = session.survey.find_all(list(copies), _uuids([source.root, *source.disks]))
         if not made:
+            must_be_free(session, list(copies.values()))
             for volume in originals:
                 pool = session.inventory.pool(volume.pool)
                 kind = "tree" if volume.kind == "tree" else "disk"
@@ -153,8 +153,13 @@ def bind(session: Session, disks: list[Disk]) -> list[Disk]:
     """Disks with the UUIDs of their volumes: the record then names the disk itself, whatever its name stands for."""
     if not disks:
         return []
-    volumes = session.survey.find_all([disk.volume for disk in disks])
+    volumes = session.survey.find_all([disk.volume for disk in disks], _uuids(disks))
+    by_name = {volume.name: volume for volume in volumes}
     for disk, volume in zip(disks, volumes, strict=True):
+        if by_name[volume.name] != volume:
+            raise Conflict(
+                f"two disks would be named {volume.name}, and a host has one of that name", "clone one of them"
+            )
         if volume.kind == "tree":
             raise UsageError(f"volume {volume.name} is a tree, and no disk", f"write --root {volume.name}")
         if volume.kind != "disk" and not disk.readonly:
@@ -162,7 +167,13 @@ def bind(session: Session, disks: list[Disk]) -> list[Disk]:
                 f"volume {volume.name} is a golden image or a snapshot: no guest can write it",
                 f"storkit volume clone {volume.name} NEW, or --disk {volume.name}:ro",
             )
-    return [replace(disk, uuid=volume.uuid) for disk, volume in zip(disks, volumes, strict=True)]
+    pairs = zip(disks, volumes, strict=True)
+    return [replace(disk, volume=volume.name, uuid=volume.uuid) for disk, volume in pairs]
+
+
+def _uuids(disks: Iterable[Disk | Root | None]) -> dict[str, str]:
+    """What a record knows of its volumes beside their names."""
+    return {disk.volume: disk.uuid for disk in disks if disk and disk.uuid}
 
 
 def subject(session: Session, name: str, *hosts: str) -> Subject:
@@ -171,7 +182,7 @@ def subject(session: Session, name: str, *hosts: str) -> Subject:
     A guest can only run where its disks are exported to: other hosts need not answer.
     """
     guest = files.load(session.guests, name)
-    volumes = session.survey.find_all([disk.volume for disk in guest.disks])
+    volumes = session.survey.find_all([disk.volume for disk in guest.disks], _uuids(guest.disks))
     for disk, volume in zip(guest.disks, volumes, strict=True):
         if disk.uuid and disk.uuid != volume.uuid:
             raise Unsafe(
@@ -214,7 +225,7 @@ def _where(
     able = {export.client for export in exports} if volumes else None
     rooted = guest.root is not None and not guest.disks
     if guest.root and rooted:
-        roots = session.survey.volumes([guest.root.volume])
+        roots = session.survey.present([guest.root.volume], _uuids([guest.root]))
         able = set() if roots and not _root_exports(session, guest, roots) else None
     places, states = session.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
     if rooted and {"running", "paused"} & set(places.values()):
@@ -243,8 +254,9 @@ def _shared(session: Session, guest: Guest, volumes: list[Volume]) -> frozenset[
 
 def start(session: Session, options: Namespace) -> None:
     guest = files.load(session.guests, options.name)
-    first = guest.disks[0].volume if guest.disks else guest.root.volume if guest.root else ""
-    host = session.host(options.on or (session.survey.volume(first).host if first else "local"), given=True)
+    first = next((disk for disk in [*guest.disks, guest.root] if disk), None)
+    home = options.on or (session.survey.find_all([first.volume], _uuids([first]))[0].host if first else "local")
+    host = session.host(home, given=True)
 
     def build() -> Plan:
         what = subject(session, options.name, host)
@@ -295,7 +307,7 @@ def delete(session: Session, options: Namespace) -> None:
 
 def _places(session: Session, guest: Guest) -> tuple[dict[str, str], dict[str, str]]:
     """Where a guest is, whatever has become of its volumes; and why it is paused there, if nobody wanted it."""
-    volumes = session.survey.volumes([disk.volume for disk in guest.disks])
+    volumes = session.survey.present([disk.volume for disk in guest.disks], _uuids(guest.disks))
     hosts, exports = session.survey.hosts(volumes), session.survey.exports(volumes)
     # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
     places, states = _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)

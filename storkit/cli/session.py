@@ -24,7 +24,7 @@ class Session:
 
     def __init__(self, options: Namespace) -> None:
         from storkit.core import inventory
-        from storkit.core.remembered import Named
+        from storkit.core.remembered import Hints, Named
         from storkit.core.survey import Survey
         from storkit.hosts.connection import Connections
 
@@ -33,7 +33,7 @@ class Session:
         self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
         self.named = Named(self.state)
         self.connections = Connections(inventory.load(given), self.named)
-        self.survey = Survey(self.connections)
+        self.survey = Survey(self.connections, Hints(self.state))
         self._changed = False
         """Whether a plan was begun: then an error of the next one does not say that nothing was changed."""
 
@@ -221,6 +221,7 @@ def run(options: Namespace) -> int:
         return failed(bug, options.json)
     finally:
         if session is not None:
+            session.survey.hints.save()
             session.connections.close()
 
 

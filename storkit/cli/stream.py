@@ -76,7 +76,7 @@ def export(session: Session, options: Namespace) -> None:
 def _volume(session: Session, name: str) -> Volume:
     volume = session.survey.volume(name)
     if session.inventory.host(volume.host).machine != "local":
-        file = f"/var/tmp/{name}.img"
+        file = f"/var/tmp/{volume.name}.img"
         raise UsageError(
             f"volume {name} is on {volume.host}, and cannot be exported to standard output here",
             f"storkit volume export {name} {file}, and copy {file} from {volume.host}",

@@ -14,6 +14,7 @@ from storkit.cli.session import Session
 from storkit.core import codec, planner
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
+from storkit.core.lookup import parts
 from storkit.core.model import Export, Volume, check_name, guest_of
 from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
@@ -74,7 +75,6 @@ def import_(session: Session, options: Namespace) -> None:
         kind = "image" if options.golden else "disk"
 
         def build() -> Plan:
-            must_be_free(session, [options.name], pool)
             return planner.import_image(volume, source, kind, session.inventory)
 
         _report(session, session.change(build), "imported")
@@ -119,9 +119,8 @@ def export(session: Session, options: Namespace) -> None:
 
     done = session.change(build)
     if done:
-        session.result(
-            {"volume": options.name, "file": options.file}, output.shown(f"{options.name} is in {options.file}")
-        )
+        name = parts(options.name)[1]
+        session.result({"volume": name, "file": options.file}, output.shown(f"{name} is in {options.file}"))
 
 
 def clone(session: Session, options: Namespace) -> None:
@@ -137,7 +136,8 @@ def clone(session: Session, options: Namespace) -> None:
 
     def build() -> Plan:
         source = session.survey.volume(options.source)
-        must_be_free(session, options.names)
+        if not volumes:
+            must_be_free(session, options.names)
         if wanted and wanted < source.size:
             raise UsageError(
                 f"{source.name} is {format_size(source.size)} large; a clone cannot be smaller", "leave --size out"
@@ -160,8 +160,8 @@ def snapshot(session: Session, options: Namespace) -> None:
 
     def build() -> Plan:
         source = session.survey.volume(options.source)
-        must_be_free(session, [options.name])
         if not made:
+            must_be_free(session, [options.name])
             pool = session.inventory.pool(source.pool)
             made.append(new_volume(pool, options.name, source.size, origin=source.uuid, kind="snapshot"))
         return planner.snapshot(source, made[0], session.inventory)
@@ -195,13 +195,17 @@ def delete(session: Session, options: Namespace) -> None:
         return planner.delete(volumes, session.survey.exports(volumes), session.inventory)
 
     if session.change(build):
-        session.result({"deleted": options.names})
+        names = [parts(name)[1] for name in options.names]
+        for name in names:
+            session.survey.hints.drop(name)
+        session.result({"deleted": names})
 
 
 def list_(session: Session, options: Namespace) -> None:
     pools = [session.inventory.pool(options.pool)] if options.pool else None
     volumes = session.survey.volumes(pools=pools)
     damaged = list(session.survey.damaged.values())
+    _warn_of_twins(session, volumes)
     rows: list[tuple[str, ...]] = [
         (v.name, format_size(v.size), v.kind, v.format, v.pool, v.host, v.made) for v in volumes
     ]
@@ -215,10 +219,22 @@ def list_(session: Session, options: Namespace) -> None:
     session.result(data, output.table(header, rows))
 
 
+def _warn_of_twins(session: Session, volumes: list[Volume]) -> None:
+    """A name that stands for two volumes, made while a pool could not be asked, is no name to go by."""
+    pools: dict[str, list[str]] = {}
+    for volume in volumes:
+        pools.setdefault(volume.name, []).append(volume.pool)
+    for name, places in pools.items():
+        if len(places) > 1:
+            session.survey.hints.drop(name)
+            whole = " or ".join(f"{pool}/{name}" for pool in places)
+            session.warn(f"storkit: volume {name} is in pool {' and in pool '.join(places)}: write {whole}")
+
+
 def show(session: Session, options: Namespace) -> None:
     volume = session.survey.volume(options.name)
     exports = session.survey.exports([volume])
-    attached = session.survey.attachments(session.survey.hosts([volume]), [volume])
+    attached = session.survey.attachments(_clients(exports), [volume])
     data = {
         **codec.dump(volume),
         "writers": sorted(planner.writers(exports, volume)),
@@ -236,11 +252,16 @@ def show(session: Session, options: Namespace) -> None:
     session.result(data, output.fields(lines))
 
 
+def _clients(exports: list[Export]) -> list[str]:
+    """The hosts among the clients: no other host need be asked about a volume, since no server lets it in."""
+    return list(dict.fromkeys(export.client for export in exports if not guest_of(export.client)))
+
+
 def attach(session: Session, options: Namespace) -> None:
     attachments = _attach(session, options, lambda: [session.survey.volume(options.volume)])
     if attachments:
         if not (options.read_only or attachments[0]["writable"]):
-            session.warn(f"storkit: nobody writes volume {options.volume}: it is attached for reading only")
+            session.warn(f"storkit: nobody writes volume {attachments[0]['volume']}: it is attached for reading only")
         session.result(attachments[0], output.shown(attachments[0]["path"]))
 
 
@@ -285,7 +306,7 @@ def _all_of(session: Session, pool: PoolConfig) -> list[Volume]:
 
 def detach(session: Session, options: Namespace) -> None:
     if _detach(session, options, lambda: [session.survey.volume(options.volume)]):
-        session.result({"volume": options.volume, "detached": options.on})
+        session.result({"volume": parts(options.volume)[1], "detached": options.on})
 
 
 def detach_pool(session: Session, options: Namespace) -> None:
@@ -360,7 +381,7 @@ def verify(session: Session, options: Namespace) -> None:
         volume = session.survey.volume(options.volume)
         hosts = [session.host(name) for name in options.on or ()]
         if not hosts:
-            attached = session.survey.attachments(session.survey.hosts([volume]), [volume])
+            attached = session.survey.attachments(_clients(session.survey.exports([volume])), [volume])
             hosts = [host for host, found in attached.items() if found]
         if not hosts:
             raise NotFound(
@@ -422,6 +443,7 @@ def _report(session: Session, done: Any, what: str) -> None:
         return
     plan, results = done
     volumes = list(results[plan.steps[-1].id])
+    session.survey.hints.put(codec.load(list[Volume], volumes))
     text = "\n".join(
         output.shown(f"{v['name']}: {what} ({v['made']}), {format_size(v['size'])}, {v['uuid']}") for v in volumes
     )

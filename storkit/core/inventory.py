@@ -242,6 +242,7 @@ def parse(text: str, path: Path) -> Inventory:
 
 def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[StorkitError]) -> dict[str, HostConfig]:
     hosts: dict[str, HostConfig] = {}
+    places: dict[str, str] = {}
     for name, data in table.items():
         _check(lambda name=name: check_name("host", name), where, f"hosts.{name}", problems)
         host = convert(_Host, data, where, f"hosts.{name}", problems)
@@ -253,9 +254,7 @@ def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[Storkit
         problem = url_problem(url)
         if problem:
             problems.append(UsageError(f"{where}: hosts.{name}.url: {problem}", f"write {HOST_SCHEMES}"))
-        place = "" if problem else _place(url, host.state)
-        twin = next((other.name for other in hosts.values() if place and _place(other.url, other.state) == place), None)
-        if twin:
+        elif (twin := places.setdefault(_place(url, host.state), name)) != name:
             problems.append(UsageError(f"{where}: hosts.{name}: the same url as hosts.{twin}: they would be one host"))
         hosts[name] = HostConfig(name, url, host.address, host.state)
     return hosts

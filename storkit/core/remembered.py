@@ -6,11 +6,14 @@ Nothing here is needed: a file that is missing, damaged or cannot be written nev
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import StorkitError
+from storkit.core.model import Volume
 from storkit.system import files
 
 MAX_BYTES = 4 << 20
@@ -43,6 +46,76 @@ class Named:
             urls = found if isinstance(found, list) else []
             self._urls = dict.fromkeys(url for url in urls if isinstance(url, str))
         return self._urls
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Where a volume was when its name was last looked up everywhere."""
+
+    pool: str
+    uuid: str
+
+
+class Hints:
+    """Volumes' names, and where each was last. A hint says whom to ask first, never what is true: what is found there
+    counts only with the hint's UUID, and without hints all pools are asked."""
+
+    MOST = 5000
+    """How many are kept; the oldest go first."""
+
+    def __init__(self, state: Path | None = None) -> None:
+        self._path = state / "hints.json" if state else None
+        self._hints: dict[str, Hint] | None = None
+        self._new: dict[str, Hint | None] = {}
+
+    def get(self, name: str) -> Hint | None:
+        if self._hints is None:
+            self._hints = self._read()
+        return self._hints.get(name)
+
+    def names(self) -> list[str]:
+        """The names that there are hints for."""
+        self.get("")
+        return sorted(self._hints or ())
+
+    def put(self, volumes: Iterable[Volume]) -> None:
+        """Remember where these volumes are."""
+        for volume in volumes:
+            hint = Hint(volume.pool, volume.uuid)
+            if self.get(volume.name) != hint:
+                self._set(volume.name, hint)
+
+    def drop(self, name: str) -> None:
+        """What was remembered of a name is not true any more."""
+        if self.get(name):
+            self._set(name, None)
+
+    def save(self) -> None:
+        """Keep what has changed, beside what other commands have kept meanwhile."""
+        if self._new and self._path:
+            hints = self._read()
+            for name, hint in self._new.items():
+                hints.pop(name, None)
+                if hint:
+                    hints[name] = hint
+            write(self._path, {name: [hint.pool, hint.uuid] for name, hint in list(hints.items())[-self.MOST :]})
+            self._new.clear()
+
+    def _set(self, name: str, hint: Hint | None) -> None:
+        assert self._hints is not None
+        self._new[name] = hint
+        if hint:
+            self._hints[name] = hint
+        else:
+            self._hints.pop(name, None)
+
+    def _read(self) -> dict[str, Hint]:
+        found = read(self._path) if self._path else None
+        hints: dict[str, Hint] = {}
+        for name, place in found.items() if isinstance(found, dict) else ():
+            if isinstance(place, list) and len(place) == 2 and all(isinstance(word, str) for word in place):
+                hints[name] = Hint(*place)
+        return hints
 
 
 def read(path: Path) -> Any:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from storkit.core import codec
+from storkit.core import codec, lookup
 from storkit.core.errors import (
-    Conflict,
     HostUnreachable,
-    NotFound,
     ServiceUnreachable,
     StorkitError,
     Unsafe,
     Unsupported,
     UsageError,
-    in_a_line,
     raise_problems,
 )
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, check_name, guest_of
+from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, guest_of
+from storkit.core.remembered import Hints
 from storkit.hosts.connection import Connections
 from storkit.hosts.declared import Declared
 
 K = TypeVar("K")
 V = TypeVar("V")
 
+AT_ONCE = 256
+"""How many hosts are asked at the same time: many that are silent should cost no more than one."""
+
 
 class Survey:
     """Questions to the hosts. A host that cannot be reached is noted in `silent`: its state is unknown."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, hints: Hints | None = None) -> None:
         self.connections = connections
+        self.hints = hints or Hints()
         self.off: dict[str, Declared] = {}
         """Hosts that a person has declared off, once `declared_off` has asked."""
         self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
@@ -47,9 +49,14 @@ class Survey:
 
         Pools that cannot be looked at and damaged volumes are noted in `failed` and `damaged`, and left out.
         """
+        wanted = self.connections.inventory.pools.values() if pools is None else pools
+        return self.of_pools(dict.fromkeys(wanted, names))
+
+    def of_pools(self, wanted: Mapping[PoolConfig, list[str] | None]) -> list[Volume]:
+        """As `volumes`, for the names (None: all) that are wanted of each pool."""
 
         def ask(pool: PoolConfig) -> list[Volume] | None:
-            connection, where = self.connections.to(pool.host), f"pool {pool.name}"
+            connection, where, names = self.connections.to(pool.host), f"pool {pool.name}", wanted[pool]
             with self._noted(pool):
                 try:
                     found = connection.call(f"pool:{pool.name}", "find", {"names": names})
@@ -60,37 +67,22 @@ class Survey:
                     return self._look(pool, names, error)
             return None
 
-        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
-        answers = self._each(wanted, ask, lambda pool: pool.host)
+        answers = self._each(list(wanted), ask, lambda pool: pool.host)
         return [volume for pool in wanted for volume in answers.get(pool, [])]
 
     def volume(self, name: str) -> Volume:
-        """The volume of a name. Raises NotFound, or HostUnreachable if it may be on a host that is silent."""
+        """The volume of a name, or of POOL/NAME. Raises NotFound, or HostUnreachable if it may be on a host that is
+        silent."""
         return self.find_all([name])[0]
 
-    def find_all(self, names: list[str]) -> list[Volume]:
-        """The volumes of these names, in this order; every one that is missing is named."""
-        for name in names:
-            check_name("volume", name)
-        found: dict[str, Volume] = {}
-        for volume in self.volumes(names):
-            if volume.name in found:
-                other = found[volume.name]
-                raise Conflict(
-                    f"volume {volume.name} is in pool {other.pool} and in pool {volume.pool}",
-                    "rename one of them by hand: a name stands for one disk",
-                )
-            found[volume.name] = volume
-        self.refuse_damaged(names)
-        missing = [name for name in names if name not in found]
-        if missing:
-            for error in self.silent.values():
-                raise HostUnreachable(f"no volume {', '.join(missing)} was found, and {error.message}", error.advice)
-            for pool, reason in self.failed.items():
-                message = f"no volume {', '.join(missing)} was found, and pool {pool} cannot be looked at"
-                raise Conflict(f"{message}: {in_a_line(reason)}", reason.each[0].advice)
-            raise NotFound(f"there is no volume {', '.join(missing)}", "storkit volume list")
-        return [found[name] for name in names]
+    def find_all(self, names: list[str], uuids: Mapping[str, str] | None = None) -> list[Volume]:
+        """The volumes of these names, in this order; every one that is missing is named. `uuids`: of which this is
+        known, which decides between two of one name."""
+        return lookup.find_all(self, names, uuids or {})
+
+    def present(self, names: Iterable[str], uuids: Mapping[str, str] | None = None) -> list[Volume]:
+        """As `find_all`, for those that are found."""
+        return list(lookup.present(self, names, uuids or {})[0].values())
 
     def refuse_damaged(self, names: Iterable[str]) -> None:
         """Raise Unsafe for those of `names` that a damaged volume has."""
@@ -244,7 +236,7 @@ class Survey:
         else:
             from concurrent.futures import ThreadPoolExecutor
 
-            with ThreadPoolExecutor(min(len(keys), 32)) as pool:
+            with ThreadPoolExecutor(min(len(keys), AT_ONCE)) as pool:
                 pairs = list(pool.map(answer, keys))
         return {key: value for key, value in pairs if value is not None}
 

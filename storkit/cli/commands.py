@@ -402,6 +402,13 @@ COMMANDS = (
     ),
     Command(
         "",
+        "names",
+        "print the names that are known here, asking no other machine, for completion",
+        "completion:names",
+        (arg("kind", help="of what", choices=("hosts", "pools", "volumes", "guests")),),
+    ),
+    Command(
+        "",
         "agent",
         "serve a coordinator on stdin and stdout",
         "host:agent",

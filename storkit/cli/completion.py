@@ -1,26 +1,29 @@
 """Completion scripts for bash, zsh and fish, derived from the table of commands.
 
-Names of volumes, guests and hosts are completed by asking storkit itself (`--json`), so that they are never stale.
+Names are completed by `storkit names`, which connects to no other machine: no key press waits for one.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from storkit.cli.commands import COMMANDS, GLOBAL, NOUNS, Command
+
+if TYPE_CHECKING:
+    from storkit.cli.session import Session
 
 _BASH = """\
 # bash completion for storkit; put it into /etc/bash_completion.d/storkit
 _storkit_names() {{
-    storkit --json "$1" list 2>/dev/null | sed -n 's/^ \\{{4\\}}"name": "\\(.*\\)",\\{{0,1\\}}$/\\1/p'
+    storkit names "$1" 2>/dev/null
 }}
 _storkit() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words=() word key
     COMPREPLY=()
     case $prev in
-        --on|--to) COMPREPLY=($(compgen -W "$(_storkit_names host)" -- "$cur")); return;;
-        --pool) COMPREPLY=($(compgen -W "$(storkit --json pool list 2>/dev/null |
-            sed -n 's/^ *"pool": "\\(.*\\)",$/\\1/p')" -- "$cur")); return;;
+        --on|--to) COMPREPLY=($(compgen -W "$(_storkit_names hosts)" -- "$cur")); return;;
+        --pool) COMPREPLY=($(compgen -W "$(_storkit_names pools)" -- "$cur")); return;;
         --inventory|--kernel|--initrd|--console) COMPREPLY=($(compgen -f -- "$cur")); return;;
     esac
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
@@ -41,6 +44,25 @@ complete -F _storkit storkit
 def print_(options: Namespace) -> int:
     print({"bash": bash, "zsh": zsh, "fish": fish}[options.shell](), end="")
     return 0
+
+
+def names(session: Session, options: Namespace) -> None:
+    """Volumes: those of this machine's pools, and those that were found or made from here."""
+    from storkit.guests import files
+
+    found: list[str] = []
+    if options.kind == "hosts":
+        found = list(session.inventory.hosts)
+    elif options.kind == "pools":
+        found = list(session.inventory.pools)
+    elif options.kind == "guests":
+        found = files.names(session.guests)
+    else:
+        here = [
+            pool for pool in session.inventory.pools.values() if session.inventory.host(pool.host).machine == "local"
+        ]
+        found = sorted({*session.survey.hints.names(), *(volume.name for volume in session.survey.volumes(pools=here))})
+    print("".join(f"{name}\n" for name in found), end="")
 
 
 def bash() -> str:
@@ -64,7 +86,7 @@ def fish() -> str:
     lines = [
         "# fish completion for storkit; put it into ~/.config/fish/completions/storkit.fish",
         "function __storkit_names",
-        """    storkit --json $argv[1] list 2>/dev/null | string match -rg '^    "name": "(.*)",?$'""",
+        "    storkit names $argv[1] 2>/dev/null",
         "end",
         "complete -c storkit -f",
     ]
@@ -80,7 +102,7 @@ def fish() -> str:
             inside = f"{seen}; and {inside}"
         for each in command.args:
             names = each.kwargs.get("complete")
-            source = f" -a '(__storkit_names {names.removesuffix('s')})'" if names else ""
+            source = f" -a '(__storkit_names {names})'" if names else ""
             if each.flags[0].startswith("--"):
                 takes = "" if "action" in each.kwargs and each.kwargs["action"] != "append" else " -r"
                 flag = f" -l {each.flags[0][2:]}"
@@ -97,7 +119,7 @@ def _verbs(noun: str) -> list[str]:
 def _bash_case(command: Command) -> str:
     words = [flag for each in command.args for flag in each.flags if flag.startswith("--")]
     names = {each.kwargs.get("complete") for each in command.args if not each.flags[0].startswith("-")} - {None}
-    asked = " ".join(f"$(_storkit_names {name.removesuffix('s')})" for name in sorted(names))
+    asked = " ".join(f"$(_storkit_names {name})" for name in sorted(names))
     pattern = f'"{command.noun} {command.verb}"' if command.noun else f'"{command.verb} "*'
     files = any(each.kwargs.get("metavar") == "FILE" for each in command.args)
     also = ' $(compgen -f -- "$cur")' if files else ""

@@ -169,3 +169,18 @@ def test_what_is_asked_of_every_host_is_asked_once(fleet: Fleet) -> None:
         done = fleet.storkit("--json", *words)
         assert fleet.hosts.connections() == dict.fromkeys(fleet.hosts.names, 1), words
         assert done.stderr.count("cannot be reached") == len(HANGING)
+
+
+def test_completion_waits_for_no_machine(few: Fleet) -> None:
+    few.storkit("volume", "show", "v7")
+    few.hosts.connections()
+    for kind, names in (("hosts", few.hosts.names), ("pools", [f"p{n}" for n in range(FEW)]), ("volumes", ["v7"])):
+        assert few.storkit("names", kind).stdout.split() == names
+    few.inventory.write_text(
+        few.inventory.read_text() + '[hosts.here]\nurl = "local:here"\n[pools.here]\nhost = "here"\n'
+    )
+    assert few.storkit("names", "volumes").stdout == "v7\n"
+    few.storkit("guest", "define", "g")
+    assert few.storkit("names", "guests").stdout == "g\n"
+    assert few.hosts.connections() == {}
+    assert "storkit names" in few.storkit("completion", "bash").stdout

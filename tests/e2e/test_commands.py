@@ -56,7 +56,9 @@ def test_bad_names(plain: World, name: str) -> None:
         ("guest", "start", "--", name),
         ("guest", "clone", "--", name, "other"),
     ):
-        done = plain.storkit(*words, ok=2)
+        # POOL/NAME is the name of a volume that exists.
+        of_a_pool = name == BAD_NAMES["slash"] and words[1] in ("delete", "show")
+        done = plain.storkit(*words, ok=4 if of_a_pool else 2)
         assert "next:" in done.stderr and "Traceback" not in done.stderr, words
     assert tree(plain) == before
 

@@ -184,3 +184,16 @@ def test_completion_waits_for_no_machine(few: Fleet) -> None:
     assert few.storkit("names", "guests").stdout == "g\n"
     assert few.hosts.connections() == {}
     assert "storkit names" in few.storkit("completion", "bash").stdout
+
+
+def test_a_guest_is_started_by_its_host_and_its_disk_s(fleet: Fleet) -> None:
+    fleet.storkit("guest", "define", "g", "--disk", "v7")
+    fleet.hosts.how("hang", HANGING)
+    fleet.hosts.answer("s9", "hypervisor.check", [])
+    fleet.hosts.connections()
+    fleet.storkit("-n", "guest", "start", "g", "--on", "s9")
+    assert fleet.hosts.connections() == {"s7": 1, "s9": 1}
+    fleet.hosts.answer("s7", "transport.find_exports", [fleet.hosts.exported(7, "s9")])
+    for words in (("guest", "show", "g"), ("guest", "render", "g")):
+        fleet.storkit(*words)
+        assert fleet.hosts.connections() == {"s7": 1, "s9": 1}, words

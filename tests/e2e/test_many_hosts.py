@@ -197,3 +197,18 @@ def test_a_guest_is_started_by_its_host_and_its_disk_s(fleet: Fleet) -> None:
     for words in (("guest", "show", "g"), ("guest", "render", "g")):
         fleet.storkit(*words)
         assert fleet.hosts.connections() == {"s7": 1, "s9": 1}, words
+
+
+def test_hosts_that_hang_are_waited_for_together_and_once(few: Fleet) -> None:
+    """Only by a command that has to ask them: this one has no hint."""
+    few.environment["STORKIT_TIMEOUT_FACTOR"] = "0.2"
+    few.hosts.how("hang", ["s1", "s2"])
+    few.hosts.how("hang-at-find", ["s3"])
+    shown = few.storkit("volume", "show", "v7")
+    assert [name for name in few.hosts.names if f"host {name} " in shown.stderr] == ["s1", "s2", "s3"]
+    assert few.hosts.connections() == dict.fromkeys(few.hosts.names, 1)
+    refused = few.storkit("volume", "show", "v1", ok=7).stderr
+    assert "no volume v1 was found, and host s1 " in refused
+    few.hosts.connections()
+    assert few.storkit("volume", "show", "v7").stderr == ""
+    assert few.hosts.connections() == {"s7": 1}

@@ -33,7 +33,6 @@ from tests.lab.remains import Remains
 
 T = TypeVar("T")
 
-VERB_DEADLINE = 180.0
 IO_DEADLINE = 40.0
 """Seconds after which a read or a write counts as refused: what is cut off may stall rather than fail."""
 HUNG_CLOSE_DEADLINE = 2.0
@@ -65,7 +64,8 @@ class Machine:
     def hang_up(self) -> None:
         """End the conversations: the host is about to lose its power, or has."""
         if self._agent is not None:
-            self._agent._process.kill()  # a host that is off never answers a goodbye
+            # a host that is off never answers a goodbye
+            self._agent._talk.break_off(HostUnreachable(f"host {self.host.name} is about to be off"))
             self._agent.close()
         if self._disks is not None:
             self._disks.close()
@@ -80,12 +80,7 @@ class Machine:
         """Carry out a verb in the host."""
         if self._agent is None:
             raise HostUnreachable(f"nobody talks to host {self.host.name}")
-        timer = threading.Timer(VERB_DEADLINE, self._agent._process.kill)
-        timer.start()
-        try:
-            return self._agent.call(target, verb, codec.dump(args, reveal=True))
-        finally:
-            timer.cancel()
+        return self._agent.call(target, verb, codec.dump(args, reveal=True))
 
     def stuck(self) -> bool:
         """Whether an access hangs, and holds what it opened."""

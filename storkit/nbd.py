@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 from storkit.core.backend import Client, Needs, Transport
@@ -36,6 +37,7 @@ from storkit.system.nbdgrant import Grant, Granted, Grants
 from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer
 from storkit.system.parallel import every
 from storkit.system.qsd import PACKAGE, PROGRAM
+from storkit.system.sourcefilter import addresses
 
 
 class Nbd(Transport):
@@ -87,6 +89,8 @@ class Nbd(Transport):
                 if known is None or known.same_machine != client.same_machine:
                     nonce = known.nonce if known else secrets.token_hex(4)
                     granted[client.name] = Granted(client.same_machine, nonce=nonce)
+                if sources := [] if client.same_machine else addresses(client.address):
+                    granted[client.name] = replace(granted[client.name], sources=sources)
             if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
                 problems.append(
                     Conflict(

@@ -246,18 +246,23 @@ class VolumeServer:
         inner = nbdclient.ask(str(self.socket), name)
         tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
         front = self._front(short(client))
-        if {*tls, *words} <= set(front.arguments()) and front.running():
+        # Which addresses its port takes is no argument of the daemon: its lock's file says so.
+        label = f"{front.what}, for {' '.join(granted.sources) or 'any address'}"
+        if {*tls, *words} <= set(front.arguments()) and front.running() and front.lock.read_text() == label:
             return
         front.stop(kill=True)
-        lock = locks.acquire(front.lock, front.what)
+        lock = locks.acquire(front.lock, front.what, holder=label)
         first, last = self.settings.port_first, self.settings.port_last
         try:
-            with listen_tcp(self.site.address, first, last, granted.port) as listener:
+            with listen_tcp(self.site.address, first, last, granted.port, granted.sources) as listener:
                 port = listener.getsockname()[1]
                 if port != granted.port:
                     granted.port = port
                     self._grants.save([self.grant])
-                server: dict[str, Any] = {"addr": {"type": "fd", "str": str(listener.fileno())}}
+                # No limit: QEMU's own, 100, would let idle connections keep the client out. It drops them after 10 s.
+                server: dict[str, Any] = {
+                    "addr": {"type": "fd", "str": str(listener.fileno())}, "max-connections": 0,
+                }  # fmt: skip
                 if not self.settings.plain_tcp:
                     server["tls-creds"] = "tls0"
                     if self.settings.tls == "x509":

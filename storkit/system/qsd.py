@@ -8,6 +8,7 @@ alone proves nothing: the process must carry the pid file's path in its argument
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from storkit.core.errors import Conflict, TimedOut, Unsupported
 from storkit.system import locks
 from storkit.system.run import run
+from storkit.system.sourcefilter import only_from
 from storkit.system.timeouts import scaled
 
 PROGRAM = "qemu-storage-daemon"
@@ -49,6 +51,12 @@ class Daemon:
         for descriptor in passed:
             os.set_inheritable(descriptor, True)
         run([PROGRAM, "--daemonize", "--pidfile", self.pidfile, *arguments], pass_fds=passed, package=PACKAGE)
+        if found := self._find():
+            # Each connection, also one that never says anything, takes a descriptor; by default there are 1,024.
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with suppress(OSError):
+                resource.prlimit(found[0], resource.RLIMIT_NOFILE, (most, most))
+            os.close(found[1])
 
     def running(self) -> bool:
         """Whether its process is there, or about to be."""
@@ -132,8 +140,11 @@ def check_socket_path(path: Path) -> None:
         )
 
 
-def listen_tcp(address: str, first: int, last: int, preferred: int = 0) -> socket.socket:
-    """A socket that listens at `address` on `preferred`, or else on a free port from `first` to `last`.
+def listen_tcp(
+    address: str, first: int, last: int, preferred: int = 0, sources: Sequence[str] = ()
+) -> socket.socket:
+    """A socket that listens at `address` on `preferred`, or else on a free port from `first` to `last`. Only `sources`
+    (IP addresses) can reach it, or everyone if none is named.
 
     QEMU does not set TCP_NODELAY on the connections it accepts (47 requests a second at depth 2 over loopback); they
     inherit it from here. Raises Conflict: the address is not this host's, or no port is free.
@@ -149,6 +160,8 @@ def listen_tcp(address: str, first: int, last: int, preferred: int = 0) -> socke
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.bind((where[0], port, *where[2:]))
+            if sources:
+                only_from(listener, sources)
             listener.listen(128)
         except OSError as error:
             listener.close()

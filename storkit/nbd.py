@@ -37,7 +37,7 @@ from storkit.system.nbdgrant import Grant, Granted, Grants
 from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer
 from storkit.system.parallel import every
 from storkit.system.qsd import PACKAGE, PROGRAM
-from storkit.system.sourcefilter import addresses
+from storkit.system.sourcefilter import sources
 
 
 class Nbd(Transport):
@@ -89,8 +89,8 @@ class Nbd(Transport):
                 if known is None or known.same_machine != client.same_machine:
                     nonce = known.nonce if known else secrets.token_hex(4)
                     granted[client.name] = Granted(client.same_machine, nonce=nonce)
-                if sources := [] if client.same_machine else addresses(client.address):
-                    granted[client.name] = replace(granted[client.name], sources=sources)
+                if from_ := [] if client.same_machine else sources(client.address, client.told):
+                    granted[client.name] = replace(granted[client.name], sources=from_)
             if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
                 problems.append(
                     Conflict(

@@ -129,6 +129,8 @@ class Client:
     """True: it reaches the server's Unix sockets; False: it comes over the network."""
     address: MaybeAddress = ""
     """Where it comes from, as the inventory has it: a name or an address of the storage network."""
+    told: MaybeAddress = ""
+    """The IP address that it says it comes from when it connects to the server's host; empty: it was not asked."""
 
 
 class Backend(ABC):
@@ -340,8 +342,13 @@ class Hypervisor(Backend):
         """Shut a guest down and wait until it is gone; `force` takes its power away."""
 
     @abstractmethod
-    def receive(self, name: GuestName, same_machine: bool) -> Line:
-        """Get ready to receive the guest by live migration; the URI for `send`. It will not run before `resume`."""
+    def receive(self, name: GuestName, same_machine: bool, source: MaybeAddress = "", told: MaybeAddress = "") -> Line:
+        """Get ready to receive the guest by live migration; the URI for `send`. It will not run before `resume`.
+
+        `source` is the address that its host comes from, as the inventory has it, `told` the one that it says itself:
+        no other is listened to. It listens for as long as the connection that asked lives; asked again, the URI may be
+        another.
+        """
 
     def credential(self, name: GuestName) -> Credential | None:
         """What `send` must show to be let in where `receive` waits; None where nothing is asked for."""

@@ -410,3 +410,10 @@ class _Run:
 
     def address(self, host: str) -> str:
         return self._engine.connections.address(host)
+
+    def source(self, host: str, towards: str) -> str:
+        address = self.address(towards)
+        # One that is silent, or too old to know the question, is known by its address in the inventory alone.
+        with suppress(StorkitError):
+            return self._engine.connections.to(host).source(address) if address else ""
+        return ""

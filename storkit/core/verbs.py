@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from storkit.core import codec, registry
 from storkit.core.backend import Client
-from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, Unsafe
+from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Evidence, GuestState, Volume, guest_of
 from storkit.core.plan import Step
 from storkit.core.proof import Comparison, same_disk
@@ -30,6 +30,9 @@ class Run(Protocol):
 
     def address(self, host: str) -> str:
         """Where a host comes from, as the inventory has it; empty: it says nothing."""
+
+    def source(self, host: str, towards: str) -> str:
+        """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""
 
 
 class Verb:
@@ -314,8 +317,7 @@ class Receive(Verb):
     """The destination's waiting process. Undone by ending it, unless the guest runs there."""
 
     def act(self, run: Run, step: Step) -> Any:
-        same = run.same_machine(step.host, step.peer)
-        return run.call(step.host, step.target, "receive", name=step.args["name"], same_machine=same)
+        return receive(run, step.host, step.peer, step.target, step.args["name"])
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
         run.call(step.host, step.target, "retire", name=step.args["name"])
@@ -332,7 +334,11 @@ class Send(Verb):
 
     def act(self, run: Run, step: Step) -> Any:
         name, paused = step.args["name"], step.args["paused"]
-        return self._move(run, step.target, name, step.host, step.peer, run.result(step.args["receive"]), not paused)
+        uri = run.result(step.args["receive"])
+        if guest_on(run, step.peer, step.target, name) == "incoming":
+            # Who listened there may have ended with a command that was killed.
+            uri = receive(run, step.peer, step.host, step.target, name)
+        return self._move(run, step.target, name, step.host, step.peer, uri, not paused)
 
     def _move(self, run: Run, target: str, name: str, source: str, destination: str, uri: str, go_on: bool) -> Any:
         credential = run.call(destination, target, "credential", name=name)
@@ -369,7 +375,12 @@ class Send(Verb):
         name, origin, destination = step.args["name"], step.host, step.peer
         go_on = not step.args["paused"]
         # It goes on by itself when its coordinator is killed: between two looks the guest could still move.
-        run.call(origin, step.target, "cancel", name=name)
+        try:
+            run.call(origin, step.target, "cancel", name=name)
+        except TimedOut:
+            # A hypervisor that hangs may be waiting for the destination's: that is ended first, if nothing runs there.
+            run.call(destination, step.target, "retire", name=name)
+            run.call(origin, step.target, "cancel", name=name)
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
         if here in ("running", "paused"):
@@ -386,8 +397,7 @@ class Send(Verb):
                 f"storkit plan resume, or storkit guest stop {name} --force and start it again",
             )
         run.call(origin, step.target, "retire", name=name)
-        same = run.same_machine(origin, destination)
-        uri = run.call(origin, step.target, "receive", name=name, same_machine=same)
+        uri = receive(run, origin, destination, step.target, name)
         self._move(run, step.target, name, destination, origin, uri, go_on)
 
     def by_hand(self, step: Step) -> str:
@@ -413,6 +423,14 @@ class Confirm(Verb):
                     f"storkit migrate status {name}; stop one of them by hand",
                 )
         return {"running": step.host}
+
+
+def receive(run: Run, destination: str, source: str, target: str, name: str) -> Any:
+    """Have `destination` wait for the guest from `source`; the URI to send to."""
+    same = run.same_machine(destination, source)
+    told = "" if same else run.source(source, destination)
+    known = {"same_machine": same, "source": run.address(source), "told": told}
+    return run.call(destination, target, "receive", name=name, **known)
 
 
 def guest_on(run: Run, host: str, target: str, name: str) -> str:
@@ -456,7 +474,8 @@ def client(run: Run, home: str, name: str, guests: dict[str, str] | None = None)
     """The Client record, as JSON, of host `name` for servers of host `home`; a guest's has its address in `guests`."""
     if guest_of(name):
         return codec.dump(Client(name, False, (guests or {}).get(name, "")))
-    return codec.dump(Client(name, run.same_machine(home, name), run.address(name)))
+    same = run.same_machine(home, name)
+    return codec.dump(Client(name, same, run.address(name), "" if same else run.source(name, home)))
 
 
 VERBS: dict[str, Verb] = {

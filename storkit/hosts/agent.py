@@ -104,6 +104,10 @@ class Agent:
             from storkit.hosts.facts import gather
 
             return gather(self._performer)
+        if do == "source":
+            from storkit.system.sourcefilter import source_towards
+
+            return source_towards(_text(request, "towards"))
         raise Unsupported(f"there is no request {do!r}", f"upgrade storkit on host {self._performer.site.host}")
 
     def _call(self, request: dict[str, Any]) -> Any:

@@ -76,6 +76,10 @@ class Connection(ABC):
         """Say that nothing more will be asked; does not wait."""
 
     @abstractmethod
+    def source(self, towards: str) -> str:
+        """The IP address that the host's connections to an address come from; empty: there is no way to it."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the connection. Does not wait for a host that is silent."""
 
@@ -125,6 +129,11 @@ class LocalConnection(Connection):
         from storkit.hosts.facts import gather
 
         return gather(self._performer)
+
+    def source(self, towards: str) -> str:
+        from storkit.system.sourcefilter import source_towards
+
+        return source_towards(towards)
 
     def close(self) -> None:
         self.unlock()

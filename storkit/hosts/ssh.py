@@ -136,6 +136,9 @@ class SshConnection(Connection):
     def end(self) -> None:
         self._talk.end()
 
+    def source(self, towards: str) -> str:
+        return str(self._request({"do": "source", "towards": towards}))
+
     def close(self) -> None:
         self._talk.close()
 

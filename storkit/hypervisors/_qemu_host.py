@@ -14,11 +14,13 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsupported
 from storkit.system.files import read_json, write_atomic
 from storkit.system.run import run, which
+from storkit.system.timeouts import scaled
 
 PACKAGE = "qemu-system-x86"
-PROBE_TIMEOUT = 1.5
-"""Seconds for a guest of a few instructions. Hardware virtualisation takes a tenth; an emulated KVM takes longer than
-QEMU's own translator, and is of no use."""
+PROBE_CPU = 1
+"""Seconds of processor time for a guest of a few instructions. Hardware virtualisation takes a tenth; an emulated KVM
+takes many times what QEMU's own translator does, and is of no use. A busy machine changes neither."""
+PROBE_TIMEOUT = scaled(10.0)
 
 _PROBE = bytes.fromhex(
     "BA0105"  # mov dx, 501h: the port of isa-debug-exit
@@ -68,6 +70,7 @@ def _kvm_works(site: Site, path: str) -> bool:
     try:
         run(
             [
+                "prlimit", f"--cpu={PROBE_CPU}",
                 path, "-no-user-config", "-nodefaults", "-display", "none", "-accel", "kvm", "-M", "pc", "-m", "2",
                 "-drive", f"file={str(image).replace(',', ',,')},format=raw,if=floppy,read-only=on",
                 "-device", "isa-debug-exit,iobase=0x501,iosize=1",

@@ -8,15 +8,16 @@ the source is only looked at, never told to go on: that could make two of one gu
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system import qmp
 from storkit.system.files import make_private, write_atomic
@@ -25,6 +26,9 @@ from storkit.system.timeouts import scaled
 
 SETTLE_TIMEOUT = scaled(10.0)
 """Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
+CONNECT_TIMEOUT = scaled(10.0)
+HANDSHAKE_TIMEOUT = scaled(10.0)
+"""Seconds for the destination's port to take the connection, and for its QEMU to answer."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
 HERE = ("running", "paused", "io-error")
@@ -32,6 +36,7 @@ HERE = ("running", "paused", "io-error")
 TLS_ID = "storkit-tls"
 KEYS = "keys.psk"
 USER = "storkit"
+_HINT = "see that no firewall is between; a host is let in from the address that the inventory has for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +98,25 @@ def write_key(directory: Path, credential: Credential) -> Tls:
     return Tls("psk", str(directory), credential.user)
 
 
-async def listen(monitor: Path, uri: str, tls: Tls | None) -> str:
-    """Make a QEMU that was started with `-incoming defer` listen at `uri`; the URI to send to.
-
-    Asked again, the answer is where it listens already. A TCP port of 0 is replaced by the one it got.
-    """
+async def listen(monitor: Path, uri: str) -> None:
+    """Make a QEMU that was started with `-incoming defer` listen at a Unix socket; done already is fine."""
     async with qmp.connect(monitor) as qemu:
         status = await qemu.execute("query-migrate")
         # A QEMU that listens and has not been called says no more of it than its address.
         if "socket-address" not in status and status.get("status", "none") == "none":
             await _capabilities(qemu, {"events": True, "late-block-activate": True})
-            if tls:
-                await _credentials(qemu, tls, "server")
             await qemu.execute("migrate-incoming", {"uri": uri})
-            status = await qemu.execute("query-migrate")
-        addresses = status.get("socket-address", [])
-        if not addresses or not uri.startswith("tcp:"):
-            return uri
-        host = uri.removeprefix("tcp:").rpartition(":")[0]
-        return f"tcp:{host}:{addresses[0]['port']}"
+
+
+async def expect(monitor: Path, tls: Tls | None) -> bool:
+    """Get a QEMU that was started with `-incoming defer` ready to be handed a connection; False: it has one."""
+    async with qmp.connect(monitor) as qemu:
+        if (await qemu.execute("query-migrate")).get("status", "none") != "none":
+            return False
+        await _capabilities(qemu, {"events": True, "late-block-activate": True})
+        if tls:
+            await _credentials(qemu, tls, "server")
+        return True
 
 
 async def send(
@@ -129,9 +134,14 @@ async def send(
                 return _result(status)
             if runs in ("inmigrate", "postmigrate"):
                 raise Conflict(f"guest {name} does not run here: {runs}", f"storkit migrate status {name}")
-            if status.get("status") not in ACTIVE:
-                await _begin(qemu, uri, limits, tls)
-            return await _wait(qemu, events, name, limits, progress)
+            with ExitStack() as stack:
+                if status.get("status") not in ACTIVE:
+                    connection = stack.enter_context(await _connected(uri)) if uri.startswith("tcp:") else None
+                    await _begin(qemu, uri, limits, tls, connection)
+                    if connection:
+                        await _greeted(qemu, events, name, connection)
+                stack.close()
+                return await _wait(qemu, events, name, limits, progress)
 
 
 async def go_on(monitor: Path, mark: Path, name: str, run: bool) -> None:
@@ -149,7 +159,47 @@ async def go_on(monitor: Path, mark: Path, name: str, run: bool) -> None:
             await qemu.execute("cont")
 
 
-async def _begin(qemu: qmp.Monitor, uri: str, limits: Limits, tls: Tls | None) -> None:
+async def _connected(uri: str) -> socket.socket:
+    """A connection to the destination's port, which does not block: QEMU would stop its guest while it waits for the
+    other end's part of the TLS handshake, which never comes from an end that hangs.
+
+    Raises ServiceUnreachable: nothing listens there, or not for this host.
+    """
+    import asyncio
+
+    parts = urlsplit(f"//{uri.removeprefix('tcp:')}")
+    where = f"{parts.hostname} port {parts.port}"
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), CONNECT_TIMEOUT)
+    except TimeoutError:
+        raise ServiceUnreachable(f"{where} does not answer", _HINT) from None
+    except OSError as error:
+        raise ServiceUnreachable(f"{where} cannot be connected to: {error.strerror or error}", _HINT) from None
+    connection: socket.socket = writer.get_extra_info("socket").dup()
+    writer.close()
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+async def _greeted(qemu: qmp.Monitor, events: qmp.Events, name: str, connection: socket.socket) -> None:
+    """Wait until the TLS handshake is over, and the migration has begun or failed. Raises TimedOut.
+
+    QEMU cannot call the handshake off: it ends when the connection does.
+    """
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+    while (status := await qemu.execute("query-migrate")).get("status") == "setup" and not status.get("ram"):
+        if time.monotonic() > deadline:
+            connection.shutdown(socket.SHUT_RDWR)
+            await _ended(qemu)
+            raise TimedOut(f"the destination of guest {name} takes the connection and says nothing", _HINT)
+        with suppress(TimedOut):
+            await events.next(TICK / 10)
+
+
+async def _begin(
+    qemu: qmp.Monitor, uri: str, limits: Limits, tls: Tls | None, connection: socket.socket | None
+) -> None:
     await _capabilities(qemu, {"events": True, "late-block-activate": True, "return-path": True, "auto-converge": True})
     parameters: dict[str, Any] = {"downtime-limit": limits.downtime, "max-bandwidth": limits.bandwidth}
     if tls and uri.startswith("tcp:"):
@@ -158,6 +208,9 @@ async def _begin(qemu: qmp.Monitor, uri: str, limits: Limits, tls: Tls | None) -
     else:
         parameters["tls-creds"] = ""
     await qemu.execute("migrate-set-parameters", parameters)
+    if connection:
+        await qemu.send_socket(connection, "outgoing")
+        uri = "fd:outgoing"
     await qemu.execute("migrate", {"uri": uri})
 
 

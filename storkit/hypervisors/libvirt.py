@@ -219,7 +219,7 @@ class Libvirt(Hypervisor):
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
             self._press(known, min(PRESS_AGAIN, max(1.0, deadline - time.monotonic())))
 
-    def receive(self, name: str, same_machine: bool) -> str:
+    def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         if same_machine:
             raise Unsupported(
                 "libvirt cannot migrate a guest to the libvirtd that it is with", "choose a host on another machine"

@@ -35,6 +35,7 @@ from storkit.hypervisors import _qemu_host as host
 from storkit.hypervisors._qemu_definition import Definition
 from storkit.hypervisors._qemu_process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system import qmp
+from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 
 QUIT_TIMEOUT = scaled(10.0)
@@ -183,10 +184,12 @@ class Qemu(Hypervisor):
             if time.monotonic() >= deadline:
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
 
-    def receive(self, name: str, same_machine: bool) -> str:
+    def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         self._check_disks(name)
         here = self._process(name)
-        uri = self._uri(here, same_machine)
+        if not same_machine and not self.site.address:
+            hint = "set its `address` in the inventory"
+            raise Unsupported(f"host {self.site.host} has no address to receive guests at", hint)
         if not self._launch(here, definitions.RECEIVE):
             status = self._status(here)
             if status not in ("incoming", "arrived"):
@@ -195,10 +198,20 @@ class Qemu(Hypervisor):
 
         from storkit.hypervisors import _qemu_migration as migration
 
-        tls = None if same_machine else self._tls(migration)
-        if tls is None and not same_machine and not self.settings.migration_plain:
+        if same_machine:
+            uri = f"unix:{here.incoming}"
+            asyncio.run(migration.listen(here.monitor, uri))
+            return uri
+        from storkit.hypervisors import _qemu_door as door
+
+        tls = self._tls(migration)
+        if tls is None and not self.settings.migration_plain:
             tls = migration.new_key(here.keys)
-        return asyncio.run(migration.listen(here.monitor, uri, tls))
+        if not asyncio.run(migration.expect(here.monitor, tls)):
+            return f"tcp:{self.site.address}:0"  # it is on its way already: nobody has to find the port any more
+        hello = door.TLS_HELLO if tls else door.PLAIN_HELLO
+        port = self.settings.migration_port
+        return door.open_door(here.monitor, self.site.address, port, sources(source, told), hello)
 
     def credential(self, name: str) -> Credential | None:
         from storkit.hypervisors import _qemu_migration as migration
@@ -259,11 +272,17 @@ class Qemu(Hypervisor):
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def retire(self, name: str) -> None:
-        check_name("guest", name)
+        from storkit.hypervisors import _qemu_door as door
+
         here = self._process(name)
+        door.close_door(here.monitor)
         if not here.alive():
             return here.forget()
         status = self._status(here)
+        if status == "unknown" and here.arriving.exists():
+            # It hangs, and was never let go on. Its source may stand still for it: QEMU waits in its main loop.
+            here.kill()
+            return here.forget()
         if status not in ("incoming", "arrived", "migrated"):
             raise Unsafe(
                 f"guest {name} is not retired: it is {status} here"
@@ -369,17 +388,6 @@ class Qemu(Hypervisor):
 
     def _accel(self) -> str:
         return self.settings.accel or host.accelerator(self.site, self.settings.binary)
-
-    def _uri(self, here: Process, same_machine: bool) -> str:
-        if same_machine:
-            return f"unix:{here.incoming}"
-        address = self.site.address
-        if not address:
-            raise Unsupported(
-                f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
-            )
-        shown = f"[{address}]" if ":" in address else address
-        return f"tcp:{shown}:{self.settings.migration_port}"
 
     def _tls(self, migration: Any) -> Any:
         if not self.settings.migration_tls:

@@ -36,8 +36,8 @@ class Granted:
     """Part of the export's name: a guest that was cut off and tries to reconnect, with old data in its memory, is never
     let in by a later grant, nor by another volume of the same name."""
     sources: list[str] = field(default_factory=list)
-    """The IP addresses that a client on another machine comes from: the kernel lets no other reach its port. Empty: any,
-    where the client's address was not known."""
+    """The IP addresses that a client on another machine comes from: the kernel lets no other reach its port. Empty:
+    any, where the client's address was not known."""
 
 
 @dataclass(slots=True)

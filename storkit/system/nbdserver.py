@@ -254,7 +254,7 @@ class VolumeServer:
         lock = locks.acquire(front.lock, front.what, holder=label)
         first, last = self.settings.port_first, self.settings.port_last
         try:
-            with listen_tcp(self.site.address, first, last, granted.port, granted.sources) as listener:
+            with listen_tcp(self.site.address, first, last, granted.port, sources=granted.sources) as listener:
                 port = listener.getsockname()[1]
                 if port != granted.port:
                     granted.port = port

@@ -83,6 +83,13 @@ class Monitor:
     def __init__(self, client: QMPClient) -> None:
         self._client = client
 
+    async def send_socket(self, connection: socket.socket, name: str) -> None:
+        """Give the server a copy of a socket, which commands on this monitor can name `fd:NAME`. It does not block."""
+        self._client.send_fd_scm(connection.fileno())
+        await self.execute("getfd", {"fdname": name})
+        # QEMU makes what it receives block (tcp_chr_recv in char-socket.c); both copies have this flag in common.
+        connection.setblocking(False)
+
     async def execute(
         self, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = TIMEOUT, hint: str = ""
     ) -> Any:

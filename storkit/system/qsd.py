@@ -141,10 +141,16 @@ def check_socket_path(path: Path) -> None:
 
 
 def listen_tcp(
-    address: str, first: int, last: int, preferred: int = 0, sources: Sequence[str] = ()
+    address: str,
+    first: int,
+    last: int,
+    preferred: int = 0,
+    *,
+    sources: Sequence[str] = (),
+    widen: str = "widen port_first and port_last of nbd",
 ) -> socket.socket:
     """A socket that listens at `address` on `preferred`, or else on a free port from `first` to `last`. Only `sources`
-    (IP addresses) can reach it, or everyone if none is named.
+    (IP addresses) can reach it, or everyone if none is named. `widen` is the hint if no port is free.
 
     QEMU does not set TCP_NODELAY on the connections it accepts (47 requests a second at depth 2 over loopback); they
     inherit it from here. Raises Conflict: the address is not this host's, or no port is free.
@@ -169,4 +175,5 @@ def listen_tcp(
                 raise Conflict(f"{address} port {port} cannot be listened on: {error.strerror}", hint) from error
         else:
             return listener
-    raise Conflict(f"no port from {first} to {last} is free on {address}", "widen port_first and port_last of nbd")
+    ports = f"no port from {first} to {last}" if first < last else f"port {first} is not"
+    raise Conflict(f"{ports} is free on {address}" if first < last else f"{ports} free on {address}", widen)

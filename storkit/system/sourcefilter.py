@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 
 _SO_ATTACH_FILTER = 26
 _NETWORK_HEADER = 0xFFF00000
@@ -21,6 +22,9 @@ _ACCEPT, _DROP = 0xFFFFFFFF, 0
 _SOURCE = {4: 12, 6: 8}
 """Where the source's address is in the header of each version of IP (RFC 791, RFC 8200)."""
 
+MOST = 20
+"""Addresses in one filter: its jumps reach 255 instructions, and an address takes up to 9."""
+
 Instruction = tuple[int, int, int, int]
 """struct sock_filter: code, where to jump if true and if false, operand."""
 
@@ -29,20 +33,32 @@ def only_from(listener: socket.socket, addresses: Iterable[str]) -> None:
     """Let only these IP addresses connect. To be called before `listen`; connections that are made inherit it."""
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program(addresses))
     held = ctypes.create_string_buffer(code, len(code))
-    listener.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(code) // 8, ctypes.addressof(held))
-    )
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(code) // 8, ctypes.addressof(held)))
 
 
-def addresses(name: str) -> list[str]:
-    """The IP addresses of a host's name or address; none if nobody here knows it."""
-    if not name:
-        return []
+def sources(name: str, told: str = "") -> list[str]:
+    """The IP addresses that a host can come from: those of its name or address, and the one that it has `told` us.
+
+    A host that tells a wrong one opens nothing but its own port to it. Empty: nobody here knows any.
+    """
+    found: set[str] = set()
+    if name:
+        with suppress(OSError, UnicodeError):
+            found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(name, None)}
+    with suppress(ValueError):
+        found.add(str(ipaddress.ip_address(told)))
+    return sorted(found)[:MOST]
+
+
+def source_towards(name: str) -> str:
+    """The address that this host's connections to `name` come from; empty: there is no way to it. Nothing is sent."""
     try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(name, None)}
+        family, kind, protocol, _, where = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0]).partition("%")[0]
     except (OSError, UnicodeError):
-        return []
-    return sorted(found)
+        return ""
 
 
 def program(addresses: Iterable[str]) -> list[Instruction]:

@@ -125,9 +125,13 @@ class Calls:
     def address(self, host: str) -> str:
         return {"s": "10.0.0.9"}.get(host, host)
 
+    def source(self, host: str, towards: str) -> str:
+        return {("s", "a"): "10.0.1.9"}.get((host, towards), "")
+
 
 def test_a_client_record_says_where_the_client_comes_from() -> None:
-    assert verbs.client(Calls(), "a", "s") == {"name": "s", "same_machine": False, "address": "10.0.0.9"}
+    told = {"name": "s", "same_machine": False, "address": "10.0.0.9", "told": "10.0.1.9"}
+    assert verbs.client(Calls(), "a", "s") == told
 
 
 def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch: pytest.MonkeyPatch) -> None:

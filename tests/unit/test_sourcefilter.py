@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from storkit.system.sourcefilter import addresses, only_from
+from storkit.system.sourcefilter import only_from, source_towards, sources
 
 
 def listening(address: str, *allowed: str) -> socket.socket:
@@ -56,7 +56,16 @@ def test_addresses_of_ipv6() -> None:
 
 
 def test_names_are_looked_up_and_unknown_ones_have_no_address() -> None:
-    assert "127.0.0.1" in addresses("localhost")
-    assert addresses("10.1.2.3") == ["10.1.2.3"]
+    assert "127.0.0.1" in sources("localhost")
+    assert sources("10.1.2.3") == ["10.1.2.3"]
+    assert sources("10.1.2.3", "10.1.2.4") == ["10.1.2.3", "10.1.2.4"]
     for unknown in ("nobody.invalid", "", "x" * 300, ".."):
-        assert addresses(unknown) == []
+        assert sources(unknown) == []
+        assert sources(unknown, "127.0.0.1") == ["127.0.0.1"]
+        assert sources(unknown, "no address; rm -rf /") == []
+
+
+def test_a_host_knows_where_it_comes_from() -> None:
+    assert source_towards("127.0.0.2") == "127.0.0.1"
+    for unknown in ("nobody.invalid", "x" * 300, ".."):
+        assert source_towards(unknown) == ""

@@ -143,7 +143,7 @@ def test_a_start_exports_the_root_to_the_guest_for_writing() -> None:
             raise AssertionError("a guest is no host")
 
     client = verbs.client(Hosts(), "s", "guest:web", plan.steps[0].args["addresses"])  # type: ignore[arg-type]
-    assert client == {"name": "guest:web", "same_machine": False, "address": "10.0.1.50"}
+    assert client == {"name": "guest:web", "same_machine": False, "address": "10.0.1.50", "told": ""}
 
 
 def test_what_an_earlier_instance_has_mounted_ends_with_the_next_start() -> None:

@@ -26,7 +26,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "hypervisor": "find",
         "images": "",
         "host": "find_off",
-        "agent": "facts marked unlock",
+        "agent": "facts source marked unlock",
     },
     STORAGE: {
         "pool": "create import_tree clone snapshot resize relabel delete",

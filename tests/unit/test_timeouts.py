@@ -17,7 +17,8 @@ from storkit.system import timeouts
 PACKAGE = Path(storkit.__file__).parent
 SAID = {
     "hypervisors/_libvirt_migration.py: LONGEST": "ends no wait: Limits.stall does",
-    "hypervisors/_qemu_host.py: PROBE_TIMEOUT": "it measures",
+    "hypervisors/_qemu_host.py: PROBE_CPU": "processor time, which no clock changes",
+    "hypervisors/_qemu_door.py: MOST_WAITING": "connections",
     "system/trees.py: _LONG": "copies of whole trees",
     "system/scsi.py: _LONGEST": "bytes",
     "system/unpack.py: timeout": "copies of whole images",

@@ -81,6 +81,8 @@ class SshConnection(Connection):
         return self._talk.silent
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        if self.protocol < 2:
+            args = wire.for_version_1(verb, args)
         message: dict[str, Any] = {"do": "call", "target": target, "verb": verb, "args": args, "asked": self.asked}
         if verb in RIGHTS and self.protocol > 1:
             message["epoch"] = self.epoch or self._drawn()
@@ -137,7 +139,10 @@ class SshConnection(Connection):
         self._talk.end()
 
     def source(self, towards: str) -> str:
-        return str(self._request({"do": "source", "towards": towards}))
+        if self.protocol < 2:
+            return ""  # 0.1.0 does not know the question
+        said = self._ask({"do": "source", "towards": towards}, "say where it comes from")
+        return said if isinstance(said, str) else ""
 
     def close(self) -> None:
         self._talk.close()

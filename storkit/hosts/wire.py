@@ -60,6 +60,21 @@ def agreed(said: dict[str, Any]) -> int:
     return chosen
 
 
+def for_version_1(verb: str, args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a verb without what 0.1.0 stumbles over: it takes no keys that it does not know."""
+    left = {name: value for name, value in args.items() if (verb, name) not in _SINCE_2}
+    if isinstance(clients := left.get("clients"), list):
+        left["clients"] = [_without(client, "told") for client in clients]
+    return left
+
+
+_SINCE_2 = {("receive", "source"), ("receive", "told")}
+
+
+def _without(record: Any, key: str) -> Any:
+    return {name: value for name, value in record.items() if name != key} if isinstance(record, dict) else record
+
+
 def read_line(stream: BinaryIO) -> bytes:
     """The next line; empty at the end of the stream, which may cut a line short. Raises Malformed if it is too long."""
     line = stream.readline(LINE_MAX + 1)

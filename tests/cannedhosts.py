@@ -48,6 +48,7 @@ while read -r line; do
                 *'"names": null'*|*"\"$knows\""*) read -r answer < pool.find;;
                 *) answer='[]';;
             esac;;
+        pool.create) answer=${{line#*\\"volumes\\": }}; answer="${{answer%%]*}}]";;
         *) [ -e "$do" ] && read -r answer < "$do";;
     esac
     echo '{{"id": '$id', "result": '"$answer"'}}'

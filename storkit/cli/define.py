@@ -13,6 +13,7 @@ from storkit.cli.commands import REMOVABLE
 from storkit.cli.guest import bind, save, tree
 from storkit.cli.session import Session
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.lookup import parts
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests import files
@@ -77,7 +78,12 @@ def _disks(texts: list[str], old: list[Disk]) -> list[Disk]:
     """The disks that are said; one that was there keeps its target and its bus."""
     had = {disk.volume: disk for disk in old}
     names = [(text.removesuffix(":ro"), text.endswith(":ro")) for text in texts]
-    return [replace(had.get(name, Disk(name)), readonly=readonly) for name, readonly in names]
+    # What POOL/NAME says counts, and not the UUID that was there under this name.
+    disks = [(had.get(parts(name)[1], Disk(name)), name, readonly) for name, readonly in names]
+    return [
+        replace(disk, volume=name, uuid="" if "/" in name else disk.uuid, readonly=readonly)
+        for disk, name, readonly in disks
+    ]
 
 
 def _nics(bridges: list[str], old: list[Nic]) -> list[Nic]:

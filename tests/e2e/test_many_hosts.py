@@ -151,14 +151,13 @@ def test_pool_and_name_ask_that_pool_alone(fleet: Fleet) -> None:
 
 def test_a_new_name_is_asked_for_everywhere(fleet: Fleet) -> None:
     """All that answer; the others are named, and keep nobody from making a volume."""
-    fleet.hosts.answer("s3", "pool.create", [fleet.hosts.volume(3, name="new")])
     fleet.hosts.how("refuse", HANGING)
-    made = fleet.storkit("volume", "create", "new", "1MiB", "--pool", "p3")
+    made = fleet.storkit("--json", "volume", "create", "new", "1MiB", "--pool", "p3")
     assert fleet.hosts.connections() == dict.fromkeys(fleet.hosts.names, 1)
     assert all(f"host {name} cannot be reached" in made.stderr for name in HANGING)
     assert "exists already in pool p4" in fleet.storkit("volume", "create", "v4", "1MiB", "--pool", "p3", ok=5).stderr
     fleet.hosts.connections()
-    fleet.hosts.has(3, fleet.hosts.volume(3, name="new"))
+    fleet.hosts.has(3, *made.json)
     fleet.storkit("volume", "show", "new")
     assert fleet.hosts.connections() == {"s3": 1}
 

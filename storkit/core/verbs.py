@@ -1,101 +1,41 @@
-"""The verbs of plans: how each looks before it acts (`find`), acts, and takes itself back (`undo`).
+"""The verbs of plans, by name (VERBS): those of volumes, exports, attachments and definitions, and fences.
 
-Idempotence, resume, rollback and dry run are the engine's, written once; a verb only says what it saw and how to
-restore that. `find` may change nothing. `undo` restores what `find` saw, and is itself idempotent.
+What a verb is: storkit.core.verb. Those that move a guest: storkit.core.moves.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from storkit.core import codec, registry
 from storkit.core.backend import Client
-from storkit.core.errors import CommandFailed, Conflict, HostUnreachable, StorkitError, TimedOut, Unsafe
-from storkit.core.model import Evidence, GuestState, Volume, guest_of
+from storkit.core.errors import Conflict, Unsafe
+from storkit.core.model import Evidence, guest_of
+from storkit.core.moves import Confirm, Receive, Send
 from storkit.core.plan import Step
 from storkit.core.proof import Comparison, same_disk
-
-
-class Run(Protocol):
-    """What a verb may use of the engine."""
-
-    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
-        """Carry out a backend's verb on a host (JSON values in and out)."""
-
-    def result(self, step: str) -> Any:
-        """The result of an earlier step of the plan."""
-
-    def same_machine(self, one: str, other: str) -> bool:
-        """Whether two hosts share Unix sockets."""
-
-    def address(self, host: str) -> str:
-        """Where a host comes from, as the inventory has it; empty: it says nothing."""
-
-    def source(self, host: str, towards: str) -> str:
-        """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""
-
-
-class Verb:
-    """The default: call the backend's verb of the same name with the step's arguments."""
-
-    undoable: ClassVar[bool] = True
-    """False: said in the plan before anything runs."""
-    question: ClassVar[bool] = False
-    """True: it changes nothing. A plan of questions leaves nothing behind, whatever becomes of it."""
-    barrier: ClassVar[bool] = False
-    """True: if the undo fails, nothing before it is undone, since that would break what still stands on it."""
-
-    def needs(self, step: Step) -> set[str]:
-        """The hosts that must answer, or the plan is not begun."""
-        return {host for host in (step.host, step.peer) if host}
-
-    def find(self, run: Run, step: Step) -> Any:
-        """What is there before the step acts, as much as `undo` needs."""
-        return None
-
-    def act(self, run: Run, step: Step) -> Any:
-        return run.call(step.host, step.target, step.verb, **step.args)
-
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        """Restore `before`."""
-
-    def by_hand(self, step: Step) -> str:
-        """The command to type if the undo fails."""
-        return ""
-
-    def again(self, step: Step) -> str:
-        """The command that goes on with what this verb's plan could not do everywhere. What it did is never put back
-        by itself; empty: it is put back, or resumed."""
-        return ""
-
-
-def _names(step: Step) -> list[str]:
-    return [volume["name"] for volume in step.args["volumes"]]
-
-
-def _uuids(step: Step) -> list[str]:
-    return [volume["uuid"] for volume in step.args["volumes"]]
+from storkit.core.verb import Run, Verb, names, uuids
 
 
 class Make(Verb):
     """create, clone, snapshot: undone by deleting the volumes that this plan made, known by their UUIDs."""
 
     def find(self, run: Run, step: Step) -> Any:
-        there = run.call(step.host, step.target, "find", names=_names(step))
+        there = run.call(step.host, step.target, "find", names=names(step))
         return [volume["uuid"] for volume in there]
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
         made = [volume for volume in step.args["volumes"] if volume["uuid"] not in before]
-        there = {volume["uuid"] for volume in run.call(step.host, step.target, "find", names=_names(step))}
+        there = {volume["uuid"] for volume in run.call(step.host, step.target, "find", names=names(step))}
         run.call(step.host, step.target, "delete", volumes=[v for v in made if v["uuid"] in there])
 
     def by_hand(self, step: Step) -> str:
-        return f"storkit volume delete {' '.join(_names(step))}"
+        return f"storkit volume delete {' '.join(names(step))}"
 
 
 class Relabel(Verb):
     def find(self, run: Run, step: Step) -> Any:
-        return run.call(step.host, step.target, "find", names=_names(step))
+        return run.call(step.host, step.target, "find", names=names(step))
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
         run.call(step.host, step.target, "relabel", volumes=before)
@@ -115,7 +55,7 @@ class Export(Verb):
     """export, unexport: who had an export before, and who could write."""
 
     def find(self, run: Run, step: Step) -> Any:
-        return run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
+        return run.call(step.host, step.target, "find_exports", volumes=uuids(step))
 
     def act(self, run: Run, step: Step) -> Any:
         if step.verb == "unexport":
@@ -138,7 +78,7 @@ class Export(Verb):
                 run.call(step.host, step.target, "set_writers", volumes=[volume], hosts=writers)
 
     def by_hand(self, step: Step) -> str:
-        return "; ".join(f"storkit detach {name} --on {c}" for name in _names(step) for c in step.args["clients"])
+        return "; ".join(f"storkit detach {name} --on {c}" for name in names(step) for c in step.args["clients"])
 
 
 class CutOff(Export):
@@ -177,10 +117,10 @@ class SetWriters(Verb):
         return registry.transport(step.target.partition(":")[2]).claims
 
     def find(self, run: Run, step: Step) -> Any:
-        exports = run.call(step.host, step.target, "find_exports", volumes=_uuids(step))
+        exports = run.call(step.host, step.target, "find_exports", volumes=uuids(step))
         return {
             uuid: sorted(export["client"] for export in exports if export["uuid"] == uuid and export["writable"])
-            for uuid in _uuids(step)
+            for uuid in uuids(step)
         }
 
     def undo(self, run: Run, step: Step, before: Any) -> None:
@@ -194,7 +134,7 @@ class Attach(Verb):
     """attach, detach. The offer, with its credential, is fetched from the home host when needed, and never kept."""
 
     def find(self, run: Run, step: Step) -> Any:
-        found = run.call(step.host, step.target, "find_attachments", volumes=_uuids(step))
+        found = run.call(step.host, step.target, "find_attachments", volumes=uuids(step))
         return [attachment["uuid"] for attachment in found]
 
     def act(self, run: Run, step: Step) -> Any:
@@ -222,7 +162,7 @@ class Attach(Verb):
         return run.call(step.host, step.target, "detach", volumes=step.args["volumes"])
 
     def by_hand(self, step: Step) -> str:
-        return "; ".join(f"storkit detach {name} --on {step.host}" for name in _names(step))
+        return "; ".join(f"storkit detach {name} --on {step.host}" for name in names(step))
 
 
 class Prove(Verb):
@@ -279,13 +219,13 @@ class Define(Verb):
         found = [
             attachment
             for transport in dict.fromkeys(step.args["transports"])
-            for attachment in run.call(step.host, transport, "find_attachments", volumes=_uuids(step))
+            for attachment in run.call(step.host, transport, "find_attachments", volumes=uuids(step))
         ]
         sources = {attachment["uuid"]: attachment["source"] for attachment in found}
         gone = [volume["name"] for volume in step.args["volumes"] if volume["uuid"] not in sources]
         if gone:
             raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
-        disks = [sources[uuid] for uuid in _uuids(step)]
+        disks = [sources[uuid] for uuid in uuids(step)]
         return run.call(
             step.host, step.target, "define", guest=step.args["guest"], disks=disks, machine=step.args["machine"]
         )
@@ -311,135 +251,6 @@ class Stop(Verb):
     """A stopped guest starts again by `guest start`, not by rollback: what it was doing is gone."""
 
     undoable = False
-
-
-class Receive(Verb):
-    """The destination's waiting process. Undone by ending it, unless the guest runs there."""
-
-    def act(self, run: Run, step: Step) -> Any:
-        return receive(run, step.host, step.peer, step.target, step.args["name"])
-
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        run.call(step.host, step.target, "retire", name=step.args["name"])
-
-
-class Send(Verb):
-    """The live migration itself, from `host` to `peer`. Undone by migrating back.
-
-    The guest goes on at the destination only when the source says that it has let go: a network cut in the switchover
-    cannot leave it running on both. A barrier: while it runs at the destination, its disk must not be taken from there.
-    """
-
-    barrier = True
-
-    def act(self, run: Run, step: Step) -> Any:
-        name, paused = step.args["name"], step.args["paused"]
-        uri = run.result(step.args["receive"])
-        if guest_on(run, step.peer, step.target, name) == "incoming":
-            # Who listened there may have ended with a command that was killed.
-            uri = receive(run, step.peer, step.host, step.target, name)
-        return self._move(run, step.target, name, step.host, step.peer, uri, not paused)
-
-    def _move(self, run: Run, target: str, name: str, source: str, destination: str, uri: str, go_on: bool) -> Any:
-        credential = run.call(destination, target, "credential", name=name)
-        try:
-            result = run.call(source, target, "send", name=name, uri=uri, credential=credential)
-        except HostUnreachable:
-            raise
-        except StorkitError as error:
-            self._see_that_it_runs(run, target, name, source, destination, error)
-            if not isinstance(error, CommandFailed):
-                raise
-            said = run.call(destination, target, "messages", name=name)
-            raise CommandFailed(
-                error.argv, error.status, f"{said}\n{error.stderr}" if said else error.stderr,
-                host=error.host, hint=error.hint,
-            ) from None  # fmt: skip
-        run.call(destination, target, "resume", name=name, run=go_on)
-        return result
-
-    def _see_that_it_runs(
-        self, run: Run, target: str, name: str, source: str, destination: str, error: StorkitError
-    ) -> None:
-        """After a move that failed. Raises StorkitError: the guest is gone; nobody has its memory any more."""
-        if guest_on(run, source, target, name) != "stopped":
-            return
-        if guest_on(run, destination, target, name) in ("stopped", "incoming"):
-            raise StorkitError(
-                f"guest {name} is gone: its process on {source} ended while it was moved to {destination}"
-                f" ({error.message}); its disks are as it left them",
-                f"storkit guest start {name} --on {source}",
-            ) from None
-
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        name, origin, destination = step.args["name"], step.host, step.peer
-        go_on = not step.args["paused"]
-        # It goes on by itself when its coordinator is killed: between two looks the guest could still move.
-        try:
-            run.call(origin, step.target, "cancel", name=name)
-        except TimedOut:
-            # A hypervisor that hangs may be waiting for the destination's: that is ended first, if nothing runs there.
-            run.call(destination, step.target, "retire", name=name)
-            run.call(origin, step.target, "cancel", name=name)
-        there = guest_on(run, destination, step.target, name)
-        here = guest_on(run, origin, step.target, name)
-        if here in ("running", "paused"):
-            if there in ("running", "paused"):
-                raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
-            return
-        if there == "arrived":
-            run.call(destination, step.target, "resume", name=name, run=go_on)
-        elif there not in ("running", "paused"):
-            if here == "stopped":
-                return
-            raise Unsafe(
-                f"guest {name} is {there} on {destination} and {here} on {origin}",
-                f"storkit plan resume, or storkit guest stop {name} --force and start it again",
-            )
-        run.call(origin, step.target, "retire", name=name)
-        uri = receive(run, origin, destination, step.target, name)
-        self._move(run, step.target, name, destination, origin, uri, go_on)
-
-    def by_hand(self, step: Step) -> str:
-        return f"storkit migrate cleanup {step.args['name']}"
-
-
-class Confirm(Verb):
-    """The guest runs on `host` and on none of `others`; nothing that follows happens otherwise."""
-
-    def act(self, run: Run, step: Step) -> Any:
-        name = step.args["name"]
-        run.call(step.host, step.target, "cancel", name=name)
-        here = guest_on(run, step.host, step.target, name)
-        if here not in ("running", "paused"):
-            raise Unsafe(
-                f"guest {name} is {here} on {step.host}, where it should run", f"storkit migrate status {name}"
-            )
-        for other in step.args["others"]:
-            there = guest_on(run, other, step.target, name)
-            if there in ("running", "unknown") or (there == "paused" and here == "running"):
-                raise Unsafe(
-                    f"guest {name} is {there} on {other} while it runs on {step.host}",
-                    f"storkit migrate status {name}; stop one of them by hand",
-                )
-        return {"running": step.host}
-
-
-def receive(run: Run, destination: str, source: str, target: str, name: str) -> Any:
-    """Have `destination` wait for the guest from `source`; the URI to send to."""
-    same = run.same_machine(destination, source)
-    told = "" if same else run.source(source, destination)
-    known = {"same_machine": same, "source": run.address(source), "told": told}
-    return run.call(destination, target, "receive", name=name, **known)
-
-
-def guest_on(run: Run, host: str, target: str, name: str) -> str:
-    """The status of a guest on a host, `stopped` if it is not known there; `unknown` if the host is silent."""
-    try:
-        states = codec.load(list[GuestState], run.call(host, target, "find", guests=[name]))
-    except HostUnreachable:
-        return "unknown"
-    return states[0].status if states else "stopped"
 
 
 class Fence(Verb):
@@ -510,13 +321,3 @@ VERBS: dict[str, Verb] = {
     "declare_off": DeclareOff(),
     "withdraw_off": DeclareOff(),
 }
-
-
-def volume_args(volumes: list[Volume]) -> Any:
-    """Volumes as a step's argument."""
-    return codec.dump(volumes)
-
-
-def explain(error: StorkitError) -> str:
-    """An error as one line."""
-    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -16,7 +16,7 @@ from storkit.core.errors import NOTHING_CHANGED, Conflict, StepFailed, StorkitEr
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.journal import Journals, new_id
 from storkit.core.plan import Plan, Stages, Step, step
-from storkit.core.verbs import Run, Verb
+from storkit.core.verb import Run, Verb
 from storkit.hosts.connection import Connections
 
 

@@ -90,6 +90,7 @@ class Guard:
         """A number for a command that changes rights, larger than all that this host has given before. It is drawn once
         the command has its lock; `fence`, which must do without one, draws it by itself."""
         with files.explained(self._locks.parent):
+            files.make_private(self._locks.parent)  # it may be the first thing that storkit does since the host's boot
             lock = locks.acquire(self._locks.parent / "epoch.lock", "the count of commands", wait=scaled(30))
         try:
             number = 1 + (int(self._epoch.read_text() or 0) if self._epoch.exists() else 0)

@@ -328,8 +328,15 @@ def _refuse_unless_stopped(session: Session, guest: Guest, so: str) -> None:
 
 
 def list_(session: Session, options: Namespace) -> None:
-    rows, data = [], []
-    for guest in files.load_all(session.guests):
+    rows, data = list[tuple[object, ...]](), list[dict[str, Any]]()
+    for name in files.names(session.guests):
+        try:
+            guest = files.load(session.guests, name)
+        except StorkitError as error:
+            rows.append((name, "damaged", "-", "-", "-", "-"))
+            data.append({"name": name, "error": error.to_json()})
+            session.warn(f"storkit: guest {name}: {in_a_line(error)}")
+            continue
         places, reasons, wrong = dict[str, str](), dict[str, str](), dict[str, Any]()
         try:
             places, reasons = _places(session, guest)

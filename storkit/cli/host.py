@@ -138,9 +138,10 @@ def pools(session: Session, options: Namespace) -> None:
 def status(session: Session, options: Namespace) -> None:
     from storkit.core.journal import Journals
 
-    exports = session.survey.all_exports()
+    exports = session.survey.all_exports(partial=True)
     clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
-    attachments = session.survey.attachments(dict.fromkeys([*session.inventory.hosts, *sorted(clients)]))
+    everyone = dict.fromkeys([*session.inventory.hosts, *sorted(clients)])
+    attachments = session.survey.attachments(everyone, partial=True)
     if session.survey.silent:
         session.survey.declared_off()
     journals = Journals(session.state / "plans")
@@ -156,13 +157,14 @@ def status(session: Session, options: Namespace) -> None:
     for home, group in exports.items():
         for export in group:
             attached = any(a.uuid == export.uuid for a in attachments.get(export.client, []))
+            unread = (export.client, f"transport:{export.transport}") in session.survey.unread
             state = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
             if guest_of(export.client):
                 there = "itself"
             elif export.client not in attachments:
                 there = "unknown" if session.connections.find(export.client) else "unknown (not in the inventory)"
             else:
-                there = "attached" if attached else "not attached"
+                there = "attached" if attached else "unknown" if unread else "not attached"
             rows.append((export.volume, home, export.client, state, there))
     paused = _paused(session)
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
@@ -175,6 +177,10 @@ def status(session: Session, options: Namespace) -> None:
         "paused": paused,
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in open_plans],
         "silent": sorted(session.survey.silent),
+        "unread": [
+            {"host": host, "transport": target.partition(":")[2], "error": error.to_json()}
+            for (host, target), error in sorted(session.survey.unread.items())
+        ],
         "warnings": session.pool_warnings(session.inventory.pools.values()),
     }
     session.result(data, "\n\n".join(parts))

@@ -148,6 +148,9 @@ class Session:
             self.warn(f"storkit: pool {pool} cannot be looked at: {in_a_line(error)}")
             for hint, said_by in dict.fromkeys((each.hint, each.said_by) for each in error.each):
                 output.advise(hint, said_by)
+        for (host, target), error in sorted(self.survey.unread.items()):
+            name = target.partition(":")[2]
+            self.warn(f"storkit: host {host} cannot say all of what {name} has there: {in_a_line(error)}")
         for damaged in self.survey.damaged.values():
             self.warn(f"storkit: pool {damaged.pool}: {damaged.message}")
             local = self.inventory.host(damaged.host).machine == "local"

@@ -41,6 +41,8 @@ class Survey:
         self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
         self.failed: dict[str, StorkitError] = {}
         """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
+        self.unread: dict[tuple[str, str], StorkitError] = {}
+        """What a host could not say, of its exports or attachments, by host and transport (`transport:NAME`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
 
@@ -122,19 +124,36 @@ class Survey:
             exports += codec.load(list[Export], found, home)
         return exports
 
-    def all_exports(self, homes: Iterable[str] | None = None) -> dict[str, list[Export]]:
-        """Every export, by home host (None: of all hosts); silent ones are missing."""
+    def all_exports(self, homes: Iterable[str] | None = None, partial: bool = False) -> dict[str, list[Export]]:
+        """Every export, by home host (None: of all hosts); silent ones are missing.
+
+        With `partial`, for those who only look, what a host cannot say (a damaged record) is noted in `unread`.
+        """
 
         def ask(host: str) -> list[Export]:
             connection, exports = self.connections.to(host), list[Export]()
             for target in self.connections.inventory.served_by:
-                exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
+                with self._said(host, target, partial):
+                    exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
             return exports
 
         return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
 
-    def attachments(self, hosts: Iterable[str], volumes: list[Volume] | None = None) -> dict[str, list[Attachment]]:
-        """What is attached, by host."""
+    @contextmanager
+    def _said(self, host: str, target: str, partial: bool) -> Iterator[None]:
+        try:
+            yield
+        except HostUnreachable:
+            raise
+        except StorkitError as error:
+            if not partial:
+                raise
+            self.unread[host, target] = error
+
+    def attachments(
+        self, hosts: Iterable[str], volumes: list[Volume] | None = None, partial: bool = False
+    ) -> dict[str, list[Attachment]]:
+        """What is attached, by host; `partial` as in `all_exports`."""
         inventory = self.connections.inventory
         uuids = None if volumes is None else [volume.uuid for volume in volumes]
         targets = inventory.served_by if volumes is None else {inventory.transport(v.pool) for v in volumes}
@@ -142,8 +161,9 @@ class Survey:
         def ask(host: str) -> list[Attachment]:
             connection, attachments = self.connections.to(host), list[Attachment]()
             for target in sorted(targets):
-                found = connection.call(target, "find_attachments", {"volumes": uuids})
-                attachments += codec.load(list[Attachment], found, host)
+                with self._said(host, target, partial):
+                    found = connection.call(target, "find_attachments", {"volumes": uuids})
+                    attachments += codec.load(list[Attachment], found, host)
             return attachments
 
         return self._each(list(hosts), ask, str)

@@ -110,7 +110,7 @@ def test_what_may_need_the_missing_pool_says_why_not(unmounted: World) -> None:
         ("guest", "start", "back"),
     ):
         error = unmounted.storkit(*words, ok=5).stderr
-        assert "pool two cannot be looked at: there is no directory" in error and "mkdir" not in error
+        assert "pool two" in error and "there is no directory" in error and "mkdir" not in error
     for words in (("volume", "create", "new", "1MiB", "--pool", "two"), ("pool", "attach", "two", "--on", "b")):
         assert "there is no directory" in unmounted.storkit(*words, ok=4).stderr
 
@@ -148,3 +148,30 @@ def test_a_guest_list_is_whole_while_the_host_of_a_pool_is_down(world: World) ->
     assert column(world.storkit("migrate", "status").stdout) == ["back", "front"]
     assert column(world.storkit("volume", "list").stdout) == ["log"]
     assert column(world.storkit("pool", "list").stdout) == ["three", "one", "two"]
+
+
+def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
+    """Of an export, of an attachment, of a guest: what can be shown is shown, and what cannot is named."""
+    for name, home in (("web", "a"), ("log", "b")):
+        world.storkit("attach", name, "--on", home)
+    (grant,) = (world.directory / "b/nbd").glob("*.json")
+    grant.write_text("{")
+    (world.directory / "guests/front.toml").write_text("=")
+    shown = world.storkit("status")
+    assert column(shown.stdout.partition("\n\n")[0]) == ["web"] and "attached" in shown.stdout
+    assert "host b cannot say all of what nbd has there" in shown.stderr and grant.name in shown.stderr
+    assert [(one["host"], one["transport"]) for one in world.storkit("--json", "status").json["unread"]] == [
+        ("b", "nbd")
+    ]
+    listed = world.storkit("guest", "list")
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["back", "stopped"], ["front", "damaged"]]
+    assert "front.toml" in listed.stderr
+    assert column(world.storkit("migrate", "status").stdout) == ["back", "front"]
+    # What needs the damaged record is refused; what does not goes on.
+    world.storkit("attach", "log", "--on", "a", ok=9)
+    world.storkit("detach", "web", "--on", "a")
+    world.storkit("guest", "show", "front", ok=2)
+
+    (attachment,) = (world.directory / "b/nbd/attached").glob("*.json")
+    attachment.write_text("[]")
+    assert "host b cannot say all of what nbd has there" in world.storkit("status").stderr

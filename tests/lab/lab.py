@@ -32,11 +32,11 @@ def missing() -> str:
         return f"the lab needs Linux on x86_64, this is {sys.platform} on {os.uname().machine}"
     if os.geteuid() != 0:
         return "the lab needs root, to make namespaces, bridges and taps"
-    absent = sorted({package for tool, package in wanted.items() if not shutil.which(tool)})
-    if absent:
-        return f"the lab needs packages that are not installed: apt-get install {' '.join(absent)}"
+    absent = {package for tool, package in wanted.items() if not shutil.which(tool)}
     if xstate.needed() and not xstate.compiler():
-        return "the lab needs a C compiler on a processor with AMX: apt-get install tcc"
+        absent.add("tcc")
+    if absent:
+        return f"the lab needs packages that are not installed: apt-get install {' '.join(sorted(absent))}"
     if not Path("/dev/net/tun").exists():
         return "the lab needs /dev/net/tun for its hosts' networks"
     if not any(Path("/usr/lib/uml/modules").glob("*/modules.dep")):

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import Damaged, Found, Usage, Volume
+from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import clonefile, files, locks, qcow2, volumefile
 from storkit.system.poolplace import Place
@@ -51,6 +51,12 @@ class Directory(Pool):
     @property
     def path(self) -> Path:
         return Path(self.settings.path) if self.settings.path else self.site.state / "volumes"
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        if not self._exists() or os.access(self.path, os.W_OK | os.X_OK):
+            return []
+        message = f"pool {self.pool}: {self.path} cannot be written: it is read-only, or not this user's"
+        return [Finding(message, f"findmnt -T {self.path}; ls -ld {self.path}")]
 
     def look(self, names: list[str] | None = None) -> Found:
         sidecars, damaged = self._files.look(names) if self._exists() else ([], {})

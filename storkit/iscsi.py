@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Client, Needs, Transport
 from storkit.core.errors import StorkitError, collected, raise_problems
-from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
-from storkit.system.iscsigrant import IscsiSettings
+from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
+from storkit.system.iscsigrant import PORT, IscsiSettings, portal
 
 if TYPE_CHECKING:
     from storkit.system.iscsiattach import IscsiAttachments
@@ -31,6 +31,25 @@ class Iscsi(Transport):
     )
     Settings: ClassVar[type] = IscsiSettings
     claims = True
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        import os
+
+        from storkit.system.openiscsi import missing_daemon
+
+        found: list[Finding] = []
+        if (serves or attaches) and os.geteuid() != 0:
+            message = "iSCSI is served and attached by root alone, which this user is not"
+            found.append(Finding(message, "reach this host as root"))
+        if attaches and (problem := missing_daemon()):
+            found.append(Finding(problem.message, problem.hint))
+        return found
+
+    def doors(self) -> list[Door]:
+        address = self.site.address
+        texts = self.settings.portals or ([f"[{address}]" if ":" in address else address] if address else [])
+        portals = [portal(text) for text in texts] or [("", PORT)]
+        return [Door(address, port, port) for address, port in portals]
 
     @cached_property
     def _exports(self) -> IscsiExports:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from storkit.core.backend import Client, Needs, Transport
@@ -29,12 +30,29 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.model import Attachment, Credential, Evidence, Export, Offer, Secret, Volume, check_name
-from storkit.system import nbdclient
+from storkit.core.model import (
+    Attachment,
+    Credential,
+    Door,
+    Evidence,
+    Export,
+    Finding,
+    Offer,
+    Secret,
+    Volume,
+    check_name,
+)
+from storkit.system import modules, nbdclient
 from storkit.system.grants import of_client, refused_writers
-from storkit.system.nbdattach import Attachments
+from storkit.system.nbdattach import X509_CLIENT_FILES, Attachments
 from storkit.system.nbdgrant import Grant, Granted, Grants
-from storkit.system.nbdserver import PSK_USER, NbdSettings, VolumeServer
+from storkit.system.nbdserver import (
+    PSK_USER,
+    X509_SERVER_FILES,
+    NbdSettings,
+    VolumeServer,
+    check_x509,
+)
 from storkit.system.parallel import every
 from storkit.system.qsd import PACKAGE, PROGRAM
 from storkit.system.sourcefilter import sources
@@ -47,6 +65,22 @@ class Nbd(Transport):
     claims = True
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
     Settings: ClassVar[type] = NbdSettings
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        problems: list[StorkitError] = []
+        if self.settings.tls == "x509" and not self.settings.plain_tcp:
+            for used, files in ((serves, X509_SERVER_FILES), (attaches, X509_CLIENT_FILES)):
+                if used:
+                    with collected(problems):
+                        check_x509(Path(self.settings.tls_dir), files)
+        found = [Finding(each.message, each.hint) for each in problems]
+        if self.settings.attach == "kernel" and not modules.there("nbd"):
+            hint = 'apt install linux-image-amd64; or set attach = "qemu" for nbd'
+            found.append(Finding("this kernel has no module nbd", hint))
+        return found
+
+    def doors(self) -> list[Door]:
+        return [Door(self.site.address, self.settings.port_first, self.settings.port_last)]
 
     @property
     def _grants(self) -> Grants:

@@ -24,7 +24,7 @@ from typing import ClassVar
 from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Transport, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, collected, raise_problems
-from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
+from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
 from storkit.directory import DirectorySettings
 from storkit.system import nfsmount, nfsserver
 from storkit.system.nfsgrant import EXPORTS, Grants, NfsSettings
@@ -105,6 +105,15 @@ class Nfs(Transport):
     )
     Settings: ClassVar[type] = NfsSettings
     settings: NfsSettings
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        if os.geteuid() == 0 or not (serves or attaches):
+            return []
+        return [Finding("NFS is served and mounted by root alone, which this user is not", "reach this host as root")]
+
+    def doors(self) -> list[Door]:
+        # Where only locks keep hosts apart, the server is somebody else's.
+        return [] if self.settings.enforce == "locks" else [Door(self.site.address, nfsmount.PORT, nfsmount.PORT)]
 
     @cached_property
     def _exports(self) -> NfsExports:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import storkit
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import guest_of
 from storkit.core.units import format_size
-from storkit.hosts.connection import Connection
-
-CLOCK_SKEW = 2.0
-"""Seconds that two hosts' clocks may differ without a word, beyond the time that asking takes."""
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -27,41 +21,35 @@ def list_(session: Session, options: Namespace) -> None:
 
 
 def check(session: Session, options: Namespace) -> int:
-    """1 if anything is missing; 7 if a host does not answer."""
-    worst, rows, data = 0, [], []
-    asked = {name: session.host(name) for name in options.hosts or session.inventory.hosts}
-    answers = session.connections.each(asked.values(), _facts)
-    for name, host in asked.items():
-        said = answers[host]
-        if isinstance(said, StorkitError):
-            rows.append((name, "unreachable" if isinstance(said, HostUnreachable) else "broken", said.message))
-            data.append({"host": name, "error": said.to_json()})
-            worst = max(worst, said.exit_code)
-            continue
-        before, facts, after = said
-        problems = [
-            f"{miss['needs']} for {miss['backend']}" + (f" (apt install {miss['package']})" if miss["package"] else "")
-            for miss in facts["missing"]
-        ]
-        problems += [f"{error['message']} ({error['hint']})" for error in facts.get("refused", [])]
-        if facts["version"] != storkit.__version__:
-            problems.append(f"storkit {facts['version']} there, {storkit.__version__} here")
-        skew = max(facts["clock"] - after, 0) + min(facts["clock"] - before, 0)
-        if abs(skew) > CLOCK_SKEW:
-            problems.append(f"its clock is {skew:+.0f} s off")
-        worst = max(worst, 1 if problems else 0)
-        rows.append((name, "incomplete" if problems else "ready", "; ".join(problems) or f"Linux {facts['kernel']}"))
-        host = session.inventory.host(name).name
-        warnings = session.pool_warnings(pool for pool in session.inventory.pools.values() if pool.host == host)
-        data.append({"host": name, **facts, "problems": problems, "warnings": warnings})
-    session.result(data, output.table(("HOST", "STATE", "DETAILS"), rows))
+    """1 if a host is not ready; 7 if one does not answer."""
+    from storkit.core.checkup import Checkup
+
+    names = {session.host(name): name for name in options.hosts or session.inventory.hosts}
+    checkup = Checkup(session.connections, session.hypervisors())
+    reports = checkup.examine(list(names))
+    session.survey.silent.update(checkup.silent)
+    worst, rows, beneath, data = 0, [], [], list[Any]()
+    for report in reports:
+        name, problems = names[report.host], report.problems
+        if report.error:
+            unreachable = isinstance(report.error, HostUnreachable)
+            rows.append((name, "unreachable" if unreachable else "broken", report.error.message))
+            data.append({"host": name, "error": report.error.to_json()})
+            worst = max(worst, report.error.exit_code)
+        else:
+            count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
+            state = ("incomplete", count) if problems else ("ready", f"Linux {report.facts['kernel']}")
+            rows.append((name, *state))
+            said = {"problems": [each.to_json() for each in problems], "warnings": report.warnings}
+            data.append({"host": name, **report.facts, **said})
+            worst = max(worst, report.status)
+            for warning in report.warnings:
+                session.warn(f"storkit: {warning}")
+        beneath.append([line for each in problems for line in output.told(each.message, each.hint, each.said_by)])
+    header, *lines = output.table(("HOST", "STATE", "DETAILS"), rows).splitlines()
+    text = [header, *(line for row, more in zip(lines, beneath, strict=True) for line in (row, *more))]
+    session.result(data, "\n".join(text))
     return worst
-
-
-def _facts(connection: Connection) -> tuple[float, dict[str, Any], float]:
-    """A machine's facts, with the times before and after it was asked."""
-    before = time.time()
-    return before, connection.facts(), time.time()
 
 
 def restore(session: Session, options: Namespace) -> None:

@@ -54,6 +54,12 @@ def advise(hint: str, said_by: str = "") -> None:
         say(f"  next (says host {said_by}): {hint}" if said_by else f"  next: {hint}")
 
 
+def told(message: str, hint: str, said_by: str = "") -> list[str]:
+    """A problem in a list of them: a line of what it is, and one of what to do next, as `advise` has it."""
+    next_ = f"next (says host {said_by})" if said_by else "next"
+    return [f"  {shown(message)}", *([f"    {next_}: {shown(hint)}"] if hint else [])]
+
+
 def explain(error: StorkitError) -> None:
     """An error, as what happened and what to do next."""
     if isinstance(error, Problems):

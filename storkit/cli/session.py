@@ -46,6 +46,20 @@ class Session:
         """The directory of guests' files."""
         return self.inventory.directory / "guests"
 
+    def hypervisors(self) -> list[str]:
+        """The hypervisors that there may be guests of: the default, those of the inventory, those that guests' files
+        name. All that storkit knows where one of these files cannot be read: it may name any."""
+        from storkit.core import registry
+        from storkit.core.backend import Hypervisor
+        from storkit.guests import files
+
+        found = {self.inventory.defaults.hypervisor, *self.inventory.hypervisors}
+        try:
+            found |= {guest.hypervisor for guest in files.load_all(self.guests)}
+        except (StorkitError, OSError):
+            found.update(registry.names(Hypervisor))  # type: ignore[type-abstract]
+        return sorted(found)
+
     def host(self, name: str, *, given: bool = False) -> str:
         """The name of the host that was named on the command line, which may be a URL. Raises NotFound.
 

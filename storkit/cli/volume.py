@@ -353,14 +353,11 @@ def _cut_off(session: Session, volumes: list[Volume], ended: list[Export], clien
 
 def _refuse_from_under_a_guest(session: Session, volumes: list[Volume], host: str) -> None:
     """Raise Conflict if a guest on the host has one for its disk: to cut off the host itself, there is fence."""
-    from storkit.core import registry
-    from storkit.core.backend import Hypervisor
-
     names = {volume.uuid: volume.name for volume in volumes}
     if not names:
         return
     problems: list[StorkitError] = []
-    for hypervisor in registry.names(Hypervisor):  # type: ignore[type-abstract]
+    for hypervisor in session.hypervisors():
         for states in session.survey.guests([host], f"hypervisor:{hypervisor}").values():
             for state in states:
                 if state.status in ("stopped", "migrated"):

@@ -29,8 +29,10 @@ from storkit.core.model import (
     Attachment,
     Credential,
     DiskSource,
+    Door,
     Evidence,
     Export,
+    Finding,
     Found,
     GuestState,
     MigrationResult,
@@ -145,6 +147,13 @@ class Backend(ABC):
         self.site = site
         self.settings = settings if settings is not None else self.Settings()
 
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        """What keeps this host from its part, beyond what it `needs`; for `host check`. It changes nothing.
+
+        Of a transport: `serves`, this host has volumes that go by it; `attaches`, hosts on other machines have.
+        """
+        return []
+
 
 class Pool(Backend):
     """Where volumes are made. One object stands for one pool of the inventory."""
@@ -234,6 +243,10 @@ class Transport(Backend):
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
     claims: ClassVar[bool] = False
     """Whether a client must take up a right that it is given: see `claim`."""
+
+    def doors(self) -> list[Door]:
+        """Where this host's servers listen for hosts on other machines; none: they are not of this host."""
+        return []
 
     @abstractmethod
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:

@@ -21,9 +21,9 @@ GRADES: Final = (READ, STORAGE, GUESTS)
 
 _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
-        "pool": "look find capacity",
-        "transport": "find_exports find_attachments",
-        "hypervisor": "find",
+        "pool": "ready look find capacity",
+        "transport": "ready doors find_exports find_attachments",
+        "hypervisor": "ready find",
         "images": "",
         "host": "find_off",
         "agent": "facts source marked unlock",
@@ -35,7 +35,8 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "hypervisor": "",
         "images": "inspect fill export_image",
         "host": "declare_off withdraw_off",
-        "agent": "lock epoch mark unmark",
+        # A port that is opened, and one that is tried, are more than a look.
+        "agent": "lock epoch mark unmark listen unlisten reach",
     },
     GUESTS: {
         # `check` and `fingerprint` look at any file that a guest's record names.

@@ -281,3 +281,30 @@ class MigrationResult:
     downtime_ms: int
     setup_ms: int = 0
     transferred: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What keeps a host from doing its part, and the command, or the next thing to do, that mends it."""
+
+    message: Words
+    hint: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a transport's servers listen for hosts on other machines: an address and its ports."""
+
+    address: MaybeAddress
+    port: Port
+    last: Port
+    """The last port of the range that they take one from; `port` where there is only that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What a host listens on for a moment, so that others can try to reach it, and what it cannot listen on."""
+
+    doors: list[Door]
+    """With the very port of each."""
+    findings: list[Finding]

@@ -29,7 +29,9 @@ from typing import Any, BinaryIO, TextIO
 from storkit.core import codec
 from storkit.core.errors import StorkitError, Unsupported, UsageError
 from storkit.core.grades import READ
+from storkit.core.identities import Port
 from storkit.hosts import accept, rights, wire
+from storkit.hosts.doors import Doors, reach
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.hosts.site import Performer, Setup, remember, site
 from storkit.system import files, moving
@@ -46,6 +48,7 @@ class Agent:
     def __init__(self, performer: Performer, output: TextIO, protocol: int = wire.NEWEST) -> None:
         self._performer = performer
         self._guard = Guard(performer.site)
+        self._doors = Doors()
         self._held: list[Any] = []
         self._calls = 0
         self._letting_go = False
@@ -108,6 +111,12 @@ class Agent:
             from storkit.system.sourcefilter import source_towards
 
             return source_towards(_text(request, "towards"))
+        if do == "listen":
+            return codec.dump(self._doors.listen(self._performer, _text(request, "target")))
+        if do == "unlisten":
+            return self._doors.close()
+        if do == "reach":
+            return reach(_text(request, "address"), codec.load(Port, request.get("port"), "port"))
         raise Unsupported(f"there is no request {do!r}", f"upgrade storkit on host {self._performer.site.host}")
 
     def _call(self, request: dict[str, Any]) -> Any:

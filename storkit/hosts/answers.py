@@ -13,6 +13,7 @@ from typing import Any
 
 from storkit.core import codec
 from storkit.core.errors import StorkitError
+from storkit.core.model import Finding
 from storkit.hosts.site import declared
 from storkit.hosts.wire import Malformed
 
@@ -40,7 +41,13 @@ def facts(said: Any) -> dict[str, Any]:
     for error in _converted(list[dict[str, Any]], said.get("refused", []), "fact refused"):
         if not all(isinstance(error.get(key), str) for key in ("message", "hint")):
             raise Malformed("fact refused: an error of the wrong shape")
+    _converted(list[Finding], said.get("findings", []), "fact findings")
     return said
+
+
+def record(kind: Any, said: Any, where: str) -> Any:
+    """What a request is answered with, as a value of its type. Raises Malformed."""
+    return _converted(kind, said, where)
 
 
 def _converted(wanted: Any, result: Any, where: str) -> Any:

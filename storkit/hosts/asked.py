@@ -194,7 +194,11 @@ WORDS = frozenset(
         ("hypervisor", "define"),
         ("hypervisor", "fingerprint"),
         ("hypervisor", "messages"),
+        ("hypervisor", "ready"),
         ("hypervisor", "send"),
+        ("pool", "ready"),
+        ("transport", "doors"),
+        ("transport", "ready"),
     }
 )
 """Verbs whose answer speaks of nothing that the question names."""

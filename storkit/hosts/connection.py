@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storkit.core.backend import RIGHTS
 from storkit.core.errors import HostUnreachable, StorkitError, raise_problems
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts import rights
 from storkit.hosts.guard import Claim, Guard, changes
+
+if TYPE_CHECKING:
+    from storkit.core.model import Listening
+    from storkit.hosts.doors import Doors
 
 T = TypeVar("T")
 Progress = Callable[[float, str], None]
@@ -72,6 +76,18 @@ class Connection(ABC):
     def facts(self) -> dict[str, Any]:
         """What the machine is: versions, clock, tools that its backends miss. For `host check`."""
 
+    @abstractmethod
+    def listen(self, target: str) -> Listening:
+        """Have the host listen for a moment where a transport's servers would, for others to try to reach it."""
+
+    @abstractmethod
+    def unlisten(self) -> None:
+        """End that; the end of the connection does, too."""
+
+    @abstractmethod
+    def reach(self, address: str, port: int) -> str:
+        """Why the host cannot connect to a port; empty: it can."""
+
     def end(self) -> None:  # noqa: B027
         """Say that nothing more will be asked; does not wait."""
 
@@ -97,6 +113,7 @@ class LocalConnection(Connection):
         self._performer = Performer(given, place)
         self._guard = Guard(self._performer.site)
         self._held: list[Any] = []
+        self._doors: Doors | None = None
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
         self._performer.asked = self.asked
@@ -135,7 +152,23 @@ class LocalConnection(Connection):
 
         return source_towards(towards)
 
+    def listen(self, target: str) -> Listening:
+        from storkit.hosts.doors import Doors
+
+        self._doors = self._doors or Doors()
+        return self._doors.listen(self._performer, target)
+
+    def unlisten(self) -> None:
+        if self._doors:
+            self._doors.close()
+
+    def reach(self, address: str, port: int) -> str:
+        from storkit.hosts.doors import reach
+
+        return reach(address, port)
+
     def close(self) -> None:
+        self.unlisten()
         self.unlock()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import storkit
-from storkit.core import registry
-from storkit.core.backend import Backend
+from storkit.core import codec, registry
+from storkit.core.backend import Backend, Site
 from storkit.core.errors import NotAllowed
+from storkit.core.model import Finding
+from storkit.core.units import format_size
 from storkit.hosts.site import Performer
+from storkit.system import modules
 from storkit.system.run import which
 
 
@@ -20,7 +22,8 @@ def gather(performer: Performer) -> dict[str, Any]:
     """Versions, clock, and what the backends in use on this host want and do not find.
 
     `clock` is seconds since the epoch; `missing` lists backend, program or module, and the package that has it;
-    `refused` what this host does not accept of what it was told (errors).
+    `refused` what this host does not accept of what it was told (errors); `findings` what is wrong with the directories
+    that storkit keeps its own records in.
     """
     setup = performer.setup
     in_use: dict[str, type[Backend]] = {}
@@ -41,7 +44,7 @@ def gather(performer: Performer) -> dict[str, Any]:
         {"backend": name, "needs": f"kernel module {module}", "package": ""}
         for name, backend in sorted(in_use.items())
         for module in backend.needs.modules
-        if not _has_module(module)
+        if not modules.there(module)
     ]
     refused = []
     for target in (
@@ -62,16 +65,36 @@ def gather(performer: Performer) -> dict[str, Any]:
         "state": str(performer.site.state),
         "missing": missing,
         "refused": refused,
+        "findings": [codec.dump(each) for each in state_findings(performer.site)],
     }
 
 
-def _has_module(name: str) -> bool:
-    wanted = name.replace("-", "_")  # the same to modprobe(8), and files have either
-    if Path("/sys/module", wanted).exists():
-        return True
-    directory = Path("/lib/modules", platform.release())
-    for index in ("modules.dep", "modules.builtin"):
-        path = directory / index
-        if path.exists() and f"/{wanted}.ko" in path.read_text().replace("-", "_"):
-            return True
-    return False
+ROOM = 16 << 20
+"""Bytes that storkit's own records want: more than those of thousands of volumes."""
+FILES = 64
+"""Files that they want."""
+
+
+def state_findings(place: Site) -> list[Finding]:
+    """What keeps records from being written in the state directory, and locks and sockets in the run directory."""
+    found, first = list[Finding](), 0
+    for what, path in (("state directory", place.state), ("run directory", place.run)):
+        try:
+            there = os.statvfs(path)
+        except OSError as error:
+            found.append(Finding(f"the {what} {path} cannot be used: {error.strerror}", f"mkdir -p {path}"))
+            continue
+        if found and there.f_fsid == first:  # one file system, one problem
+            continue
+        first = there.f_fsid
+        if there.f_flag & os.ST_RDONLY:
+            hint = f'mount -o remount,rw "$(findmnt -no TARGET -T {path})"; dmesg says why, if the kernel did it'
+            found.append(Finding(f"the {what} {path} is on a file system that is mounted read-only", hint))
+        elif not os.access(path, os.W_OK | os.X_OK):
+            found.append(Finding(f"the {what} {path} is not this user's to write", f"ls -ld {path}"))
+        elif (free := there.f_bavail * there.f_frsize) < ROOM:
+            message = f"the {what} {path} has {format_size(free)} of room, {format_size(ROOM)} are wanted"
+            found.append(Finding(message, f"df -h {path}; delete what nobody needs there"))
+        elif there.f_files and there.f_favail < FILES:
+            found.append(Finding(f"the {what} {path} has room for {there.f_favail} files more", f"df -i {path}"))
+    return found

@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 from storkit.core import codec, deadlines, errors
 from storkit.core.backend import RIGHTS
 from storkit.core.errors import HostUnreachable, StorkitError
+from storkit.core.identities import Words
 from storkit.core.inventory import HostConfig, Inventory
+from storkit.core.model import Listening
 from storkit.hosts import answers, asked, wire
 from storkit.hosts.connection import Connection, Progress, Titles
 from storkit.hosts.conversation import Conversation
@@ -143,6 +145,19 @@ class SshConnection(Connection):
             return ""  # 0.1.0 does not know the question
         said = self._ask({"do": "source", "towards": towards}, "say where it comes from")
         return said if isinstance(said, str) else ""
+
+    def listen(self, target: str) -> Listening:
+        said = self._ask({"do": "listen", "target": target}, f"listen as {target} does")
+        opened: Listening = self._checked(lambda: answers.record(Listening, said, "listen"))
+        return opened
+
+    def unlisten(self) -> None:
+        self._ask({"do": "unlisten"}, "listen no more")
+
+    def reach(self, address: str, port: int) -> str:
+        said = self._ask({"do": "reach", "address": address, "port": port}, f"connect to {address} port {port}")
+        why: str = self._checked(lambda: answers.record(Words, said, "reach"))
+        return why
 
     def close(self) -> None:
         self._talk.close()

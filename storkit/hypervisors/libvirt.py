@@ -22,7 +22,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.model import Credential, DiskSource, GuestState, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
 from storkit.hypervisors import _libvirt_domain as domains
@@ -32,7 +32,7 @@ from storkit.hypervisors import _qemu_host as machine_host
 from storkit.hypervisors._libvirt_domain import Domain
 from storkit.hypervisors._libvirt_guests import XML, Guests, Known
 from storkit.hypervisors._libvirt_migration import Limits, Source, Way, way
-from storkit.hypervisors._libvirt_virsh import PACKAGE, Virsh
+from storkit.hypervisors._libvirt_virsh import ASK_TIMEOUT, PACKAGE, Virsh
 from storkit.hypervisors._qemu_definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled
@@ -84,6 +84,15 @@ class Libvirt(Hypervisor):
     @property
     def _guests(self) -> Guests:
         return Guests(self._virsh, self.site.state.absolute() / "libvirt")
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        try:
+            self._virsh("hostname", timeout=ASK_TIMEOUT)
+        except (StorkitError, OSError) as error:
+            hint = error.hint if isinstance(error, StorkitError) else ""
+            message = f"libvirt does not answer: {error}"
+            return [Finding(message, hint or f"virsh -c {self.settings.uri} hostname; systemctl status libvirtd")]
+        return []
 
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
         """Of domains that have storkit's mark, and of records. A libvirtd that does not answer: all are unknown."""

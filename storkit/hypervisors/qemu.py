@@ -26,7 +26,7 @@ from storkit.core.errors import (
     Unsupported,
     UsageError,
 )
-from storkit.core.model import Credential, DiskSource, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.guests.record import Guest
 from storkit.hypervisors import _paused as paused
@@ -35,6 +35,7 @@ from storkit.hypervisors import _qemu_host as host
 from storkit.hypervisors._qemu_definition import Definition
 from storkit.hypervisors._qemu_process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system import qmp
+from storkit.system.run import which
 from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 
@@ -77,6 +78,16 @@ class Qemu(Hypervisor):
     needs: ClassVar[Needs] = Needs(tools={"qemu-system-x86_64": host.PACKAGE})
     Settings: ClassVar[type] = QemuSettings
     settings: QemuSettings
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        found: list[Finding] = []
+        if which(self.settings.binary) is None:
+            message = f"QEMU's program {self.settings.binary} is not there"
+            found.append(Finding(message, f"apt install {host.PACKAGE}"))
+        if self.settings.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            message = "accel is set to kvm, and /dev/kvm is missing or not open to this user"
+            found.append(Finding(message, "ls -l /dev/kvm; modprobe kvm_intel || modprobe kvm_amd"))
+        return found
 
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
         known = {name: self._definition(name) for name in self._names(guests)}

@@ -257,6 +257,13 @@ def check_daemon() -> None:
     raise Unsupported("iscsid does not run", "start it: iscsid")
 
 
+def missing_daemon() -> Unsupported | None:
+    """Why `check_daemon` would fail; it starts nothing."""
+    if _listening() or Path("/run/systemd/system").is_dir() or which("iscsiadm") is None:
+        return None  # where it is not installed, that is what is wrong
+    return Unsupported("iscsid does not run", "start it: iscsid")
+
+
 def _listening() -> bool:
     return any(line.endswith(_SOCKET) for line in Path("/proc/net/unix").read_text().splitlines())
 

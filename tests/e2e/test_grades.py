@@ -314,6 +314,10 @@ def test_a_key_of_grade_read_is_enough_to_look(machines: Callable[[str], World])
         assert "takes the grade storage" in world.storkit(*words, ok=12).stderr
     status = world.storkit("--json", "status").json
     assert (status["exports"], status["plans"], status["silent"]) == ({"a": [], "b": []}, [], [])
+    checked = world.storkit("--json", "host", "check").json
+    (listens, reaches) = sorted(checked[1]["warnings"], reverse=True)
+    assert listens.startswith("whether other hosts reach b by nbd was not tried: a key of grade read")
+    assert reaches.startswith("whether b reaches other hosts' servers was not tried: a key of grade read")
     assert not [path for path in (world.directory / "b").rglob("*") if path.is_file()]
 
 
@@ -329,7 +333,7 @@ def test_a_pool_that_a_host_does_not_accept_is_named_with_the_command_for_it(
     assert "host a does not accept pool:more: its file does not have it" in done.stderr
     assert "there, as root: storkit host accept pool:more" in done.stderr
     (checked, _) = world.storkit("--json", "host", "check", ok=1).json
-    assert any("pool:more" in problem for problem in checked["problems"])
+    assert any("pool:more" in problem["message"] for problem in checked["problems"])
     file = world.directory / f"accept-{ADDRESSES['a']}.toml"
     accepted = subprocess.run(
         [*world.argv, "host", "accept", "pool:more", "--file", str(file)],

@@ -59,9 +59,14 @@ EVIDENCE = {
 DAMAGED = {"name": "db", "pool": "p", "host": "h", "message": "m", "hint": "h"}
 RESULT = {"total_ms": 1, "downtime_ms": 1, "setup_ms": 1, "transferred": 1}
 ONE: dict[str, Any] = {"volumes": [VOLUME]}
+FINDING = {"message": "no room", "hint": "df -h"}
 CLIENT = {"name": "c", "same_machine": False, "address": ""}
 
 TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
+    ("pool", "ready"): ({}, [FINDING]),
+    ("transport", "ready"): ({"serves": True, "attaches": False}, [FINDING]),
+    ("transport", "doors"): ({}, [{"address": "10.0.0.1", "port": 10809, "last": 11808}]),
+    ("hypervisor", "ready"): ({}, [FINDING]),
     ("pool", "look"): ({"names": ["web", "db"]}, {"volumes": [VOLUME], "damaged": [DAMAGED]}),
     ("pool", "find"): ({"names": ["web"]}, [VOLUME]),
     ("pool", "create"): (ONE, [VOLUME]),

@@ -30,7 +30,7 @@ SIZE = 4 << 20
 PACE = 4
 """Records that the guest writes between two of its 18 ticks a second."""
 KEPT = (
-    r". files: /var/lib/storkit/(plans/|hosts?/|setup|qemu-|libvirt|\w+/unfenced/)",
+    r". files: /var/lib/storkit/(plans/|hosts|hints|pools/|setup|qemu-|libvirt|\w+/unfenced/)",
     r". files: /run/storkit/qemu-",
     r". files: /srv/volumes/\.storkit\.lock",
     r". files: (/root/(\.cache/|boot\.img)|/srv/guest/)",

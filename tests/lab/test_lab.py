@@ -95,7 +95,7 @@ def test_a_power_cut_loses_what_was_not_synced_and_keeps_the_disks(lab: Lab) -> 
 def test_a_host_keeps_its_ethernet_addresses_over_a_boot(lab: Lab) -> None:
     a, b = lab.hosts("a", "b")
     b.run(["ping", "-c", "1", "-W", "5", "a"])
-    before = b.run(["ip", "neighbour", "show", "10.77.0.0/24", "dev", "lan"]).stdout.split()[2]
+    before = b.run(["ip", "neighbour", "show", a.address(), "dev", "lan"]).stdout.split()[2]
     a.power_off()
     a.boot()
     assert before in a.run(["ip", "link", "show", "lan"]).stdout

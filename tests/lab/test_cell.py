@@ -89,14 +89,16 @@ def test_nothing_is_left_after_an_exception() -> None:
 
 
 def test_two_labs_at_once_do_not_meet(lab: Lab) -> None:
+    lab.hosts("a", "b")
+    # Addresses go by the order in which hosts were first asked for, which is that of the tests before this one.
+    a, b = lab.hosts(*(host.name for host in lab.known()[:2]))
     with Lab() as other:
-        a, b = lab.hosts("a", "b")
-        other_a = other.host("a")
+        other_a = other.host(a.name)
         assert a.address() == other_a.address()
         a.put("mine", "/root/file")
         other_a.put("theirs", "/root/file")
-        assert b.run(["ssh", "a", "cat /root/file"]).stdout == "mine"
-        assert lab.ssh("a", ["cat", "/root/file"]).stdout == "mine"
-        assert other.ssh("a", ["cat", "/root/file"]).stdout == "theirs"
+        assert b.run(["ssh", a.name, "cat /root/file"]).stdout == "mine"
+        assert lab.ssh(a.name, ["cat", "/root/file"]).stdout == "mine"
+        assert other.ssh(a.name, ["cat", "/root/file"]).stdout == "theirs"
         assert other_a.run(["ping", "-c", "1", "-W", "1", b.address()], check=False).status
     assert a.run(["cat", "/root/file"]).stdout == "mine"

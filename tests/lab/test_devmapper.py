@@ -251,6 +251,7 @@ assert "guests" not in sh("pvs", "-a")
 
 def test_nodes_work_without_udevd(lab: Lab) -> None:
     (s,) = lab.hosts("s")
+    s.run(["udevadm", "settle"])
     s.run(["udevadm", "control", "--exit"])
     s.wait_for(lambda: s.run(["pgrep", "udevd"], check=False).status == 1, "udevd to end")
     inside(

@@ -11,7 +11,7 @@ import pytest
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.system import iscsigrant, reservations
 from tests.lab import Lab, iscsi
-from tests.lab.luns import MUTUAL_SECRET, SECRET, SIZE, Client, Targets, initiator, iqn, uuid
+from tests.lab.luns import MUTUAL_SECRET, MUTUAL_USER, SECRET, SIZE, USER, Client, Targets, initiator, iqn, uuid
 
 pytestmark = pytest.mark.lab
 
@@ -186,11 +186,27 @@ def test_a_target_that_changes_its_disk_under_a_session(targets: Targets, client
 def test_a_serial_number_that_two_disks_have(targets: Targets, client: Client) -> None:
     b = client.host
     targets.do(*targets.making(1, b), *targets.making(2, b, serial=uuid(1)))
-    client.attach(targets.offer(2, b, identity=iscsigrant.identity(uuid(1))))
+    log_in_by_hand(client, targets, 2)
     with pytest.raises(Unsafe, match=r"also that of sd") as caught:
         client.attach(targets.offer(1, b))
     assert "lsblk" in caught.value.hint
-    assert [one.volume for one in client.find()] == ["v2"]
+    assert client.find() == []
+
+
+def log_in_by_hand(client: Client, targets: Targets, number: int) -> None:
+    """What somebody else does with iscsiadm alone."""
+    portal = f"{targets.host.address('san1')}:3260"
+    iface = ["iscsiadm", "-m", "iface", "-I", "hand"]
+    node = ["iscsiadm", "-m", "node", "-T", iqn(number), "-p", portal, "-I", "hand"]
+    client.host.run([*iface, "-o", "new"])
+    client.host.run([*iface, "-o", "update", "-n", "iface.initiatorname", "-v", initiator(client.host)])
+    client.host.run([*node, "-o", "new"])
+    given = {"authmethod": "CHAP", "username": USER, "password": SECRET}
+    for key, value in {**given, "username_in": MUTUAL_USER, "password_in": MUTUAL_SECRET}.items():
+        client.host.run([*node, "-o", "update", "-n", f"node.session.auth.{key}", "-v", value])
+    client.host.run([*node, "--login"])
+    disk = f"/dev/disk/by-path/ip-{portal}-iscsi-{iqn(number)}-lun-0"
+    client.host.wait_for(lambda: client.host.run(["test", "-b", disk], check=False).status == 0, disk)
 
 
 def test_logins_that_cannot_be(targets: Targets, client: Client) -> None:

@@ -270,7 +270,7 @@ print(refused(home.unexport, [volume(1)], ["a"]))
 print(rights())
 save.write_text(good)
 home.unexport([volume(1)], ["a", "s"])
-Path("/var/lib/storkit/iscsi/x.json").write_text("{")
+Path(f"/var/lib/storkit/iscsi/{volume(3).uuid}.json").write_text("{")
 print(refused(home.fence, "a"))
 """
     )

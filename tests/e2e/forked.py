@@ -35,8 +35,9 @@ class Forks:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._fixed = [environment.get(name) for name in FIXED]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.forked"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment, cwd=ROOT,
+            [sys.executable, "-m", "tests.e2e.forked"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            # Nothing is read ahead: `select` would wait for an answer that is in the buffer already.
+            bufsize=0, env=environment, cwd=ROOT,
         )  # fmt: skip
 
     def fit(self, environment: Mapping[str, str]) -> bool:
@@ -49,8 +50,7 @@ class Forks:
             files = [f"{place}/out", f"{place}/err"]
             request = {"words": list(words), "environment": dict(environment), "cwd": str(Path.cwd()), "files": files}
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             pid = self._answer()
             assert self._process.stdout is not None
             if not select.select([self._process.stdout], [], [], timeout)[0]:

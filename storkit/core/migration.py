@@ -73,7 +73,7 @@ class Subject:
         return [host for host, status in self.places.items() if status in ("running", "paused")]
 
     def known(self) -> None:
-        """Raise Unsafe if a host is silent: the guest could be running there."""
+        """Raise Unsafe if a host is silent: the guest could be running there. Conflict: it is being started there."""
         silent = [host for host, status in self.places.items() if status == "unknown"]
         if silent:
             # To fence a host leaves a guest its root if another silent host may run it.
@@ -83,6 +83,13 @@ class Subject:
             raise Unsafe(
                 f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
                 f"storkit {cut or f'fence {silent[0]}{word}'}, or bring {silent[0]} back",
+            )
+        starting = [host for host, status in self.places.items() if status == "starting"]
+        if starting:
+            raise Conflict(
+                f"guest {self.name} is just being started on {', '.join(starting)} by another command",
+                f"wait, then: storkit migrate status {self.name};"
+                f" if it stays so: storkit guest stop {self.name} --force",
             )
         for host, has in self.has.items():
             if list(has) != list(dict.fromkeys(volume.uuid for volume in self.volumes)):
@@ -135,7 +142,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
     stages = Stages()
     hosts = [host for host in subject.places if only in ("", host)]
     # By force, one that does not answer is ended as well: its host must answer for it.
-    running = [host for host in hosts if subject.places[host] in ("running", "paused", "unknown")]
+    running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
     stages.then(
         *(
             step(
@@ -146,7 +153,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
         )
     )  # fmt: skip
     elsewhere = {status for host, status in subject.places.items() if host not in hosts}
-    if not elsewhere & {"running", "paused", "arrived", "unknown"}:
+    if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
         _take_root(stages, subject)
     if only:
         _leave(stages, subject, [only])

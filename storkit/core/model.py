@@ -248,9 +248,9 @@ class Evidence:
     """The keys of all hosts that are registered there, as this host reads them; None: it cannot read any."""
 
 
-GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "unknown"]
-"""arrived: whole, and waiting for `resume`; it has never run here. migrated: the rest of a guest that has moved away.
-unknown: it does not answer, so it may still run."""
+GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "starting", "unknown"]
+"""starting: a command is just starting it, or ending it. arrived: whole, and waiting for `resume`; it has never run
+here. migrated: the rest of a guest that has moved away. unknown: it does not answer, so it may still run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Confirm(Verb):
             )
         for other in step.args["others"]:
             there = guest_on(run, other, step.target, name)
-            if there in ("running", "unknown") or (there == "paused" and here == "running"):
+            if there in ("running", "starting", "unknown") or (there == "paused" and here == "running"):
                 raise Unsafe(
                     f"guest {name} is {there} on {other} while it runs on {step.host}",
                     f"storkit migrate status {name}; stop one of them by hand",

@@ -157,7 +157,7 @@ class Guests:
             arriving.unlink(missing_ok=True)
             return "running"
         if (state.state, state.reason) == (PAUSED, STARTING_UP):
-            return "incoming"
+            return "incoming" if arriving.exists() else "starting"
         if (state.state, state.reason) == (PAUSED, BY_MIGRATION):
             job = self.virsh.job(uuid)
             if job and job.outgoing:

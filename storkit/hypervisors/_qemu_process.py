@@ -116,6 +116,17 @@ class Process:
             return 0
         return pid if _has_open(pid, lock) else 0
 
+    def starting(self) -> bool:
+        """Whether a command is only just starting it, so that its monitor need not answer yet; asked of one that lives.
+
+        Who starts it has the lock open until QEMU is ready, and is named as the one that took it.
+        """
+        try:
+            lock = self.lock.stat()
+        except FileNotFoundError:
+            return False
+        return not self.pid() or any(_has_open(pid, lock) for pid in _takers(lock.st_ino))
+
     def try_lock(self) -> locks.Lock | None:
         """The right to start the process; None while it lives."""
         make_private(self.directory)
@@ -206,7 +217,7 @@ def process(site: Site, name: str) -> Process:
 def ask(processes: Sequence[Process]) -> dict[str, Answer]:
     """What all these processes say of themselves, by guest, asked at the same time.
 
-    One that lives and does not answer is `unknown`. No library is loaded where none lives.
+    One that lives and does not answer is `starting` or `unknown`. No library is loaded where none lives.
     """
     alive = [one for one in processes if one.alive()]
     answers = {one.name: Answer("stopped") for one in processes}
@@ -221,6 +232,7 @@ def ask(processes: Sequence[Process]) -> dict[str, Answer]:
 
 
 async def _ask(process: Process) -> Answer:
+    starting = process.starting()  # before it is asked: it may be ready a moment after it has not answered
     try:
         async with qmp.connect(process.monitor, timeout=ASK_TIMEOUT) as qemu:
             runs = await qemu.execute("query-status", timeout=ASK_TIMEOUT)
@@ -231,7 +243,9 @@ async def _ask(process: Process) -> Answer:
             failed = await failed_disks(qemu) if runs["status"] == IO_ERROR else {}
             return Answer(status, moves.get("status", ""), runs["status"], failed)
     except StorkitError:
-        return Answer("unknown" if process.alive() else "stopped")
+        if not process.alive():
+            return Answer("stopped")
+        return Answer("starting" if starting else "unknown")
 
 
 async def failed_disks(qemu: qmp.Monitor) -> dict[str, bool]:
@@ -244,6 +258,13 @@ async def failed_disks(qemu: qmp.Monitor) -> dict[str, bool]:
         for path, status in bad.items()
         if status != "ok"
     }
+
+
+def _takers(inode: int) -> list[int]:
+    """The processes that took the locks (flock) that are held on files of this number, alive or not: others may have
+    inherited them (/proc/locks, proc(5))."""
+    words = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(w[4]) for w in words if w[1] == "FLOCK" and w[5].rpartition(":")[2] == str(inode)]
 
 
 def _is(descriptor: int, path: Path) -> bool:

@@ -195,7 +195,7 @@ class Libvirt(Hypervisor):
 
     def start(self, name: str) -> GuestState:
         known = self._one(name)
-        if known.status in ("incoming", "arrived", "unknown"):
+        if known.status in ("incoming", "arrived", "starting", "unknown"):
             raise Conflict(f"guest {name} cannot start here: it is {known.status}", _look(name))
         if known.status not in ("running", "paused"):
             self._check_disks(name)
@@ -220,6 +220,8 @@ class Libvirt(Hypervisor):
         if force or known.status in ("incoming", "arrived"):
             self._destroy(known)
             return
+        if known.status == "starting":
+            raise Conflict(f"guest {name} is just being started here", f"wait, then: {_look(name)}")
         if known.status in ("paused", "unknown"):
             state = "is paused" if known.status == "paused" else "does not answer"
             raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
@@ -292,8 +294,8 @@ class Libvirt(Hypervisor):
 
     def retire(self, name: str) -> None:
         known = self._guests.one(name)
-        if known and known.status in ("running", "paused", "unknown"):
-            may = ", so it may run" if known.status == "unknown" else ""
+        if known and known.status in ("running", "paused", "starting", "unknown"):
+            may = ", so it may run" if known.status in ("starting", "unknown") else ""
             raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", _look(name))
         if known and not known.idle:
             self._destroy(known)

@@ -183,6 +183,8 @@ class Qemu(Hypervisor):
             return self._end(here)
         deadline = time.monotonic() + timeout
         status = self._status(here)
+        if status == "starting":
+            raise Conflict(f"guest {name} is just being started here", f"wait, then: {_look(name)}")
         if status in ("paused", "unknown"):
             state = "is paused" if status == "paused" else "does not answer"
             raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
@@ -290,14 +292,14 @@ class Qemu(Hypervisor):
         if not here.alive():
             return here.forget()
         status = self._status(here)
-        if status == "unknown" and here.arriving.exists():
+        if status in ("starting", "unknown") and here.arriving.exists():
             # It hangs, and was never let go on. Its source may stand still for it: QEMU waits in its main loop.
             here.kill()
             return here.forget()
         if status not in ("incoming", "arrived", "migrated"):
             raise Unsafe(
                 f"guest {name} is not retired: it is {status} here"
-                + (", so it may run" if status == "unknown" else ""),
+                + (", so it may run" if status in ("starting", "unknown") else ""),
                 _look(name),
             )
         if status == "migrated":

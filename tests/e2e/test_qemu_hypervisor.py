@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from storkit.guests.record import Boot
 from storkit.hypervisors._qemu_host import accelerator, parse_machines
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
+from storkit.system.timeouts import scaled
 from tests.e2e.qemuhosts import NAME, Hosts, status, wait_until
 from tests.guestkit import bootsector, log
 
@@ -109,6 +111,37 @@ def test_guest_that_hangs_is_unknown_and_left_alone(hosts: Hosts) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: status(hosts.a) == "running", "the guest does not come back")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("has_pid", [False, True], ids=["before its pid is known", "while it opens its disks"])
+def test_guest_that_another_command_is_starting_is_neither_unknown_nor_stopped(hosts: Hosts, has_pid: bool) -> None:
+    go = hosts.base / "go"
+    program = hosts.base / "qemu"
+    program.write_text(f'#!/bin/sh\nwhile [ ! -e {go} ]; do sleep 0.01; done\nexec qemu-system-x86_64 "$@"\n')
+    program.chmod(0o755)
+    a = hosts.host("a", QemuSettings(accel="tcg") if has_pid else QemuSettings(accel="tcg", binary=str(program)))
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        disk = DiskSource("network", protocol="nbd", export="x", server="127.0.0.1", port=server.getsockname()[1])
+        go.touch()  # QEMU is asked for its machine types
+        a.define(hosts.boot_sector(), [disk])
+        go.unlink()
+        starts = pool.submit(a.start, NAME)
+        try:
+            wait_until(lambda: status(a) == "starting", "the guest is not being started")
+            if has_pid:
+                wait_until(lambda: hosts.pid(a) > 0, "QEMU does not write its pid")
+            assert status(a) == "starting"
+            with pytest.raises(Conflict, match="just being started"):
+                a.stop(NAME)
+            with pytest.raises(Unsafe, match="it is starting here, so it may run"):
+                a.retire(NAME)
+        finally:
+            go.touch()
+            server.close()  # its disk's server is silent no longer, but gone
+        with pytest.raises(CommandFailed):
+            starts.result(timeout=scaled(60))
+    assert status(a) == "stopped"
 
 
 @pytest.mark.usefixtures("impatient")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storkit.cli.fence import may_run
-from storkit.core import inventory, planner, verbs
-from storkit.core.errors import Conflict, StorkitError
+from storkit.core import inventory, migration, planner, verbs
+from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.model import Volume
 from storkit.core.plan import Stages, step
 from storkit.core.verbs import VERBS
+from storkit.guests.record import Guest
 
 TEXT = """\
 [hosts.a]
@@ -144,3 +146,24 @@ def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch:
         verbs.VERBS["set_writers"].act(calls, change)
         taken_up = [("a", "claim", ["a", "b"]), ("b", "claim", ["a", "b"])] if claims else []
         assert calls.made == [("s", "set_writers", ["a", "b"]), *taken_up]
+
+
+def test_a_guest_that_is_being_started_is_a_conflict_not_a_silent_host() -> None:
+    guest = Guest("g", str(uuid.uuid4()), 16 << 20)
+    for places in ({"b": "starting"}, {"a": "running", "b": "starting"}):
+        subject = migration.Subject(guest, [], [], places, site())
+        for build in (
+            lambda subject: migration.start(subject, "a", subject.inventory),
+            lambda subject: migration.stop(subject, False, 1.0, "", subject.inventory),
+            lambda subject: migration.migrate(subject, "b", {"prepare"}, subject.inventory),
+            lambda subject: migration.cleanup(subject, subject.inventory),
+            lambda subject: migration.wake(subject, subject.inventory),
+        ):
+            with pytest.raises(Conflict, match="just being started on b by another command") as caught:
+                build(subject)
+            assert "migrate status g" in caught.value.hint
+    unknown = migration.Subject(guest, [], [], {"b": "starting", "c": "unknown"}, site())
+    with pytest.raises(Unsafe, match="on c, which cannot be asked"):
+        unknown.known()
+    steps = migration.stop(subject, True, 1.0, "", subject.inventory).steps
+    assert [step.host for step in steps if step.verb == "stop"] == ["a", "b"], "by force it is ended as well"

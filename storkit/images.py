@@ -122,7 +122,7 @@ def export_image(
     compressed, or no directory for the file.
     """
     final = Path(file).absolute()
-    _export_problems(volume, final, format, compress)
+    refuse_export(volume, final, format, compress)
     partial = final.with_name(final.name + files.PARTIAL)
     with ExitStack() as stack:
         if volume.kind == "disk":
@@ -353,7 +353,8 @@ def _partial_file(path: Path, what: str) -> Iterator[int]:
 # Exporting
 
 
-def _export_problems(volume: Volume, final: Path, format: str, compress: bool) -> None:
+def refuse_export(volume: Volume, final: Path, format: str, compress: bool) -> None:
+    """Raise what is wrong with an export to a file, all at once, before anything is written. As `export_image`."""
     problems: list[StorkitError] = []
     if format not in EXPORT_FORMATS:
         problems.append(UsageError(f"{format!r} is not a format to export to", f"known: {', '.join(EXPORT_FORMATS)}"))

@@ -105,6 +105,7 @@ def _import_tree(session: Session, options: Namespace) -> None:
 
 
 def export(session: Session, options: Namespace) -> None:
+    from storkit import images
     from storkit.cli import stream
 
     if options.file == stream.STANDARD:
@@ -114,7 +115,10 @@ def export(session: Session, options: Namespace) -> None:
     def build() -> Plan:
         volume = session.survey.volume(options.name)
         host = session.inventory.host(volume.host)
-        file = str(Path(options.file).absolute()) if host.machine == "local" else options.file
+        file = options.file
+        if host.machine == "local":
+            file = str(Path(file).absolute())
+            images.refuse_export(volume, Path(file), options.format, options.compress)
         return planner.export_image(volume, file, options.format, options.compress, session.inventory)
 
     done = session.change(build)

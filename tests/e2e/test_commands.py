@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -35,10 +36,17 @@ def plain(make_world: Callable[..., World]) -> World:
     return make_world("raw")
 
 
-def tree(world: World) -> list[str]:
-    """Everything that a refused command must not have made. Its number (`epoch`) is drawn with its locks."""
-    files = [path for path in (world.directory / "a").rglob("*") if path.is_file() and path.name != "epoch"]
-    return sorted(str(path.relative_to(world.directory)) for path in files)
+def tree(world: World) -> dict[str, str]:
+    """Every file that there is, with what is in it: a refused command makes none, changes none, and is not counted.
+
+    It may have found out where a volume is.
+    """
+    files = {
+        str(path.relative_to(world.directory)): path
+        for path in world.directory.rglob("*")
+        if path.is_file() and path != world.directory / "coordinator/hints.json"
+    }
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES)
@@ -100,6 +108,9 @@ def test_all_problems_at_once(plain: World) -> None:
         (("volume", "import", "/none", "x"), 4, "there is no file /none"),
         (("volume", "import", "/dev/null", "x"), 2, "/dev/null"),
         (("volume", "export", "v", "/none/x"), 2, "/none"),
+        (("volume", "export", "v", "/dev/null"), 5, "/dev/null exists already"),
+        (("volume", "export", "v", "/none/x", "--format", "raw", "--compress"), 2, "raw images are not compressed"),
+        (("-n", "volume", "export", "v", "/none/x"), 2, "/none"),
         (("attach", "v", "--on", "nowhere"), 4, "there is no host 'nowhere'"),
         (("attach", "v", "--on", "ssh://"), 2, "is not a host URL"),
         (("attach", "v", "--on", "local:x"), 2, "absolute"),
@@ -119,6 +130,7 @@ def test_all_problems_at_once(plain: World) -> None:
 def test_refusals(plain: World, words: tuple[str, ...], status: int, text: str) -> None:
     plain.storkit("volume", "create", "v", "1MiB")
     plain.storkit("guest", "define", "g", "--disk", "v", "--memory", "16MiB")
+    plain.storkit("status")  # every host has been told the inventory, and keeps it
     before = tree(plain)
     done = plain.storkit(*words, ok=status)
     assert text in done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.system.timeouts import scaled
+from tests import kept
 from tests.e2e.forked import Forks
 from tests.guestkit import bootsector
 
@@ -35,8 +36,6 @@ accel = "tcg"
 
 PACE = 64
 """Records that a guest writes between two of its 18 ticks a second."""
-KEPT = ("epoch", "qemu-accel.json", "qemu-machines.json", "setup.json")
-"""What a host finds out about itself, what it was last told, and how many commands have changed it."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ class World:
             for path in base.rglob("*") if base.exists() else ():
                 if path.is_dir() and not path.is_symlink():
                     continue
-                relative = path.relative_to(base)
-                kept = relative.parts[0] == "volumes" or relative.name in KEPT
-                if not kept:
+                relative = str(path.relative_to(base))
+                if relative.startswith("volumes/") or kept.by_right(relative, kept.STATE):
+                    continue
+                if not kept.by_right(relative.removeprefix("run/"), kept.RUN):
                     left.append(str(path))
         return left
 

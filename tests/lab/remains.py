@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tests import kept
 from tests.lab.host import Host, changes
 
 PASSING = (
@@ -12,15 +13,15 @@ PASSING = (
     r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
     r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
     r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
-    r". files: /run/storkit\S*lock ",
+    ". files: " + kept.below("/run/storkit", kept.LOCKS),
     r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/run/dmeventd-|/dev/mapper/control )",
     r". files: (/etc/multipath/wwids |/run/lock/iscsi/lock )",
-    r". files: /var/lib/storkit/epoch ",
+    ". files: " + kept.below("/var/lib/storkit", kept.STATE),
     r". files: /var/lib/nfs/|. processes: /usr/libexec/nfsrahead ",
     r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
 )
-"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; locks' files; the
-count of commands; what LVM, multipath, open-iscsi, the NFS server and LIO keep of nothing."""
+"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; what
+storkit keeps by right (tests/kept.py); what LVM, multipath, open-iscsi, the NFS server and LIO keep of nothing."""
 
 
 class Remains:

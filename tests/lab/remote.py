@@ -298,9 +298,9 @@ class LabRig(Rig):
         self.home = remote(self._machines["a"], sites["a"])
         self.far = remote(self._machines["b"], sites["b"])
         self._made: list[Volume] = []
-        # and which change of rights a host was last let in by: no later one of before is to undo that
-        kept = (r". files: /var/lib/storkit/(volumes|\w+/unfenced)/", *self.ignored)
-        self._remains = Remains([machine.host for machine in self._machines.values()], kept)
+        # The rig's own volumes, which are deleted when it has been looked at.
+        ignored = (r". files: /var/lib/storkit/volumes/", *self.ignored)
+        self._remains = Remains([machine.host for machine in self._machines.values()], ignored)
 
     def _told(self, pool: dict[str, Any]) -> Inventory:
         """The inventory, as the agents may have been told it already."""

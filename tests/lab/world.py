@@ -16,6 +16,7 @@ import pytest
 
 from storkit.core import registry
 from storkit.core.backend import Hypervisor, Pool, Transport
+from tests import kept
 from tests.guestkit import bootsector
 from tests.lab import services
 from tests.lab.host import Host, Result
@@ -30,13 +31,14 @@ SIZE = 4 << 20
 PACE = 4
 """Records that the guest writes between two of its 18 ticks a second."""
 KEPT = (
-    r". files: /var/lib/storkit/(plans/|hosts|hints|pools/|setup|qemu-|libvirt|\w+/unfenced/)",
-    r". files: /run/storkit/qemu-",
+    ". files: " + kept.below("/var/lib/storkit", kept.STATE, kept.COORDINATOR),
+    ". files: " + kept.below("/run/storkit", kept.RUN),
+    # The pool's own lock; the tests' image and the guest's console; the client of NFS, which asks for its server.
     r". files: /srv/volumes/\.storkit\.lock",
     r". files: (/root/(\.cache/|boot\.img)|/srv/guest/)",
     r". sockets: udp",
 )
-"""What storkit keeps by right when everything is deleted: journals, what it found out, locks."""
+"""What is no trace of the work when everything is deleted."""
 
 
 @dataclass(frozen=True)

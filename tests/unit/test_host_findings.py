@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from storkit.hosts.doors import Doors, address_finding, reach
 from storkit.hosts.facts import state_findings
 from storkit.hosts.site import Performer, Setup, site
 from tests.filesystems import mounted
+
+NOBODY = 65534
 
 
 def place(state: Path, run: Path) -> Site:
@@ -42,11 +46,39 @@ def test_a_state_directory_without_room_or_files_or_that_is_read_only(tmp_path: 
         assert "run directory" in finding.message and "read-only" in finding.message and "remount,rw" in finding.hint
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_state_directory_of_somebody_else(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    (finding,) = state_findings(place(tmp_path, tmp_path))[:1]
-    assert "not this user's" in finding.message
+    """Asked as a user who may not write it: root may write anywhere, so that root asks as somebody else."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o500)
+
+    def ask() -> str:
+        here = os.open(state, os.O_PATH)  # the way to it may be closed to others
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        (finding, *_) = state_findings(place(Path(f"/proc/self/fd/{here}"), tmp_path))
+        return finding.message
+
+    assert "not this user's" in in_a_child(ask)
+
+
+def in_a_child(ask: Callable[[], str]) -> str:
+    """What `ask` returns in a process of its own, or its traceback."""
+    answers, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = ask()
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(end, said.encode())
+        os._exit(0)
+    os.close(end)
+    with os.fdopen(answers) as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return said
 
 
 def test_a_name_that_is_a_loopback_is_refused_and_a_number_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

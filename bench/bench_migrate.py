@@ -35,16 +35,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import _table
+from storkit.core.guest import Guest
 from storkit.core.model import DiskSource, Volume
-from storkit.guests.record import Guest
 from storkit.guests.render import Place, read_args, render
 from storkit.hosts.site import Setup, site
-from storkit.hypervisors import _qemu_definition as definitions
-from storkit.hypervisors._qemu_process import process
+from storkit.hypervisors._qemu import _qemu_definition as definitions
+from storkit.hypervisors._qemu._qemu_process import process
 from storkit.hypervisors.qemu import QemuSettings
-from storkit.system import qmp
-from storkit.system.nbdserver import image_node
+from storkit.system.qemu import qmp
 from storkit.system.run import run
+from storkit.tech.nbd.nbdserver import image_node
 from tests.guestkit import bootsector, linux
 
 BETWEEN = 40

@@ -18,9 +18,11 @@ from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
-from storkit.system import clonefile, files, locks, qcow2, volumefile
-from storkit.system.poolplace import Place
-from storkit.system.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
+from storkit.system import files, locks
+from storkit.tech.files import clonefile, volumefile
+from storkit.tech.files.poolplace import Place
+from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
+from storkit.tech.images import qcow2
 
 IMPORTING = "importing"
 """`made` of a volume whose image is not yet, or not wholly, in it."""

@@ -1,8 +1,8 @@
 """Disk images in and out: look at one, refuse what is hostile or damaged, fill a volume from it, export a volume.
 
-An image is told apart by its magic number and its header is read here first (storkit.system.imageheaders); qemu-img
-sees it afterwards with its format named, its memory and time limited, and no backing file. A volume is filled while it
-is marked as importing, so that nothing can use it before its size, content and checksum have been checked.
+An image is told apart by its magic number and its header is read here first (storkit.tech.images.imageheaders);
+qemu-img sees it afterwards with its format named, its memory and time limited, and no backing file. A volume is filled
+while it is marked as importing, so that nothing can use it before its size, content and checksum have been checked.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
-from storkit.system import blockdevice, checksums, files, imageheaders, locks, qemuimg, streams, unpack, volumefile
-from storkit.system.sidecar import SPOOL, rename_new
+from storkit.system import files, locks
+from storkit.system.block import blockdevice
+from storkit.tech.files import streams, volumefile
+from storkit.tech.files.sidecar import SPOOL, rename_new
+from storkit.tech.images import checksums, imageheaders, qemuimg, unpack
 
 VERBS = frozenset({"inspect", "fill", "export_image"})
 """What plans and other hosts may call."""

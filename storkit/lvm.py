@@ -2,7 +2,7 @@
 
 Thin: made and cloned in milliseconds of metadata, whatever their size; a clone shares its source's chunks and depends
 on it no longer. Thick: zeroed when they are made, so that no volume shows what another one left; a clone is a copy.
-Metadata are LVM tags (storkit.system.lvmtools). A batch of volumes is made by one `lvm` process, and exists from the
+Metadata are LVM tags (storkit.tech.lvm.lvmtools). A batch of volumes is made by one `lvm` process, and exists from the
 moment that its tag is taken from the volume group. Logical volumes that storkit did not make are never touched.
 
 An LV is whole extents, a volume whole sectors: what lies beyond a volume's size in its LV is no part of it. The volumes
@@ -29,11 +29,14 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.model import Damaged, Found, Usage, Volume, check_name
-from storkit.system import blockdevice, locks, lvmchecks, lvmtools, volumefile
-from storkit.system.lvmbatch import Batches
-from storkit.system.lvmtools import LogicalVolume, VolumeGroup
+from storkit.system import locks
+from storkit.system.block import blockdevice
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
+from storkit.tech.files import volumefile
+from storkit.tech.lvm import lvmchecks, lvmtools
+from storkit.tech.lvm.lvmbatch import Batches
+from storkit.tech.lvm.lvmtools import LogicalVolume, VolumeGroup
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
 _BLOCK = 4096

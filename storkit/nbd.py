@@ -42,20 +42,21 @@ from storkit.core.model import (
     Volume,
     check_name,
 )
-from storkit.system import modules, nbdclient
-from storkit.system.grants import of_client, refused_writers
-from storkit.system.nbdattach import X509_CLIENT_FILES, Attachments
-from storkit.system.nbdgrant import Grant, Granted, Grants
-from storkit.system.nbdserver import (
+from storkit.system import modules
+from storkit.system.parallel import every
+from storkit.system.qemu.qsd import PACKAGE, PROGRAM
+from storkit.system.sourcefilter import sources
+from storkit.tech.grants import of_client, refused_writers
+from storkit.tech.nbd import nbdclient
+from storkit.tech.nbd.nbdattach import X509_CLIENT_FILES, Attachments
+from storkit.tech.nbd.nbdgrant import Grant, Granted, Grants
+from storkit.tech.nbd.nbdserver import (
     PSK_USER,
     X509_SERVER_FILES,
     NbdSettings,
     VolumeServer,
     check_x509,
 )
-from storkit.system.parallel import every
-from storkit.system.qsd import PACKAGE, PROGRAM
-from storkit.system.sourcefilter import sources
 
 
 class Nbd(Transport):

@@ -21,16 +21,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from storkit._nfspool import TreeDirectory
 from storkit.core.backend import Client, Needs, Transport, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
 from storkit.directory import DirectorySettings
-from storkit.system import nfsmount, nfsserver
-from storkit.system.nfsgrant import EXPORTS, Grants, NfsSettings
-from storkit.system.nfshome import NfsExports
-from storkit.system.nfsmount import Attachments
-from storkit.system.sidecar import VolumeDirectory
+from storkit.tech.files.sidecar import VolumeDirectory
+from storkit.tech.nfs import nfsmount, nfsserver
+from storkit.tech.nfs._nfspool import TreeDirectory
+from storkit.tech.nfs.nfsgrant import EXPORTS, Grants, NfsSettings
+from storkit.tech.nfs.nfshome import NfsExports
+from storkit.tech.nfs.nfsmount import Attachments
 
 
 @dataclass(frozen=True)

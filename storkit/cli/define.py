@@ -13,11 +13,11 @@ from storkit.cli.commands import REMOVABLE
 from storkit.cli.guest import bind, save, tree
 from storkit.cli.session import Session
 from storkit.core.errors import StorkitError, UsageError, raise_problems
-from storkit.core.lookup import parts
+from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests import files
-from storkit.guests.record import Boot, Disk, Guest, Nic, Root
+from storkit.plans.lookup import parts
 
 MEMORY = "512MiB"
 

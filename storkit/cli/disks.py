@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from storkit.cli.session import Session
 from storkit.core.errors import Conflict, StorkitError, raise_problems
+from storkit.core.guest import Disk, Guest
 from storkit.core.model import Volume
 from storkit.guests import files
-from storkit.guests.record import Disk, Guest
 
 
 def readable(session: Session, problems: list[StorkitError]) -> list[Guest]:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from storkit.cli.session import Session
-from storkit.core import codec, planner
+from storkit.core import codec
 from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
-from storkit.core.journal import Journals
+from storkit.core.guest import Guest
 from storkit.core.model import Export, Volume, check_name, guest_client
-from storkit.core.plan import Plan, Step
 from storkit.guests import files
-from storkit.guests.record import Guest
+from storkit.plans import planner
+from storkit.plans.journal import Journals
+from storkit.plans.plan import Plan, Step
 
 
 def fence(session: Session, options: Namespace) -> None:

@@ -12,7 +12,7 @@ from storkit.cli import output
 from storkit.cli.disks import refuse_to_share
 from storkit.cli.session import Session
 from storkit.cli.volume import must_be_free, new_volume
-from storkit.core import codec, migration, planner
+from storkit.core import codec
 from storkit.core.errors import (
     Conflict,
     NotFound,
@@ -23,12 +23,13 @@ from storkit.core.errors import (
     in_a_line,
     raise_problems,
 )
-from storkit.core.migration import Subject
+from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import DiskSource, Export, GuestState, Volume, guest_client
-from storkit.core.plan import Plan
 from storkit.core.units import format_size
 from storkit.guests import files
-from storkit.guests.record import Disk, Guest, Root
+from storkit.plans import migration, planner
+from storkit.plans.migration import Subject
+from storkit.plans.plan import Plan
 
 
 def tree(session: Session, name: str, uuid: str = "") -> Volume:
@@ -41,7 +42,7 @@ def tree(session: Session, name: str, uuid: str = "") -> Volume:
 
 def _with_root(session: Session, guest: Guest) -> tuple[Guest, Volume | None]:
     """The guest with all that its kernel must know of its root, and that tree."""
-    from storkit.system.nfsgrant import resolve
+    from storkit.tech.nfs.nfsgrant import resolve
 
     root = guest.root
     if root is None:

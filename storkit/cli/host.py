@@ -22,7 +22,7 @@ def list_(session: Session, options: Namespace) -> None:
 
 def check(session: Session, options: Namespace) -> int:
     """1 if a host is not ready; 7 if one does not answer."""
-    from storkit.core.checkup import Checkup
+    from storkit.plans.checkup import Checkup
 
     names = {session.host(name): name for name in options.hosts or session.inventory.hosts}
     checkup = Checkup(session.connections, session.hypervisors())
@@ -124,7 +124,7 @@ def pools(session: Session, options: Namespace) -> None:
 
 
 def status(session: Session, options: Namespace) -> None:
-    from storkit.core.journal import Journals
+    from storkit.plans.journal import Journals
 
     exports = session.survey.all_exports(partial=True)
     clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
@@ -176,8 +176,8 @@ def status(session: Session, options: Namespace) -> None:
 
 def _paused(session: Session) -> list[dict[str, str]]:
     """The guests that stand still though nobody wanted it, and why."""
+    from storkit.core.guest import Guest
     from storkit.guests import files
-    from storkit.guests.record import Guest
 
     guests, problems = list[Guest](), list[StorkitError]()
     for name in files.names(session.guests):

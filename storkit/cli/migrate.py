@@ -10,11 +10,12 @@ from storkit.cli import output
 from storkit.cli.guest import subject
 from storkit.cli.session import Session
 from storkit.cli.volume import proof_line
-from storkit.core import codec, migration, registry
+from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
-from storkit.core.migration import Subject
-from storkit.core.plan import Plan
 from storkit.guests import files
+from storkit.plans import migration
+from storkit.plans.migration import Subject
+from storkit.plans.plan import Plan
 
 EVERYTHING = {"prepare", "run", "finish"}
 

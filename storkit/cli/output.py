@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from storkit.core.errors import CommandFailed, Problems, StepFailed, StorkitError
-from storkit.core.plan import Plan, Step
+from storkit.plans.plan import Plan, Step
 
 
 def shown(text: object) -> str:

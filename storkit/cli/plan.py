@@ -8,7 +8,7 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import StorkitError
-from storkit.core.journal import Journals
+from storkit.plans.journal import Journals
 
 
 def list_(session: Session, options: Namespace) -> None:

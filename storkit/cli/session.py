@@ -16,7 +16,7 @@ from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitE
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory, PoolConfig
-    from storkit.core.plan import Plan
+    from storkit.plans.plan import Plan
 
 
 class Session:
@@ -24,9 +24,9 @@ class Session:
 
     def __init__(self, options: Namespace) -> None:
         from storkit.core import inventory
-        from storkit.core.remembered import Hints, Named
-        from storkit.core.survey import Survey
         from storkit.hosts.connection import Connections
+        from storkit.plans.remembered import Hints, Named
+        from storkit.plans.survey import Survey
 
         self.options = options
         given = Path(options.inventory) if options.inventory else None
@@ -90,7 +90,7 @@ class Session:
     def engine(self) -> Any:
         """The engine, with a reporter that fits where stderr goes."""
         from storkit.cli import output
-        from storkit.core.engine import Engine, Silent
+        from storkit.plans.engine import Engine, Silent
 
         reporter: Any = Silent()
         if self.options.verbose:
@@ -132,7 +132,7 @@ class Session:
         """Print a plan that is not run."""
         from storkit.cli import output
         from storkit.core import codec
-        from storkit.core.verbs import VERBS
+        from storkit.plans.verbs import VERBS
 
         if self.options.json:
             self.print_json(codec.dump(plan))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from storkit.cli import output
 from storkit.cli.session import Session
-from storkit.core import codec, planner
+from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.core.units import format_size
-from storkit.system import streams
+from storkit.plans import planner
+from storkit.tech.files import streams
 
 STANDARD = "-"
 """Standard input or output, where a file is named; a file of that name is ./-"""

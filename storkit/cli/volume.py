@@ -11,13 +11,14 @@ from uuid import uuid4
 
 from storkit.cli import output
 from storkit.cli.session import Session
-from storkit.core import codec, planner
+from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
-from storkit.core.lookup import parts
 from storkit.core.model import Export, Volume, check_name, guest_of
-from storkit.core.plan import Plan
 from storkit.core.units import format_size, parse_size
+from storkit.plans import planner
+from storkit.plans.lookup import parts
+from storkit.plans.plan import Plan
 
 
 def create(session: Session, options: Namespace) -> None:

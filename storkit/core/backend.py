@@ -42,7 +42,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.guests.record import Guest
+    from storkit.core.guest import Guest
 
 
 def _silent(fraction: float, text: str) -> None:

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from uuid import UUID
 
 from storkit.core.errors import StorkitError, UsageError
+from storkit.core.guest import Guest
 from storkit.core.model import check_name
-from storkit.guests.record import Guest
 
 MIB = 1024**2
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import check_name
 from storkit.guests.files import from_data
-from storkit.guests.record import Disk, Guest, Root
 
 
 def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mapping[str, str] | None = None) -> Guest:

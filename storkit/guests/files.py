@@ -14,10 +14,10 @@ from typing import Any
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, UsageError, raise_problems
+from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB, check
-from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic, write_new
 
 SUFFIX = ".toml"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from storkit.core.errors import StorkitError, Unsupported
+from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
 from storkit.guests.check import path_problem, text_problem
-from storkit.guests.record import Guest
 
 if TYPE_CHECKING:
     from storkit.guests.render import Place

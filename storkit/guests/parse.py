@@ -15,9 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 from storkit.core.errors import UsageError, raise_problems
+from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB, check
-from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 
 MAX_TEXT = 4 * MIB
 

@@ -10,9 +10,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 from storkit.core.errors import UsageError
+from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.guests.parse import Found, path_source
-from storkit.guests.record import Nic
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _FACTORS: dict[str, int] = {"b": 1, "bytes": 1, "": 1024} | {

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from storkit.core.errors import UsageError
+from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB
 from storkit.guests.parse import Found, path_source, uri_source
-from storkit.guests.record import Nic
 
 ALONE = frozenset(
     [

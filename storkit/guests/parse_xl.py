@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from storkit.core.errors import UsageError
+from storkit.core.guest import Nic
 from storkit.guests.parse import Found, path_source
-from storkit.guests.record import Nic
 from storkit.guests.render import quote_xl
 
 Value: TypeAlias = "str | int | list[Value]"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
+from storkit.core.guest import Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests.check import check, text_problem
 from storkit.guests.limits import limits
-from storkit.guests.record import Disk, Guest, Nic
 
 if TYPE_CHECKING:
     import jinja2

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from storkit.core.backend import Site
 from storkit.core.errors import raise_problems
 from storkit.core.identities import ClientName, HostName, Line
-from storkit.system.grants import check_slug, slug
-from storkit.system.records import RecordFiles
+from storkit.tech.grants import check_slug, slug
+from storkit.tech.records import RecordFiles
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def declared(kind: str, verb: str) -> dict[str, Any]:
     method = getattr(_CONTRACTS.get(kind), verb, None)
     if method is None:
         return {}
-    from storkit.guests.record import Guest
+    from storkit.core.guest import Guest
 
     return typing.get_type_hints(method, localns={"Guest": Guest}, include_extras=True)
 

@@ -2,7 +2,7 @@
 
     1   requests, results, errors, progress
     2   an agent also says that a verb moves ("moved"); `lock` and `epoch` answer with an epoch, which calls that change
-        rights carry (storkit.system.grants)
+        rights carry (storkit.tech.grants)
 
 A hello names the oldest version that its side speaks as "hello", and both ends as "protocols"; the agent answers with
 the newest that both speak. Neighbouring versions of storkit share one, so that hosts are upgraded one at a time.

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, TimedOut
+from storkit.core.guest import Guest
 from storkit.core.model import GuestState
-from storkit.guests.record import Guest
 from storkit.system.timeouts import scaled
 
 NO_ROOM = "no space left (ENOSPC)"
@@ -40,7 +40,7 @@ def qemu_reason(guest: Guest, said: str, failed: Mapping[str, bool]) -> str:
 
 async def go_on(monitor: Path) -> None:
     """Let a guest of QEMU's that stands still run, and see whether it is stopped again."""
-    from storkit.system import qmp
+    from storkit.system.qemu import qmp
 
     async with qmp.connect(monitor) as qemu:
         with qemu.events("STOP") as events:

@@ -22,18 +22,18 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
+from storkit.core.guest import Guest
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
 from storkit.core.units import format_size
-from storkit.guests.record import Guest
-from storkit.hypervisors import _libvirt_domain as domains
-from storkit.hypervisors import _libvirt_host as host
 from storkit.hypervisors import _paused as paused
-from storkit.hypervisors import _qemu_host as machine_host
-from storkit.hypervisors._libvirt_domain import Domain
-from storkit.hypervisors._libvirt_guests import XML, Guests, Known
-from storkit.hypervisors._libvirt_migration import Limits, Source, Way, way
-from storkit.hypervisors._libvirt_virsh import ASK_TIMEOUT, PACKAGE, Virsh
-from storkit.hypervisors._qemu_definition import RECORD, Definition
+from storkit.hypervisors._libvirt import _libvirt_domain as domains
+from storkit.hypervisors._libvirt import _libvirt_host as host
+from storkit.hypervisors._libvirt._libvirt_domain import Domain
+from storkit.hypervisors._libvirt._libvirt_guests import XML, Guests, Known
+from storkit.hypervisors._libvirt._libvirt_migration import Limits, Source, Way, way
+from storkit.hypervisors._libvirt._libvirt_virsh import ASK_TIMEOUT, PACKAGE, Virsh
+from storkit.hypervisors._qemu import _qemu_host as machine_host
+from storkit.hypervisors._qemu._qemu_definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled
 

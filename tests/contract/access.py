@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storkit.core.model import Attachment, DiskSource
-from storkit.system import nbdclient
-from storkit.system.nbdattach import tls_credential
+from storkit.tech.nbd import nbdclient
+from storkit.tech.nbd.nbdattach import tls_credential
 
 
 class Access(ABC):

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from storkit.cli.main import main
-from storkit.core import journal
-from storkit.core.plan import Plan
+from storkit.plans import journal
+from storkit.plans.plan import Plan
 
 
 def die() -> None:

@@ -19,9 +19,9 @@ import pytest
 from storkit.core.backend import Client, Site
 from storkit.core.model import Offer, Volume
 from storkit.nbd import Nbd
-from storkit.system.nbdclient import FLUSH, WRITE, Connection
-from storkit.system.nbdserver import NbdSettings
 from storkit.system.timeouts import scaled
+from storkit.tech.nbd.nbdclient import FLUSH, WRITE, Connection
+from storkit.tech.nbd.nbdserver import NbdSettings
 
 MIB = 1 << 20
 A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
+from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource
-from storkit.guests.record import Disk, Guest
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.files import make_private
 from storkit.system.timeouts import scaled

@@ -17,6 +17,7 @@ import pytest
 from storkit.cli.commands import COMMANDS
 from storkit.cli.main import main
 from storkit.core import errors
+from storkit.core.guest import Guest
 from storkit.core.inventory import HostConfig
 from storkit.core.model import (
     Attachment,
@@ -28,8 +29,7 @@ from storkit.core.model import (
     Volume,
     VolumeKind,
 )
-from storkit.core.plan import Hold, Plan, Step
-from storkit.guests.record import Guest
+from storkit.plans.plan import Hold, Plan, Step
 from tests.guestkit import bootsector
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
@@ -214,7 +214,7 @@ def test_a_dry_run_prints_the_plan(storkit: Run, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("verb", ["resume", "rollback"])
 def test_an_interrupted_plan(storkit: Run, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storkit.core.journal import Journal
+    from storkit.plans.journal import Journal
 
     class Stopped(BaseException):
         pass

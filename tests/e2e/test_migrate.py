@@ -13,7 +13,8 @@ import pytest
 from storkit.core import codec
 from storkit.core.errors import StorkitError
 from storkit.core.model import Attachment
-from storkit.system import nbdclient, timeouts
+from storkit.system import timeouts
+from storkit.tech.nbd import nbdclient
 from tests.e2e.world import World
 from tests.guestkit import bootsector
 

@@ -21,10 +21,10 @@ from storkit.core.errors import (
     Unsupported,
     UsageError,
 )
+from storkit.core.guest import Boot
 from storkit.core.model import DiskSource
 from storkit.core.registry import hypervisor
-from storkit.guests.record import Boot
-from storkit.hypervisors._qemu_host import accelerator, parse_machines
+from storkit.hypervisors._qemu._qemu_host import accelerator, parse_machines
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
 from storkit.system.timeouts import scaled

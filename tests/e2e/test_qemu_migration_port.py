@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from storkit.core.errors import CommandFailed, ServiceUnreachable, TimedOut
-from storkit.hypervisors import _qemu_door as door
-from storkit.hypervisors import _qemu_migration as migration
-from storkit.hypervisors import _qemu_process
+from storkit.hypervisors._qemu import _qemu_door as door
+from storkit.hypervisors._qemu import _qemu_migration as migration
+from storkit.hypervisors._qemu import _qemu_process
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
 from tests.e2e.qemuhosts import NAME, SLOW, Hosts, status, wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storkit.core.errors import TimedOut
-from storkit.system.udev import Watch
+from storkit.system.block.udev import Watch
 
 pytestmark = [
     pytest.mark.e2e,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.errors import Unsupported
-from storkit.guests.record import Boot, Disk, Guest
+from storkit.core.guest import Boot, Disk, Guest
 from storkit.system.run import run
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from typing import Any
 from storkit.core import codec
 from storkit.core.errors import from_json
 from storkit.core.model import Attachment, Credential, Evidence, Offer, Secret, Volume
-from storkit.system import iscsigrant
+from storkit.tech.iscsi import iscsigrant
 from tests.lab import services
 from tests.lab.host import Command, Host
 
@@ -62,8 +62,8 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
 from storkit.core.model import Offer, Volume
-from storkit.system.iscsiattach import IscsiAttachments
-from storkit.system.iscsigrant import IscsiSettings
+from storkit.tech.iscsi.iscsiattach import IscsiAttachments
+from storkit.tech.iscsi.iscsigrant import IscsiSettings
 request = json.load(open(sys.argv[1]))
 site = Site(request["host"], Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
 for directory in (site.state, site.run):

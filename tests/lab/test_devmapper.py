@@ -12,7 +12,7 @@ PRELUDE = """
 import mmap, os, subprocess, sys, threading, time
 from dataclasses import replace
 from storkit.core.errors import *
-from storkit.system import devmapper as dm
+from storkit.system.block import devmapper as dm
 
 MIB = 1 << 20
 one, two = sys.argv[1:]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
-from storkit.system import iscsigrant, reservations
+from storkit.system.block import reservations
+from storkit.tech.iscsi import iscsigrant
 from tests.lab import Lab, iscsi
 from tests.lab.luns import MUTUAL_SECRET, MUTUAL_USER, SECRET, SIZE, USER, Client, Targets, initiator, iqn, uuid
 

@@ -20,7 +20,7 @@ from storkit.core.backend import Site
 from storkit.core.errors import *
 from storkit.core.model import Volume
 from storkit.lvm import Lvm, LvmSettings
-from storkit.system import lvmtools
+from storkit.tech.lvm import lvmtools
 
 MIB = 1 << 20
 site = Site("here", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))

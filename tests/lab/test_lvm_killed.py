@@ -13,7 +13,8 @@ KINDS = ["thin", pytest.param("thick", marks=pytest.mark.slow)]
 # Runs one verb and dies at its Nth step: `before` a command or an ioctl, or `during` a command, which goes on alone.
 VICTIM = """
 import fcntl, signal
-from storkit.system import blockdevice, lvmtools as tools
+from storkit.system.block import blockdevice
+from storkit.tech.lvm import lvmtools as tools
 when, number = sys.argv[1].split(":")
 count, number = 0, int(number)
 

@@ -9,8 +9,8 @@ import zlib
 import pytest
 
 from storkit.core.errors import NotFound, UsageError
-from storkit.system import devmapper, dmioctl
-from storkit.system.devmapper import Wanted, concise, error, node_name, node_uuid
+from storkit.system.block import devmapper, dmioctl
+from storkit.system.block.devmapper import Wanted, concise, error, node_name, node_uuid
 
 
 def test_names_of_different_volumes_and_roles_never_collide() -> None:

@@ -14,7 +14,9 @@ import pytest
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, Problems, Unsafe
 from storkit.directory import Directory, DirectorySettings
-from storkit.system import clonefile, locks, qcow2
+from storkit.system import locks
+from storkit.tech.files import clonefile
+from storkit.tech.images import qcow2
 from tests.filesystems import mounted
 from tests.unit.directories import MIB, SIZE, disk, golden, listing, new, pool_at
 

@@ -11,15 +11,17 @@ import pytest
 
 from storkit.core import inventory
 from storkit.core.backend import Site
-from storkit.core.journal import Journals
 from storkit.core.model import Offer
 from storkit.guests import files
 from storkit.hosts.guard import Guard
 from storkit.hosts.site import remembered
-from storkit.hypervisors import _qemu_definition
-from storkit.system import iscsigrant, nbdattach, nbdgrant, nfsgrant, nfsmount
-from storkit.system.records import RecordFiles
-from storkit.system.sidecar import VolumeDirectory
+from storkit.hypervisors._qemu import _qemu_definition
+from storkit.plans.journal import Journals
+from storkit.tech.files.sidecar import VolumeDirectory
+from storkit.tech.iscsi import iscsigrant
+from storkit.tech.nbd import nbdattach, nbdgrant
+from storkit.tech.nfs import nfsgrant, nfsmount
+from storkit.tech.records import RecordFiles
 
 SAMPLES = sorted((Path(__file__).parents[1] / "data").glob("state-*"))
 G, GOLD = "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", "48b1f996-77e3-4a79-b205-3e174be8adb9"

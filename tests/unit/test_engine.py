@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from storkit.core import verbs
-from storkit.core.engine import Engine
 from storkit.core.errors import (
     Conflict,
     HostUnreachable,
@@ -24,10 +22,12 @@ from storkit.core.errors import (
     Unsafe,
 )
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.core.journal import Journals, new_id
-from storkit.core.plan import Hold, Plan, Stages, Step, step
-from storkit.core.verb import Run, Verb
 from storkit.hosts.connection import Connections
+from storkit.plans import verbs
+from storkit.plans.engine import Engine
+from storkit.plans.journal import Journals, new_id
+from storkit.plans.plan import Hold, Plan, Stages, Step, step
+from storkit.plans.verb import Run, Verb
 
 
 def error_of(kind: str) -> StorkitError:

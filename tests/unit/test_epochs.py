@@ -12,7 +12,10 @@ from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Volume
 from storkit.hosts.guard import Claim, Guard, changes
-from storkit.system import iscsigrant, locks, nbdgrant, nfsgrant
+from storkit.system import locks
+from storkit.tech.iscsi import iscsigrant
+from storkit.tech.nbd import nbdgrant
+from storkit.tech.nfs import nfsgrant
 
 VOLUME = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "default", "a")
 KINDS = {"nbd": nbdgrant, "iscsi": iscsigrant, "nfs": nfsgrant}
@@ -106,7 +109,7 @@ def test_who_is_stopped_between_look_and_act_keeps_others_out(
     room: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark is looked at and written under one lock: another command waits, and then says who has it."""
-    monkeypatch.setattr("storkit.system.grants._WAIT", 0.1)
+    monkeypatch.setattr("storkit.tech.grants._WAIT", 0.1)
     site.run.mkdir(parents=True)
     lock = locks.acquire(site.run / f"{room.Grants.transport}-fence.lock", "the fence", holder="process 4711")
     for act in (grants(room, site, 9).fence, grants(room, site, 9).unfence):

@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 
 from storkit.core.errors import Problems, UsageError
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.guests.check import MIB, check
 from storkit.guests.clone import clone, volume_names
-from storkit.guests.record import Boot, Disk, Guest, Nic
 
 WEB = Guest(
     name="web",

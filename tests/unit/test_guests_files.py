@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, UsageError
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.guests import files
 from storkit.guests.check import MIB, check
-from storkit.guests.record import Boot, Disk, Guest, Nic
 from tests.filesystems import mounted
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"

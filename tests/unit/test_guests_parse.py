@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from storkit.core.errors import StorkitError, UsageError
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB
 from storkit.guests.parse import parse, sniff, uri_source
 from storkit.guests.parse_qemu import options, words
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.record import Boot, Disk, Guest, Nic
 from storkit.guests.render import Place, render
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"

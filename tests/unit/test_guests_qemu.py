@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from storkit.core.errors import CommandFailed
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests import parse_qemu
-from storkit.guests.record import Boot, Disk, Guest, Nic
 from storkit.guests.render import Place, device_id, node_name, read_args, render
 from storkit.system.run import run, which
 

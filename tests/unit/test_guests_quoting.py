@@ -12,12 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from storkit.core.errors import StorkitError
+from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.model import DiskSource
 from storkit.guests.check import path_problem, text_problem
 from storkit.guests.parse import parse
 from storkit.guests.parse_qemu import options
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.record import Boot, Disk, Guest
 from storkit.guests.render import Place, read_args, render
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"

@@ -12,10 +12,10 @@ import pytest
 
 from storkit.core import codec
 from storkit.core.errors import NotFound, Problems, StorkitError, Unsupported, UsageError
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests import files, parse_xl
 from storkit.guests.parse import parse
-from storkit.guests.record import Boot, Disk, Guest, Nic
 from storkit.guests.render import FILES, Place, read_args, render, targets
 from storkit.system.run import run, which
 
@@ -169,7 +169,7 @@ def test_templates_are_found_inside_a_zipapp(tmp_path: Path) -> None:
     (tree / "__main__.py").write_text(
         "from storkit.core.model import DiskSource\n"
         "from storkit.guests import render\n"
-        "from storkit.guests.record import Disk, Guest\n"
+        "from storkit.core.guest import Disk, Guest\n"
         f"guest = Guest('web', '{UUID}', 512 * 1024**2, disks=[Disk('web')])\n"
         "assert '.pyz' in render.__file__, render.__file__\n"
         "print(render.render(guest, [DiskSource('file', '/srv/web.raw')], 'qemu'), end='')\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.model import DiskSource
-from storkit.guests.record import Boot, Disk, Guest
 from storkit.guests.render import read_args, render
 from storkit.system.run import run, which
 from tests import xstate

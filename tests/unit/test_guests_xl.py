@@ -12,10 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from storkit.core.errors import StorkitError
+from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.model import DiskSource
 from storkit.guests.check import path_problem, text_problem
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.record import Boot, Disk, Guest
 from storkit.guests.render import quote_xl, render
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "guests").glob("*.xl.cfg"))

@@ -12,15 +12,15 @@ import pytest
 from storkit.core import codec, registry
 from storkit.core.backend import Client, Hypervisor, Pool, Transport
 from storkit.core.errors import StorkitError, UsageError
+from storkit.core.guest import Guest
 from storkit.core.identities import CONTROL
 from storkit.core.model import Attachment, DiskSource, Evidence, Export, GuestState, Offer, Secret, Volume
-from storkit.guests.record import Guest
 from storkit.hosts.site import Performer, Setup, bind, declared, site
-from storkit.system.iscsigrant import Grant as IscsiGrant
-from storkit.system.nbdgrant import Grant as NbdGrant
-from storkit.system.nfsgrant import Grant as NfsGrant
-from storkit.system.records import RecordFiles
-from storkit.system.sidecar import Sidecar
+from storkit.tech.files.sidecar import Sidecar
+from storkit.tech.iscsi.iscsigrant import Grant as IscsiGrant
+from storkit.tech.nbd.nbdgrant import Grant as NbdGrant
+from storkit.tech.nfs.nfsgrant import Grant as NfsGrant
+from storkit.tech.records import RecordFiles
 
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
 

@@ -21,7 +21,8 @@ from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
-from storkit.system import locks, streams
+from storkit.system import locks
+from storkit.tech.files import streams
 from tests.filesystems import mounted
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from storkit.system import lioaptpl
+from storkit.tech.iscsi import lioaptpl
 
 DATA = Path(__file__).with_name("data")
 A, B = "iqn.2026-11.org.storkit:host.a", "iqn.2026-11.org.storkit:host.b"

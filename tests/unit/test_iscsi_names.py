@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Volume
-from storkit.system import iscsigrant
-from storkit.system.iscsigrant import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
+from storkit.tech.iscsi import iscsigrant
+from storkit.tech.iscsi.iscsigrant import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
 
 UUID = "0c9f3f0e-1111-2222-3333-444455556601"
 
@@ -127,7 +127,7 @@ LIES = [{"name": "/etc"}, {"name": f"{PREFIX}:../{UUID}"}, {"identity": "naa.1 s
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
 def test_an_offer_of_another_target_is_refused_before_anything_is_made(tmp_path: Path, lie: dict[str, str]) -> None:
-    from storkit.system.iscsiattach import IscsiAttachments
+    from storkit.tech.iscsi.iscsiattach import IscsiAttachments
 
     good = {"name": iscsigrant.target_iqn(PREFIX, UUID), "identity": iscsigrant.identity(UUID)}
     wanted = {**good, **lie}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from storkit.core.errors import Unsafe
 from storkit.core.model import Secret
-from storkit.system import lio, liosave
-from storkit.system.iscsigrant import Chapped
+from storkit.tech.iscsi import lio, liosave
+from storkit.tech.iscsi.iscsigrant import Chapped
 
 DATA = Path(__file__).with_name("data")
 UUID = "0c9f3f0e-1111-2222-3333-444455556601"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storkit.system import keepalive
+from storkit.tech.nbd import keepalive
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError
+from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource
-from storkit.guests.record import Disk, Guest
 from storkit.guests.render import render
-from storkit.hypervisors import _libvirt_domain as domains
-from storkit.hypervisors import _libvirt_host as host
-from storkit.hypervisors import _libvirt_virsh as virsh
 from storkit.hypervisors import _paused as paused_guests
-from storkit.hypervisors._libvirt_migration import Limits, Way, arguments, way
+from storkit.hypervisors._libvirt import _libvirt_domain as domains
+from storkit.hypervisors._libvirt import _libvirt_host as host
+from storkit.hypervisors._libvirt import _libvirt_virsh as virsh
+from storkit.hypervisors._libvirt._libvirt_migration import Limits, Way, arguments, way
 from storkit.hypervisors.libvirt import Libvirt, last_messages
 from storkit.system import acl
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.model import Volume
-from storkit.system import lvmchecks, lvmtools
-from storkit.system.lvmtools import LogicalVolume, VolumeGroup
+from storkit.tech.lvm import lvmchecks, lvmtools
+from storkit.tech.lvm.lvmtools import LogicalVolume, VolumeGroup
 
 DATA = Path(__file__).parent / "data"
 UUID = "2b5e0f0e-7d3c-4c53-9a55-0e8c9c2f7a11"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from storkit.core.errors import ServiceUnreachable, UsageError
-from storkit.system.fingerprint import spread
-from storkit.system.grants import slug
-from storkit.system.nbdattach import parse_dump, parse_listing
-from storkit.system.nbdgrant import export_name
-from storkit.system.nbdserver import x509_authorization
+from storkit.system.block.fingerprint import spread
+from storkit.tech.grants import slug
+from storkit.tech.nbd.nbdattach import parse_dump, parse_listing
+from storkit.tech.nbd.nbdgrant import export_name
+from storkit.tech.nbd.nbdserver import x509_authorization
 
 DATA = Path(__file__).parent / "data"
 

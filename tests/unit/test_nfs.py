@@ -15,9 +15,9 @@ from storkit.core.backend import Client, Site
 from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, Unsupported, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
-from storkit.system import nfsexport, nfsmount, nfsserver
-from storkit.system.nfsgrant import Grant, Granted, Grants, NfsSettings
-from storkit.system.nfsserver import Entry
+from storkit.tech.nfs import nfsexport, nfsmount, nfsserver
+from storkit.tech.nfs.nfsgrant import Grant, Granted, Grants, NfsSettings
+from storkit.tech.nfs.nfsserver import Entry
 
 DATA = Path(__file__).parent / "data"
 FSID = "6aa75046225c4f4f9b7a1f0d2c3b4a59"

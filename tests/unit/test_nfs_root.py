@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 
-from storkit.core import inventory, migration, verbs
+from storkit.core import inventory
 from storkit.core.errors import Conflict, Problems, StorkitError, Unsafe, UsageError
-from storkit.core.migration import Subject
+from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import Export, Volume, guest_client, guest_of
-from storkit.core.plan import Plan
 from storkit.guests import files
 from storkit.guests.check import MIB, check
 from storkit.guests.clone import clone
 from storkit.guests.parse import read_root
-from storkit.guests.record import Boot, Disk, Guest, Nic, Root
 from storkit.guests.render import FILES, render
-from storkit.system import nfsrules, nfsserver
-from storkit.system.nfsgrant import Grant, Granted, NfsSettings
-from storkit.system.nfsserver import Entry
+from storkit.plans import migration, verbs
+from storkit.plans.migration import Subject
+from storkit.plans.plan import Plan
+from storkit.tech.nfs import nfsrules, nfsserver
+from storkit.tech.nfs.nfsgrant import Grant, Granted, NfsSettings
+from storkit.tech.nfs.nfsserver import Entry
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 TREE = "6f9d6a70-3d19-4a0e-9f5b-02a3f6b1c7aa"

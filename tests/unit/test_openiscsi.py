@@ -10,8 +10,8 @@ import pytest
 
 from storkit.core.errors import CommandFailed, ServiceUnreachable, Unsafe, Unsupported
 from storkit.core.model import Secret
-from storkit.system import openiscsi
-from storkit.system.iscsigrant import Chapped
+from storkit.tech.iscsi import openiscsi
+from storkit.tech.iscsi.iscsigrant import Chapped
 
 TARGET = "iqn.2026-11.org.storkit:11111111-2222-4333-8444-000000000001"
 OTHER = "iqn.2026-11.org.storkit:11111111-2222-4333-8444-000000000002"

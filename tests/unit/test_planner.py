@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from storkit.cli.fence import may_run
-from storkit.core import inventory, migration, planner, verbs
+from storkit.core import inventory
 from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.guest import Guest
 from storkit.core.model import Volume
-from storkit.core.plan import Stages, step
-from storkit.core.verbs import VERBS
-from storkit.guests.record import Guest
+from storkit.plans import migration, planner, verbs
+from storkit.plans.plan import Stages, step
+from storkit.plans.verbs import VERBS
 
 TEXT = """\
 [hosts.a]

@@ -8,7 +8,7 @@ import pytest
 
 from storkit.core.errors import Unsafe
 from storkit.core.model import Evidence
-from storkit.core.proof import Comparison, same_disk
+from storkit.plans.proof import Comparison, same_disk
 
 
 def evidence(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storkit.core.errors import Conflict, ServiceUnreachable, Unsupported
-from storkit.system import reservations
+from storkit.system.block import reservations
 
 UUID = "2b5e0f0e-7d3c-4c53-9a55-0e8c9c2f7a11"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
-from storkit.system import scsi
+from storkit.system.block import scsi
 
 STANDARD = bytes.fromhex(
     "000006025bb800024c494f2d4f52472049424c4f434b20202020202020202020342e30200000000000000000000000000000000000000000"

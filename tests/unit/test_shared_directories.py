@@ -17,8 +17,9 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe
 from storkit.directory import Directory, DirectorySettings
 from storkit.hosts.site import Setup, site
-from storkit.system import files, locks, nfsexport, ownership
-from storkit.system.nbdserver import image_node
+from storkit.system import files, locks, ownership
+from storkit.tech.nbd.nbdserver import image_node
+from storkit.tech.nfs import nfsexport
 from tests.unit.directories import new
 
 STRANGER = 12345

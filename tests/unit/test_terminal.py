@@ -13,7 +13,7 @@ import pytest
 from storkit.cli import output
 from storkit.core.errors import CommandFailed, NotFound, Problems, StepFailed, StorkitError, from_json
 from storkit.core.identities import CONTROL
-from storkit.core.plan import Plan, Step
+from storkit.plans.plan import Plan, Step
 
 NASTY = [
     "\x1b[2J\x1b[H", "\x1b]0;title\x07", "\r", "\n", "\v", "\f", "\b\b\b", "\x7f", "\x9b2J", "\x85", "\u2028", "\u2029",

@@ -33,7 +33,7 @@ from storkit.core.errors import (
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.nfs import NfsPool, NfsPoolSettings
-from storkit.system import trees
+from storkit.tech.files import trees
 from tests.filesystems import mounted
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="owners and device nodes take root")

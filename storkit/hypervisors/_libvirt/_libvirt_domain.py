@@ -1,0 +1,106 @@
+"""Domain XML: storkit's mark in it, what is read from it, and what changes in it from host to host.
+
+The mark is an element in the domain's <metadata> (libvirt.org/formatdomain.html), which libvirt keeps for whoever's
+namespace it is in, and which goes along when the domain migrates.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+
+from storkit.core.errors import UsageError
+from storkit.core.guest import Guest
+
+NAMESPACE = "http://storkit.org/xmlns/libvirt/domain/1"
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+_MARK = f"{{{NAMESPACE}}}guest"
+_VOLUME = f"{{{NAMESPACE}}}volume"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What storkit wants to know of a domain."""
+
+    name: str
+    uuid: str
+    machine: str
+    ours: bool
+    """Whether it has storkit's mark."""
+    volumes: dict[str, str] = field(default_factory=dict)
+    """UUID to name, as the mark has them."""
+
+
+def read(xml: str) -> Domain:
+    """A domain as `virsh dumpxml` prints it."""
+    root = _parse(xml)
+    kind = root.find("os/type")
+    mark = root.find(f"metadata/{_MARK}")
+    volumes = {} if mark is None else {one.get("uuid", ""): one.get("name", "") for one in mark.findall(_VOLUME)}
+    machine = kind.get("machine", "") if kind is not None else ""
+    return Domain(root.findtext("name", ""), root.findtext("uuid", ""), machine, mark is not None, volumes)
+
+
+def marked(xml: str, guest: Guest) -> str:
+    """A rendered domain with storkit's mark, whatever template it comes from."""
+    root = _parse(xml)
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ET.Element("metadata")
+        name = root.find("uuid")
+        root.insert(0 if name is None else list(root).index(name) + 1, metadata)
+    mark = ET.SubElement(metadata, _MARK)
+    for disk in guest.disks:
+        if disk.uuid:
+            ET.SubElement(mark, _VOLUME, name=disk.volume, uuid=disk.uuid)
+    return _text(root)
+
+
+def sources(xml: str) -> dict[str, str]:
+    """Where a domain's disks come from: the device name in the guest to its `disk` element, with nothing else in it."""
+    found: dict[str, str] = {}
+    for disk in _parse(xml).findall("devices/disk"):
+        bare = ET.Element("disk", type=disk.get("type", ""))
+        for source in disk.findall("source"):
+            source.tail = ""
+            bare.append(source)
+        found[_target(disk)] = ET.tostring(bare, encoding="unicode").strip()
+    return found
+
+
+def moved(xml: str, there: dict[str, str]) -> str:
+    """The domain of `virsh dumpxml --migratable`, its disks where the destination has them: the `sources` of it."""
+    root = _parse(xml)
+    for disk in root.findall("devices/disk"):
+        if _target(disk) not in there:
+            raise UsageError(
+                f"the destination's definition has no disk {_target(disk)}", "define the guest there again"
+            )
+        other = _parse(there[_target(disk)])
+        disk.set("type", other.get("type", ""))
+        for old in disk.findall("source"):
+            disk.remove(old)
+        for new in other:
+            disk.insert(1, new)
+    return _text(root)
+
+
+def _target(disk: ET.Element) -> str:
+    target = disk.find("target")
+    return target.get("dev", "") if target is not None else ""
+
+
+def _parse(xml: str) -> ET.Element:
+    try:
+        return ET.fromstring(xml)
+    except ET.ParseError as error:
+        raise UsageError(
+            f"the domain's XML does not parse: {error}", "mend the libvirt/guest.xml.j2 template"
+        ) from None
+
+
+def _text(root: ET.Element) -> str:
+    ET.register_namespace("storkit", NAMESPACE)
+    ET.register_namespace("qemu", QEMU_NAMESPACE)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"

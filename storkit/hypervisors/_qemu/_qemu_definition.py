@@ -1,0 +1,101 @@
+"""What is kept of a guest on one host: its record, its disks there, its pinned machine type, and QEMU's arguments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from storkit.core import codec
+from storkit.core.errors import Unsupported
+from storkit.core.guest import Guest
+from storkit.core.model import DiskSource
+from storkit.hypervisors._qemu import _qemu_host as host
+from storkit.hypervisors._qemu._qemu_process import Process
+from storkit.system.files import make_private, read_json, write_atomic
+
+RECORD = "guest.json"
+START = "args"
+RECEIVE = "args.incoming"
+LOG = "log"
+"""QEMU's messages since its last start: a daemon's stderr would be lost, and with it why a migration did not arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A guest as it was defined on this host."""
+
+    guest: Guest
+    disks: list[DiskSource]
+    machine: str
+    """The machine type with its version."""
+    accel: str
+    asked: str = ""
+    """The machine type that was asked for when `machine` was pinned."""
+
+
+def load(directory: Path) -> Definition:
+    """The definition kept in a directory. Raises FileNotFoundError; Unsafe or UsageError for a damaged one."""
+    path = directory / RECORD
+    return codec.load(Definition, read_json(path, "guest record"), str(path))
+
+
+def save(directory: Path, definition: Definition, process: Process, templates: list[Path]) -> Path:
+    """Render and keep a definition; the path of QEMU's arguments. The record comes last: without it there is none.
+
+    Raises everything that is wrong with the guest before anything is written.
+    """
+    firmware = _firmware(definition.guest, directory)
+    started = _render(definition, process, directory, firmware, templates, incoming=False)
+    receiving = _render(definition, process, directory, firmware, templates, incoming=True)
+    make_private(directory)
+    if firmware:
+        host.copy_variables(firmware[1], Path(firmware[2]))
+    write_atomic(directory / START, started)
+    write_atomic(directory / RECEIVE, receiving)
+    write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
+    return directory / START
+
+
+def _firmware(guest: Guest, directory: Path) -> tuple[Path, Path, Path] | None:
+    """For UEFI: the code, the template of the variables, and the guest's own copy of them."""
+    if guest.boot.firmware != "uefi":
+        return None
+    found = host.firmware()
+    if found is None:
+        raise Unsupported("no UEFI firmware is installed here", "apt install ovmf")
+    return *found, directory / "uefi-vars.fd"
+
+
+def _render(
+    definition: Definition,
+    process: Process,
+    directory: Path,
+    firmware: tuple[Path, Path, Path] | None,
+    templates: list[Path],
+    *,
+    incoming: bool,
+) -> str:
+    from storkit.guests.render import Place, quote_option, render
+
+    place = Place(
+        accel="kvm" if definition.accel == "kvm" else "tcg",
+        machine=definition.machine,
+        incoming=incoming,
+        daemonize=True,
+        qmp=str(process.monitor),
+        pidfile=str(process.pidfile),
+        uefi_code=str(firmware[0]) if firmware else "",
+        uefi_vars=str(firmware[2]) if firmware else "",
+    )
+    text = render(definition.guest, definition.disks, "qemu", place, templates)
+    # -D keeps stderr only if something is logged: system calls, of which system emulation has none.
+    log = str(directory / LOG)
+    added = [
+        "-chardev",
+        f"socket,id=move,path={quote_option(process.migration)},server=on,wait=off",
+        "-mon",
+        "chardev=move,mode=control",
+        *(["-D", log, "-d", "strace"] if "%" not in log else []),  # a template there, which has no quoting
+    ]
+    return "\n".join([text.rstrip(), *added, ""])

@@ -1,0 +1,358 @@
+"""Plans for guests: start, stop, and live migration with its window of two writers. Pure functions, as planner's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
+from storkit.core.guest import Guest
+from storkit.core.inventory import Inventory
+from storkit.core.model import Export, Volume, guest_client
+from storkit.plans.plan import Hold, Plan, Stages, Step, step
+from storkit.plans.planner import finish_plan, give, holds, prove, set_writers, take, writers
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A guest, its disks' volumes in order, and what was seen of both."""
+
+    guest: Guest
+    volumes: list[Volume]
+    exports: list[Export]
+    places: dict[str, str]
+    """Host to the guest's status there; `stopped` left out, `unknown` for a silent host."""
+    inventory: Inventory
+    machine: str = ""
+    shared: frozenset[str] = field(default_factory=frozenset)
+    """UUIDs of read-only volumes that other guests may use as well."""
+    has: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Host to the volumes, UUID to name, that the guest was started with where it runs."""
+    root: Volume | None = None
+    """The tree that the guest mounts as its root. The right to write it is the guest's own, wherever it runs."""
+    root_exports: list[Export] = field(default_factory=list)
+    """Those to the guest itself."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why the guest is paused, by host, where nobody wanted it."""
+    stopped: list[str] = field(default_factory=list)
+    """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
+
+    @property
+    def name(self) -> str:
+        return self.guest.name
+
+    @property
+    def target(self) -> str:
+        return f"hypervisor:{self.guest.hypervisor}"
+
+    @property
+    def client(self) -> str:
+        """The client that the export of the guest's root is for."""
+        return guest_client(self.name)
+
+    def rooted(self) -> None:
+        """Raise Unsafe if the guest runs without the right to write its root."""
+        if self.root and self.running and not any(export.writable for export in self.root_exports):
+            raise Unsafe(
+                f"guest {self.name} runs on {', '.join(self.running)} from before its root {self.root.name} was taken",
+                f"storkit guest stop {self.name} --force, then start it",
+            )
+
+    @property
+    def written(self) -> list[Volume]:
+        """The volumes that the guest writes."""
+        readonly = {disk.volume for disk in self.guest.disks if disk.readonly}
+        return [volume for volume in self.volumes if volume.name not in readonly]
+
+    @property
+    def shown(self) -> str:
+        """Where the guest is, for people."""
+        return shown(self.places, self.reasons)
+
+    @property
+    def running(self) -> list[str]:
+        return [host for host, status in self.places.items() if status in ("running", "paused")]
+
+    def known(self) -> None:
+        """Raise Unsafe if a host is silent: the guest could be running there. Conflict: it is being started there."""
+        silent = [host for host, status in self.places.items() if status == "unknown"]
+        if silent:
+            # To fence a host leaves a guest its root if another silent host may run it.
+            cut = f"detach {self.root.name} --on {self.client}" if self.root_exports and self.root else ""
+            # Where there is no disk to take away, a person has to look.
+            word = "" if self.exports else " --confirmed-off"
+            raise Unsafe(
+                f"guest {self.name} may be running on {', '.join(silent)}, which cannot be asked",
+                f"storkit {cut or f'fence {silent[0]}{word}'}, or bring {silent[0]} back",
+            )
+        starting = [host for host, status in self.places.items() if status == "starting"]
+        if starting:
+            raise Conflict(
+                f"guest {self.name} is just being started on {', '.join(starting)} by another command",
+                f"wait, then: storkit migrate status {self.name};"
+                f" if it stays so: storkit guest stop {self.name} --force",
+            )
+        for host, has in self.has.items():
+            if list(has) != list(dict.fromkeys(volume.uuid for volume in self.volumes)):
+                raise Unsafe(
+                    f"guest {self.name} runs on {host} with other disks than its record says: "
+                    + (", ".join(f"{name} ({uuid})" for uuid, name in has.items()) or "none"),
+                    "put those back into its record, in this order, for as long as it runs",
+                )
+
+
+def shown(places: dict[str, str], reasons: dict[str, str]) -> str:
+    """Where a guest is and, if it is paused though nobody wanted it, why."""
+    words = (
+        f"{status} on {host}" + (f" ({reasons[host]})" if host in reasons else "") for host, status in places.items()
+    )
+    return ", ".join(words) or "stopped"
+
+
+def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
+    """Give a guest its disks on a host and start it there."""
+    subject.known()
+    if subject.running and subject.running != [host]:
+        raise Conflict(
+            f"guest {subject.name} already runs on {', '.join(subject.running)}",
+            f"storkit migrate run {subject.name} --to {host}, or storkit guest stop {subject.name}",
+        )
+    for volume in subject.written:
+        others = writers(subject.exports, volume) - {host}
+        if host in subject.running and host not in writers(subject.exports, volume):
+            raise _from_before(subject, host, volume)
+        if others:
+            raise Conflict(
+                f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
+                f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
+            )
+    subject.rooted()
+    stages = Stages()
+    give(stages, subject.volumes, host, {host}, inventory, written=subject.written)
+    if host not in subject.running:
+        _give_root(stages, subject)
+        stages.then(_define(subject, host))
+        stages.then(step("start", host, subject.target, f"start {subject.name} on {host}", name=subject.name))
+    return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
+
+
+def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
+    """Stop a guest wherever it is, or on the host `only`, and take its disks back from there."""
+    if not force:
+        subject.known()
+    stages = Stages()
+    hosts = [host for host in subject.places if only in ("", host)]
+    # By force, one that does not answer is ended as well: its host must answer for it.
+    running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
+    stages.then(
+        *(
+            step(
+                "stop", host, subject.target, f"stop {subject.name} on {host}",
+                name=subject.name, force=force, timeout=timeout,
+            )
+            for host in running
+        )
+    )  # fmt: skip
+    elsewhere = {status for host, status in subject.places.items() if host not in hosts}
+    if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
+        _take_root(stages, subject)
+    if only:
+        _leave(stages, subject, [only])
+        return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
+    _leave(stages, subject, _others(subject))
+    return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
+
+
+def wake(subject: Subject, inventory: Inventory) -> Plan:
+    """Let a guest go on that stands still where it is: where its host may write its disks, and it runs nowhere else."""
+    subject.known()
+    if len(subject.running) != 1:
+        raise _running_problem(subject)
+    here = subject.running[0]
+    for volume in subject.written:
+        if here not in writers(subject.exports, volume):
+            raise _from_before(subject, here, volume)
+    subject.rooted()
+    stages = Stages()
+    if subject.places[here] == "paused":
+        stages.then(step("wake", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+    return finish_plan(f"resume {subject.name} on {here}", stages, _guest_holds(subject), inventory)
+
+
+def _from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
+    """What a guest has in its memory is older than the disk that was taken from its host: it must never write again."""
+    return Unsafe(
+        f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
+        f"storkit guest stop {subject.name} --force, then start it",
+    )
+
+
+def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inventory) -> Plan:
+    """Prepare, run and finish a live migration: `parts` says which of them.
+
+    The window, in which source and destination may both write, opens in `prepare` and closes in `finish`.
+    """
+    source = _source(subject, destination, parts)
+    stages = Stages()
+    if "prepare" in parts:
+        give(stages, subject.volumes, destination, None, inventory)
+        title = f"prove that {source} and {destination} see one disk"
+        prove(stages, subject.volumes, [source, destination], source, title, inventory)
+        title = f"open the window: {source} and {destination} write"
+        set_writers(stages, subject.written, {source, destination}, title, inventory)
+        stages.then(_define(subject, destination))
+    if "run" in parts:
+        receive = stages.then(
+            step(
+                "receive", destination, subject.target, f"await {subject.name} on {destination}",
+                name=subject.name, peer=source,
+            )
+        )  # fmt: skip
+        assert receive is not None
+        stages.then(
+            step(
+                "send", source, subject.target, f"move {subject.name} from {source} to {destination}",
+                name=subject.name, receive=receive.id, paused=subject.places[source] == "paused", peer=destination,
+            )
+        )  # fmt: skip
+    if "finish" in parts:
+        _finish(stages, subject, destination, [source] if source else [])
+    verb = "migrate" if "run" in parts else f"{' and '.join(sorted(parts))} migration of"
+    return finish_plan(
+        f"{verb} {subject.name} from {source} to {destination}", stages, _guest_holds(subject), inventory
+    )
+
+
+def finish(subject: Subject, inventory: Inventory) -> Plan:
+    """After the hypervisor has moved a guest: only the host it runs on keeps the disk."""
+    subject.known()
+    if len(subject.running) != 1:
+        raise _running_problem(subject)
+    here = subject.running[0]
+    stages = Stages()
+    _finish(stages, subject, here, _others(subject, here))
+    return finish_plan(f"finish migration of {subject.name} to {here}", stages, _guest_holds(subject), inventory)
+
+
+def cleanup(subject: Subject, inventory: Inventory) -> Plan:
+    """Make rights and attachments match where the guest runs, from the truth alone."""
+    subject.known()
+    arrived = [host for host, status in subject.places.items() if status == "arrived"]
+    if len(subject.running) > 1 or (len(arrived) > 1 and not subject.running):
+        raise _running_problem(subject)
+    stages = Stages()
+    if arrived and not subject.running:
+        here = arrived[0]
+        stages.then(step("resume", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+        _finish(stages, subject, here, _others(subject, here))
+    elif subject.running:
+        here = subject.running[0]
+        _finish(stages, subject, here, _others(subject, here))
+    else:
+        _take_root(stages, subject)
+        _leave(stages, subject, _others(subject))
+    return finish_plan(f"clean up after {subject.name}", stages, _guest_holds(subject), inventory)
+
+
+def _source(subject: Subject, destination: str, parts: set[str]) -> str:
+    subject.known()
+    if not subject.running:
+        raise Conflict(f"guest {subject.name} does not run", f"storkit guest start {subject.name} --on {destination}")
+    if len(subject.running) > 1:
+        raise _running_problem(subject)
+    if subject.running == [destination]:
+        raise Conflict(f"guest {subject.name} already runs on {destination}", f"storkit migrate status {subject.name}")
+    source = subject.running[0]
+    subject.rooted()
+    problems: list[StorkitError] = []
+    for volume in subject.written:
+        strangers = writers(subject.exports, volume) - {source, destination}
+        if strangers:
+            problems.append(
+                Unsafe(
+                    f"volume {volume.name} is written by {', '.join(sorted(strangers))} too",
+                    f"storkit detach {volume.name} --on {min(strangers)}",
+                )
+            )
+        if source not in writers(subject.exports, volume):
+            problems.append(
+                Unsafe(
+                    f"guest {subject.name} runs on {source}, which has no right to write volume {volume.name}",
+                    f"storkit migrate cleanup {subject.name}",
+                )
+            )
+    raise_problems(problems)
+    return source
+
+
+def _running_problem(subject: Subject) -> StorkitError:
+    if len(subject.running) > 1:
+        return Unsafe(
+            f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
+            f"storkit guest stop {subject.name} --force --on STALE-HOST; then migrate cleanup {subject.name}",
+        )
+    return NotFound(f"guest {subject.name} runs on no host", f"storkit migrate cleanup {subject.name}")
+
+
+def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> None:
+    name, others = subject.name, sorted(others)
+    stages.then(
+        step("confirm", here, subject.target, f"see that {name} runs on {here} alone", name=name, others=others)
+    )
+    set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
+    _leave(stages, subject, others)
+
+
+def _leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
+    """Retire what is left of a guest on hosts, and take its disks away from them."""
+    name, target = subject.name, subject.target
+    stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
+    stages.then(*(_define(subject, host, "undefine", f"forget {name} on {host}") for host in hosts))
+    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
+    if hosts:
+        take(stages, mine, hosts, subject.inventory)
+
+
+def _give_root(stages: Stages, subject: Subject) -> None:
+    """Export the root to the guest, for writing. An export that it has from an earlier start ends first: what another
+    instance of the guest has mounted, somewhere, does not exist any more."""
+    if subject.root is None or subject.guest.root is None:
+        return
+    tree, name, address = subject.root, subject.client, subject.guest.root.host
+    if subject.root_exports:
+        _take_root(stages, subject)
+    title = f"export {tree.name} to {name} at {address}"
+    stages.then(_root_step("export", tree, subject, title, name, address))
+    set_writers(stages, [tree], {name}, f"let guest {subject.name} write", subject.inventory)
+
+
+def _take_root(stages: Stages, subject: Subject) -> None:
+    """End the export of the root to the guest."""
+    if subject.root is None or subject.guest.root is None:
+        return
+    tree, name, address = subject.root, subject.client, subject.guest.root.host
+    stages.then(_root_step("unexport", tree, subject, f"end the export of {tree.name} to {name}", name, address))
+
+
+def _root_step(verb: str, tree: Volume, subject: Subject, title: str, name: str, address: str) -> Step:
+    target = subject.inventory.transport(tree.pool)
+    return step(verb, tree.host, target, title, volumes=[tree], clients=[name], addresses={name: address})
+
+
+def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:
+    return step(
+        verb, host, subject.target, title or f"render {subject.name}'s configuration on {host}",
+        guest=subject.guest, volumes=subject.volumes, machine=subject.machine,
+        transports=[subject.inventory.transport(volume.pool) for volume in subject.volumes],
+    )  # fmt: skip
+
+
+def _others(subject: Subject, here: str = "") -> list[str]:
+    """The hosts but `here` that have anything of a guest: its disks, itself, or what is left of it."""
+    clients = {export.client for export in subject.exports}
+    return sorted({*clients, *subject.places, *subject.stopped} - {here})
+
+
+def _guest_holds(subject: Subject) -> list[Hold]:
+    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
+    mine += [subject.root] if subject.root else []
+    return holds(mine) + holds([volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True)

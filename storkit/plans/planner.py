@@ -1,0 +1,353 @@
+"""From intent and what was observed to a plan: pure functions, which ask nobody and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from storkit.core import codec
+from storkit.core.errors import Conflict, StorkitError, raise_problems
+from storkit.core.inventory import Inventory
+from storkit.core.model import Export, Volume
+from storkit.core.units import format_size
+from storkit.plans.journal import new_id
+from storkit.plans.plan import Hold, Plan, Stages, step
+from storkit.plans.survey import by_host, by_server
+
+
+def names_of(volumes: Iterable[Volume]) -> str:
+    """Volumes for a title: the first few names, and how many there are."""
+    names = [volume.name for volume in volumes]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} volumes)"
+
+
+def holds(volumes: list[Volume], shared: bool = False) -> list[Hold]:
+    """Locks on volumes at their home hosts."""
+    return [
+        Hold(home, [v.uuid for v in group], shared, {v.uuid: f"volume {v.name}" for v in group})
+        for home, group in by_host(volumes).items()
+    ]
+
+
+def finish_plan(title: str, stages: Stages, wanted: list[Hold], inventory: Inventory) -> Plan:
+    """The plan of these stages; hosts that a person gave by URL are noted in it."""
+    plan = Plan(new_id(), title, stages.stages, wanted)
+    used = {host for each in plan.steps for host in (each.host, each.peer) if host}
+    extra = {host: inventory.hosts[host].url for host in sorted(used) if ":" in host and host in inventory.hosts}
+    return Plan(plan.id, title, stages.stages, wanted, extra)
+
+
+# Volumes
+
+
+def create(volumes: list[Volume], inventory: Inventory) -> Plan:
+    """Make empty volumes of one pool."""
+    pool = volumes[0].pool
+    stages = Stages()
+    title = f"create {names_of(volumes)} in pool {pool}"
+    stages.then(step("create", volumes[0].host, f"pool:{pool}", title, volumes=volumes))
+    return finish_plan(title, stages, [], inventory)
+
+
+def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: Inventory) -> Plan:
+    """Make a volume, fill it from an image, and only then give it its kind."""
+    target, stages = f"pool:{volume.pool}", Stages()
+    empty = _with(volume, kind="disk", made="importing")
+    stages.then(
+        step("create", volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}", volumes=[empty])
+    )
+    stages.then(
+        step(
+            "fill",
+            volume.host,
+            "images",
+            f"copy {source['source']} into {volume.name}",
+            volume=empty,
+            **source,
+        )
+    )
+    final = _with(volume, kind=kind, made="imported")
+    what = "seal" if kind == "image" else "publish"
+    stages.then(step("relabel", volume.host, target, f"{what} {volume.name}", volumes=[final]))
+    return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
+
+
+def import_tree(volume: Volume, source: str, inventory: Inventory) -> Plan:
+    """Make a volume of kind `tree` from a tar or a directory, whole or not at all."""
+    title, stages = f"import {source} as {volume.name}", Stages()
+    stages.then(step("import_tree", volume.host, f"pool:{volume.pool}", title, volumes=[volume], source=source))
+    return finish_plan(title, stages, [], inventory)
+
+
+def export_image(volume: Volume, file: str, format: str, compress: bool, inventory: Inventory) -> Plan:
+    """Write a volume to an image file on its host."""
+    stages = Stages()
+    title = f"write {volume.name} to {file}"
+    call: dict[str, Any] = {
+        "volume": volume,
+        "file": file,
+        "format": format,
+        "compress": compress,
+    }
+    stages.then(step("export_image", volume.host, "images", title, **call))
+    return finish_plan(title, stages, holds([volume]), inventory)
+
+
+def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Plan:
+    """Make clones of volumes, each in its source's own pool."""
+    stages = Stages()
+    titles = [f"clone {source.name} to {names_of(volumes)}" for source, volumes in copies]
+    stages.then(
+        *(
+            step("clone", source.host, f"pool:{source.pool}", title, source=source, volumes=volumes)
+            for title, (source, volumes) in zip(titles, copies, strict=True)
+        )
+    )
+    return finish_plan("; ".join(titles), stages, holds([source for source, _ in copies], shared=True), inventory)
+
+
+def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
+    """Keep a volume as it is now, under another name."""
+    stages = Stages()
+    title = f"snapshot {source.name} as {snapshot.name}"
+    stages.then(step("snapshot", source.host, f"pool:{source.pool}", title, source=source, volumes=[snapshot]))
+    return finish_plan(title, stages, holds([source]), inventory)
+
+
+def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:
+    """Raise Conflict if anyone may write the volume: also while its server is down, and the guest waits for it."""
+    if hosts := sorted(writers(exports, volume)):
+        raise Conflict(
+            f"volume {volume.name} is written by {', '.join(hosts)}, and cannot be {what}",
+            f"stop its guest, or storkit detach {volume.name} --on {hosts[0]}",
+        )
+
+
+def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inventory: Inventory) -> Plan:
+    """Give a volume that no host may write another size."""
+    refuse_written(volume, exports, "resized")
+    stages = Stages()
+    title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
+    resized = _with(volume, size=size)
+    stages.then(step("resize", volume.host, f"pool:{volume.pool}", title, volumes=[resized], shrink=shrink))
+    return finish_plan(title, stages, holds([volume]), inventory)
+
+
+def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
+    """Delete volumes that no host has any more."""
+    problems: list[StorkitError] = []
+    for volume in volumes:
+        clients = sorted(export.client for export in exports if export.uuid == volume.uuid)
+        if clients:
+            problems.append(
+                Conflict(
+                    f"volume {volume.name} is exported to {', '.join(map(inventory.shown, clients))}",
+                    next((f"storkit fence {name}" for name in clients if inventory.lacks(name)), "")
+                    or f"storkit detach {volume.name} --on {clients[0]}, or stop the guest that uses it",
+                )
+            )
+    raise_problems(problems)
+    stages = Stages()
+    steps = [
+        step("delete", group[0].host, f"pool:{pool}", f"delete {names_of(group)}", volumes=group)
+        for pool, group in _by_pool(volumes).items()
+    ]
+    stages.then(*steps)
+    return finish_plan(f"delete {names_of(volumes)}", stages, holds(volumes), inventory)
+
+
+# Attachments
+
+
+def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool, inventory: Inventory) -> Plan:
+    """Attach volumes on a host: with `write` as the only writer of those that are disks."""
+    disks = [volume for volume in volumes if write and volume.kind == "disk"]
+    problems: list[StorkitError] = []
+    if not write:
+        problems += [
+            Conflict(
+                f"host {host} may write volume {volume.name}: it would keep that right",
+                f"storkit detach {volume.name} --on {host}, then storkit attach {volume.name} --on {host} --read-only",
+            )
+            for volume in volumes
+            if host in writers(exports, volume)
+        ]
+    for volume in disks:
+        if others := sorted(writers(exports, volume) - {host}):
+            problems.append(
+                Conflict(
+                    f"volume {volume.name} is written by {', '.join(others)}",
+                    f"storkit detach {volume.name} --on {others[0]}, or attach it with --read-only",
+                )
+            )
+    raise_problems(problems)
+    stages = Stages()
+    give(stages, volumes, host, {host} if disks else None, inventory, written=disks)
+    return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
+
+
+def cut_off(ended: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
+    """End exports at their servers alone: to guests, for whose roots they are, and to hosts that nobody can ask."""
+    stages, volumes = Stages(), [volume for volume, _ in ended]
+    ends = [
+        step(
+            "cut_off",
+            volume.host,
+            inventory.transport(volume.pool),
+            f"end the export of {volume.name} to {export.client}",
+            volumes=[volume],
+            clients=[export.client],
+        )
+        for volume, export in ended
+    ]
+    stages.then(*ends)
+    clients = ", ".join(dict.fromkeys(export.client for _, export in ended))
+    title = ends[0].title if len(ends) == 1 else f"end the exports of {names_of(volumes)} to {clients}"
+    return finish_plan(title, stages, holds(volumes), inventory)
+
+
+def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:
+    """Detach volumes from a host and take its rights away."""
+    stages = Stages()
+    take(stages, volumes, [host], inventory)
+    return finish_plan(f"detach {names_of(volumes)} from {host}", stages, holds(volumes), inventory)
+
+
+def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:
+    """Compare what hosts see of a volume."""
+    stages = Stages()
+    title = f"prove that {' and '.join(hosts)} see one disk"
+    prove(stages, [volume], hosts, volume.host, title, inventory)
+    return finish_plan(title, stages, holds([volume], shared=True), inventory)
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A person's word that a host is off: whose it is, and the hosts that answer and are to keep it."""
+
+    by: str
+    keepers: list[str]
+
+
+def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -> Plan:
+    """Cut a host off everything that every other host serves. Raises Conflict: none does.
+
+    `confirmed`: a person has seen that it is off. That is kept, and storage hosts that are silent are passed over.
+    """
+    others = _servers_but(host, inventory)
+    stages = Stages()
+    title = f"cut off {host}"
+    steps = [
+        step("fence", home, target, f"fence {host} at {home} ({target.partition(':')[2]})", client=host)
+        for home, target in others
+        if confirmed is None or home in confirmed.keepers
+    ]
+    if confirmed is not None:
+        by, keepers = confirmed.by, confirmed.keepers
+        # First: what has to be repeated is repeated with the person's word.
+        steps[:0] = [
+            step(
+                "declare_off",
+                keeper,
+                "host",
+                f"keep at {keeper} that {host} is off",
+                client=host,
+                by=by,
+                keepers=keepers,
+            )
+            for keeper in keepers
+        ]  # fmt: skip
+    elif not others:
+        raise Conflict(
+            f"every pool is on {host} itself: nobody else can cut it off",
+            f"storkit fence {host} --confirmed-off, once you have taken its power away",
+        )
+    stages.then(*steps)
+    return finish_plan(title, stages, [], inventory)
+
+
+def unfence(host: str, keepers: list[str], inventory: Inventory) -> Plan:
+    """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off."""
+    stages = Stages()
+    stages.then(
+        *(step("unfence", home, target, f"unfence {host} at {home} ({target.partition(':')[2]})", client=host)
+          for home, target in _servers_but(host, inventory)),
+        *(step("withdraw_off", keeper, "host", f"forget at {keeper} that {host} was off", client=host)
+          for keeper in keepers),
+    )  # fmt: skip
+    return finish_plan(f"let {host} in again", stages, [], inventory)
+
+
+def _servers_but(host: str, inventory: Inventory) -> list[tuple[str, str]]:
+    """Home host and transport of everything that is served by other hosts."""
+    served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
+    return [(home, target) for home, target in served if home != host]
+
+
+def give(
+    stages: Stages,
+    volumes: list[Volume],
+    host: str,
+    rights: set[str] | None,
+    inventory: Inventory,
+    written: list[Volume] | None = None,
+) -> None:
+    """Export volumes to a host, say who writes (None: leave it), and attach them there."""
+    servers = by_server(volumes, inventory)
+    stages.then(
+        *(step("export", home, target, f"export {names_of(group)} to {host}", volumes=group, clients=[host])
+          for home, target, group in servers)
+    )  # fmt: skip
+    if rights is not None:
+        title = f"let {' and '.join(sorted(rights))} write"
+        set_writers(stages, volumes if written is None else written, rights, title, inventory)
+    stages.then(
+        *(step("attach", host, target, f"attach {names_of(group)} on {host}", volumes=group, peer=home)
+          for home, target, group in servers)
+    )  # fmt: skip
+
+
+def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inventory) -> None:
+    """Detach volumes from hosts, then end their exports, and with them their rights."""
+    servers = by_server(volumes, inventory)
+    stages.then(
+        *(step("detach", host, target, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
+          for host in hosts for home, target, group in servers)
+    )  # fmt: skip
+    stages.then(
+        *(step("unexport", home, target, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
+          for home, target, group in servers)
+    )  # fmt: skip
+
+
+def set_writers(stages: Stages, volumes: list[Volume], hosts: set[str], title: str, inventory: Inventory) -> None:
+    """Exactly `hosts` write these volumes from then on."""
+    stages.then(
+        *(step("set_writers", home, target, f"{title} {names_of(group)}", volumes=group, hosts=sorted(hosts))
+          for home, target, group in by_server(volumes, inventory))
+    )  # fmt: skip
+
+
+def prove(stages: Stages, volumes: list[Volume], hosts: list[str], host: str, title: str, inventory: Inventory) -> None:
+    """Compare what hosts see of volumes; `host` is where the step is said to run."""
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(inventory.transport(volume.pool), []).append(volume)
+    stages.then(*(step("prove", host, target, title, volumes=group, hosts=hosts) for target, group in groups.items()))
+
+
+def writers(exports: list[Export], volume: Volume) -> set[str]:
+    """The hosts that may write a volume now."""
+    return {export.client for export in exports if export.uuid == volume.uuid and export.writable}
+
+
+def _by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.pool, []).append(volume)
+    return groups
+
+
+def _with(volume: Volume, **changes: Any) -> Volume:
+    return codec.load(Volume, {**codec.dump(volume), **changes})

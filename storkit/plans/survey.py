@@ -1,0 +1,278 @@
+"""What there is: volumes, exports, attachments and guests, asked of the hosts before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from storkit.core import codec
+from storkit.core.errors import (
+    HostUnreachable,
+    ServiceUnreachable,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.core.inventory import Inventory, PoolConfig
+from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, guest_of
+from storkit.hosts.connection import Connections
+from storkit.hosts.declared import Declared
+from storkit.plans import lookup
+from storkit.plans.remembered import Hints
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+AT_ONCE = 256
+"""How many hosts are asked at the same time: many that are silent should cost no more than one."""
+
+
+class Survey:
+    """Questions to the hosts. A host that cannot be reached is noted in `silent`: its state is unknown."""
+
+    def __init__(self, connections: Connections, hints: Hints | None = None) -> None:
+        self.connections = connections
+        self.hints = hints or Hints()
+        self.off: dict[str, Declared] = {}
+        """Hosts that a person has declared off, once `declared_off` has asked."""
+        self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
+        self.failed: dict[str, StorkitError] = {}
+        """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
+        self.unread: dict[tuple[str, str], StorkitError] = {}
+        """What a host could not say, of its exports or attachments, by host and transport (`transport:NAME`)."""
+        self.damaged: dict[tuple[str, str], Damaged] = {}
+        """The damaged volumes that were come across, by pool and name."""
+
+    def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
+        """The volumes of the pools (all by default) that can be reached, in the order of the inventory.
+
+        Pools that cannot be looked at and damaged volumes are noted in `failed` and `damaged`, and left out.
+        """
+        wanted = self.connections.inventory.pools.values() if pools is None else pools
+        return self.of_pools(dict.fromkeys(wanted, names))
+
+    def of_pools(self, wanted: Mapping[PoolConfig, list[str] | None]) -> list[Volume]:
+        """As `volumes`, for the names (None: all) that are wanted of each pool."""
+
+        def ask(pool: PoolConfig) -> list[Volume] | None:
+            connection, where, names = self.connections.to(pool.host), f"pool {pool.name}", wanted[pool]
+            with self._noted(pool):
+                try:
+                    found = connection.call(f"pool:{pool.name}", "find", {"names": names})
+                    return codec.load(list[Volume], found, where)
+                except (HostUnreachable, ServiceUnreachable):
+                    raise
+                except StorkitError as error:  # is it some volumes, or the pool?
+                    return self._look(pool, names, error)
+            return None
+
+        answers = self._each(list(wanted), ask, lambda pool: pool.host)
+        return [volume for pool in wanted for volume in answers.get(pool, [])]
+
+    def volume(self, name: str) -> Volume:
+        """The volume of a name, or of POOL/NAME. Raises NotFound, or HostUnreachable if it may be on a host that is
+        silent."""
+        return self.find_all([name])[0]
+
+    def find_all(self, names: list[str], uuids: Mapping[str, str] | None = None) -> list[Volume]:
+        """The volumes of these names, in this order; every one that is missing is named. `uuids`: of which this is
+        known, which decides between two of one name."""
+        return lookup.find_all(self, names, uuids or {})
+
+    def present(self, names: Iterable[str], uuids: Mapping[str, str] | None = None) -> list[Volume]:
+        """As `find_all`, for those that are found."""
+        return list(lookup.present(self, names, uuids or {})[0].values())
+
+    def refuse_damaged(self, names: Iterable[str]) -> None:
+        """Raise Unsafe for those of `names` that a damaged volume has."""
+        wanted = set(names)
+        raise_problems([Unsafe(each.message, each.hint) for each in self.damaged.values() if each.name in wanted])
+
+    def _look(self, pool: PoolConfig, names: list[str] | None, reason: StorkitError) -> list[Volume]:
+        """The good volumes of a pool that could not be asked for all; raises `reason` where it is the pool itself."""
+        try:
+            found = self.connections.to(pool.host).call(f"pool:{pool.name}", "look", {"names": names})
+        except (HostUnreachable, ServiceUnreachable):
+            raise
+        except StorkitError:
+            raise reason from None
+        seen = codec.load(Found, found, f"pool {pool.name}")
+        for each in seen.damaged:
+            self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host)
+        return seen.volumes
+
+    @contextmanager
+    def _noted(self, pool: PoolConfig) -> Iterator[None]:
+        """Note what keeps a pool from being looked at, and go on."""
+        self.failed.pop(pool.name, None)
+        try:
+            yield
+        except (HostUnreachable, ServiceUnreachable):
+            raise
+        except StorkitError as error:
+            self.failed[pool.name] = error
+
+    def exports(self, volumes: list[Volume]) -> list[Export]:
+        """The exports of these volumes, asked of their home hosts."""
+        exports: list[Export] = []
+        for home, target, group in by_server(volumes, self.connections.inventory):
+            uuids = [volume.uuid for volume in group]
+            found = self.connections.to(home).call(target, "find_exports", {"volumes": uuids})
+            exports += codec.load(list[Export], found, home)
+        return exports
+
+    def all_exports(self, homes: Iterable[str] | None = None, partial: bool = False) -> dict[str, list[Export]]:
+        """Every export, by home host (None: of all hosts); silent ones are missing.
+
+        With `partial`, for those who only look, what a host cannot say (a damaged record) is noted in `unread`.
+        """
+
+        def ask(host: str) -> list[Export]:
+            connection, exports = self.connections.to(host), list[Export]()
+            for target in self.connections.inventory.served_by:
+                with self._said(host, target, partial):
+                    exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
+            return exports
+
+        return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
+
+    @contextmanager
+    def _said(self, host: str, target: str, partial: bool) -> Iterator[None]:
+        try:
+            yield
+        except HostUnreachable:
+            raise
+        except StorkitError as error:
+            if not partial:
+                raise
+            self.unread[host, target] = error
+
+    def attachments(
+        self, hosts: Iterable[str], volumes: list[Volume] | None = None, partial: bool = False
+    ) -> dict[str, list[Attachment]]:
+        """What is attached, by host; `partial` as in `all_exports`."""
+        inventory = self.connections.inventory
+        uuids = None if volumes is None else [volume.uuid for volume in volumes]
+        targets = inventory.served_by if volumes is None else {inventory.transport(v.pool) for v in volumes}
+
+        def ask(host: str) -> list[Attachment]:
+            connection, attachments = self.connections.to(host), list[Attachment]()
+            for target in sorted(targets):
+                with self._said(host, target, partial):
+                    found = connection.call(target, "find_attachments", {"volumes": uuids})
+                    attachments += codec.load(list[Attachment], found, host)
+            return attachments
+
+        return self._each(list(hosts), ask, str)
+
+    def hosts(self, volumes: list[Volume] | None = None) -> list[str]:
+        """Every host there is: the inventory's, and those that the volumes are exported to, which may be URLs, or not
+        in the inventory any more."""
+        names = dict.fromkeys(self.connections.inventory.hosts)
+        for export in self.exports(volumes) if volumes else []:
+            if not guest_of(export.client):
+                names.setdefault(export.client)
+        return list(names)
+
+    def guests(self, hosts: Iterable[str], target: str, names: list[str] | None = None) -> dict[str, list[GuestState]]:
+        """What the hypervisors say, by host; silent hosts are missing."""
+
+        def ask(host: str) -> list[GuestState]:
+            return codec.load(list[GuestState], self.connections.to(host).call(target, "find", {"guests": names}), host)
+
+        return self._each(list(hosts), ask, str)
+
+    def where(
+        self, guest: str, target: str, hosts: Iterable[str], able: Collection[str] | None = None
+    ) -> tuple[dict[str, str], dict[str, GuestState]]:
+        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
+        that knows it, stopped or not.
+
+        `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
+        are those that a person has declared off.
+        """
+        wanted = list(hosts)
+        answers = self.guests(wanted, target, [guest])
+        states = {host: answers[host][0] for host in wanted if answers.get(host)}
+        places: dict[str, str] = {}
+        silent = {host for host in wanted if host not in answers and (able is None or host in able)}
+        off = self.declared_off() if silent else {}
+        for host in wanted:
+            if host in silent - off.keys():
+                places[host] = "unknown"
+            elif host in states and states[host].status != "stopped":
+                places[host] = states[host].status
+        return places, states
+
+    def answering(self, hosts: Iterable[str]) -> list[str]:
+        """Those of these hosts that answer; the others are noted as silent."""
+        wanted = list(hosts)
+        answers = self._each(wanted, lambda host: self.connections.to(host), str)
+        return [host for host in wanted if host in answers]
+
+    def declared_off(self) -> dict[str, Declared]:
+        """The hosts that a person has declared off, as the hosts that answer have kept it."""
+
+        def ask(host: str) -> list[Declared]:
+            try:
+                found = self.connections.to(host).call("host", "find_off", {})
+            except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
+                found = []
+            return codec.load(list[Declared], found, host)
+
+        answers = self._each(list(self.connections.inventory.hosts), ask, str)
+        self.off = {declared.host: declared for found in answers.values() for declared in found}
+        return self.off
+
+    def usage(self, pools: Iterable[PoolConfig] | None = None) -> list[Usage]:
+        """How full the pools (all by default) are."""
+
+        def ask(pool: PoolConfig) -> Usage | None:
+            connection = self.connections.to(pool.host)
+            with self._noted(pool):
+                return codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
+            return None
+
+        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        answers = self._each(wanted, ask, lambda pool: pool.host)
+        return [answers[pool] for pool in wanted if pool in answers]
+
+    def _each(self, keys: list[K], ask: Callable[[K], V | None], host: Callable[[K], str]) -> dict[K, V]:
+        """Ask every host, at the same time where there are several machines; silent ones are noted and left out."""
+
+        def answer(key: K) -> tuple[K, V | None]:
+            try:
+                return key, ask(key)
+            except (HostUnreachable, ServiceUnreachable) as error:
+                self.silent[host(key)] = error
+                return key, None
+
+        found = [self.connections.find(host(key)) for key in keys]
+        if len({config.machine for config in found if config}) < 2:
+            pairs = [answer(key) for key in keys]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(len(keys), AT_ONCE)) as pool:
+                pairs = list(pool.map(answer, keys))
+        return {key: value for key, value in pairs if value is not None}
+
+
+def by_host(volumes: list[Volume]) -> dict[str, list[Volume]]:
+    """Volumes by home host."""
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.host, []).append(volume)
+    return groups
+
+
+def by_server(volumes: list[Volume], inventory: Inventory) -> list[tuple[str, str, list[Volume]]]:
+    """Volumes by what serves them: home host, transport (as a step's target), and its volumes."""
+    groups: dict[tuple[str, str], list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault((volume.host, inventory.transport(volume.pool)), []).append(volume)
+    return [(home, target, group) for (home, target), group in groups.items()]

@@ -1,0 +1,63 @@
+"""Where a directory pool is: whether it is the place that it was, and nobody else's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storkit.core.errors import NotFound, Unsafe
+from storkit.core.identities import check_name
+from storkit.system import files, ownership
+from storkit.tech.files.sidecar import VolumeDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The directory of one pool."""
+
+    path: Path
+    pool: str
+    state: Path
+    """The host's state directory."""
+    given: bool
+    """False: the pool's own directory, below the state directory, which is made when it is needed."""
+    others_write: bool
+
+    def exists(self) -> bool:
+        """Whether the directory is there; False only for one that is still to be made.
+
+        Raises NotFound: its file system does not seem to be mounted. Unsafe: others may write it.
+        """
+        if self.path.is_dir():
+            if not self.others_write and (why := ownership.exposed(self.path)):
+                hint = f"{why.hint}; or, if they are to write there: others_write = true in [pools.{self.pool}]"
+                raise Unsafe(f"pool {self.pool} is not used: {why.message}", hint)
+            if self._looks_unmounted():
+                message = f"directory {self.path} of pool {self.pool} is empty, and was in use before"
+                lock = VolumeDirectory(self.path).lock
+                raise NotFound(message, f"{self._mount()}; to begin anew in it: touch {lock}")
+            return True
+        if self.given:
+            # Not made here: it may be the place of a file system that is not mounted.
+            raise NotFound(f"there is no directory {self.path} for pool {self.pool}", self._mount())
+        return False
+
+    def remember(self) -> None:
+        """Note, before the directory is changed, that the pool is in use there."""
+        if self.given and not (self._used.exists() and files.read_plain(self._used) == bytes(self.path)):
+            files.make_private(self._used.parent)
+            files.write_atomic(self._used, bytes(self.path))
+
+    @property
+    def _used(self) -> Path:
+        return self.state / "pools" / check_name("pool", self.pool)
+
+    def _looks_unmounted(self) -> bool:
+        """Whether the directory was in use, and now is as one that a file system is to be mounted on."""
+        directory = VolumeDirectory(self.path)
+        if not self.given or directory.lock.exists() or not self._used.exists() or directory.names():
+            return False
+        return files.read_plain(self._used) == bytes(self.path)
+
+    def _mount(self) -> str:
+        return f"is its file system mounted? findmnt -T {self.path}; mount {self.path}"

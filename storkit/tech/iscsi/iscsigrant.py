@@ -1,0 +1,174 @@
+"""What hosts were granted over iSCSI: one 0600 JSON file per volume, and the names on the wire.
+
+Grants say what should be, and are written before the kernel is changed; what is, the kernel is asked (lio). The save
+file that the distribution restores targets from at boot is made of grants as well (liosave), so that nothing ever gives
+a host more than its grant.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+from storkit.core.backend import WORD, word_setting
+from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.identities import ClientName, Line
+from storkit.core.model import Secret, Volume
+from storkit.tech.grants import GrantFiles, short
+
+PREFIX = "iqn.2026-11.org.storkit"
+PORT = 3260
+_PREFIX = re.compile(r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9-]+){2,}(:[a-z0-9.:-]*[a-z0-9])?")
+_PORTAL = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<host>[^\[\]:\s]+))(?::(?P<port>[0-9]{1,5}))?")
+
+Chap = Literal["mutual", "one-way", "none"]
+
+
+@dataclass(frozen=True)
+class IscsiSettings:
+    """What the inventory may set for the transport `iscsi`."""
+
+    prefix: str = word_setting(PREFIX)
+    """What the names of all targets and initiators begin with (RFC 3720, 3.2.6.3.1): the same on all hosts."""
+    portals: list[str] = field(default_factory=list, metadata=WORD)
+    """Where the home host's targets listen: ADDRESS, ADDRESS:PORT or [IPV6]:PORT; several for several paths. None: the
+    host's own address, port 3260."""
+    chap: Chap = "mutual"
+    """Who proves that it knows its secret: both sides, the client only, or nobody."""
+    login_timeout: int = 15
+    """Seconds that a client tries one portal before it is called unreachable."""
+    replacement_timeout: int = -1
+    """Seconds that a client's I/O waits for a target that is away, before it fails; -1: as long as it takes."""
+
+    def __post_init__(self) -> None:
+        problems: list[StorkitError] = []
+        if not _PREFIX.fullmatch(self.prefix) or len(self.prefix) > 120:
+            hint = f"lower-case, a date and a domain of two parts or more: {PREFIX}"
+            problems.append(UsageError(f"iscsi: prefix {self.prefix!r} cannot begin an IQN", hint))
+        for text in self.portals:
+            try:
+                portal(text)
+            except UsageError as error:
+                problems.append(error)
+        if self.login_timeout < 1:
+            problems.append(UsageError(f"iscsi: login_timeout = {self.login_timeout} is no number of seconds"))
+        if self.replacement_timeout < -1 or self.replacement_timeout == 0:
+            hint = "-1 waits as long as it takes"
+            problems.append(UsageError(f"iscsi: replacement_timeout = {self.replacement_timeout}", hint))
+        raise_problems(problems)
+
+
+def portal(text: str) -> tuple[str, int]:
+    """ADDRESS, ADDRESS:PORT, [IPV6] or [IPV6]:PORT as an address, without brackets, and a port."""
+    match = _PORTAL.fullmatch(text)
+    port = int(match["port"] or PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise UsageError(f"iscsi: {text!r} is no portal", "write ADDRESS, ADDRESS:PORT or [IPV6]:PORT")
+    return match["v6"] or match["host"], port
+
+
+def portal_name(address: str, port: int) -> str:
+    """A portal as LIO names its directory and as `iscsiadm -p` takes it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def target_iqn(prefix: str, uuid: str) -> str:
+    """The IQN of a volume's target. It has one LUN, 0."""
+    return f"{prefix}:{uuid.lower()}"
+
+
+def is_target(name: str, uuid: str) -> bool:
+    """Whether this is the IQN of that volume's target, whatever it begins with. It is part of file names."""
+    prefix, colon, end = name.rpartition(":")
+    return bool(colon) and end == uuid.lower() and _PREFIX.fullmatch(prefix) is not None
+
+
+def initiator_iqn(prefix: str, host: str) -> str:
+    """The IQN that a client host logs in with: from its name alone, so that server and client need not agree on it.
+
+    IQNs are lower-case, with letters, digits, '.', '-' and ':' (RFC 3722). A name that has to be changed gets ':' and a
+    hash of itself; ':' is in no unchanged name, so no two hosts get the same one.
+    """
+    clean = re.sub(r"[^a-z0-9.-]+", "-", host.lower()).strip("-.")[:60]
+    return f"{prefix}:host.{host if clean == host else f'{clean}:{short(host)}'}"
+
+
+def unit_serial(uuid: str) -> str:
+    """The unit serial number (VPD page 0x80) of a volume's logical unit: its UUID."""
+    return uuid.lower()
+
+
+def naa(uuid: str) -> str:
+    """The NAA identifier (VPD page 0x83) that LIO makes of that serial, as udev and `scsi_id` show it.
+
+    spc_gen_naa_6h_vendor_specific(): 6, the IEEE company id 001405, then the serial's hex digits, 25 of them.
+    """
+    return "6001405" + uuid.lower().replace("-", "")[:25]
+
+
+def stated(naa_id: str, serial: str) -> str:
+    """The identity that a logical unit states by INQUIRY: the identifiers of VPD pages 0x83 and 0x80."""
+    return f"naa.{naa_id.lower()} serial.{serial.lower()}"
+
+
+def identity(uuid: str) -> str:
+    """What the logical unit of this volume has to state."""
+    return stated(naa(uuid), unit_serial(uuid))
+
+
+@dataclass(frozen=True, slots=True)
+class Chapped:
+    """The secrets of one client and one volume (CHAP, RFC 1994). The two must differ: open-iscsi and LIO both refuse to
+    be shown their own answer."""
+
+    user: str = ""
+    secret: Secret = field(default_factory=lambda: Secret(secrets.token_hex(16)))
+    mutual_user: str = ""
+    mutual_secret: Secret = field(default_factory=lambda: Secret(secrets.token_hex(16)))
+
+
+@dataclass(slots=True)
+class Granted:
+    """One client's grant."""
+
+    same_machine: bool
+    attached: bool = False
+    """The home host's own attachment, which it has to have again after a reboot."""
+    chap: Chapped | None = None
+    """None for the home host itself, which comes through no target, and where CHAP is off."""
+
+
+@dataclass(slots=True)
+class Grant:
+    """Who may use a volume, and who may write it."""
+
+    volume: Volume
+    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    writers: list[ClientName] = field(default_factory=list)
+    iqn: Line = ""
+    """The target's name, kept: a prefix that was changed later does not rename what clients are logged in to."""
+    prefix: Line = ""
+    """What the initiators' names begin with, kept for the same reason."""
+    portals: list[str] = field(default_factory=list)
+    """Where clients reach the target."""
+    listens: list[Line] = field(default_factory=list)
+    """What it listens on, as LIO names it: the portals, or all addresses, if another target does already."""
+    chap: Chap = "mutual"
+    epoch: int = 0
+    """That of the last command that changed it (storkit.tech.grants)."""
+
+    def remote(self) -> dict[str, bool]:
+        """The initiator names that the target lets in, and whether each may write."""
+        return {
+            initiator_iqn(self.prefix, client): client in self.writers
+            for client, granted in self.clients.items()
+            if not granted.same_machine
+        }
+
+
+class Grants(GrantFiles[Grant]):
+    """The grants of one host."""
+
+    transport, title, kind = "iscsi", "iSCSI", Grant

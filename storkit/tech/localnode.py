@@ -1,0 +1,221 @@
+"""The home host as a client of itself: a device-mapper node over the volume's device, beside the target's own.
+
+Its guest comes through no initiator, so the target's access lists do not bind it. Its right is the node's table: with
+it `linear`, without it the device for reading and an error for every write (devmapper.refuse_writes). The swap suspends
+the node, which waits until all that was written has reached the device; what comes later meets the new table, also
+through a descriptor that has long been open. A read-only table would not do: until Linux 6.5 the block layer only warns
+of a write to a read-only device, and lets it through.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
+from storkit.system import files
+from storkit.system.block import devmapper, fingerprint
+from storkit.system.block.devmapper import Wanted
+from storkit.tech.iscsi import lio
+from storkit.tech.iscsi.iscsigrant import Grant, identity, naa, stated
+from storkit.tech.iscsi.lioconfigfs import FABRIC
+
+ROLE = "local"
+EXPORT_ROLE = "export"
+"""The node that the target has open; so both can be open at once, each for itself."""
+
+
+def export_node(volume: Volume) -> str:
+    return devmapper.node_name(volume.name, EXPORT_ROLE)
+
+
+def wanted_export(volume: Volume) -> Wanted:
+    """The target's node over a volume's device. Raises NotFound: the device is not there."""
+    name, uuid = export_node(volume), devmapper.node_uuid(volume.uuid, EXPORT_ROLE)
+    return Wanted(name, uuid, devmapper.linear(volume.path, volume.size), volume.kind != "disk")
+
+
+def device_size(path: str) -> int:
+    """The size of a block device in bytes. Raises NotFound: there is no such block device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no device {path}", "lsblk") from None
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise NotFound(f"{path} is not a block device", f"ls -l {path}")
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
+class LocalNodes:
+    """The home host's own attachments."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def attach(self, offers: Sequence[Offer], grants: Sequence[Grant]) -> list[Attachment]:
+        """Make nodes and stable paths. What may be written is what the grants say now, whatever the offer said then."""
+        found = {grant.volume.uuid: grant for grant in grants}
+        there = {node.uuid: node for node in devmapper.find()}
+        problems: list[StorkitError] = []
+        for offer in offers:
+            problems += self._refused(offer, found.get(offer.uuid), there)
+        raise_problems(problems)
+        mine = [found[offer.uuid] for offer in offers]
+        wanted = [self._wanted(grant) for grant in mine]
+        if new := [node for node in wanted if node.uuid not in there]:
+            devmapper.create(new)
+        self.allow(mine)
+        for grant in mine:
+            self._link(grant.volume.name)
+        known = {attachment.uuid: attachment for attachment in self.find([offer.uuid for offer in offers])}
+        return [known[offer.uuid] for offer in offers]
+
+    def _refused(self, offer: Offer, grant: Grant | None, there: dict[str, devmapper.Node]) -> Iterable[StorkitError]:
+        check_name("volume", offer.volume)
+        if grant is None or self.site.host not in grant.clients:
+            hint = f"storkit attach {offer.volume} --on {self.site.host}"
+            yield NotFound(f"volume {offer.volume} is not exported to host {self.site.host}", hint)
+            return
+        if grant.volume.name != offer.volume or offer.identity != identity(grant.volume.uuid):
+            message = f"the offer of volume {offer.volume} is for another disk: {offer.identity}"
+            yield Unsafe(message, f"storkit volume show {offer.volume}")
+        if offer.size != grant.volume.size or device_size(grant.volume.path) < offer.size:
+            yield Unsafe(f"volume {offer.volume} is not {offer.size} bytes", f"storkit volume show {offer.volume}")
+        path = self.path(offer.volume)
+        if path.is_symlink() or path.exists():
+            node = there.get(devmapper.node_uuid(offer.uuid, ROLE))
+            if not path.is_symlink() or (str(path.readlink()) != self._node(offer.volume) and node is None):
+                yield Conflict(f"{path} exists and is not this volume's", f"ls -l {path}")
+
+    def detach(self, volumes: Iterable[Volume]) -> None:
+        """Remove nodes and stable paths. Raises Conflict: one is in use."""
+        uuids = {devmapper.node_uuid(volume.uuid, ROLE): volume for volume in volumes}
+        nodes = [node for node in self._nodes() if node.uuid in uuids]
+        if nodes:
+            devmapper.remove([node.name for node in nodes])
+        names = {_volume(node) for node in nodes} | {volume.name for volume in uuids.values()}
+        for path in map(self.path, names):
+            # a link that was left by a kill has no node; one of another attachment points elsewhere
+            if path.is_symlink() and str(path.readlink()) == self._node(path.name):
+                path.unlink()
+
+    def find(self, uuids: Iterable[str] | None = None) -> list[Attachment]:
+        chosen = None if uuids is None else {devmapper.node_uuid(uuid, ROLE) for uuid in uuids}
+        return [self._attachment(node) for node in self._nodes() if chosen is None or node.uuid in chosen]
+
+    def _nodes(self) -> list[devmapper.Node]:
+        # without a process on hosts that are nobody's home
+        if not any(Path("/dev/mapper").glob(devmapper.node_name("*", ROLE))):
+            return []
+        return [node for node in devmapper.find() if node.uuid.endswith(f"-{ROLE}")]
+
+    def _attachment(self, node: devmapper.Node) -> Attachment:
+        uuid = node.uuid.removeprefix(devmapper.PREFIX).removesuffix(f"-{ROLE}")
+        path = str(self.path(_volume(node)))
+        return Attachment(
+            _volume(node), uuid, self.site.host, "iscsi", path, DiskSource("block", path), node.size, _writable(node)
+        )
+
+    def allow(self, grants: Iterable[Grant], *, giving: bool = True) -> None:
+        """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
+        mine = [grant for grant in grants if Path(self._node(grant.volume.name)).exists()]
+        there = {node.uuid for node in devmapper.find()} if mine else set()
+        guarded: list[Wanted] = []
+        cut: list[Wanted] = []
+        for grant in mine:
+            wanted = self._wanted(grant)
+            if wanted.uuid in there and (giving or not self._may_write(grant)):
+                (guarded if self.site.host in grant.clients else cut).append(wanted)
+        if guarded:
+            devmapper.swap(guarded)
+        if cut:  # nothing that this host's cache holds for the disk is written any more
+            devmapper.swap(cut, flush=False)
+
+    def restore(self, grants: Sequence[Grant]) -> None:
+        """Make the nodes and paths again that these grants say were attached."""
+        mine = [grant for grant in grants if self._attached(grant)]
+        if not mine:
+            return
+        there = {node.uuid for node in devmapper.find()}
+        if new := [node for node in map(self._wanted, mine) if node.uuid not in there]:
+            devmapper.create(new)
+        self.allow(mine)
+        for grant in mine:
+            self._link(grant.volume.name)
+
+    def evidence(self, grant: Grant, offsets: list[int] | None) -> Evidence:
+        """What this host sees of its own node, past its cache.
+
+        Where the volume has a target, its node has to stand on the same bytes of the same device as this one.
+        """
+        volume = grant.volume
+        nodes = {node.uuid: node for node in devmapper.find()}
+        node = nodes[devmapper.node_uuid(volume.uuid, ROLE)]
+        exported = nodes.get(devmapper.node_uuid(volume.uuid, EXPORT_ROLE))
+        seen = lio.observe(grant.iqn) if grant.iqn and FABRIC.is_dir() else None
+        serial, keys = volume.uuid, None
+        if seen is not None and seen.backstore is not None:
+            serial = seen.serial
+            if exported is None or exported.path != seen.device or _below(exported) != _below(node):
+                message = f"the target of volume {volume.name} does not stand on the device of {node.path}"
+                raise Unsafe(message, f"dmsetup table {node.name} {export_node(volume)}")
+            keys = sorted(set(lio.registrations(seen.backstore).values()))
+        if any(offset % fingerprint.BLOCK or not 0 <= offset < node.size for offset in offsets or ()):
+            raise UsageError(f"offsets are multiples of {fingerprint.BLOCK} below {node.size}")
+        ranges = fingerprint.wanted(volume.uuid, node.size, offsets)
+        try:
+            blocks = fingerprint.digests(ranges, fingerprint.read_direct(node.path, ranges))
+        except OSError as error:
+            raise Conflict(f"{node.path} cannot be read: {error.strerror}", f"dmsetup table {node.name}") from error
+        said = stated(naa(serial), serial)
+        return Evidence(volume.name, self.site.host, said, node.size, blocks, keys=keys)
+
+    def path(self, volume: str) -> Path:
+        """The stable path."""
+        return self.site.dev / volume
+
+    def _node(self, volume: str) -> str:
+        return devmapper.node_path(devmapper.node_name(volume, ROLE))
+
+    def _link(self, volume: str) -> None:
+        path, partial = self.path(volume), self.site.dev / f".{volume}.partial"
+        files.make_private(path.parent)
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(self._node(volume))
+        partial.rename(path)
+
+    def _attached(self, grant: Grant) -> bool:
+        return self.site.host in grant.clients and grant.clients[self.site.host].attached
+
+    def _may_write(self, grant: Grant) -> bool:
+        return self.site.host in grant.clients and self.site.host in grant.writers and grant.volume.kind == "disk"
+
+    def _wanted(self, grant: Grant) -> Wanted:
+        volume = grant.volume
+        name, uuid = devmapper.node_name(volume.name, ROLE), devmapper.node_uuid(volume.uuid, ROLE)
+        if self.site.host not in grant.clients:
+            return Wanted(name, uuid, devmapper.error(volume.size))
+        if self._may_write(grant):
+            return Wanted(name, uuid, devmapper.linear(volume.path, volume.size))
+        return Wanted(name, uuid, devmapper.refuse_writes(volume.path, volume.size), volume.kind != "disk")
+
+
+def _volume(node: devmapper.Node) -> str:
+    return node.name.split(":")[1]
+
+
+def _writable(node: devmapper.Node) -> bool:
+    return not node.readonly and " linear " in node.table
+
+
+def _below(node: devmapper.Node) -> tuple[str, str]:
+    """The device and the offset that a node of one line stands on."""
+    words = node.table.split()
+    return (words[3], words[4]) if len(words) > 4 else ("", "")

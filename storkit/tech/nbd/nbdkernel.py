@@ -1,0 +1,309 @@
+"""NBD exports as block devices: the kernel's NBD driver below a device-mapper node.
+
+    guest -> storkit:NAME:nbd... (device-mapper) -> /dev/nbdN -> the server's socket, on the same machine
+                                                             -> relay -> TLS -> the server, on another
+
+The kernel's driver knows neither TLS nor how to connect again. So over the network a relay stands between: a
+qemu-storage-daemon that is the server's client and the kernel's server. When the server goes away it holds what was
+asked and sends it again once the server is back, for however long that takes. On the same machine the kernel has the
+server's own socket, which is several times faster; `restore` starts the server and gives the kernel a new connection.
+
+A device has one export name and one right for as long as it lives; both are in the identifier that it was connected
+with. An export gets another name whenever its host has lost the right to write. So a device that holds writes from
+before is never connected to what a later grant opened: it is disconnected, which fails them, and another takes its
+place below the node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, ServiceUnreachable, TimedOut, Unsupported
+from storkit.core.model import DiskSource
+from storkit.system import locks
+from storkit.system.block import devmapper
+from storkit.system.files import make_private
+from storkit.system.parallel import every
+from storkit.system.qemu.qsd import Daemon, check_socket_path, listen_unix
+from storkit.system.timeouts import scaled
+from storkit.tech.grants import short
+from storkit.tech.nbd import nbdclient
+from storkit.tech.nbd.nbdnetlink import Device, Netlink, devices
+from storkit.tech.nbd.nbdserver import FOREVER
+
+CLOSE_TIMEOUT = scaled(10.0)
+"""Seconds that a user whose I/O has failed gets to close the device."""
+_GUARD_TIMEOUT = scaled(60.0)
+_READ_TIMEOUT = scaled(30.0)
+_SECTOR = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a block device is made of."""
+
+    volume: str
+    uuid: str
+    size: int
+    writable: bool
+    wire: DiskSource
+    """How the server is reached: a `network` source."""
+    credential: dict[str, Any] | None = None
+    """The tls-creds object that the relay shows (qemu(1)), named tls0."""
+
+
+class KernelDevices:
+    """The block devices of one host."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._run = site.run / "nbd"
+        # Several hosts can be one machine: each has a state directory of its own.
+        self._key = short(str(site.state))[:6]
+        self._role = f"nbd-{self._key}"
+
+    def check(self, link: Link) -> None:
+        """Raise what stands in the way of a device."""
+        check_socket_path(self._relay(link).socket)
+        if link.size % _SECTOR:
+            raise Unsupported(
+                f"volume {link.volume} has {link.size} bytes: a block device has whole sectors of {_SECTOR}",
+                "storkit volume resize it",
+            )
+
+    def connect(self, links: Sequence[Link]) -> dict[str, str]:
+        """Bring devices to what they should be, with new connections where theirs are dead: UUID to device path.
+
+        Whatever has the node open keeps it. What a device of another name or right still held fails, unless its name
+        stayed the same: then it has been answered before.
+        """
+        if not links:
+            return {}
+        found: dict[str, Device] = {}
+        with self._guard(link.uuid for link in links):
+            every(lambda link: found.update({link.uuid: self._connected(link)}), list(links))
+            old = [
+                (link, device) for link in links for device in self._devices(link.uuid) if device != found[link.uuid]
+            ]
+            self._disconnect(device for link, device in old if _name(device) != link.wire.export)
+            paths = self._nodes(links, found)
+            self._disconnect(device for _, device in old)
+            for link in links:
+                self._stop_relays(link.uuid, but=self._relay(link) if not link.wire.socket else None)
+        return paths
+
+    def disconnect(self, link: Link, served: Callable[[], bool]) -> None:
+        """Remove a device and all that belongs to it. `served` tells whether its server still serves it.
+
+        Raises Conflict: the device is in use, and its server answers. If that is gone or serves this host no more, its
+        users' I/O fails instead, and they get a moment to close it.
+        """
+        with self._guard([link.uuid]):
+            self._remove(link, served)
+
+    def _remove(self, link: Link, served: Callable[[], bool]) -> None:
+        there = [node.name for node in devmapper.find(devmapper.node_uuid(link.uuid, self._role))]
+        try:
+            devmapper.remove(there)
+        except Conflict:
+            if served():
+                raise
+        self._disconnect(self._devices(link.uuid))
+        self._stop_relays(link.uuid)
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        while True:
+            try:
+                return devmapper.remove(there)
+            except Conflict:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def path(self, link: Link) -> str:
+        """The block device of a link that is connected; empty if it is not."""
+        wanted = self._identifier(link)
+        return next((device.path for device in devices() if device.backend == wanted), "")
+
+    # One device
+
+    def _prefix(self, uuid: str) -> str:
+        return f"storkit:{uuid}:{self._key}:"
+
+    def _identifier(self, link: Link) -> str:
+        return f"{self._prefix(link.uuid)}{'rw' if link.writable else 'ro'}:{link.wire.export}"
+
+    def _devices(self, uuid: str) -> list[Device]:
+        return [device for device in devices() if device.backend.startswith(self._prefix(uuid))]
+
+    def _connected(self, link: Link) -> Device:
+        """The link's device, made or given a new connection."""
+        where = link.wire.socket or self._start_relay(link)
+        with nbdclient.Connection(where) as connection, Netlink() as kernel:
+            info = connection.go(link.wire.export)
+            flags = info.flags if link.writable else info.flags | nbdclient.FLAG_READ_ONLY
+            # A relay does not say who its server is; that was asked of the server itself.
+            if info.size != link.size or (link.writable and not info.writable):
+                raise Conflict(
+                    f"the NBD server of volume {link.volume} offers {info.size} bytes, "
+                    f"{'writable' if info.writable else 'read-only'}: it has changed meanwhile",
+                    f"storkit attach {link.volume} --on {self.site.host}",
+                )
+            wanted = self._identifier(link)
+            handed = connection.hand_over()
+            try:
+                for device in devices():
+                    if device.backend == wanted:
+                        kernel.reconnect(device, [handed])
+                        return device
+                block = max(_SECTOR, info.minimum_block)
+                return kernel.connect([handed], link.size, block, flags, FOREVER, wanted)
+            finally:
+                handed.close()
+
+    def _disconnect(self, found: Iterable[Device]) -> None:
+        for device in found:
+            with Netlink() as kernel:
+                kernel.disconnect(device)
+
+    def _nodes(self, links: Sequence[Link], found: dict[str, Device]) -> dict[str, str]:
+        """Have the nodes lead to these devices; without device-mapper the devices themselves are the paths."""
+        wanted = {
+            link.uuid: devmapper.Wanted(
+                devmapper.node_name(link.volume, self._role),
+                devmapper.node_uuid(link.uuid, self._role),
+                devmapper.linear(found[link.uuid].path, link.size),
+                readonly=not link.writable,
+            )
+            for link in links
+        }
+        try:
+            devmapper.ensure(list(wanted.values()))
+        except Unsupported:
+            return {uuid: device.path for uuid, device in found.items()}
+        return {uuid: devmapper.node_path(node.name) for uuid, node in wanted.items()}
+
+    # Relays
+
+    def _relay(self, link: Link) -> _Relay:
+        return _Relay(self._run, link.volume, f"{short(link.uuid)}.k{short(self._identifier(link))[:8]}")
+
+    def _start_relay(self, link: Link) -> str:
+        """The socket of the link's relay, started if it does not run."""
+        relay = self._relay(link)
+        relay.start(relay_arguments(link))
+        return str(relay.socket)
+
+    def _stop_relays(self, uuid: str, but: _Relay | None = None) -> None:
+        """End the relays of a volume. They are killed: what they still held has failed, and must not be sent."""
+        for lock in self._run.glob(f"{short(uuid)}.k*.lock"):
+            if but is None or lock.stem != but.stem:
+                _Relay(self._run, uuid, lock.stem).stop()
+
+    @contextmanager
+    def _guard(self, uuids: Iterable[str]) -> Iterator[None]:
+        """Keep other commands from changing these devices meanwhile."""
+        make_private(self._run)
+        with ExitStack() as stack:
+            for uuid in sorted(set(uuids)):
+                path = self._run / f"{short(uuid)}.device"
+                lock = locks.acquire(path, f"the device of volume {uuid}", wait=_GUARD_TIMEOUT)
+                stack.callback(lock.release, remove=True)
+            yield
+
+
+class _Relay:
+    """One relay, running or not."""
+
+    def __init__(self, run: Path, volume: str, stem: str) -> None:
+        self.stem = stem
+        self.socket = run / f"{stem}.sock"
+        self._daemon = Daemon(f"the NBD relay of volume {volume}", run / f"{stem}.pid", run / f"{stem}.lock")
+
+    def start(self, arguments: list[str]) -> None:
+        if self._daemon.running() and self._daemon.arguments():
+            return
+        self.stop()
+        lock = locks.acquire(self._daemon.lock, self._daemon.what)
+        try:
+            with listen_unix(self.socket) as listener:
+                server = {"addr": {"type": "fd", "str": str(listener.fileno())}}
+                # The daemon takes its arguments in their order.
+                words = [*arguments[:-2], "--nbd-server", json.dumps(server), *arguments[-2:]]
+                self._daemon.start(words, lock, [listener.fileno()])
+        finally:
+            lock.release()
+
+    def stop(self) -> None:
+        self._daemon.stop(kill=True)
+        for path in (self.socket, self._daemon.pidfile, self._daemon.lock):
+            path.unlink(missing_ok=True)
+
+
+def read_device(path: str, ranges: Sequence[tuple[int, int]], timeout: float = _READ_TIMEOUT) -> list[bytes]:
+    """Blocks of a device, past this host's page cache. Offsets and lengths are multiples of 512.
+
+    Raises TimedOut: its server has gone away, and it holds the reads until that is back.
+    """
+    import mmap
+    import threading
+
+    blocks: list[bytes] = []
+    failed: list[OSError] = []
+
+    def read() -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            try:
+                for offset, length in ranges:
+                    with mmap.mmap(-1, length) as buffer:
+                        os.preadv(descriptor, [buffer], offset)
+                        blocks.append(buffer[:])
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            failed.append(error)
+
+    # A read that the kernel holds cannot be interrupted: leave it behind.
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(timeout)
+    if reader.is_alive():
+        raise TimedOut(
+            f"{path or 'the device'} does not answer within {timeout:g} s", "storkit host restore, on both hosts"
+        )
+    if failed:
+        raise ServiceUnreachable(f"{path or 'the device'} cannot be read: {failed[0].strerror}", "storkit host restore")
+    return blocks
+
+
+def relay_arguments(link: Link) -> list[str]:
+    """The arguments of a relay (qemu-storage-daemon(1)); --nbd-server goes before the last two."""
+    source = link.wire
+    node: dict[str, Any] = {
+        "driver": "nbd",
+        "node-name": "wire",
+        "server": {"type": "inet", "host": source.server, "port": str(source.port), "keep-alive": True},
+        "export": source.export,
+        "reconnect-delay": FOREVER,
+        "read-only": not link.writable,
+        "discard": "unmap",
+    }
+    arguments: list[str] = []
+    if link.credential is not None:
+        node["tls-creds"] = link.credential["id"]
+        arguments += ["--object", json.dumps(link.credential)]
+    export = {"type": "nbd", "id": "device", "node-name": "wire", "name": source.export, "writable": link.writable}
+    return [*arguments, "--blockdev", json.dumps(node), "--export", json.dumps(export)]
+
+
+def _name(device: Device) -> str:
+    """The export name in a device's identifier."""
+    return device.backend.split(":", 4)[4]

@@ -1,0 +1,395 @@
+"""The servers of one volume at its home host.
+
+One storage daemon opens the image, holds the volume's use lock, and offers one NBD export per client host on a Unix
+socket: the right to write is a property of the export. For a client on another machine a second daemon, its front,
+takes TLS connections on a TCP port of that client's own and passes them on to the client's export: so a key opens one
+export and no other.
+
+Order matters everywhere below: a front dies before its export is deleted, and an export that may write is deleted, with
+its connections, before another one may write. BLOCK_EXPORT_DELETED comes when the last request has been completed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from storkit.core.backend import Site, path_setting, word_setting
+from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Volume
+from storkit.system import locks
+from storkit.system.files import make_private, write_atomic
+from storkit.system.qemu import qmp
+from storkit.system.qemu.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
+from storkit.system.timeouts import scaled
+from storkit.tech.files import volumefile
+from storkit.tech.grants import short
+from storkit.tech.nbd import nbdclient
+from storkit.tech.nbd.nbdgrant import Grant, Granted, Grants
+
+T = TypeVar("T")
+
+PRIORITY = "NORMAL:-CHACHA20-POLY1305"
+"""For GnuTLS: with AES alone, hardware does the work, and a stream is more than twice as fast."""
+PSK_USER = "storkit"
+PLAIN_TCP = "unencrypted and unauthenticated"
+X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
+DYING_TIMEOUT = scaled(5.0)
+"""Seconds that a killed server gets to let go of its lock."""
+FOREVER = 10 * 365 * 86400
+"""Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
+_QMP_TIMEOUT = scaled(30.0)
+
+DH_PARAMETERS = """\
+-----BEGIN DH PARAMETERS-----
+MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
+-----END DH PARAMETERS-----
+"""
+"""The group ffdhe2048 of RFC 7919. Without it in a file QEMU 7.2 searches a prime at each start, for 0.2 to 2 s."""
+
+
+@dataclass(frozen=True)
+class NbdSettings:
+    """What the inventory may set for the transport `nbd`."""
+
+    attach: Literal["qemu", "kernel"] = "qemu"
+    """qemu: QEMU opens the export itself, in user space. kernel: hosts have it as a block device. Change it only while
+    nothing is attached."""
+    port_first: int = 10809
+    port_last: int = 11808
+    """TCP ports for clients on other machines, one for each volume and client."""
+    tls: Literal["psk", "x509"] = "psk"
+    tls_dir: str = path_setting()
+    """x509: ca-cert.pem with server-cert.pem, server-key.pem (storage host) or client-cert.pem, client-key.pem
+    (client host; its common name is the host's name)."""
+    plain_tcp: str = word_setting()
+    """TCP without TLS, for networks that are separate and trusted: only if this says what it is, word for word."""
+    cache: Literal["writeback", "none"] = "writeback"
+    """writeback: through the page cache, flushed when the guest flushes. none: O_DIRECT."""
+    aio: Literal["auto", "io_uring", "threads", "native"] = "auto"
+    """How the server does its I/O; auto: io_uring where the kernel lets it, otherwise threads."""
+    keepalive_time: int = 30
+    """Seconds of silence after which a client host probes its connections, those of other programs included
+    (storkit/tech/nbd/keepalive.py); 0: as that host has it."""
+
+    def __post_init__(self) -> None:
+        problems: list[StorkitError] = []
+        if not 0 < self.port_first <= self.port_last < 65536:
+            problems.append(UsageError(f"nbd: ports {self.port_first} to {self.port_last} are no range"))
+        if self.keepalive_time < 0:
+            problems.append(UsageError(f"nbd: keepalive_time = {self.keepalive_time} is no time", "seconds, or 0"))
+        if self.plain_tcp not in ("", PLAIN_TCP):
+            hint = f'if you mean it, write exactly: plain_tcp = "{PLAIN_TCP}"'
+            problems.append(UsageError(f"nbd: plain_tcp does not say what it does: {self.plain_tcp!r}", hint))
+        if self.tls == "x509" and not self.tls_dir:
+            problems.append(UsageError("nbd: tls = x509 needs tls_dir", "name the directory with ca-cert.pem"))
+        if self.aio == "native" and self.cache != "none":
+            problems.append(UsageError("nbd: aio = native needs cache = none", 'set cache = "none" or another aio'))
+        raise_problems(problems)
+
+
+class VolumeServer:
+    """The servers of one volume: what they are, and how to bring them to what was granted."""
+
+    def __init__(self, site: Site, settings: NbdSettings, grants: Grants, grant: Grant) -> None:
+        self.site = site
+        self.settings = settings
+        self.grant = grant
+        self.volume = grant.volume
+        self._grants = grants
+        self._run = site.run / "nbd"
+        self._stem = short(self.volume.uuid)
+        self.socket = self._run / f"{self._stem}.sock"
+        self._monitor = self._run / f"{self._stem}.qmp"
+        self.daemon = Daemon(
+            f"the NBD server of volume {self.volume.name}",
+            self._run / f"{self._stem}.pid",
+            locks.use_lock(site.run, self.volume.uuid),
+        )
+
+    def check(self) -> None:
+        """Raise what stands in the way of serving the volume here."""
+        check_socket_path(self.socket)
+        if self.settings.tls == "x509" and any(not granted.same_machine for granted in self.grant.clients.values()):
+            check_x509(Path(self.settings.tls_dir), X509_SERVER_FILES)
+        if self.volume.format not in ("raw", "qcow2"):
+            raise UsageError(f"volume {self.volume.name} has format {self.volume.format!r}; nbd serves raw and qcow2")
+        if not Path(self.volume.path).exists():
+            raise Conflict(f"volume {self.volume.name}: {self.volume.path} does not exist", "storkit volume list")
+
+    def start(self) -> None:
+        """Start the storage daemon if it does not run.
+
+        Raises Conflict: something else has the volume in use, or the image is not what the volume's record says.
+        """
+        make_private(self._run)
+        deadline = time.monotonic() + DYING_TIMEOUT
+        while True:
+            try:
+                lock = locks.acquire(
+                    self.daemon.lock, f"volume {self.volume.name}", holder=f"{self.daemon.what}\n", wait=0.02
+                )
+                break
+            except Conflict:
+                if self._listening() and self.daemon.arguments():
+                    return
+                # One that was killed keeps lock and sockets for a moment; one that is being started has no pid yet.
+                if time.monotonic() > deadline:
+                    raise
+        try:
+            with listen_unix(self.socket) as nbd, listen_unix(self._monitor) as monitor:
+                self._launch(lock, nbd.fileno(), monitor.fileno())
+        finally:
+            lock.release()
+
+    def _launch(self, lock: locks.Lock, nbd: int, monitor: int) -> None:
+        choices = ("io_uring", "threads") if self.settings.aio == "auto" else (self.settings.aio,)
+        for aio in choices:
+            node = "n" + secrets.token_hex(8)
+            arguments = [
+                *("--chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off", "--monitor", "qmp"),
+                *("--nbd-server", json.dumps({"addr": {"type": "fd", "str": str(nbd)}})),
+                *("--blockdev", json.dumps(image_node(self.volume, node, self.settings.cache, aio))),
+            ]
+            try:
+                self.daemon.start(arguments, lock, [nbd, monitor])
+                return
+            except CommandFailed as error:
+                if aio == choices[-1] or "io_uring" not in error.stderr.replace(json.dumps(aio), ""):
+                    raise
+
+    async def reconcile(self) -> None:
+        """Give each client exactly its rights: taken first, given afterwards; what is right already is left alone.
+
+        Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
+        """
+        import asyncio
+
+        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            node = await self._node(monitor)
+            exports = await monitor.execute("query-block-exports")
+            live = {str(export["id"]) for export in exports}
+            clients = self.grant.clients
+            names = {
+                client: export_id(client, write, clients[client].nonce) for client, write in self.grant.rights().items()
+            }
+            right = set(names.values())
+            right -= {str(export["id"]) for export in exports if export["shutting-down"]}
+            for wrong in sorted(live - right, reverse=True):  # rw before ro
+                await asyncio.to_thread(self._front(wrong.split(".")[1]).stop, kill=True)
+                await self._delete(monitor, wrong)
+            for client, write in self.grant.rights().items():
+                if names[client] not in live & right:
+                    arguments = {
+                        "type": "nbd",
+                        "id": names[client],
+                        "node-name": node,
+                        "name": self.grant.export_name(client),
+                        "writable": write,
+                        "description": f"storkit:{self.volume.uuid}:{node[1:]}",
+                    }
+                    await monitor.execute("block-export-add", arguments, timeout=_QMP_TIMEOUT)
+
+    async def _node(self, monitor: qmp.Monitor) -> str:
+        """The name of the image's node: `n` and the nonce of this run of the server."""
+        for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
+            name = str(node["node-name"])
+            if not name.startswith("#"):
+                size = int(node["image"]["virtual-size"])
+                if size != self.volume.size:
+                    raise Conflict(
+                        f"{self.volume.path} holds {size} bytes, and volume {self.volume.name} has {self.volume.size}",
+                        "storkit volume show " + self.volume.name,
+                    )
+                return name
+        raise Unsafe(f"{self.daemon.what} has no image open", "storkit host restore")
+
+    async def _delete(self, monitor: qmp.Monitor, name: str) -> None:
+        """Delete an export with its connections, and wait until none of its requests is under way."""
+        with monitor.events("BLOCK_EXPORT_DELETED") as events:
+            exports = {export["id"]: export for export in await monitor.execute("query-block-exports")}
+            if name not in exports:
+                return
+            if not exports[name]["shutting-down"]:  # as it is after an earlier attempt that took too long
+                await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+            while (await events.next(_QMP_TIMEOUT))["data"]["id"] != name:
+                pass
+
+    # Fronts, for clients that come over the network.
+
+    def _front(self, key: str) -> Daemon:
+        stem = f"{self._stem}.{key}"
+        what = f"the TLS front of volume {self.volume.name}"
+        return Daemon(what, self._run / f"{stem}.pid", self._run / f"{stem}.lock")
+
+    def front_runs(self, client: str) -> bool:
+        return self._front(short(client)).running()
+
+    def start_fronts(self) -> None:
+        """Start the fronts that are missing, or that are not what was granted; their ports are put into the grant."""
+        for client, granted in self.grant.clients.items():
+            if not granted.same_machine:
+                self._start_front(client, granted)
+            elif self._front(short(client)).lock.exists():
+                self.drop([client])  # it came over the network before
+
+    def _start_front(self, client: str, granted: Granted) -> None:
+        name = self.grant.export_name(client)
+        inner = nbdclient.ask(str(self.socket), name)
+        tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
+        front = self._front(short(client))
+        # Which addresses its port takes is no argument of the daemon: its lock's file says so.
+        label = f"{front.what}, for {' '.join(granted.sources) or 'any address'}"
+        if {*tls, *words} <= set(front.arguments()) and front.running() and front.lock.read_text() == label:
+            return
+        front.stop(kill=True)
+        lock = locks.acquire(front.lock, front.what, holder=label)
+        first, last = self.settings.port_first, self.settings.port_last
+        try:
+            with listen_tcp(self.site.address, first, last, granted.port, sources=granted.sources) as listener:
+                port = listener.getsockname()[1]
+                if port != granted.port:
+                    granted.port = port
+                    self._grants.save([self.grant])
+                # No limit: QEMU's own, 100, would let idle connections keep the client out. It drops them after 10 s.
+                server: dict[str, Any] = {
+                    "addr": {"type": "fd", "str": str(listener.fileno())}, "max-connections": 0,
+                }  # fmt: skip
+                if not self.settings.plain_tcp:
+                    server["tls-creds"] = "tls0"
+                    if self.settings.tls == "x509":
+                        server["tls-authz"] = "authz0"
+                # The daemon takes its arguments in their order.
+                front.start([*tls, "--nbd-server", json.dumps(server), *words], lock, [listener.fileno()])
+        finally:
+            lock.release()
+
+    def _tls_arguments(self, client: str) -> list[str]:
+        if self.settings.plain_tcp:
+            return []
+        creds: dict[str, Any] = {"qom-type": f"tls-creds-{self.settings.tls}", "id": "tls0", "endpoint": "server"}
+        creds |= {"dir": str(self._credentials(client)), "priority": PRIORITY}
+        if self.settings.tls == "psk":
+            return ["--object", json.dumps(creds)]
+        creds["verify-peer"] = True
+        return ["--object", json.dumps(creds), "--object", json.dumps(x509_authorization(client))]
+
+    def _credentials(self, client: str) -> Path:
+        """The directory with what the front needs for TLS; what is missing in it is made."""
+        directory = self._grants.keys(self.volume.uuid, client)
+        for private in (*reversed(directory.parents[:3]), directory):
+            make_private(private)
+        for file in X509_SERVER_FILES if self.settings.tls == "x509" else ():
+            link, target = directory / file, Path(self.settings.tls_dir).absolute() / file
+            if not link.is_symlink() or link.readlink() != target:
+                link.unlink(missing_ok=True)
+                link.symlink_to(target)
+        made = {"dh-params.pem": DH_PARAMETERS}
+        if self.settings.tls == "psk":
+            made["keys.psk"] = f"{PSK_USER}:{secrets.token_hex(32)}\n"
+        for file, content in made.items():
+            if not (directory / file).exists():
+                write_atomic(directory / file, content)
+        return directory
+
+    def key(self, client: str) -> str:
+        """The client's pre-shared key, in hexadecimal."""
+        return (self._credentials(client) / "keys.psk").read_text().strip().partition(":")[2]
+
+    # The end.
+
+    def drop(self, clients: list[str]) -> None:
+        """Stop the fronts of these clients and delete their keys."""
+        for client in clients:
+            front = self._front(short(client))
+            front.stop(kill=True)
+            front.lock.unlink(missing_ok=True)
+            shutil.rmtree(self._grants.keys(self.volume.uuid, client), ignore_errors=True)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the server: every connection is cut, the image is flushed and closed, its sockets are removed."""
+        if self._listening() or self.daemon.arguments():
+            self.daemon.stop(kill=kill)
+        for path in (self.daemon.pidfile, self.socket, self._monitor):
+            path.unlink(missing_ok=True)
+        with suppress(Conflict):
+            locks.acquire(self.daemon.lock, self.volume.name).release(remove=True)
+        with suppress(OSError):
+            self._grants.keys(self.volume.uuid).rmdir()
+
+    def _listening(self) -> bool:
+        """Whether any process has our socket open for listening, without waiting for it to say anything."""
+        import socket
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self.socket))
+            except OSError:
+                return False
+        return True
+
+
+def export_id(client: str, write: bool, nonce: str) -> str:
+    """QEMU's id of a client's export. It says whether it may write, and under which name: query-block-exports does
+    not."""
+    return f"{'rw' if write else 'ro'}.{short(client)}.{nonce}"
+
+
+def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any]:
+    """The --blockdev of a volume's image (qemu-storage-daemon(1)). Images and snapshots are opened for reading only."""
+    frozen = volume.kind != "disk"
+    rights: dict[str, Any] = {"read-only": frozen, "auto-read-only": not frozen, "discard": "unmap"}
+    rights["cache"] = {"direct": cache == "none", "no-flush": False}
+    block = volumefile.is_device(Path(volume.path))
+    file = {"driver": "host_device" if block else "file", "filename": volume.path, "aio": aio, **rights}
+    return {"driver": volume.format, "node-name": node, **rights, "file": file}
+
+
+def front_arguments(socket: Path, inner: nbdclient.ExportInfo) -> list[str]:
+    """The arguments of a front that passes one export on, with its name, description and rights."""
+    node = {
+        "driver": "nbd",
+        "node-name": "inner",
+        "server": {"type": "unix", "path": str(socket)},
+        "export": inner.name,
+        # A server that died comes back under the same socket: until then its clients wait instead of failing.
+        "reconnect-delay": FOREVER,
+        "read-only": not inner.writable,
+        "discard": "unmap",
+    }
+    export = {
+        "type": "nbd",
+        "id": "outer",
+        "node-name": "inner",
+        "name": inner.name,
+        "writable": inner.writable,
+        "description": inner.description,
+    }
+    return ["--blockdev", json.dumps(node), "--export", json.dumps(export)]
+
+
+def x509_authorization(client: str) -> dict[str, Any]:
+    """Let in only the certificate whose common name is `client`, wherever it stands in the subject (RFC 4514)."""
+    if not all(letter.isalnum() or letter in "._-" for letter in client):
+        raise UsageError(f"host {client!r} cannot be the common name of a certificate", "use the psk method of nbd")
+    subjects = [f"CN={client}", f"CN={client},*", f"*,CN={client}", f"*,CN={client},*"]
+    rules = [{"match": subject, "policy": "allow", "format": "glob"} for subject in subjects]
+    return {"qom-type": "authz-list", "id": "authz0", "policy": "deny", "rules": rules}
+
+
+def check_x509(directory: Path, files: tuple[str, ...]) -> None:
+    """Raise UsageError if one of the credential's files is missing."""
+    missing = [name for name in files if not (directory / name).is_file()]
+    if missing:
+        raise UsageError(f"nbd: tls_dir {directory} has no {', '.join(missing)}", "make them with certtool(1)")

@@ -39,12 +39,12 @@ from storkit.core.guest import Guest
 from storkit.core.model import DiskSource, Volume
 from storkit.guests.render import Place, read_args, render
 from storkit.hosts.site import Setup, site
-from storkit.hypervisors._qemu import _qemu_definition as definitions
-from storkit.hypervisors._qemu._qemu_process import process
+from storkit.hypervisors._qemu import definition as definitions
+from storkit.hypervisors._qemu.process import process
 from storkit.hypervisors.qemu import QemuSettings
 from storkit.system.qemu import qmp
 from storkit.system.run import run
-from storkit.tech.nbd.nbdserver import image_node
+from storkit.tech.nbd.server import image_node
 from tests.guestkit import bootsector, linux
 
 BETWEEN = 40

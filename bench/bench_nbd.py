@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import _table
 from bench._lab import attach, speeds
-from storkit.tech.nbd.nbdserver import PLAIN_TCP
+from storkit.tech.nbd.server import PLAIN_TCP
 from tests.lab import Host, Lab, services
 
 SIZE = 64 << 20

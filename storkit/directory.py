@@ -20,7 +20,7 @@ from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech.files import clonefile, volumefile
-from storkit.tech.files.poolplace import Place
+from storkit.tech.files.place import Place
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
 

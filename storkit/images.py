@@ -1,6 +1,6 @@
 """Disk images in and out: look at one, refuse what is hostile or damaged, fill a volume from it, export a volume.
 
-An image is told apart by its magic number and its header is read here first (storkit.tech.images.imageheaders);
+An image is told apart by its magic number and its header is read here first (storkit.tech.images.headers);
 qemu-img sees it afterwards with its format named, its memory and time limited, and no backing file. A volume is filled
 while it is marked as importing, so that nothing can use it before its size, content and checksum have been checked.
 """
@@ -31,7 +31,7 @@ from storkit.system import files, locks
 from storkit.system.block import blockdevice
 from storkit.tech.files import streams, volumefile
 from storkit.tech.files.sidecar import SPOOL, rename_new
-from storkit.tech.images import checksums, imageheaders, qemuimg, unpack
+from storkit.tech.images import checksums, headers, qemuimg, unpack
 
 VERBS = frozenset({"inspect", "fill", "export_image"})
 """What plans and other hosts may call."""
@@ -72,8 +72,8 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
     """
     limit = max_size or MAX_SIZE
     digest = checksums.parse(checksum)
-    if format and format not in imageheaders.FORMATS:
-        known = ", ".join(imageheaders.FORMATS)
+    if format and format not in headers.FORMATS:
+        known = ", ".join(headers.FORMATS)
         raise UsageError(f"{format!r} is not a format of disk images that can be imported", f"known: {known}")
     with _opened(source) as (path, file):
         kind = unpack.compression(os.pread(file, 16, 0))
@@ -180,13 +180,13 @@ def _fingerprint(file: int) -> tuple[int, ...]:
 
 def _inspect_plain(path: Path, file: int, format: str, limit: int) -> ImageInfo:
     size = os.lseek(file, 0, os.SEEK_END)
-    view = imageheaders.View(
-        os.pread(file, imageheaders.HEAD, 0),
+    view = headers.View(
+        os.pread(file, headers.HEAD, 0),
         size,
         os.pread(file, 512, max(0, size - 512)),
         lambda offset, length: os.pread(file, length, offset),
     )
-    found = format or imageheaders.recognise(view)
+    found = format or headers.recognise(view)
     header = _examine(path, view, found, format, limit)
     details = qemuimg.info(path, found)
     seen = int(details["virtual-size"])
@@ -206,7 +206,7 @@ def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: st
     ended = True
     with closing(unpack.unpack(path, kind)) as pieces:
         for piece in pieces:
-            if len(head) < imageheaders.HEAD:
+            if len(head) < headers.HEAD:
                 head += piece
             total += len(piece)
             if total > limit:
@@ -214,27 +214,27 @@ def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: st
             data += len(piece) if piece != zeros[: len(piece)] else 0
             tail = (tail + piece)[-512:]
             site.progress(0.0, f"looking into {path.name}: {format_size(total)}")
-            if len(head) >= imageheaders.HEAD and imageheaders.recognise(imageheaders.View(head, -1)) != "raw":
+            if len(head) >= headers.HEAD and headers.recognise(headers.View(head, -1)) != "raw":
                 ended = format == "raw"
                 if not ended:
                     break
-    view = imageheaders.View(head[: imageheaders.HEAD], total if ended else -1, tail if ended else b"")
-    found = format or imageheaders.recognise(view)
+    view = headers.View(head[: headers.HEAD], total if ended else -1, tail if ended else b"")
+    found = format or headers.recognise(view)
     disk = _examine(path, view, found, format, limit)
     padding = disk - total if found == "raw" else 0
     return ImageInfo(str(path), found, kind, size, disk, data if ended else 0, padding=padding)
 
 
-def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit: int) -> int:
+def _examine(path: Path, view: headers.View, found: str, format: str, limit: int) -> int:
     """The disk's size, if nothing speaks against the image."""
-    if found not in imageheaders.FORMATS:
+    if found not in headers.FORMATS:
         article = found if found.startswith(("a ", "an ")) or " " in found else f"a {found} image"
         hint = "unpack the image in it; or --tree, for a root file system" if "tar" in found else "convert it first"
         raise Unsupported(f"{path} is {article}, which cannot be imported", hint)
-    looks = imageheaders.recognise(view)
+    looks = headers.recognise(view)
     if format not in ("", "raw") and looks != format:
         raise UsageError(f"{path} is not a {format} image: it looks like {looks}", "leave --format out")
-    findings = imageheaders.examine(view, found, str(path))
+    findings = headers.examine(view, found, str(path))
     if found == "raw" and not format:
         _doubt_raw(path, view, findings)
     size = -(-findings.virtual_size // SECTOR) * SECTOR
@@ -246,7 +246,7 @@ def _examine(path: Path, view: imageheaders.View, found: str, format: str, limit
     return size
 
 
-def _doubt_raw(path: Path, view: imageheaders.View, findings: imageheaders.Findings) -> None:
+def _doubt_raw(path: Path, view: headers.View, findings: headers.Findings) -> None:
     """A file without a header is a raw disk only if nothing says that it is half of something, or something else."""
     if view.size > 0 and view.size % SECTOR:
         hint = "get the file again; if it is what you want, --format raw adds zeros up to a whole sector"
@@ -325,10 +325,10 @@ def _fitting(volume: Volume, pieces: Iterator[bytes], format: str) -> Iterator[b
     """A raw disk is given up as soon as it is larger than its volume (one that turns out to be vpc has a footer)."""
     head, total = b"", 0
     for piece in pieces:
-        if len(head) < imageheaders.HEAD:
+        if len(head) < headers.HEAD:
             head += piece
         total += len(piece)
-        if total > volume.size + SECTOR and (format or imageheaders.recognise(imageheaders.View(head, -1))) == "raw":
+        if total > volume.size + SECTOR and (format or headers.recognise(headers.View(head, -1))) == "raw":
             raise _too_small(volume, "more")
         yield piece
 

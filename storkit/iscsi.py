@@ -2,8 +2,8 @@
 
 Every volume has a target of its own, PREFIX:UUID, with one logical unit whose serial number is the volume's UUID; every
 client host an access list in it, with secrets of its own. The home host itself comes through no target: its guest has a
-node over the same device. Who may write is decided at the home host, in both. See storkit.tech.iscsi.iscsiexports and
-storkit.tech.iscsi.iscsiattach.
+node over the same device. Who may write is decided at the home host, in both. See storkit.tech.iscsi.exports and
+storkit.tech.iscsi.attach.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from storkit.core.backend import Client, Needs, Transport
 from storkit.core.errors import StorkitError, collected, raise_problems
 from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
-from storkit.tech.iscsi.iscsigrant import PORT, IscsiSettings, portal
+from storkit.tech.iscsi.names import PORT, IscsiSettings, portal
 
 if TYPE_CHECKING:
-    from storkit.tech.iscsi.iscsiattach import IscsiAttachments
-    from storkit.tech.iscsi.iscsiexports import IscsiExports
+    from storkit.tech.iscsi.attach import IscsiAttachments
+    from storkit.tech.iscsi.exports import IscsiExports
 
 
 class Iscsi(Transport):
@@ -35,7 +35,7 @@ class Iscsi(Transport):
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
         import os
 
-        from storkit.tech.iscsi.openiscsi import missing_daemon
+        from storkit.tech.iscsi.initiator import missing_daemon
 
         found: list[Finding] = []
         if (serves or attaches) and os.geteuid() != 0:
@@ -53,13 +53,13 @@ class Iscsi(Transport):
 
     @cached_property
     def _exports(self) -> IscsiExports:
-        from storkit.tech.iscsi.iscsiexports import IscsiExports
+        from storkit.tech.iscsi.exports import IscsiExports
 
         return IscsiExports(self.site, self.settings)
 
     @cached_property
     def _attachments(self) -> IscsiAttachments:
-        from storkit.tech.iscsi.iscsiattach import IscsiAttachments
+        from storkit.tech.iscsi.attach import IscsiAttachments
 
         return IscsiAttachments(self.site, self.settings)
 

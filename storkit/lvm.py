@@ -2,11 +2,11 @@
 
 Thin: made and cloned in milliseconds of metadata, whatever their size; a clone shares its source's chunks and depends
 on it no longer. Thick: zeroed when they are made, so that no volume shows what another one left; a clone is a copy.
-Metadata are LVM tags (storkit.tech.lvm.lvmtools). A batch of volumes is made by one `lvm` process, and exists from the
+Metadata are LVM tags (storkit.tech.lvm.tools). A batch of volumes is made by one `lvm` process, and exists from the
 moment that its tag is taken from the volume group. Logical volumes that storkit did not make are never touched.
 
 An LV is whole extents, a volume whole sectors: what lies beyond a volume's size in its LV is no part of it. The volumes
-are active where they were made until that host is booted: see `lvmtools.activate`.
+are active where they were made until that host is booted: see `tools.activate`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from storkit.system.block import blockdevice
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
-from storkit.tech.lvm import lvmchecks, lvmtools
-from storkit.tech.lvm.lvmbatch import Batches
-from storkit.tech.lvm.lvmtools import LogicalVolume, VolumeGroup
+from storkit.tech.lvm import checks, tools
+from storkit.tech.lvm.batches import Batches
+from storkit.tech.lvm.tools import LogicalVolume, VolumeGroup
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
 _BLOCK = 4096
 _NEW = ["-y", "-ky", "-K", "-ay"]
-"""Of lvcreate: never activated by others (see `lvmtools.activate`), but by this command."""
+"""Of lvcreate: never activated by others (see `tools.activate`), but by this command."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Lvm(Pool):
 
     def look(self, names: list[str] | None = None) -> Found:
         wanted = None if names is None else {check_name("volume", name) for name in names}
-        group = lvmtools.read(self._vg)
+        group = tools.read(self._vg)
         found = Found([])
         for name, lv in sorted(group.lvs.items()):
             if (wanted is None or name in wanted) and self._is_ours(group, lv):
@@ -118,11 +118,11 @@ class Lvm(Pool):
                 problems += volumefile.size_problems(volume, "raw")
                 if volume.size != old.size:
                     problems += self._in_use(group, old, "resized")
-                    problems += lvmchecks.needed(group, old.name, "resized")
-                    problems += lvmchecks.resize_problems(volume, old, shrink)
+                    problems += checks.needed(group, old.name, "resized")
+                    problems += checks.resize_problems(volume, old, shrink)
             if not self.settings.thinpool and not problems:
                 more = [group.extents(volume.size) - group.lvs[volume.name].size for volume in volumes]
-                problems += lvmchecks.thick_problems(group, sum(size for size in more if size > 0))
+                problems += checks.thick_problems(group, sum(size for size in more if size > 0))
             raise_problems(problems)
             for volume, old in zip(volumes, known, strict=True):
                 if volume.size != old.size:
@@ -131,7 +131,7 @@ class Lvm(Pool):
                         self._resize(lock, group, old, volume.size)
                     finally:
                         use.release()
-            return self._these(lvmtools.read(self._vg), volumes)
+            return self._these(tools.read(self._vg), volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._batches.locked("relabel") as (lock, group):
@@ -141,12 +141,12 @@ class Lvm(Pool):
             raise_problems([problem for volume in changed for problem in self._in_use(group, volume, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):
-                command = lvmtools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
+                command = tools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
                 if group.lvs[old.name].readonly != (volume.kind != "disk"):
                     command += ["--permission", "r" if volume.kind != "disk" else "rw"]
                 if command:
                     commands.append(["lvchange", "-y", *command, f"{self._vg}/{old.name}"])
-            after, said = lvmtools.batch(self._vg, lock, commands) if commands else (group, "")
+            after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
         found = self._these(after, volumes)
         for volume, now in zip(volumes, found, strict=True):
             if (volume.kind, volume.made) != (now.kind, now.made):
@@ -160,22 +160,22 @@ class Lvm(Pool):
             for volume in volumes:
                 lv = group.lvs.get(check_name("volume", volume.name))
                 if lv is not None and self._is_ours(group, lv):
-                    problems += lvmchecks.another(lv, volume)
+                    problems += checks.another(lv, volume)
                     gone.append(volume)
-                elif lv is not None and lv.tags.get(lvmtools.BATCH) in group.making:
-                    problems.append(lvmchecks.being_made(group, lv))
+                elif lv is not None and lv.tags.get(tools.BATCH) in group.making:
+                    problems.append(checks.being_made(group, lv))
             raise_problems(problems)
             group = self._settled(group, gone)
             for volume in gone:
                 problems += self._in_use(group, volume, "deleted")
-                problems += lvmchecks.needed(group, volume.name, "deleted")
+                problems += checks.needed(group, volume.name, "deleted")
             raise_problems(problems)
             self._batches.remove(lock, [volume.name for volume in gone])
             for volume in gone:
                 locks.use_lock(self.site.run, volume.uuid).unlink(missing_ok=True)
 
     def capacity(self) -> Usage:
-        group = lvmtools.read(self._vg)
+        group = tools.read(self._vg)
         volumes = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
         sizes, damaged = [], []
         for lv in volumes:
@@ -191,7 +191,7 @@ class Lvm(Pool):
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
-        warnings += lvmchecks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
+        warnings += checks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
         return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings)
 
     # The volume group
@@ -213,8 +213,8 @@ class Lvm(Pool):
         return group.exists(lv) and lv.pool == self.settings.thinpool
 
     def _volume(self, lv: LogicalVolume) -> Volume:
-        where = lvmtools.path(self._vg, lv.name)
-        return replace(lvmtools.volume_of(lv), pool=self.pool, host=self.site.host, path=where)
+        where = tools.path(self._vg, lv.name)
+        return replace(tools.volume_of(lv), pool=self.pool, host=self.site.host, path=where)
 
     def _these(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
         """The volumes as they are in `group`, in the order asked for."""
@@ -230,7 +230,7 @@ class Lvm(Pool):
                 (old,) = self._known(group, [source])
                 todo = self._admit(group, volumes)
                 group = self._settled(group, [old])
-                problems = lvmchecks.derive_problems(old, volumes)
+                problems = checks.derive_problems(old, volumes)
                 if old.kind == "disk" and not (thin and verb == "snapshot"):
                     problems += self._in_use(group, old, "copied")
                 raise_problems(problems)
@@ -250,12 +250,12 @@ class Lvm(Pool):
                 if old.kind == "disk":
                     use = locks.use_lock(self.site.run, old.uuid)
                     stack.callback(locks.acquire(use, f"volume {old.name}", shared=True).release)
-                lvmtools.activate([old])
+                tools.activate([old])
                 self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
             return self._these(self._fill(batch, made, lambda: self._copy(group, old, made)), volumes)
 
     def _new(self, volume: Volume, batch: str) -> list[str]:
-        command = ["lvcreate", *_NEW, *lvmtools.add_tags(volume, batch)]
+        command = ["lvcreate", *_NEW, *tools.add_tags(volume, batch)]
         if self.settings.thinpool:
             return [*command, "-V", f"{volume.size}b", "-T", f"{self._vg}/{self.settings.thinpool}", "-n", volume.name]
         # Nothing is wiped at its start: all of it is zeroed.
@@ -264,7 +264,7 @@ class Lvm(Pool):
     def _share(self, old: Volume, size: int, volume: Volume, batch: str) -> list[list[str]]:
         """A thin snapshot, grown to the size of a larger clone. `size` is that of the logical volume it is of."""
         mode = "rw" if volume.kind == "disk" else "r"
-        tags = lvmtools.add_tags(volume, batch)
+        tags = tools.add_tags(volume, batch)
         commands = [["lvcreate", *_NEW, "-s", "-p", mode, *tags, "-n", volume.name, f"{self._vg}/{old.name}"]]
         if volume.size > size:
             commands.append(["lvextend", "-y", "-L", f"{volume.size}b", f"{self._vg}/{volume.name}"])
@@ -293,7 +293,7 @@ class Lvm(Pool):
             def progress(done: int, before: int = before, name: str = volume.name) -> None:
                 self.site.progress(min(1.0, (before + done) / total), f"zeroing {name}")
 
-            with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+            with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
                 blockdevice.zero(device, 0, group.extents(volume.size), progress)
             before += volume.size
 
@@ -306,36 +306,36 @@ class Lvm(Pool):
         def progress(done: int) -> None:
             self.site.progress(done / length, f"copying {old.name} to {names}")
 
-        targets = [lvmtools.path(self._vg, volume.name) for volume in made]
-        blockdevice.copy(lvmtools.path(self._vg, old.name), targets, length, progress)
+        targets = [tools.path(self._vg, volume.name) for volume in made]
+        blockdevice.copy(tools.path(self._vg, old.name), targets, length, progress)
         for volume in made:
-            with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+            with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
                 blockdevice.zero(device, old.size, group.extents(volume.size))
 
     def _resize(self, lock: locks.Lock, group: VolumeGroup, old: Volume, size: int) -> None:
         """The tag never promises more than is there and reads as it should, so that a kill in between is harmless."""
         lv, end, target = group.lvs[old.name], group.extents(size), f"{self._vg}/{old.name}"
-        retag = ["lvchange", "-y", *lvmtools.change_tags(old, replace(old, size=size)), target]
-        lvmtools.activate([old])
+        retag = ["lvchange", "-y", *tools.change_tags(old, replace(old, size=size)), target]
+        tools.activate([old])
         if size > old.size:
             if end > lv.size:
-                lvmtools.change(self._vg, lock, ["lvextend", "-y", "-L", f"{size}b", target])
+                tools.change(self._vg, lock, ["lvextend", "-y", "-L", f"{size}b", target])
             self._clear(old, old.size, end)
-            lvmtools.change(self._vg, lock, retag)
+            tools.change(self._vg, lock, retag)
             return
-        lvmtools.change(self._vg, lock, retag)
+        tools.change(self._vg, lock, retag)
         self._clear(old, size, lv.size)
         if end < lv.size:
             command = ["lvreduce", "-y", "-L", f"{size}b", target]
             try:
-                lvmtools.change(self._vg, lock, [*command, "--fs", "ignore"])
+                tools.change(self._vg, lock, [*command, "--fs", "ignore"])
             except CommandFailed as failure:  # of LVM before 2.03.17, which never looks at the file system
                 if "unrecognized option" not in failure.stderr and "parsing" not in failure.stderr:
                     raise
-                lvmtools.change(self._vg, lock, command)
+                tools.change(self._vg, lock, command)
 
     def _clear(self, volume: Volume, start: int, end: int) -> None:
-        with blockdevice.opened(lvmtools.path(self._vg, volume.name), write=True) as device:
+        with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
             if self.settings.thinpool:
                 blockdevice.clear_thin(device, start, end)
             else:
@@ -359,7 +359,7 @@ class Lvm(Pool):
                 continue
             seen.add(volume.name)
             lv = group.lvs.get(volume.name)
-            problems += lvmchecks.request_problems(volume, self._vg)
+            problems += checks.request_problems(volume, self._vg)
             if lv is None:
                 todo.append(volume)
             elif not self._is_ours(group, lv):
@@ -374,19 +374,19 @@ class Lvm(Pool):
         if not todo:
             return
         if not self.settings.thinpool:
-            raise_problems(lvmchecks.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
+            raise_problems(checks.thick_problems(group, sum(group.extents(volume.size) for volume in todo)))
             return
         pool = group.thin_pool(self.settings.thinpool)
         if not pool.active:  # how full it is, only the kernel knows
-            lvmtools.change(self._vg, lock, ["lvchange", "-ay", f"{self._vg}/{pool.name}"])
-            pool = lvmtools.read(self._vg).thin_pool(self.settings.thinpool)
-        raise_problems(lvmchecks.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
+            tools.change(self._vg, lock, ["lvchange", "-ay", f"{self._vg}/{pool.name}"])
+            pool = tools.read(self._vg).thin_pool(self.settings.thinpool)
+        raise_problems(checks.thin_problems(self._vg, pool, self.settings.floor, self.settings.zeroing))
 
     def _in_the_way(self, group: VolumeGroup, lv: LogicalVolume) -> StorkitError:
-        if lv.tags.get(lvmtools.BATCH) in group.making:
-            return lvmchecks.being_made(group, lv)
+        if lv.tags.get(tools.BATCH) in group.making:
+            return checks.being_made(group, lv)
         whose = "of another pool" if group.exists(lv) else "that storkit did not make"
-        message = f"{lvmtools.path(self._vg, lv.name)} is in the way: a logical volume {whose}"
+        message = f"{tools.path(self._vg, lv.name)} is in the way: a logical volume {whose}"
         return Conflict(message, "choose another name")
 
     def _known(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
@@ -398,7 +398,7 @@ class Lvm(Pool):
             if lv is None or not self._is_ours(group, lv):
                 problems.append(NotFound(f"pool {self.pool} has no volume {volume.name}", "storkit volume list"))
                 continue
-            problems += lvmchecks.another(lv, volume)
+            problems += checks.another(lv, volume)
             known.append(self._volume(lv))
         raise_problems(problems)
         return known
@@ -408,13 +408,13 @@ class Lvm(Pool):
         if not any(group.lvs[volume.name].open for volume in volumes):
             return group
         run(["udevadm", "settle", f"--timeout={scaled(30):.0f}"], ok=(0, 1), package="udev")
-        return lvmtools.read(self._vg)
+        return tools.read(self._vg)
 
     def _in_use(self, group: VolumeGroup, volume: Volume, what: str) -> list[StorkitError]:
         """Somebody has the lock, or has the device open: a process, a mount, an export, a device-mapper node on it."""
         if not group.lvs[volume.name].open and not locks.held(locks.use_lock(self.site.run, volume.uuid)):
             return []
-        hint = f"see who has it: storkit volume show {volume.name}; lsblk {lvmtools.path(self._vg, volume.name)}"
+        hint = f"see who has it: storkit volume show {volume.name}; lsblk {tools.path(self._vg, volume.name)}"
         return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
 
 

@@ -1,7 +1,7 @@
 """The transport `nbd`: volumes over the Network Block Device protocol, served in user space.
 
 It needs no kernel module and no root: QEMU opens the export itself, and an attachment is a `network` disk source. Where
-the inventory says `attach = "kernel"`, hosts have block devices instead (system/nbdkernel.py). At the volume's home
+the inventory says `attach = "kernel"`, hosts have block devices instead (tech/nbd/kernel.py). At the volume's home
 host one qemu-storage-daemon per volume is the only process that has the image open; every client host has an export of
 its own there, and the server refuses writes on an export that may not. Hosts on one machine use its Unix socket, others
 TLS with a key (or certificate) that opens their own export and nothing else.
@@ -44,13 +44,13 @@ from storkit.core.model import (
 )
 from storkit.system import modules
 from storkit.system.parallel import every
-from storkit.system.qemu.qsd import PACKAGE, PROGRAM
+from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.system.sourcefilter import sources
 from storkit.tech.grants import of_client, refused_writers
-from storkit.tech.nbd import nbdclient
-from storkit.tech.nbd.nbdattach import X509_CLIENT_FILES, Attachments
-from storkit.tech.nbd.nbdgrant import Grant, Granted, Grants
-from storkit.tech.nbd.nbdserver import (
+from storkit.tech.nbd import wire
+from storkit.tech.nbd.attach import X509_CLIENT_FILES, Attachments
+from storkit.tech.nbd.names import Grant, Granted, Grants
+from storkit.tech.nbd.server import (
     PSK_USER,
     X509_SERVER_FILES,
     NbdSettings,
@@ -213,7 +213,7 @@ class Nbd(Transport):
         server, granted, volume = self._server(grant), grant.clients[client], grant.volume
         name = grant.export_name(client)
         try:
-            info = nbdclient.ask(str(server.socket), name)
+            info = wire.ask(str(server.socket), name)
         except (ServiceUnreachable, NotFound) as error:
             raise ServiceUnreachable(error.message, f"storkit host restore {self.site.host}") from error
         common = (volume.name, volume.uuid, info.size, client, self.name, name, info.description, info.writable)
@@ -261,7 +261,7 @@ class Nbd(Transport):
         exported = server.front_runs(client)
         if server.daemon.running():
             try:
-                with nbdclient.Connection(str(server.socket)) as connection:
+                with wire.Connection(str(server.socket)) as connection:
                     exported = exported or grant.export_name(client) in connection.names()
             except StorkitError as error:
                 yield error
@@ -316,11 +316,11 @@ def _rename(grant: Grant, losers: Iterable[str]) -> None:
         grant.clients[client].nonce = secrets.token_hex(4)
 
 
-def _stated(server: VolumeServer) -> dict[str, nbdclient.ExportInfo]:
+def _stated(server: VolumeServer) -> dict[str, wire.ExportInfo]:
     """What a volume's server says of each granted client's export; nothing if it does not run."""
-    stated: dict[str, nbdclient.ExportInfo] = {}
+    stated: dict[str, wire.ExportInfo] = {}
     try:
-        with nbdclient.Connection(str(server.socket)) as connection:
+        with wire.Connection(str(server.socket)) as connection:
             for client in server.grant.clients:
                 try:
                     stated[client] = connection.info(server.grant.export_name(client))

@@ -26,11 +26,12 @@ from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError,
 from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
 from storkit.directory import DirectorySettings
 from storkit.tech.files.sidecar import VolumeDirectory
-from storkit.tech.nfs import nfsmount, nfsserver
-from storkit.tech.nfs._nfspool import TreeDirectory
-from storkit.tech.nfs.nfsgrant import EXPORTS, Grants, NfsSettings
-from storkit.tech.nfs.nfshome import NfsExports
-from storkit.tech.nfs.nfsmount import Attachments
+from storkit.tech.nfs import attach as nfs_attach
+from storkit.tech.nfs import server as nfs_server
+from storkit.tech.nfs.attach import Attachments
+from storkit.tech.nfs.exports import NfsExports
+from storkit.tech.nfs.names import EXPORTS, Grants, NfsSettings
+from storkit.tech.nfs.treepool import TreeDirectory
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class NfsPool(TreeDirectory):
     def _exists(self) -> bool:
         if self.settings.server and not self.path.is_mount():
             server, _, path = self.settings.server.rpartition(":/")
-            nfsmount.mount(server.strip("[]"), f"/{path}", self.path, f"{self.settings.options},{nfsmount.HARMLESS}")
+            nfs_attach.mount(
+                server.strip("[]"), f"/{path}", self.path, f"{self.settings.options},{nfs_attach.HARMLESS}"
+            )
         return super()._exists()
 
     @contextmanager
@@ -101,7 +104,7 @@ class Nfs(Transport):
 
     name = "nfs"
     needs = Needs(
-        tools={"exportfs": nfsserver.PACKAGE, "mount.nfs": nfsmount.PACKAGE}, modules=("nfsd", "nfs", "nfsv4")
+        tools={"exportfs": nfs_server.PACKAGE, "mount.nfs": nfs_attach.PACKAGE}, modules=("nfsd", "nfs", "nfsv4")
     )
     Settings: ClassVar[type] = NfsSettings
     settings: NfsSettings
@@ -113,7 +116,7 @@ class Nfs(Transport):
 
     def doors(self) -> list[Door]:
         # Where only locks keep hosts apart, the server is somebody else's.
-        return [] if self.settings.enforce == "locks" else [Door(self.site.address, nfsmount.PORT, nfsmount.PORT)]
+        return [] if self.settings.enforce == "locks" else [Door(self.site.address, nfs_attach.PORT, nfs_attach.PORT)]
 
     @cached_property
     def _exports(self) -> NfsExports:

@@ -42,7 +42,7 @@ def tree(session: Session, name: str, uuid: str = "") -> Volume:
 
 def _with_root(session: Session, guest: Guest) -> tuple[Guest, Volume | None]:
     """The guest with all that its kernel must know of its root, and that tree."""
-    from storkit.tech.nfs.nfsgrant import resolve
+    from storkit.tech.nfs.names import resolve
 
     root = guest.root
     if root is None:

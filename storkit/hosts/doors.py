@@ -47,7 +47,7 @@ class Doors:
         return Listening(doors, findings)
 
     def _listen(self, door: Door) -> Door:
-        from storkit.system.qemu.qsd import listen_tcp
+        from storkit.system.qemu.storagedaemon import listen_tcp
 
         listener = listen_tcp(door.address, door.port, door.last)
         with self._lock:

@@ -26,14 +26,14 @@ from storkit.core.guest import Guest
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.hypervisors import _paused as paused
-from storkit.hypervisors._libvirt import _libvirt_domain as domains
-from storkit.hypervisors._libvirt import _libvirt_host as host
-from storkit.hypervisors._libvirt._libvirt_domain import Domain
-from storkit.hypervisors._libvirt._libvirt_guests import XML, Guests, Known
-from storkit.hypervisors._libvirt._libvirt_migration import Limits, Source, Way, way
-from storkit.hypervisors._libvirt._libvirt_virsh import ASK_TIMEOUT, PACKAGE, Virsh
-from storkit.hypervisors._qemu import _qemu_host as machine_host
-from storkit.hypervisors._qemu._qemu_definition import RECORD, Definition
+from storkit.hypervisors._libvirt import domain as domains
+from storkit.hypervisors._libvirt import host
+from storkit.hypervisors._libvirt.domain import Domain
+from storkit.hypervisors._libvirt.guests import XML, Guests, Known
+from storkit.hypervisors._libvirt.migration import Limits, Source, Way, way
+from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
+from storkit.hypervisors._qemu import host as machine_host
+from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled
 

@@ -2,7 +2,7 @@
 
 STATE/qemu/NAME/guest.json      the guest's record, its disks on this host, its pinned machine type
 STATE/qemu/NAME/args            the arguments it starts with, one a line; args.incoming: to receive a migration
-RUN/qemu-HASH/                  lock, monitors, pid file of the process (see _qemu_process)
+RUN/qemu-HASH/                  lock, monitors, pid file of the process (see _qemu/process.py)
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from storkit.core.guest import Guest
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.core.units import format_size
 from storkit.hypervisors import _paused as paused
-from storkit.hypervisors._qemu import _qemu_definition as definitions
-from storkit.hypervisors._qemu import _qemu_host as host
-from storkit.hypervisors._qemu._qemu_definition import Definition
-from storkit.hypervisors._qemu._qemu_process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
+from storkit.hypervisors._qemu import definition as definitions
+from storkit.hypervisors._qemu import host
+from storkit.hypervisors._qemu.definition import Definition
+from storkit.hypervisors._qemu.process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system.qemu import qmp
 from storkit.system.run import which
 from storkit.system.sourcefilter import sources
@@ -209,13 +209,13 @@ class Qemu(Hypervisor):
                 raise Conflict(f"guest {name} cannot be received here: it is {status} here", _look(name))
         import asyncio
 
-        from storkit.hypervisors._qemu import _qemu_migration as migration
+        from storkit.hypervisors._qemu import migration as migration
 
         if same_machine:
             uri = f"unix:{here.incoming}"
             asyncio.run(migration.listen(here.monitor, uri))
             return uri
-        from storkit.hypervisors._qemu import _qemu_door as door
+        from storkit.hypervisors._qemu import door
 
         tls = self._tls(migration)
         if tls is None and not self.settings.migration_plain:
@@ -227,14 +227,14 @@ class Qemu(Hypervisor):
         return door.open_door(here.monitor, self.site.address, port, sources(source, told), hello)
 
     def credential(self, name: str) -> Credential | None:
-        from storkit.hypervisors._qemu import _qemu_migration as migration
+        from storkit.hypervisors._qemu import migration as migration
 
         return migration.read_key(self._process(name).keys)
 
     def resume(self, name: str, run: bool = True) -> None:
         import asyncio
 
-        from storkit.hypervisors._qemu import _qemu_migration as migration
+        from storkit.hypervisors._qemu import migration as migration
 
         here = self._process(name)
         asyncio.run(migration.go_on(here.monitor, here.arriving, name, run))
@@ -260,7 +260,7 @@ class Qemu(Hypervisor):
             raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
         import asyncio
 
-        from storkit.hypervisors._qemu import _qemu_migration as migration
+        from storkit.hypervisors._qemu import migration as migration
 
         limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
         tls = self._tls(migration) or (migration.write_key(here.keys, credential) if credential else None)
@@ -273,7 +273,7 @@ class Qemu(Hypervisor):
     def cancel(self, name: str) -> None:
         import asyncio
 
-        from storkit.hypervisors._qemu import _qemu_migration as migration
+        from storkit.hypervisors._qemu import migration as migration
 
         here = self._process(check_name("guest", name))
         if here.alive():
@@ -285,7 +285,7 @@ class Qemu(Hypervisor):
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def retire(self, name: str) -> None:
-        from storkit.hypervisors._qemu import _qemu_door as door
+        from storkit.hypervisors._qemu import door
 
         here = self._process(name)
         door.close_door(here.monitor)

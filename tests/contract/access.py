@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storkit.core.model import Attachment, DiskSource
-from storkit.tech.nbd import nbdclient
-from storkit.tech.nbd.nbdattach import tls_credential
+from storkit.tech.nbd import wire
+from storkit.tech.nbd.attach import tls_credential
 
 
 class Access(ABC):
@@ -34,7 +34,7 @@ def access(attachment: Attachment) -> Iterator[Access]:
     if source.kind == "network" and source.protocol == "nbd" and source.tls:
         yield _QemuIo(source)
     elif source.kind == "network" and source.protocol == "nbd":
-        with nbdclient.Connection(source.socket or (source.server, source.port)) as connection:
+        with wire.Connection(source.socket or (source.server, source.port)) as connection:
             connection.go(source.export)
             yield _Nbd(connection)
     elif source.kind in ("block", "file"):
@@ -45,15 +45,15 @@ def access(attachment: Attachment) -> Iterator[Access]:
 
 
 class _Nbd(Access):
-    def __init__(self, connection: nbdclient.Connection) -> None:
+    def __init__(self, connection: wire.Connection) -> None:
         self._connection = connection
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._connection.request(nbdclient.READ, offset, length)
+        return self._connection.request(wire.READ, offset, length)
 
     def write(self, offset: int, data: bytes) -> None:
-        self._connection.request(nbdclient.WRITE, offset, payload=data)
-        self._connection.request(nbdclient.FLUSH)
+        self._connection.request(wire.WRITE, offset, payload=data)
+        self._connection.request(wire.FLUSH)
 
 
 class _QemuIo(Access):

@@ -20,8 +20,8 @@ from storkit.core.backend import Client, Site
 from storkit.core.model import Offer, Volume
 from storkit.nbd import Nbd
 from storkit.system.timeouts import scaled
-from storkit.tech.nbd.nbdclient import FLUSH, WRITE, Connection
-from storkit.tech.nbd.nbdserver import NbdSettings
+from storkit.tech.nbd.server import NbdSettings
+from storkit.tech.nbd.wire import FLUSH, WRITE, Connection
 
 MIB = 1 << 20
 A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)

@@ -14,7 +14,7 @@ from storkit.core import codec
 from storkit.core.errors import StorkitError
 from storkit.core.model import Attachment
 from storkit.system import timeouts
-from storkit.tech.nbd import nbdclient
+from storkit.tech.nbd import wire as nbd_wire
 from tests.e2e.world import World
 from tests.guestkit import bootsector
 
@@ -43,9 +43,9 @@ def can_write(world: World, host: str) -> bool:
 
 
 def write(socket: str, there: Attachment) -> None:
-    with nbdclient.Connection(socket) as wire:
+    with nbd_wire.Connection(socket) as wire:
         wire.go(there.source.export)
-        wire.request(nbdclient.WRITE, there.size - 512, payload=os.urandom(512))
+        wire.request(nbd_wire.WRITE, there.size - 512, payload=os.urandom(512))
 
 
 def server(world: World) -> int:
@@ -123,12 +123,12 @@ def test_a_connection_that_outlives_its_right_is_cut(world: World) -> None:
     there = attachment(world, "a")
     assert there is not None
     socket = str(Path(there.path).readlink())
-    with nbdclient.Connection(socket) as old:
+    with nbd_wire.Connection(socket) as old:
         old.go(there.source.export)
-        old.request(nbdclient.WRITE, there.size - 512, payload=b"a" * 512)
+        old.request(nbd_wire.WRITE, there.size - 512, payload=b"a" * 512)
         world.storkit("migrate", "run", "g", "--to", "b")
         with pytest.raises((StorkitError, OSError)):
-            old.request(nbdclient.WRITE, there.size - 512, payload=b"b" * 512)
+            old.request(nbd_wire.WRITE, there.size - 512, payload=b"b" * 512)
     with pytest.raises((StorkitError, OSError)):
         write(socket, there)
     stop_and_verify(world)

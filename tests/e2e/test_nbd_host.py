@@ -18,8 +18,8 @@ from storkit.core.backend import Client
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Volume
 from storkit.system import locks
-from storkit.system.qemu.qsd import Daemon
-from storkit.tech.nbd.nbdgrant import Grants
+from storkit.system.qemu.storagedaemon import Daemon
+from storkit.tech.nbd.names import Grants
 from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -73,8 +73,8 @@ def test_fencing_during_an_export(hosts: Hosts, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_fencing_past_a_server_that_hangs(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storkit.tech.nbd.nbdserver._QMP_TIMEOUT", 0.5)
-    monkeypatch.setattr("storkit.tech.nbd.nbdclient.TIMEOUT", 0.5)
+    monkeypatch.setattr("storkit.tech.nbd.server._QMP_TIMEOUT", 0.5)
+    monkeypatch.setattr("storkit.tech.nbd.wire.TIMEOUT", 0.5)
     a = hosts.nbd("a")
     volume = hosts.volume()
     a.export([volume], [A, B])

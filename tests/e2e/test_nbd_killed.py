@@ -16,8 +16,8 @@ import pytest
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system.qemu import qmp
-from storkit.tech.nbd.nbdclient import Connection
-from storkit.tech.nbd.nbdserver import PLAIN_TCP
+from storkit.tech.nbd.server import PLAIN_TCP
+from storkit.tech.nbd.wire import Connection
 from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
 
 __all__ = ["hosts"]

@@ -28,7 +28,7 @@ from storkit.core.errors import (
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
-from storkit.tech.nbd.nbdclient import WRITE, Connection
+from storkit.tech.nbd.wire import WRITE, Connection
 from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -148,7 +148,7 @@ def test_the_right_is_gone_only_when_the_last_write_is_done(
     connection.send(*((WRITE, number * MIB, b"a" * MIB) for number in range(4)))
     wait_until(lambda: Path(volume.path).read_bytes()[:1] == b"a")  # the server has begun
     with monkeypatch.context() as impatient:
-        impatient.setattr("storkit.tech.nbd.nbdserver._QMP_TIMEOUT", 0.2)
+        impatient.setattr("storkit.tech.nbd.server._QMP_TIMEOUT", 0.2)
         with pytest.raises(TimedOut):
             a.set_writers([volume], [])
     a.set_writers([volume], next_writers)

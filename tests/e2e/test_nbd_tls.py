@@ -18,8 +18,8 @@ from storkit.core.backend import Client
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Secret
 from storkit.nbd import Nbd
-from storkit.tech.nbd.nbdclient import Connection, ask
-from storkit.tech.nbd.nbdserver import PLAIN_TCP, NbdSettings
+from storkit.tech.nbd.server import PLAIN_TCP, NbdSettings
+from storkit.tech.nbd.wire import Connection, ask
 from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -206,7 +206,7 @@ def test_a_taken_port_is_passed_over(hosts: Hosts) -> None:
 
 
 def io_arguments(source: Any) -> list[str]:
-    from storkit.tech.nbd.nbdattach import tls_credential
+    from storkit.tech.nbd.attach import tls_credential
 
     server = {"type": "inet", "host": source.server, "port": str(source.port)}
     node = {"driver": "nbd", "server": server, "export": source.export, "tls-creds": "tls0"}

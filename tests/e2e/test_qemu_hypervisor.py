@@ -24,7 +24,7 @@ from storkit.core.errors import (
 from storkit.core.guest import Boot
 from storkit.core.model import DiskSource
 from storkit.core.registry import hypervisor
-from storkit.hypervisors._qemu._qemu_host import accelerator, parse_machines
+from storkit.hypervisors._qemu.host import accelerator, parse_machines
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
 from storkit.system.timeouts import scaled

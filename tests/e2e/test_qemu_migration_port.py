@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from storkit.core.errors import CommandFailed, ServiceUnreachable, TimedOut
-from storkit.hypervisors._qemu import _qemu_door as door
-from storkit.hypervisors._qemu import _qemu_migration as migration
-from storkit.hypervisors._qemu import _qemu_process
+from storkit.hypervisors._qemu import door, migration, process
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
 from tests.e2e.qemuhosts import NAME, SLOW, Hosts, status, wait_until
@@ -129,7 +127,7 @@ def test_a_destination_that_says_nothing_stops_no_guest(hosts: Hosts, monkeypatc
 def test_a_destination_that_hangs_is_ended_if_it_was_never_let_go_on(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_qemu_process, "ASK_TIMEOUT", 1.0)
+    monkeypatch.setattr(process, "ASK_TIMEOUT", 1.0)
     hosts.start(hosts.boot_sector())
     there = hosts.host("b", address="127.0.0.1")
     uri = there.receive(NAME, same_machine=False)

@@ -9,7 +9,7 @@ from typing import Any
 from storkit.core import codec
 from storkit.core.errors import from_json
 from storkit.core.model import Attachment, Credential, Evidence, Offer, Secret, Volume
-from storkit.tech.iscsi import iscsigrant
+from storkit.tech.iscsi import names
 from tests.lab import services
 from tests.lab.host import Command, Host
 
@@ -62,8 +62,8 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
 from storkit.core.model import Offer, Volume
-from storkit.tech.iscsi.iscsiattach import IscsiAttachments
-from storkit.tech.iscsi.iscsigrant import IscsiSettings
+from storkit.tech.iscsi.attach import IscsiAttachments
+from storkit.tech.iscsi.names import IscsiSettings
 request = json.load(open(sys.argv[1]))
 site = Site(request["host"], Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
 for directory in (site.state, site.run):
@@ -83,11 +83,11 @@ def uuid(number: int) -> str:
 
 
 def iqn(number: int) -> str:
-    return iscsigrant.target_iqn(iscsigrant.PREFIX, uuid(number))
+    return names.target_iqn(names.PREFIX, uuid(number))
 
 
 def initiator(host: Host) -> str:
-    return iscsigrant.initiator_iqn(iscsigrant.PREFIX, host.name)
+    return names.initiator_iqn(names.PREFIX, host.name)
 
 
 def volume(number: int) -> Volume:
@@ -118,7 +118,7 @@ class Targets:
         secret = Secret(fields.pop("secret", SECRET))
         mutual = {"mutual-user": Secret(MUTUAL_USER), "mutual-secret": Secret(fields.pop("mutual", MUTUAL_SECRET))}
         told: dict[str, Any] = {"size": SIZE, "portals": [f"{self.host.address('san1')}:3260"], **fields}
-        name, who = f"v{number}", told.pop("identity", iscsigrant.identity(uuid(number)))
+        name, who = f"v{number}", told.pop("identity", names.identity(uuid(number)))
         credential = Credential("chap", USER, secret, mutual)
         size = told.pop("size")
         return Offer(

@@ -16,9 +16,9 @@ from storkit.core import codec
 from storkit.core.backend import Client, Site
 from storkit.core.errors import StorkitError
 from storkit.core.model import Volume
-from storkit.tech.iscsi import lio, lioaptpl, lioconfigfs, liosave
-from storkit.tech.iscsi.iscsiexports import IscsiExports
-from storkit.tech.iscsi.iscsigrant import IscsiSettings
+from storkit.tech.iscsi import target, aptpl, configfs, savefile
+from storkit.tech.iscsi.exports import IscsiExports
+from storkit.tech.iscsi.names import IscsiSettings
 ADDRESS, SIZE, UUIDS = sys.argv[1:4]
 for place in ("/var/lib/storkit", "/run/storkit", "/dev/storkit"):
     Path(place).mkdir(parents=True, exist_ok=True)

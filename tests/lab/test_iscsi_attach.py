@@ -10,7 +10,7 @@ import pytest
 
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.system.block import reservations
-from storkit.tech.iscsi import iscsigrant
+from storkit.tech.iscsi import names
 from tests.lab import Lab, iscsi
 from tests.lab.luns import MUTUAL_SECRET, MUTUAL_USER, SECRET, SIZE, USER, Client, Targets, initiator, iqn, uuid
 
@@ -46,7 +46,7 @@ def test_attach_prove_detach(lab: Lab, targets: Targets, client: Client) -> None
     assert client.find() == found
     assert not client.write(1)
     proof = client.evidence(1)
-    assert proof.identity == iscsigrant.identity(uuid(1)) and proof.size == SIZE and len(proof.blocks) == 16
+    assert proof.identity == names.identity(uuid(1)) and proof.size == SIZE and len(proof.blocks) == 16
     assert (proof.key, proof.keys) == ("", [])
     assert client.attach(targets.offer(1, b)) == found, "attached already is fine"
 
@@ -179,7 +179,7 @@ def test_a_target_that_changes_its_disk_under_a_session(targets: Targets, client
     targets.do(["remove", iqn(1)], *targets.making(1, b, name="again"))
     client.wait_for_state("LOGGED_IN")
     client.attach(targets.offer(1, b))
-    assert client.evidence(1).identity == iscsigrant.identity(uuid(1)), "the stale device was purged"
+    assert client.evidence(1).identity == names.identity(uuid(1)), "the stale device was purged"
     client.detach(1)
     assert client.left() == []
 

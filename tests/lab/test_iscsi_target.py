@@ -116,7 +116,7 @@ def test_a_right_comes_back_to_a_session_that_lost_it(lab: Lab, home: Home) -> N
 
 SLOW = """
 import subprocess
-lio.DRAIN = 3.0
+target.DRAIN = 3.0
 try:
     for verb in TRIES:
         said = refused(*verb)
@@ -124,7 +124,7 @@ try:
         print(rights())
 finally:
     subprocess.run(["dmsetup", "resume", "source0"], check=True)
-lio.DRAIN = 60.0
+target.DRAIN = 60.0
 TRIES[0][0](*TRIES[0][1:])
 print(rights())
 """
@@ -239,7 +239,7 @@ open(path, "w").write(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=Fa
 
     # whoever changes what is ours does not change who may write
     flags = "*/tpgt_1/acls/*:host.a/lun_0/write_protect"
-    home.python(f"for flag in lioconfigfs.FABRIC.glob({flags!r}): flag.write_text('0')")
+    home.python(f"for flag in configfs.FABRIC.glob({flags!r}): flag.write_text('0')")
     assert home.rights()["v2@a"] == "w"
     home.python("home.restore()")
     assert home.rights() == granted
@@ -259,7 +259,7 @@ def test_what_stands_in_the_way_is_refused_and_changes_nothing(lab: Lab, home: H
         """
 print(refused(home.export, [volume(0), volume(1)], clients("a")))
 home.export([volume(1)], clients("a", "s"))
-save = liosave.directory() / "saveconfig.json"
+save = savefile.directory() / "saveconfig.json"
 good = save.read_text()
 for bad in ("", good[:-20]):
     save.write_text(bad)
@@ -290,7 +290,7 @@ def test_a_fenced_host_has_no_way_left(lab: Lab, home: Home) -> None:
     device = login(a, home, 0)
     a.run(["sg_persist", "--out", "--register", "--param-sark=a1", "--param-aptpl", device])
     a.run(["sg_persist", "--out", "--reserve", "--param-rk=a1", "--prout-type=5", "--param-aptpl", device])
-    show = "print([lio.registrations(p) for p in lioconfigfs.CORE.glob('iblock_*/storkit-v0')])"
+    show = "print([target.registrations(p) for p in configfs.CORE.glob('iblock_*/storkit-v0')])"
     assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
     had = json.loads(home.python("show(home.fence('a'))"))
     assert {(export["volume"], export["writable"]) for export in had} == {("v0", True), ("v1", False)}
@@ -313,7 +313,7 @@ def test_a_reboot_brings_back_rights_and_reservations(lab: Lab, home: Home) -> N
     assert home.rights() == {"v0@a": "-", "v0@s": "r", "v1@a": "-", "v1@s": "r"}
     home.python("home.restore()")
     assert home.rights() == {"v0@a": "w", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
-    show = "print([lio.registrations(p) for p in lioconfigfs.CORE.glob('iblock_*/storkit-v0')])"
+    show = "print([target.registrations(p) for p in configfs.CORE.glob('iblock_*/storkit-v0')])"
     assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
     make_writable(a, device)
     a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
@@ -356,17 +356,17 @@ for number in range(8):
             os._exit(1)
     processes.append(child)
 others = "import rtslib_fb as rts\\nfor n in range(20): rts.RDMCPStorageObject(f'foreign{n}', 1 << 20)"
-lioconfigfs.prepare(liosave.directory())
+configfs.prepare(savefile.directory())
 foreign = subprocess.run(["/usr/bin/python3", "-c", others], env={}, stderr=subprocess.PIPE, text=True)
 assert foreign.returncode == 0, foreign.stderr
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in processes]
 assert codes == [0] * 8, codes
-assert len(list(lioconfigfs.CORE.glob("rd_mcp_*/foreign*"))) == 20
-saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
+assert len(list(configfs.CORE.glob("rd_mcp_*/foreign*"))) == 20
+saved = json.loads((savefile.directory() / "saveconfig.json").read_text())
 assert len(saved["targets"]) == len(saved["storage_objects"]) == 32
 for n in range(32):
-    (backstore,) = lioconfigfs.CORE.glob(f"iblock_*/storkit-v{n}")
-    seen = lio.observe("iqn.2026-11.org.storkit:" + UUIDS.format(n))
+    (backstore,) = configfs.CORE.glob(f"iblock_*/storkit-v{n}")
+    seen = target.observe("iqn.2026-11.org.storkit:" + UUIDS.format(n))
     assert (seen.backstore, seen.serial) == (backstore, UUIDS.format(n)), seen
     assert seen.device == f"/dev/mapper/storkit:v{n}:export"
 show(rights())

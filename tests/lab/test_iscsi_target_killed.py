@@ -14,10 +14,10 @@ WALK = """
 PLACES = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
 def nothing_left():
     import subprocess
-    names = [p.name for p in lioconfigfs.CORE.glob("iblock_*")] + [p.name for p in lioconfigfs.FABRIC.glob("iqn*")]
+    names = [p.name for p in configfs.CORE.glob("iblock_*")] + [p.name for p in configfs.FABRIC.glob("iqn*")]
     nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
     grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
-    saved = json.loads((liosave.directory() / "saveconfig.json").read_text())
+    saved = json.loads((savefile.directory() / "saveconfig.json").read_text())
     left = (names, nodes, grants, saved["targets"], saved["storage_objects"])
     assert left == ([], [], [], [], []), left
 both, one = clients("a", "s"), [volume(0), volume(1)]

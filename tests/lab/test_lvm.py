@@ -20,7 +20,7 @@ from storkit.core.backend import Site
 from storkit.core.errors import *
 from storkit.core.model import Volume
 from storkit.lvm import Lvm, LvmSettings
-from storkit.tech.lvm import lvmtools
+from storkit.tech.lvm import tools
 
 MIB = 1 << 20
 site = Site("here", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
@@ -138,7 +138,7 @@ def test_a_volume_never_shows_anothers_bytes(lab: Lab) -> None:
         s,
         """
 thick = pool(vg="vg")
-room = lvmtools.read("vg").free
+room = tools.read("vg").free
 def dirty():
     sh("lvcreate", "-y", "-Wn", "-Zn", "-l", "100%FREE", "-n", "probe", "vg")
     return "/dev/vg/probe"
@@ -257,11 +257,11 @@ thin = pool(vg="vg", thinpool="pool")
 (volume,) = thin.find()
 assert not os.path.exists(volume.path)
 (snap,) = thin.snapshot(volume, [new("snap")])
-lvmtools.activate([volume, replace(snap, path="/tmp/elsewhere")])
+tools.activate([volume, replace(snap, path="/tmp/elsewhere")])
 assert only(volume.path, b"x", MIB) and only(snap.path, b"x", MIB)
-lvmtools.activate([volume])
+tools.activate([volume])
 sh("lvchange", "-an", "vg/v")
-assert "is not the volume" in refused(Conflict, lvmtools.activate, [replace(volume, uuid=str(uuid4()))])[0]
+assert "is not the volume" in refused(Conflict, tools.activate, [replace(volume, uuid=str(uuid4()))])[0]
 """,
     )
 

@@ -14,7 +14,7 @@ KINDS = ["thin", pytest.param("thick", marks=pytest.mark.slow)]
 VICTIM = """
 import fcntl, signal
 from storkit.system.block import blockdevice
-from storkit.tech.lvm import lvmtools as tools
+from storkit.tech.lvm import tools
 when, number = sys.argv[1].split(":")
 count, number = 0, int(number)
 

@@ -336,7 +336,7 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.model import Offer
 from storkit.nbd import Nbd
-from storkit.tech.nbd.nbdserver import NbdSettings
+from storkit.tech.nbd.server import NbdSettings
 site = Site("a", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
 for offer in codec.load(list[Offer], json.loads(sys.argv[1])):
     print(Nbd(site, NbdSettings(attach="kernel")).attach([offer])[0].path)

@@ -11,7 +11,7 @@ import pytest
 
 from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
 from storkit.core.model import Attachment, Volume
-from storkit.tech.nfs.nfsserver import parse_etab
+from storkit.tech.nfs.server import parse_etab
 from tests.contract.transport_nfs import NfsRig
 from tests.lab import Host, Lab
 from tests.lab.remote import Hosts

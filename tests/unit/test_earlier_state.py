@@ -15,12 +15,14 @@ from storkit.core.model import Offer
 from storkit.guests import files
 from storkit.hosts.guard import Guard
 from storkit.hosts.site import remembered
-from storkit.hypervisors._qemu import _qemu_definition
+from storkit.hypervisors._qemu import definition as qemu_definition
 from storkit.plans.journal import Journals
 from storkit.tech.files.sidecar import VolumeDirectory
-from storkit.tech.iscsi import iscsigrant
-from storkit.tech.nbd import nbdattach, nbdgrant
-from storkit.tech.nfs import nfsgrant, nfsmount
+from storkit.tech.iscsi import names as iscsi_names
+from storkit.tech.nbd import attach as nbd_attach
+from storkit.tech.nbd import names as nbd_names
+from storkit.tech.nfs import attach as nfs_attach
+from storkit.tech.nfs import names as nfs_names
 from storkit.tech.records import RecordFiles
 
 SAMPLES = sorted((Path(__file__).parents[1] / "data").glob("state-*"))
@@ -69,9 +71,9 @@ def test_grants_are_read_and_changed(state: Path) -> None:
     """Whatever a grant gains, one without it keeps its rights."""
     place = site(state, "a")
     wanted: tuple[Any, ...] = (
-        (nbdgrant.Grants, G, ["a", "b"]),
-        (iscsigrant.Grants, DB, ["b"]),
-        (nfsgrant.Grants, WEB, ["b"]),
+        (nbd_names.Grants, G, ["a", "b"]),
+        (iscsi_names.Grants, DB, ["b"]),
+        (nfs_names.Grants, WEB, ["b"]),
     )
     for kind, uuid, writers in wanted:
         grants = kind(place)
@@ -79,18 +81,18 @@ def test_grants_are_read_and_changed(state: Path) -> None:
         assert problems == [] and (grant.volume.uuid, grant.writers) == (uuid, writers)
         grants.save([grant])
         assert grants.find()[0] == [grant]
-    (chapped,), _ = iscsigrant.Grants(place).find()
+    (chapped,), _ = iscsi_names.Grants(place).find()
     chap = chapped.clients["b"].chap
     assert chap is not None and chap.secret.reveal() == "0123456789abcdef0123456789abcdef"
-    assert iscsigrant.Grants(place).fenced("c") and not iscsigrant.Grants(place).fenced("b")
+    assert iscsi_names.Grants(place).fenced("c") and not iscsi_names.Grants(place).fenced("b")
 
 
 def test_attachments_are_read(state: Path) -> None:
     b = state / "b"
     kinds: tuple[Any, ...] = (
-        (nbdattach.Attached, b / "nbd/attached", G),
+        (nbd_attach.Attached, b / "nbd/attached", G),
         (Offer, b / "iscsi-attached", DB),
-        (nfsmount.Attached, b / "nfs/attached", WEB),
+        (nfs_attach.Attached, b / "nfs/attached", WEB),
     )
     for kind, directory, uuid in kinds:
         records, problems = RecordFiles[Any](directory, kind, "the attachment").find()
@@ -99,7 +101,7 @@ def test_attachments_are_read(state: Path) -> None:
 
 def test_guests_are_read(state: Path) -> None:
     for hypervisor in ("qemu", "libvirt"):
-        definition = _qemu_definition.load(state / "b" / hypervisor / "g")
+        definition = qemu_definition.load(state / "b" / hypervisor / "g")
         assert definition.guest.disks[0].uuid == G and definition.machine == "pc-i440fx-7.2"
     loaded = inventory.load(state / "inventory.toml")
     (guest,) = files.load_all(loaded.directory / "guests")

@@ -13,12 +13,12 @@ from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Volume
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.system import locks
-from storkit.tech.iscsi import iscsigrant
-from storkit.tech.nbd import nbdgrant
-from storkit.tech.nfs import nfsgrant
+from storkit.tech.iscsi import names as iscsi_names
+from storkit.tech.nbd import names as nbd_names
+from storkit.tech.nfs import names as nfs_names
 
 VOLUME = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "default", "a")
-KINDS = {"nbd": nbdgrant, "iscsi": iscsigrant, "nfs": nfsgrant}
+KINDS = {"nbd": nbd_names, "iscsi": iscsi_names, "nfs": nfs_names}
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from storkit.core.backend import Site
 from storkit.core.errors import Unsafe
 from storkit.core.model import Volume
-from storkit.tech.iscsi.iscsiattach import IscsiAttachments
-from storkit.tech.iscsi.iscsigrant import IscsiSettings
+from storkit.tech.iscsi.attach import IscsiAttachments
+from storkit.tech.iscsi.names import IscsiSettings
 
 WEB = Volume("web", "68ef4ad6-1cb9-49f8-8773-a1a59a20d668", 1 << 20)
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Volume
-from storkit.tech.iscsi import iscsigrant
-from storkit.tech.iscsi.iscsigrant import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
+from storkit.tech.iscsi import names as iscsi_names
+from storkit.tech.iscsi.names import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
 
 UUID = "0c9f3f0e-1111-2222-3333-444455556601"
 
 
 def test_the_identity_is_what_the_kernel_makes_of_the_serial() -> None:
     # as read by INQUIRY from a LIO logical unit of Linux 6.1
-    assert iscsigrant.naa("0c9f3f0e-1111-2222-3333-444455556666") == "60014050c9f3f0e11112222333344445"
-    assert iscsigrant.identity(UUID.upper()) == f"naa.60014050c9f3f0e11112222333344445 serial.{UUID}"
+    assert iscsi_names.naa("0c9f3f0e-1111-2222-3333-444455556666") == "60014050c9f3f0e11112222333344445"
+    assert iscsi_names.identity(UUID.upper()) == f"naa.60014050c9f3f0e11112222333344445 serial.{UUID}"
 
 
 @pytest.mark.parametrize("host", ["a", "web1.example.org", "10.0.0.1"])
@@ -117,9 +117,9 @@ def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
      f"-x:{UUID}", f"{PREFIX}:00000000-0000-4000-8000-000000000000"],
 )  # fmt: skip
 def test_a_target_of_another_name_is_not_the_volumes(name: str) -> None:
-    assert not iscsigrant.is_target(name, UUID)
+    assert not iscsi_names.is_target(name, UUID)
     for prefix in (PREFIX, "iqn.2020-01.com.example:storage"):
-        assert iscsigrant.is_target(iscsigrant.target_iqn(prefix, UUID), UUID)
+        assert iscsi_names.is_target(iscsi_names.target_iqn(prefix, UUID), UUID)
 
 
 LIES = [{"name": "/etc"}, {"name": f"{PREFIX}:../{UUID}"}, {"identity": "naa.1 serial.2"}]
@@ -127,9 +127,9 @@ LIES = [{"name": "/etc"}, {"name": f"{PREFIX}:../{UUID}"}, {"identity": "naa.1 s
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
 def test_an_offer_of_another_target_is_refused_before_anything_is_made(tmp_path: Path, lie: dict[str, str]) -> None:
-    from storkit.tech.iscsi.iscsiattach import IscsiAttachments
+    from storkit.tech.iscsi.attach import IscsiAttachments
 
-    good = {"name": iscsigrant.target_iqn(PREFIX, UUID), "identity": iscsigrant.identity(UUID)}
+    good = {"name": iscsi_names.target_iqn(PREFIX, UUID), "identity": iscsi_names.identity(UUID)}
     wanted = {**good, **lie}
     offer = Offer("web", UUID, 1 << 20, "a", "iscsi", wanted["name"], wanted["identity"], False, portals=["192.0.2.1"])
     with pytest.raises(Unsafe, match="another target or disk"):

@@ -9,8 +9,8 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsupported
-from storkit.tech.iscsi.iscsigrant import IscsiSettings
-from storkit.tech.iscsi.iscsiportal import listening, own_portals, parse_listeners
+from storkit.tech.iscsi.names import IscsiSettings
+from storkit.tech.iscsi.portals import listening, own_portals, parse_listeners
 
 
 def site(address: str) -> Site:

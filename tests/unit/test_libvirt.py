@@ -13,10 +13,9 @@ from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource
 from storkit.guests.render import render
 from storkit.hypervisors import _paused as paused_guests
-from storkit.hypervisors._libvirt import _libvirt_domain as domains
-from storkit.hypervisors._libvirt import _libvirt_host as host
-from storkit.hypervisors._libvirt import _libvirt_virsh as virsh
-from storkit.hypervisors._libvirt._libvirt_migration import Limits, Way, arguments, way
+from storkit.hypervisors._libvirt import domain as domains
+from storkit.hypervisors._libvirt import host, virsh
+from storkit.hypervisors._libvirt.migration import Limits, Way, arguments, way
 from storkit.hypervisors.libvirt import Libvirt, last_messages
 from storkit.system import acl
 

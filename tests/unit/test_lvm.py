@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.model import Volume
-from storkit.tech.lvm import lvmchecks, lvmtools
-from storkit.tech.lvm.lvmtools import LogicalVolume, VolumeGroup
+from storkit.tech.lvm import checks, tools
+from storkit.tech.lvm.tools import LogicalVolume, VolumeGroup
 
 DATA = Path(__file__).parent / "data"
 UUID = "2b5e0f0e-7d3c-4c53-9a55-0e8c9c2f7a11"
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def group() -> VolumeGroup:
-    return lvmtools.parse_group((DATA / "lvm-2.03.16-fullreport.txt").read_text())
+    return tools.parse_group((DATA / "lvm-2.03.16-fullreport.txt").read_text())
 
 
 def test_a_report(group: VolumeGroup) -> None:
@@ -32,20 +32,20 @@ def test_a_report(group: VolumeGroup) -> None:
     assert disk.pool == "pool" and disk.active and disk.open and not disk.readonly
     assert image.readonly and not image.active
     assert [group.exists(lv) for lv in (disk, image, half, foreign)] == [True, True, False, False]
-    volume = lvmtools.volume_of(disk)
+    volume = tools.volume_of(disk)
     assert (volume.name, volume.uuid, volume.size, volume.kind) == ("disk", UUID, 5 * MIB + 512, "disk")
     assert (volume.made, volume.created, volume.format) == ("created", "2026-11-21T16:00:00Z", "raw")
-    assert lvmtools.volume_of(image).origin == UUID
+    assert tools.volume_of(image).origin == UUID
     assert [lv.name for lv in group.batch("0123456789ab")] == ["half"]
 
 
 def test_what_is_no_report() -> None:
     with pytest.raises(ValueError):
-        lvmtools.parse_group("  Logical volume created.\n")
+        tools.parse_group("  Logical volume created.\n")
 
 
 def test_an_empty_volume_group() -> None:
-    group = lvmtools.parse_group((DATA / "lvm-2.03.16-fullreport-empty.txt").read_text())
+    group = tools.parse_group((DATA / "lvm-2.03.16-fullreport-empty.txt").read_text())
     assert group.lvs == {} and group.free == group.size > 0
     assert group.extents(1) == group.extent and group.extents(group.extent) == group.extent
 
@@ -56,14 +56,14 @@ def test_an_empty_volume_group() -> None:
 def test_damaged_tags_are_unsafe(group: VolumeGroup, key: str, value: str) -> None:
     disk = group.lvs["disk"]
     with pytest.raises(Unsafe, match=r"tags of logical volume disk.*damaged"):
-        lvmtools.volume_of(replace(disk, tags=disk.tags | {key: value}))
+        tools.volume_of(replace(disk, tags=disk.tags | {key: value}))
 
 
 @given(st.text(max_size=40))
 def test_any_text_survives_as_a_tag(text: str) -> None:
     text = text.encode(errors="replace").decode()
-    encoded = lvmtools.encode(text)
-    assert lvmtools.decode(encoded) == text
+    encoded = tools.encode(text)
+    assert tools.decode(encoded) == text
     assert set(encoded) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-/=!:&#")
 
 
@@ -78,7 +78,7 @@ def test_any_text_survives_as_a_tag(text: str) -> None:
     ],
 )
 def test_complaints_of_lvm_have_a_kind(said: str, kind: type[StorkitError], told: str) -> None:
-    error = lvmtools.explain(CommandFailed(["lvcreate"], 5, said), "vg")
+    error = tools.explain(CommandFailed(["lvcreate"], 5, said), "vg")
     assert type(error) is kind and told in error.message and "WARNING" not in error.message
 
 
@@ -101,7 +101,7 @@ def thin_pool(data: float, metadata: float, attr: str = "twi-aotz--") -> Logical
     ],
 )
 def test_what_keeps_a_thin_pool_from_taking_more(pool: LogicalVolume, floor: str, told: list[str]) -> None:
-    problems = lvmchecks.thin_problems("vg", pool, floor, zeroing=True)
+    problems = checks.thin_problems("vg", pool, floor, zeroing=True)
     assert len(problems) == len(told)
     for problem, part in zip(problems, told, strict=True):
         assert isinstance(problem, Conflict) and part in problem.message and "vg" in problem.hint
@@ -110,12 +110,12 @@ def test_what_keeps_a_thin_pool_from_taking_more(pool: LogicalVolume, floor: str
 @pytest.mark.parametrize("text", ["", "5", "5 %", "x%", "-1%", "101%", "1e3%"])
 def test_a_bad_share_names_its_key(text: str) -> None:
     with pytest.raises(UsageError, match="warn"):
-        lvmchecks.share(text, "warn")
+        checks.share(text, "warn")
 
 
 def test_warnings_of_a_thin_pool() -> None:
     def said(pool: LogicalVolume, sizes: list[int]) -> str:
-        return "; ".join(lvmchecks.warnings("p", pool, sizes, "80%", 1.0))
+        return "; ".join(checks.warnings("p", pool, sizes, "80%", 1.0))
 
     assert said(thin_pool(79, 79), [500 * MIB, 500 * MIB]) == ""
     assert "over-committed" in said(thin_pool(1, 1), [1001 * MIB])
@@ -128,20 +128,20 @@ def test_warnings_of_a_thin_pool() -> None:
     "name", ["snapshot1", "pvmove", "a_tdata", "a_rimage_0", "a_mlog", "a_vorigin", "x_pmspare", "-".join("ab" * 31)]
 )
 def test_names_that_lvm_cannot_take(name: str) -> None:
-    (problem,) = lvmchecks.request_problems(Volume(name, UUID, MIB), "a-very-long-volume-group-" + "x" * 40)
+    (problem,) = checks.request_problems(Volume(name, UUID, MIB), "a-very-long-volume-group-" + "x" * 40)
     assert isinstance(problem, UsageError)
 
 
 def test_other_requests_that_lvm_cannot_fulfil() -> None:
-    assert lvmchecks.request_problems(Volume("a.b-c_1", UUID, MIB), "vg") == []
-    assert lvmchecks.request_problems(Volume("mysnapshot", UUID, MIB), "vg") == []
-    kinds = [type(problem) for problem in lvmchecks.request_problems(Volume("v", "x", 1000), "vg")]
+    assert checks.request_problems(Volume("a.b-c_1", UUID, MIB), "vg") == []
+    assert checks.request_problems(Volume("mysnapshot", UUID, MIB), "vg") == []
+    kinds = [type(problem) for problem in checks.request_problems(Volume("v", "x", 1000), "vg")]
     assert kinds == [UsageError, UsageError]
 
 
 def test_a_snapshot_of_somebody_else_stands_on_a_volume(group: VolumeGroup) -> None:
-    assert lvmchecks.needed(group, "disk", "deleted") == []
+    assert checks.needed(group, "disk", "deleted") == []
     cow = LogicalVolume("cow", 4 * MIB, "swi-a-s---", "", "disk")
     lvs = group.lvs | {"cow": cow}
-    (problem,) = lvmchecks.needed(replace(group, lvs=lvs), "disk", "deleted")
+    (problem,) = checks.needed(replace(group, lvs=lvs), "disk", "deleted")
     assert "cow stands on it" in problem.message

@@ -15,9 +15,10 @@ from storkit.core.backend import Client, Site
 from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, Unsupported, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
-from storkit.tech.nfs import nfsexport, nfsmount, nfsserver
-from storkit.tech.nfs.nfsgrant import Grant, Granted, Grants, NfsSettings
-from storkit.tech.nfs.nfsserver import Entry
+from storkit.tech.nfs import attach, layout
+from storkit.tech.nfs import server as nfs_server
+from storkit.tech.nfs.names import Grant, Granted, Grants, NfsSettings
+from storkit.tech.nfs.server import Entry
 
 DATA = Path(__file__).parent / "data"
 FSID = "6aa75046225c4f4f9b7a1f0d2c3b4a59"
@@ -25,19 +26,19 @@ UUID = "68ef4ad6-1cb9-49f8-8773-a1a59a20d668"
 
 
 def test_the_table_of_exports() -> None:
-    theirs, ours, odd = nfsserver.parse_etab((DATA / "nfs-utils-2.6-etab.txt").read_text())
+    theirs, ours, odd = nfs_server.parse_etab((DATA / "nfs-utils-2.6-etab.txt").read_text())
     assert (theirs.path, theirs.client, theirs.writable, theirs.ours) == ("/srv/other", "10.77.9.9", True, False)
     assert ours.ours and ours.writable and ours.client == "10.77.0.12/32"
     assert (odd.path, odd.client, odd.writable) == ('/srv/pool/sp a"ce#ü', "fd00::1/128", False)
     same = Entry(ours.path, ours.client, True, FSID)
-    assert nfsserver.changed([ours], [same], NfsSettings()) == []
+    assert nfs_server.changed([ours], [same], NfsSettings()) == []
     for other in (replace(same, writable=False), replace(same, fsid=FSID[::-1]), replace(same, path="/srv/x")):
-        assert nfsserver.changed([ours], [same, other], NfsSettings()) == [other]
-    assert nfsserver.changed([ours], [same], NfsSettings(uid=1000)) == [same]
+        assert nfs_server.changed([ours], [same, other], NfsSettings()) == [other]
+    assert nfs_server.changed([ours], [same], NfsSettings(uid=1000)) == [same]
 
 
 def test_the_kernels_table_without_what_it_has_forgotten() -> None:
-    entries = nfsserver.parse_etab((DATA / "nfsd-6.1-export-content.txt").read_text())
+    entries = nfs_server.parse_etab((DATA / "nfsd-6.1-export-content.txt").read_text())
     assert [(entry.path, entry.writable) for entry in entries] == [
         ("/srv/pool/.exports", False), ("/", False), ("/srv/pool/.exports/u1/n1", True)
     ]  # fmt: skip
@@ -45,33 +46,33 @@ def test_the_kernels_table_without_what_it_has_forgotten() -> None:
 
 def test_the_state_of_a_client() -> None:
     states = (DATA / "nfsd-6.1-client-states.txt").read_text()
-    client = nfsserver.parse_client("7", (DATA / "nfsd-6.1-client-info.txt").read_text(), states)
+    client = nfs_server.parse_client("7", (DATA / "nfsd-6.1-client-info.txt").read_text(), states)
     assert (client.number, client.address, set(client.files)) == ("7", "10.77.0.12", {13432})
-    assert nfsserver.parse_client("8", 'address: "[fd00::1]:700"\n', "").address == "fd00::1"
+    assert nfs_server.parse_client("8", 'address: "[fd00::1]:700"\n', "").address == "fd00::1"
 
 
 def test_mounts() -> None:
-    mounts = nfsmount.parse_mountinfo((DATA / "proc-6.1-mountinfo-nfs.txt").read_text())
+    mounts = attach.parse_mountinfo((DATA / "proc-6.1-mountinfo-nfs.txt").read_text())
     assert mounts[-1].point == "/srv/a b"
-    assert nfsmount.mount_of(Path("/m/disk"), mounts).source == "10.77.0.11:/srv/pool/.exports/u1/n1"
-    assert nfsmount.mount_of(Path("/mnt/disk"), mounts).type == "ext4"
-    assert nfsmount.mount_of(Path("/srv/a b/x"), mounts).source == "/dev/ubdb"
+    assert attach.mount_of(Path("/m/disk"), mounts).source == "10.77.0.11:/srv/pool/.exports/u1/n1"
+    assert attach.mount_of(Path("/mnt/disk"), mounts).type == "ext4"
+    assert attach.mount_of(Path("/srv/a b/x"), mounts).source == "/dev/ubdb"
 
 
 @pytest.mark.parametrize("path", ["/srv/pool", "/srv/a b", "/srv/#\"'\\(x)", "/srv/é\n", "/srv/\udcff"])
 def test_paths_survive_the_exports_file(path: str) -> None:
-    escaped = nfsserver.escape(path)
+    escaped = nfs_server.escape(path)
     assert escaped.isascii() and not set(escaped) & set(" #\"'()\n")
-    assert nfsserver.unescape(escaped) == path
+    assert nfs_server.unescape(escaped) == path
 
 
 def test_the_file_in_exports_d() -> None:
     entries = [Entry("/srv/a b", "10.0.0.1/32", True, FSID), Entry("/srv/a b", "fd00::1/128", False, FSID)]
-    lines = nfsserver.exports_text(entries, NfsSettings(sec="krb5p", uid=900)).splitlines()
+    lines = nfs_server.exports_text(entries, NfsSettings(sec="krb5p", uid=900)).splitlines()
     assert lines[1].startswith("/srv/a\\040b 10.0.0.1/32(rw,sync,no_wdelay,subtree_check,all_squash,anonuid=900,")
     assert lines[2].startswith("/srv/a\\040b fd00::1/128(ro,") and lines[2].endswith(f"sec=krb5p,fsid={FSID})")
-    assert nfsserver.exports_text([], NfsSettings()) == ""
-    assert nfsserver.argument(entries[1]) == "[fd00::1/128]:/srv/a b"
+    assert nfs_server.exports_text([], NfsSettings()) == ""
+    assert nfs_server.argument(entries[1]) == "[fd00::1/128]:/srv/a b"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,10 @@ def test_settings_that_are_refused(settings: dict[str, object]) -> None:
 
 
 def test_mount_options_and_sources() -> None:
-    assert nfsmount.mount_options(NfsSettings(options="nconnect=4")) == (
+    assert attach.mount_options(NfsSettings(options="nconnect=4")) == (
         "vers=4.2,proto=tcp,hard,nosharecache,sec=sys,nconnect=4,nosuid,nodev,noexec"
     )
-    assert nfsmount.source("fd00::1", "/x") == "[fd00::1]:/x"
+    assert attach.source("fd00::1", "/x") == "[fd00::1]:/x"
     with pytest.raises(UsageError):
         NfsPoolSettings(server="nas")
 
@@ -123,16 +124,16 @@ def test_a_clients_directory_has_the_files_that_the_volume_stands_on(volume: Vol
         pytest.skip("this file system shares blocks: no overlays")
     grant = Grant(volume, "i1", {"b": Granted(["192.0.2.2"], "n1")})
     for _ in range(2):
-        nfsexport.make(grant, "b", NfsSettings(uid=900, gid=901), managed=True)
+        layout.make(grant, "b", NfsSettings(uid=900, gid=901), managed=True)
     directory = grant.path("b")
     assert sorted(entry.name for entry in directory.iterdir()) == [".storkit", "image.qcow2", "web.qcow2"]
-    assert (directory / ".storkit").read_text().strip() == nfsexport.identity(grant)
+    assert (directory / ".storkit").read_text().strip() == layout.identity(grant)
     image, web = (directory / "image.qcow2").stat(), (directory / "web.qcow2").stat()
     assert (image.st_uid, image.st_gid, image.st_mode & 0o777) == (0, 901, 0o440), "nobody at a client writes an image"
     assert (web.st_uid, web.st_gid, web.st_mode & 0o777) == (900, 901, 0o600)
     assert web.st_ino == Path(volume.path).stat().st_ino
-    nfsexport.remove(nfsexport.left(grant.pool, UUID))
-    nfsexport.take_back(volume)
+    layout.remove(layout.left(grant.pool, UUID))
+    layout.take_back(volume)
     assert not directory.exists() and Path(volume.path).stat().st_uid == 0
 
 
@@ -142,7 +143,7 @@ def test_exports_that_are_refused_before_anything_changes(site: Site, volume: Vo
         nfs.export([volume], [Client("b", False), Client("c", False, "no-such-host.invalid")])
     messages = [error.message for error in getattr(refused.value, "problems", [refused.value])]
     assert any("host b has none" in text for text in messages) and any("not known here" in text for text in messages)
-    assert Grants(site).find() == ([], []) and nfsexport.left(tmp_path / "pool", UUID) == []
+    assert Grants(site).find() == ([], []) and layout.left(tmp_path / "pool", UUID) == []
 
 
 def test_two_hosts_of_one_address_are_refused(site: Site, volume: Volume) -> None:
@@ -174,7 +175,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (kernel / "threads").write_text("8\n")
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     for name, place in {"ETAB": "etab", "EXPORTS_D": "exports.d", "CONTROL": "kernel", "CACHES": "kernel"}.items():
-        monkeypatch.setattr(nfsserver, name, tmp_path / place)
+        monkeypatch.setattr(nfs_server, name, tmp_path / place)
     with subprocess.Popen([tools / "rpc.mountd", "600"]) as mountd:
         yield tmp_path
         mountd.kill()
@@ -293,5 +294,5 @@ def test_nothing_is_mounted_over_what_is_not_storkits(tmp_path: Path, what: str)
         point.mkdir()
         (point / "mine").touch()
     with pytest.raises(Conflict, match="nothing is mounted over it"):
-        nfsmount.mount("192.0.2.1", "/x", point, "vers=4.2")
+        attach.mount("192.0.2.1", "/x", point, "vers=4.2")
     assert point.is_symlink() or point.exists()

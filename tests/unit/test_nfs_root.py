@@ -20,9 +20,9 @@ from storkit.guests.render import FILES, render
 from storkit.plans import migration, verbs
 from storkit.plans.migration import Subject
 from storkit.plans.plan import Plan
-from storkit.tech.nfs import nfsrules, nfsserver
-from storkit.tech.nfs.nfsgrant import Grant, Granted, NfsSettings
-from storkit.tech.nfs.nfsserver import Entry
+from storkit.tech.nfs import rules, server
+from storkit.tech.nfs.names import Grant, Granted, NfsSettings
+from storkit.tech.nfs.server import Entry
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 TREE = "6f9d6a70-3d19-4a0e-9f5b-02a3f6b1c7aa"
@@ -187,14 +187,14 @@ def test_a_root_stays_with_a_guest_that_may_be_on_another_host_than_it_is_stoppe
 
 
 def tree_problems(clients: dict[str, list[str]], granted: dict[str, Granted]) -> list[StorkitError]:
-    return list(nfsrules.clients(VOLUME, clients, granted))
+    return list(rules.clients(VOLUME, clients, granted))
 
 
 def test_whom_a_tree_is_given_to() -> None:
     assert tree_problems({"guest:web": ["10.0.1.50"]}, {}) == []
     (problem,) = tree_problems({"a": ["10.0.0.1"]}, {})
     assert "its guest mounts it, no host" in problem.message
-    (problem,) = nfsrules.clients(replace(VOLUME, kind="disk"), {"guest:web": ["10.0.1.50"]}, {})
+    (problem,) = rules.clients(replace(VOLUME, kind="disk"), {"guest:web": ["10.0.1.50"]}, {})
     assert "can mount a tree only" in problem.message
     (problem,) = tree_problems({"guest:db": ["10.0.1.51"]}, {"guest:web": Granted(["10.0.1.50"], "n")})
     assert isinstance(problem, Conflict) and "two guests cannot write one tree" in problem.message
@@ -203,19 +203,19 @@ def test_whom_a_tree_is_given_to() -> None:
 @pytest.mark.parametrize(("first", "second"), [("guest:db", "guest:web"), ("a", "guest:web"), ("guest:web", "a")])
 def test_a_guest_shares_its_address_with_nobody_whoever_came_first(first: str, second: str) -> None:
     there = [Grant(replace(VOLUME, name="other"), clients={first: Granted(["10.0.1.50"], "n")})]
-    (problem,) = nfsrules.shared({second: ["10.0.1.50", "10.0.1.51"]}, there)
+    (problem,) = rules.shared({second: ["10.0.1.50", "10.0.1.51"]}, there)
     assert "both come from 10.0.1.50" in problem.message and problem.hint.startswith("give guest")
-    assert list(nfsrules.shared({first: ["10.0.1.50"], second: ["10.0.1.52"]}, there)) == []
+    assert list(rules.shared({first: ["10.0.1.50"], second: ["10.0.1.52"]}, there)) == []
     hosts = [Grant(VOLUME, clients={"a": Granted(["10.0.1.50"], "n")})]
-    assert list(nfsrules.shared({"b": ["10.0.1.50"]}, hosts)) == []
+    assert list(rules.shared({"b": ["10.0.1.50"]}, hosts)) == []
 
 
 def test_what_no_tree_can_be_given_by() -> None:
-    assert list(nfsrules.tree(VOLUME, NfsSettings(), True)) == []
+    assert list(rules.tree(VOLUME, NfsSettings(), True)) == []
     said = [
-        *nfsrules.tree(VOLUME, NfsSettings(), False),
-        *nfsrules.tree(VOLUME, NfsSettings(sec="krb5p"), True),
-        *nfsrules.tree(replace(VOLUME, path="/srv/a b/web.tree/root"), NfsSettings(), True),
+        *rules.tree(VOLUME, NfsSettings(), False),
+        *rules.tree(VOLUME, NfsSettings(sec="krb5p"), True),
+        *rules.tree(replace(VOLUME, path="/srv/a b/web.tree/root"), NfsSettings(), True),
     ]
     assert [word in problem.message for word, problem in zip(("manage", "krb5p", "a b"), said, strict=True)] == [
         True
@@ -225,9 +225,9 @@ def test_what_no_tree_can_be_given_by() -> None:
 def test_root_is_root_in_a_tree_and_nowhere_else() -> None:
     fsid = "6aa75046225c4f4f9b7a1f0d2c3b4a59"
     entry = Entry("/srv/guests/web.tree/root", "10.0.1.50/32", True, fsid, tree=True)
-    words = nfsserver.options(NfsSettings(), entry).split(",")
+    words = server.options(NfsSettings(), entry).split(",")
     assert {"rw", "no_root_squash", "no_all_squash", "subtree_check", f"fsid={fsid}"} <= set(words)
-    assert "all_squash" in nfsserver.options(NfsSettings(), replace(entry, tree=False)).split(",")
+    assert "all_squash" in server.options(NfsSettings(), replace(entry, tree=False)).split(",")
     there = replace(entry, options=tuple(words))
-    assert there.ours and nfsserver.changed([there], [entry], NfsSettings()) == []
+    assert there.ours and server.changed([there], [entry], NfsSettings()) == []
     assert not replace(there, options=("rw", "fsid=0")).ours

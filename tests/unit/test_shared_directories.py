@@ -18,8 +18,8 @@ from storkit.core.errors import StorkitError, Unsafe
 from storkit.directory import Directory, DirectorySettings
 from storkit.hosts.site import Setup, site
 from storkit.system import files, locks, ownership
-from storkit.tech.nbd.nbdserver import image_node
-from storkit.tech.nfs import nfsexport
+from storkit.tech.nbd.server import image_node
+from storkit.tech.nfs import layout
 from tests.unit.directories import new
 
 STRANGER = 12345
@@ -203,7 +203,7 @@ def test_a_directory_of_exports_that_is_a_link_is_not_emptied(tmp_path: Path) ->
     (kept / "file").touch()
     place = tmp_path / "link"
     place.symlink_to(kept)
-    nfsexport.remove([place])
+    layout.remove([place])
     assert (kept / "file").exists() and not place.is_symlink()
 
 
@@ -318,8 +318,8 @@ def test_whom_an_access_control_list_lets_through_stays_let_through(tmp_path: Pa
 
 OPENING = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "truncate", "chmod", "chown", "touch"}
 ROOMS = (
-    "directory.py", "_nfspool.py", "nfs.py", "system/sidecar.py", "system/volumefile.py", "system/locks.py",
-    "system/records.py", "system/nfsexport.py", "system/nfsgrant.py", "system/grants.py",
+    "directory.py", "tech/nfs/treepool.py", "nfs.py", "tech/files/sidecar.py", "tech/files/volumefile.py",
+    "system/locks.py", "tech/records.py", "tech/nfs/layout.py", "tech/nfs/names.py", "tech/grants.py",
 )  # fmt: skip
 
 

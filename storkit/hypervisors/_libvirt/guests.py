@@ -1,7 +1,7 @@
 """The guests of one host: what libvirt says of its domains, and what storkit has kept of those that it made.
 
 STATE/libvirt/NAME/guest.json   the guest's record, its disks on this host, its pinned machine type
-STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see _libvirt_domain)
+STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see domain.py)
 STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not been let go on
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from storkit.core.errors import StorkitError
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, check_name
-from storkit.hypervisors._libvirt import _libvirt_domain as domains
-from storkit.hypervisors._libvirt._libvirt_domain import Domain
-from storkit.hypervisors._libvirt._libvirt_virsh import (
+from storkit.hypervisors._libvirt import domain as domains
+from storkit.hypervisors._libvirt.domain import Domain
+from storkit.hypervisors._libvirt.virsh import (
     BY_ERROR,
     BY_MIGRATION,
     NO_STATE,
@@ -28,7 +28,7 @@ from storkit.hypervisors._libvirt._libvirt_virsh import (
     Virsh,
 )
 from storkit.hypervisors._paused import because
-from storkit.hypervisors._qemu._qemu_definition import Definition, load
+from storkit.hypervisors._qemu.definition import Definition, load
 
 XML = "domain.xml"
 

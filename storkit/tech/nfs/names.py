@@ -1,7 +1,7 @@
 """What hosts were granted over NFS: one 0600 JSON file per volume, and what the inventory may set.
 
 Grants say what should be, and are written before the server is changed: a kill never gives back a right that was taken.
-What is, the server's export table says (nfsserver).
+What is, the server's export table says (server.py).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system import files
 from storkit.system.block import devmapper, fingerprint
 from storkit.system.block.devmapper import Wanted
-from storkit.tech.iscsi import lio
-from storkit.tech.iscsi.iscsigrant import Grant, identity, naa, stated
-from storkit.tech.iscsi.lioconfigfs import FABRIC
+from storkit.tech.iscsi import target
+from storkit.tech.iscsi.configfs import FABRIC
+from storkit.tech.iscsi.names import Grant, identity, naa, stated
 
 ROLE = "local"
 EXPORT_ROLE = "export"
@@ -159,14 +159,14 @@ class LocalNodes:
         nodes = {node.uuid: node for node in devmapper.find()}
         node = nodes[devmapper.node_uuid(volume.uuid, ROLE)]
         exported = nodes.get(devmapper.node_uuid(volume.uuid, EXPORT_ROLE))
-        seen = lio.observe(grant.iqn) if grant.iqn and FABRIC.is_dir() else None
+        seen = target.observe(grant.iqn) if grant.iqn and FABRIC.is_dir() else None
         serial, keys = volume.uuid, None
         if seen is not None and seen.backstore is not None:
             serial = seen.serial
             if exported is None or exported.path != seen.device or _below(exported) != _below(node):
                 message = f"the target of volume {volume.name} does not stand on the device of {node.path}"
                 raise Unsafe(message, f"dmsetup table {node.name} {export_node(volume)}")
-            keys = sorted(set(lio.registrations(seen.backstore).values()))
+            keys = sorted(set(target.registrations(seen.backstore).values()))
         if any(offset % fingerprint.BLOCK or not 0 <= offset < node.size for offset in offsets or ()):
             raise UsageError(f"offsets are multiples of {fingerprint.BLOCK} below {node.size}")
         ranges = fingerprint.wanted(volume.uuid, node.size, offsets)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from storkit.core.errors import NotFound, StorkitError
 from storkit.system.qemu import qmp
-from storkit.system.qemu.qsd import listen_tcp
+from storkit.system.qemu.storagedaemon import listen_tcp
 from storkit.system.timeouts import scaled
 
 TLS_HELLO = b"\x16\x03"

@@ -35,9 +35,10 @@ from storkit.system.block.openers import only_killed
 from storkit.system.files import PARTIAL, make_private
 from storkit.system.parallel import every
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi import lun, openiscsi
-from storkit.tech.iscsi.iscsiattached import ROLE, Attached, Node, find_nodes
-from storkit.tech.iscsi.iscsigrant import (
+from storkit.tech.iscsi import initiator, sessiondisk
+from storkit.tech.iscsi.attached import ROLE, Attached, Node, find_nodes
+from storkit.tech.iscsi.initiator import Session
+from storkit.tech.iscsi.names import (
     Chapped,
     IscsiSettings,
     identity,
@@ -46,8 +47,7 @@ from storkit.tech.iscsi.iscsigrant import (
     portal,
     portal_name,
 )
-from storkit.tech.iscsi.lun import Lun
-from storkit.tech.iscsi.openiscsi import Session
+from storkit.tech.iscsi.sessiondisk import Lun
 
 _BUSY = scaled(60.0)
 Login = Callable[[Offer], None]
@@ -79,7 +79,7 @@ class IscsiAttachments:
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         self._check(offers)
-        openiscsi.check_daemon()
+        initiator.check_daemon()
         with self._locked(offer.uuid for offer in offers):
             nodes = self._attached.nodes()
             pending = [_Pending(offer, nodes.get(offer.uuid)) for offer in offers]
@@ -90,7 +90,7 @@ class IscsiAttachments:
         """Attach again what was attached before a reboot. A target that is silent is named, and the others go on."""
         offers, problems = self._attached.offers()
         if offers:
-            openiscsi.check_daemon()
+            initiator.check_daemon()
         deadline = _patience()  # one for all: a host that was cut off has many that will not come back
 
         def again(offer: Offer) -> None:
@@ -164,15 +164,15 @@ class IscsiAttachments:
             login(one.offer)
             session = self._attached.alive(one.offer)
         one.session = session
-        one.disk = lun.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
+        one.disk = sessiondisk.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
 
     def _wait_for(self, offer: Offer, session: Session, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
         Raises ServiceUnreachable: the target is still away.
         """
-        reason = openiscsi.probe(*portal(session.portal))
-        if not reason and not openiscsi.recovered(session.target, deadline):
+        reason = initiator.probe(*portal(session.portal))
+        if not reason and not initiator.recovered(session.target, deadline):
             reason = "its port is open, and the session does not go on"
         if reason:
             raise ServiceUnreachable(
@@ -186,33 +186,33 @@ class IscsiAttachments:
         for one in pending:
             if not one.offer.writable or one.disk is None:
                 continue
-            lun.rescan(one.disk.path)
-            if lun.readonly(one.disk.path):
+            sessiondisk.rescan(one.disk.path)
+            if sessiondisk.readonly(one.disk.path):
                 one.offer = replace(one.offer, writable=False)
 
     def _write_login(self, offer: Offer) -> None:
         """Log in with the secrets of the offer."""
         node = self._login_node(offer, [portal(text) for text in offer.portals])
-        openiscsi.write_record(node)
-        openiscsi.login(node)
+        initiator.write_record(node)
+        initiator.login(node)
 
     def _recorded_login(self, offer: Offer) -> None:
         """Log in with the secrets of open-iscsi's record: our own has none."""
-        portals = openiscsi.find_records(offer.name)
+        portals = initiator.find_records(offer.name)
         if not portals:
             raise NotFound(
-                f"the record of volume {offer.volume} is gone from {openiscsi.database()}",
+                f"the record of volume {offer.volume} is gone from {initiator.database()}",
                 f"storkit attach {offer.volume} --on {self.site.host}",
             )
-        openiscsi.login(self._login_node(offer, portals))
+        initiator.login(self._login_node(offer, portals))
 
-    def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> openiscsi.Node:
+    def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> initiator.Node:
         """The first portal where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
         silent = []
         for address, port in portals:
-            reason = openiscsi.probe(address, port)
+            reason = initiator.probe(address, port)
             if not reason:
-                return openiscsi.Node(
+                return initiator.Node(
                     offer.name,
                     address,
                     port,
@@ -226,7 +226,7 @@ class IscsiAttachments:
         raise ServiceUnreachable(message, "storkit host check")
 
     def _duplicates(self, one: _Pending) -> Iterator[StorkitError]:
-        if others := lun.others(one.offer.uuid.lower(), one.offer.name):
+        if others := sessiondisk.others(one.offer.uuid.lower(), one.offer.name):
             yield Unsafe(
                 f"the serial number of volume {one.offer.volume} is also that of {', '.join(others)} on "
                 f"{self.site.host}, which comes from elsewhere: one of the two is another disk",
@@ -237,8 +237,8 @@ class IscsiAttachments:
         """As a writer: be registered, and see to it that the unregistered cannot write."""
         assert one.disk is not None
         offer, path = one.offer, one.disk.path
-        lun.rescan(path)
-        if lun.readonly(path):
+        sessiondisk.rescan(path)
+        if sessiondisk.readonly(path):
             raise Conflict(
                 f"the target of volume {offer.volume} lets host {self.site.host} read only", "storkit status"
             )
@@ -287,7 +287,7 @@ class IscsiAttachments:
                 offer = offers.get(volume.uuid) or self._attached.bare_offer(volume)
                 todo.append(_Pending(offer, nodes.get(volume.uuid), self._attached.session(offer)))
             if any(one.session for one in todo):
-                openiscsi.check_daemon()
+                initiator.check_daemon()
             self._check_unused([one for one in todo if one.node])
             alive = [one for one in todo if one.session and one.session.alive]
             every(self._flush, [one for one in alive if one.node and not one.node.readonly])
@@ -318,7 +318,7 @@ class IscsiAttachments:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if lun.writable(one.session, one.offer.identity):
+            if sessiondisk.writable(one.session, one.offer.identity):
                 message = f"volume {one.offer.volume} cannot be flushed: {error.strerror}"
                 raise ServiceUnreachable(message, "storkit status") from error
         finally:
@@ -332,14 +332,14 @@ class IscsiAttachments:
     def _let_go(self, one: _Pending) -> None:
         """Take back this host's registration, if it may still write, and log out."""
         assert one.session is not None
-        if one.node is not None and not one.node.readonly and lun.writable(one.session, one.offer.identity):
+        if one.node is not None and not one.node.readonly and sessiondisk.writable(one.session, one.offer.identity):
             with contextlib.suppress(StorkitError):
-                reservations.register(lun.find(one.session), 0)
+                reservations.register(sessiondisk.find(one.session), 0)
         self._hang_up(one.offer)
 
     def _hang_up(self, offer: Offer) -> None:
         while session := self._attached.session(offer):
-            openiscsi.logout(session)
+            initiator.logout(session)
 
     # claim
 
@@ -355,7 +355,7 @@ class IscsiAttachments:
 
             def take(one: _Pending) -> None:
                 one.session = self._attached.alive(one.offer)
-                one.disk = lun.attach(one.session, one.offer.volume, one.offer.identity, one.offer.size)
+                one.disk = sessiondisk.attach(one.session, one.offer.volume, one.offer.identity, one.offer.size)
                 self._take_right(one, writers)
 
             every(take, pending)
@@ -392,7 +392,7 @@ class IscsiAttachments:
 
 def _patience() -> float:
     """Until when a call waits for sessions that are being recovered."""
-    return time.monotonic() + openiscsi.RECOVERY
+    return time.monotonic() + initiator.RECOVERY
 
 
 def _leads_to_node(path: Path, volume: str) -> bool:

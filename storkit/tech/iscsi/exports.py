@@ -1,7 +1,7 @@
 """iSCSI exports on the host that holds the volumes: granted, made in the kernel's target, taken back.
 
 Whatever changes is saved as grants first. From them follow the save file and the kernel's target
-(storkit.tech.iscsi.lio), and the home host's own node (storkit.tech.localnode):
+(storkit.tech.iscsi.target), and the home host's own node (storkit.tech.homenode):
 always in the order that takes rights before it gives any.
 """
 
@@ -34,8 +34,9 @@ from storkit.core.model import (
 )
 from storkit.system.block import devmapper
 from storkit.tech.grants import of_client, refused_writers
-from storkit.tech.iscsi import lio, lioconfigfs, liosave
-from storkit.tech.iscsi.iscsigrant import (
+from storkit.tech.homenode import LocalNodes, device_size, export_node, wanted_export
+from storkit.tech.iscsi import configfs, savefile, target
+from storkit.tech.iscsi.names import (
     Chapped,
     Grant,
     Granted,
@@ -47,8 +48,7 @@ from storkit.tech.iscsi.iscsigrant import (
     target_iqn,
     unit_serial,
 )
-from storkit.tech.iscsi.iscsiportal import listening, own_portals
-from storkit.tech.localnode import LocalNodes, device_size, export_node, wanted_export
+from storkit.tech.iscsi.portals import listening, own_portals
 
 TRANSPORT = "iscsi"
 
@@ -64,7 +64,7 @@ class IscsiExports:
 
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
         names = {client.name for client in clients}
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants = self._extended(volumes, clients)
             self._grants.admit(grants)
             self._grants.save(grants)
@@ -82,8 +82,8 @@ class IscsiExports:
         try:
             if remote:
                 portals = own_portals(self.site, self.settings)
-                lioconfigfs.prepare(liosave.directory())
-                liosave.check()
+                configfs.prepare(savefile.directory())
+                savefile.check()
         except StorkitError as error:
             problems.append(error)
         _activate(volumes)
@@ -94,7 +94,7 @@ class IscsiExports:
             problems += self._refused_volume(volume, old)
             grants.append(self._grant(volume, old, clients, portals))
         if remote and not problems:
-            problems += lio.foreign(map(_unit, grants))
+            problems += target.foreign(map(_unit, grants))
         raise_problems(problems)
         return grants
 
@@ -123,7 +123,7 @@ class IscsiExports:
             yield Conflict(message, f"storkit detach {volume.name}")
 
     def _in_use(self, grant: Grant) -> bool:
-        return lio.observe(grant.iqn) is not None or bool(self._local.find([grant.volume.uuid]))
+        return target.observe(grant.iqn) is not None or bool(self._local.find([grant.volume.uuid]))
 
     def _grant(self, volume: Volume, old: Grant | None, clients: list[Client], portals: list[str]) -> Grant:
         """A volume's grant with `clients` added. What its target is called, and where, stays while anyone uses it."""
@@ -146,7 +146,7 @@ class IscsiExports:
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         uuids = [volume.uuid for volume in volumes]
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
             self._grants.admit(grants)
@@ -166,18 +166,18 @@ class IscsiExports:
         """Make kernel and save file what these grants say. Rights are taken first; if any cannot be, none is given."""
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
-        running = lioconfigfs.FABRIC.is_dir()
+        running = configfs.FABRIC.is_dir()
         _all(
-            lambda: liosave.save(units) if units else None,
-            lambda: lio.take(units) if running else None,
+            lambda: savefile.save(units) if units else None,
+            lambda: target.take(units) if running else None,
             lambda: self._local.allow(grants, giving=False),
         )
         if offered := [grant for grant in remote if grant.remote()]:
-            lioconfigfs.prepare(liosave.directory())
-            if missing := [grant for grant in offered if not lio.stands(_unit(grant))]:
+            configfs.prepare(savefile.directory())
+            if missing := [grant for grant in offered if not target.stands(_unit(grant))]:
                 devmapper.create([wanted_export(grant.volume) for grant in missing])
         if running or offered:
-            lio.bring(units)
+            target.bring(units)
         if gone := [grant for grant in remote if not grant.remote()]:
             devmapper.remove([export_node(grant.volume) for grant in gone])
         self._local.allow(grants)
@@ -189,7 +189,7 @@ class IscsiExports:
         exports = []
         for grant in grants:
             volume = grant.volume
-            seen = lio.observe(grant.iqn) if grant.iqn else None
+            seen = target.observe(grant.iqn) if grant.iqn else None
             for client, granted in grant.clients.items():
                 writable: bool | None = client in grant.writers
                 if granted.same_machine:
@@ -219,7 +219,7 @@ class IscsiExports:
             writable = client in grant.writers
             common = (volume.name, volume.uuid, volume.size, client, TRANSPORT, volume.path, said, writable)
             return Offer(*common, path=volume.path)
-        seen = lio.observe(grant.iqn)
+        seen = target.observe(grant.iqn)
         right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
         if seen is None or right is None or not seen.enabled:
             message = f"the target of volume {volume.name} does not run on host {self.site.host}"
@@ -235,7 +235,7 @@ class IscsiExports:
         return Offer(*common, server=address, port=port, portals=grant.portals, credential=credential)
 
     def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants, problems = self._grants.find(volume.uuid for volume in volumes)
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
@@ -250,7 +250,7 @@ class IscsiExports:
     def fence(self, client: str) -> list[Export]:
         # The mark comes first: from then on no other command lets the host in.
         self._grants.fence(client)
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants, problems = self._grants.find()
             # One that was saved before its target could be made to follow names the client no more.
             grants = [grant for grant in grants if client in grant.clients or _lets_in(grant, client)]
@@ -264,10 +264,10 @@ class IscsiExports:
 
     def _not_off(self, grant: Grant, initiator: str, client: str) -> Iterable[StorkitError]:
         """What disproves that `client` is off: an access list (and so a session), a registration, a writable node."""
-        seen = lio.observe(grant.iqn) if initiator else None
+        seen = target.observe(grant.iqn) if initiator else None
         if seen is not None:
             left = initiator in seen.access
-            left = left or (seen.backstore is not None and initiator in lio.registrations(seen.backstore))
+            left = left or (seen.backstore is not None and initiator in target.registrations(seen.backstore))
             if left:
                 hint = f"storkit fence {client}"
                 yield Unsafe(f"the target of volume {grant.volume.name} still knows host {client}", hint)
@@ -286,7 +286,7 @@ class IscsiExports:
         It belongs before the distribution's own service, which removes and restores all targets: the save file is put
         right here first.
         """
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants, problems = self._grants.find()
             self._grants.drop_fenced(grants)
             self._grants.save(grants)
@@ -314,7 +314,7 @@ class IscsiExports:
     # The home host's own attachments.
 
     def attach_here(self, offers: list[Offer]) -> list[Attachment]:
-        with lioconfigfs.lock():
+        with configfs.lock():
             grants, problems = self._grants.find(offer.uuid for offer in offers)
             raise_problems(problems)
             attached = self._local.attach(offers, grants)
@@ -322,7 +322,7 @@ class IscsiExports:
         return attached
 
     def detach_here(self, volumes: list[Volume]) -> None:
-        with lioconfigfs.lock():
+        with configfs.lock():
             self._local.detach(volumes)
             self._note(self._grants.find(volume.uuid for volume in volumes)[0], False)
 
@@ -351,37 +351,37 @@ def _too_small(volume: Volume) -> StorkitError:
 
 def _lets_in(grant: Grant, client: str) -> bool:
     """Whether the kernel's target of a volume knows a client."""
-    seen = lio.observe(grant.iqn) if grant.iqn else None
+    seen = target.observe(grant.iqn) if grant.iqn else None
     return seen is not None and initiator_iqn(grant.prefix, client) in seen.access
 
 
 def _runs(grant: Grant) -> bool:
-    seen = lio.observe(grant.iqn)
+    seen = target.observe(grant.iqn)
     return seen is not None and seen.enabled
 
 
 def _activate(volumes: Iterable[Volume]) -> None:
     """Volumes of LVM have no device since the last boot, until they are asked for."""
     if missing := [volume for volume in volumes if not Path(volume.path).exists()]:
-        from storkit.tech.lvm import lvmtools
+        from storkit.tech.lvm import tools
 
-        lvmtools.activate(missing)
+        tools.activate(missing)
 
 
-def _unit(grant: Grant) -> lio.Unit:
+def _unit(grant: Grant) -> target.Unit:
     """A grant as the kernel's target should have it."""
     volume = grant.volume
     access = {
-        initiator_iqn(grant.prefix, client): lio.Access(client in grant.writers, granted.chap)
+        initiator_iqn(grant.prefix, client): target.Access(client in grant.writers, granted.chap)
         for client, granted in grant.clients.items()
         if not granted.same_machine
     }
-    return lio.Unit(
+    return target.Unit(
         name=f"storkit-{volume.name}",
         serial=unit_serial(volume.uuid),
         device=devmapper.node_path(export_node(volume)),
         readonly=volume.kind != "disk",
-        discard=lio.discards(volume.path),
+        discard=target.discards(volume.path),
         iqn=grant.iqn,
         portals=grant.listens,
         authentication=grant.chap != "none",

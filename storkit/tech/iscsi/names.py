@@ -1,8 +1,8 @@
 """What hosts were granted over iSCSI: one 0600 JSON file per volume, and the names on the wire.
 
-Grants say what should be, and are written before the kernel is changed; what is, the kernel is asked (lio). The save
-file that the distribution restores targets from at boot is made of grants as well (liosave), so that nothing ever gives
-a host more than its grant.
+Grants say what should be, and are written before the kernel is changed; what is, the kernel is asked (target.py). The
+save file that the distribution restores targets from at boot is made of grants as well (savefile.py), so that nothing
+ever gives a host more than its grant.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from storkit.core.errors import CommandFailed, StorkitError, Unsupported
 from storkit.core.model import DiskSource
-from storkit.hypervisors._libvirt._libvirt_virsh import Virsh
+from storkit.hypervisors._libvirt.virsh import Virsh
 from storkit.system import acl
 
 CONFIGURATION = Path("/etc/libvirt/qemu.conf")

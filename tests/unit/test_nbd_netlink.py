@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from storkit.core.model import DiskSource
-from storkit.tech.nbd.nbdkernel import Link, read_device, relay_arguments
-from storkit.tech.nbd.nbdnetlink import Device, attribute, attributes, devices, message, messages, sockets_attribute
+from storkit.tech.nbd.kernel import Link, read_device, relay_arguments
+from storkit.tech.nbd.netlink import Device, attribute, attributes, devices, message, messages, sockets_attribute
 
 # What Linux 6.1 answered: to NBD_CMD_CONNECT the device's number, then an acknowledgement; to NBD_CMD_RECONFIGURE with
 # another identifier than the device's an error.

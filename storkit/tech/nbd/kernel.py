@@ -32,12 +32,12 @@ from storkit.system import locks
 from storkit.system.block import devmapper
 from storkit.system.files import make_private
 from storkit.system.parallel import every
-from storkit.system.qemu.qsd import Daemon, check_socket_path, listen_unix
+from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_unix
 from storkit.system.timeouts import scaled
 from storkit.tech.grants import short
-from storkit.tech.nbd import nbdclient
-from storkit.tech.nbd.nbdnetlink import Device, Netlink, devices
-from storkit.tech.nbd.nbdserver import FOREVER
+from storkit.tech.nbd import wire as nbd_wire
+from storkit.tech.nbd.netlink import Device, Netlink, devices
+from storkit.tech.nbd.server import FOREVER
 
 CLOSE_TIMEOUT = scaled(10.0)
 """Seconds that a user whose I/O has failed gets to close the device."""
@@ -146,9 +146,9 @@ class KernelDevices:
     def _connected(self, link: Link) -> Device:
         """The link's device, made or given a new connection."""
         where = link.wire.socket or self._start_relay(link)
-        with nbdclient.Connection(where) as connection, Netlink() as kernel:
+        with nbd_wire.Connection(where) as connection, Netlink() as kernel:
             info = connection.go(link.wire.export)
-            flags = info.flags if link.writable else info.flags | nbdclient.FLAG_READ_ONLY
+            flags = info.flags if link.writable else info.flags | nbd_wire.FLAG_READ_ONLY
             # A relay does not say who its server is; that was asked of the server itself.
             if info.size != link.size or (link.writable and not info.writable):
                 raise Conflict(

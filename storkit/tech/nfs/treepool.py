@@ -14,7 +14,7 @@ from storkit.directory import Directory, _derived, _fresh
 from storkit.system import files, locks
 from storkit.tech.files import trees
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory
-from storkit.tech.nfs import nfsmount
+from storkit.tech.nfs import attach
 
 TREE: Final = "tree"
 
@@ -87,7 +87,7 @@ class TreeDirectory(Directory):
         if volume.kind != TREE:
             return []
         tree = self._files.data(volume.name, TREE).resolve()
-        points = [mount.point for mount in nfsmount.mounts() if Path(mount.point).is_relative_to(tree)]
+        points = [mount.point for mount in attach.mounts() if Path(mount.point).is_relative_to(tree)]
         return [
             Conflict(f"volume {volume.name} cannot be {what}: something is mounted at {point}", f"umount {point}")
             for point in reversed(points)

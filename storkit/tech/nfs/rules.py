@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.core.model import Volume, guest_of
-from storkit.tech.nfs.nfsgrant import Grant, Granted, NfsSettings
+from storkit.tech.nfs.names import Grant, Granted, NfsSettings
 
 _BOOTS = re.compile(r"[^\s,\"']+")
 

@@ -17,9 +17,9 @@ from storkit.core.units import SECTOR
 from storkit.system.block import devmapper, reservations, scsi
 from storkit.system.block.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.parallel import every
-from storkit.tech.iscsi import lun, openiscsi
-from storkit.tech.iscsi.iscsigrant import target_iqn
-from storkit.tech.iscsi.openiscsi import Session
+from storkit.tech.iscsi import initiator, sessiondisk
+from storkit.tech.iscsi.initiator import Session
+from storkit.tech.iscsi.names import target_iqn
 from storkit.tech.records import RecordFiles
 
 ROLE = "attached"
@@ -75,7 +75,7 @@ class Attached:
     def nodes(self) -> dict[str, Node]:
         """UUID to node of the volumes that are attached over iSCSI."""
         ours = set(self._records.uuids())
-        targets = {session.target for session in openiscsi.find_sessions()}
+        targets = {session.target for session in initiator.find_sessions()}
         return {
             node.uuid: node
             for node in find_nodes()
@@ -84,7 +84,7 @@ class Attached:
 
     def session(self, offer: Offer) -> Session | None:
         """The session of an attachment: an alive one if there is one."""
-        found = [session for session in openiscsi.find_sessions() if session.target == offer.name]
+        found = [session for session in initiator.find_sessions() if session.target == offer.name]
         return max(found, key=lambda session: session.alive, default=None)
 
     def alive(self, offer: Offer) -> Session:
@@ -117,12 +117,12 @@ class Attached:
         return [found[volume.uuid] for volume in volumes]
 
     def _look(self, offer: Offer, node: Node, offsets: list[int] | None) -> Evidence:
-        path = lun.find(self.alive(offer))
+        path = sessiondisk.find(self.alive(offer))
         hint = f"storkit detach {offer.volume} --on {self.site.host}"
         if not path or node.disks != (path,):
             message = f"the path of volume {offer.volume} on {self.site.host} does not lead to its target's disk"
             raise Unsafe(message, hint)
-        disk = lun.read(path)
+        disk = sessiondisk.read(path)
         if disk.identity != offer.identity:
             raise Unsafe(f"what answers for volume {offer.volume} on {self.site.host} is {disk.identity}", hint)
         with scsi.Disk(path) as asked:
@@ -142,7 +142,7 @@ class Attached:
     def forget(self, offers: Iterable[Offer]) -> None:
         """Forget records, open-iscsi's first: as long as ours is there, it names what may be left."""
         for offer in offers:
-            openiscsi.delete_records(offer.name)
+            initiator.delete_records(offer.name)
             self._records.forget([offer.uuid])
 
     def offers(self, uuids: Iterable[str] | None = None) -> tuple[list[Offer], list[StorkitError]]:

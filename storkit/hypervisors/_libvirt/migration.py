@@ -21,8 +21,8 @@ from typing import Literal
 from storkit.core import codec
 from storkit.core.errors import CommandFailed, NotFound, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.model import MigrationResult
-from storkit.hypervisors._libvirt import _libvirt_domain as domains
-from storkit.hypervisors._libvirt._libvirt_virsh import BY_MIGRATION, OUTGOING, PAUSED, Job, State, Virsh
+from storkit.hypervisors._libvirt import domain as domains
+from storkit.hypervisors._libvirt.virsh import BY_MIGRATION, OUTGOING, PAUSED, Job, State, Virsh
 from storkit.system.files import write_atomic
 from storkit.system.timeouts import scaled
 
@@ -44,7 +44,7 @@ class Way:
     data: str
     """Where its QEMU is sent the guest's memory, unless that goes through the connection."""
     sources: dict[str, str]
-    """Where its disks come from there: see _libvirt_domain.sources."""
+    """Where its disks come from there: see domain.sources."""
 
     def __str__(self) -> str:
         return json.dumps(codec.dump(self))

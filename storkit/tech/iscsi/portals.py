@@ -13,7 +13,7 @@ from pathlib import Path
 
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsupported, raise_problems
-from storkit.tech.iscsi.iscsigrant import IscsiSettings, portal, portal_name
+from storkit.tech.iscsi.names import IscsiSettings, portal, portal_name
 
 
 def own_portals(site: Site, settings: IscsiSettings) -> list[str]:

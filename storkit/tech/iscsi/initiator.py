@@ -26,8 +26,8 @@ from storkit.core.errors import (
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi import iscsinetlink
-from storkit.tech.iscsi.iscsigrant import Chapped, portal_name
+from storkit.tech.iscsi import kill
+from storkit.tech.iscsi.names import Chapped, portal_name
 
 INTERFACE = "storkit"
 PACKAGE = "open-iscsi"
@@ -348,4 +348,4 @@ def logout(session: Session, timeout: float = _LOGOUT_TIMEOUT) -> None:
             raise
     # An iscsid that was restarted takes its sessions up one by one, and waits for the targets of those that are lost.
     if any(left.id == session.id for left in find_sessions()):
-        iscsinetlink.destroy(session.id)
+        kill.destroy(session.id)

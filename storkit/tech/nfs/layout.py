@@ -18,10 +18,10 @@ from storkit.core.model import Volume
 from storkit.system import files
 from storkit.tech.files import volumefile
 from storkit.tech.images import qcow2
-from storkit.tech.nfs.nfsgrant import EXPORTS, Grant, NfsSettings, pool_of
+from storkit.tech.nfs.names import EXPORTS, Grant, NfsSettings, pool_of
 
 IDENTITY = ".storkit"
-# A thread of the server that waits for one of these is in interruptible sleep: nfsserver.settle could not tell.
+# A thread of the server that waits for one of these is in interruptible sleep: server.settle could not tell.
 _NOT_LOCAL = re.compile(r"fuse.*|ceph|9p|cifs|smb3|afs|virtiofs|overlay|tmpfs|ramfs")
 
 

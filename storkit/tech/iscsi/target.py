@@ -27,9 +27,8 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, TimedOut, raise_problems
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi import lioaptpl
-from storkit.tech.iscsi import lioconfigfs as configfs
-from storkit.tech.iscsi.iscsigrant import Chapped
+from storkit.tech.iscsi import aptpl, configfs
+from storkit.tech.iscsi.names import Chapped
 
 DRAIN = scaled(60.0)
 LINK = "storkit"
@@ -130,7 +129,7 @@ def stands(unit: Unit) -> bool:
 
 def registrations(backstore: Path) -> dict[str, str]:
     """Initiator to the reservation key that it has registered at this logical unit, in hexadecimal."""
-    return lioaptpl.parse_registered(configfs.read(backstore / "pr" / "res_pr_registered_i_pts"))
+    return aptpl.parse_registered(configfs.read(backstore / "pr" / "res_pr_registered_i_pts"))
 
 
 def discards(device: str) -> bool:
@@ -229,7 +228,7 @@ def take(units: Sequence[Unit]) -> None:
             raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
     for unit, initiator in doomed:
         _remove_acl(unit.acl(initiator))
-        lioaptpl.forget(configfs.databases(), unit.serial, [initiator])
+        aptpl.forget(configfs.databases(), unit.serial, [initiator])
 
 
 def _session(acl: Path) -> str:
@@ -340,7 +339,7 @@ def _enable(unit: Unit, backstore: Path) -> Path:
     for name, value in {**BACKSTORE_ATTRIBUTES, "emulate_tpu": str(int(unit.discard))}.items():
         configfs.put(backstore / "attrib" / name, value)
     writers = [initiator for initiator, access in unit.access.items() if access.writable]
-    for metadata in lioaptpl.kept(configfs.databases(), unit.serial, writers):
+    for metadata in aptpl.kept(configfs.databases(), unit.serial, writers):
         configfs.write(backstore / "pr" / "res_aptpl_metadata", metadata)
     return backstore
 
@@ -362,7 +361,7 @@ def _remove(unit: Unit) -> None:
         if _serial(left) == unit.serial or configfs.read(left / "enable") != "1":
             _remove_backstore(left)
     _remove_hba(configfs.CORE / f"iblock_{_index(unit)}")  # a command that was killed may have left it empty
-    lioaptpl.forget(configfs.databases(), unit.serial)
+    aptpl.forget(configfs.databases(), unit.serial)
 
 
 def _remove_acl(acl: Path) -> None:

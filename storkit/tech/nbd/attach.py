@@ -2,7 +2,7 @@
 
 An attachment is a record and, where TLS is used, a directory with its credential as QEMU's tls-creds objects take it.
 The stable path is a symbolic link: to the server's Unix socket, or, over the network, to the text of the NBD URI. With
-`attach = "kernel"` it leads to a block device instead (nbdkernel.py), and the record keeps how its server is reached.
+`attach = "kernel"` it leads to a block device instead (kernel.py), and the record keeps how its server is reached.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system.block.fingerprint import BLOCK, digests, wanted
 from storkit.system.files import PARTIAL, make_private, write_atomic
 from storkit.system.parallel import every
-from storkit.system.qemu.qsd import check_socket_path
+from storkit.system.qemu.storagedaemon import check_socket_path
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
-from storkit.tech.nbd import keepalive, nbdclient
-from storkit.tech.nbd.nbdgrant import export_name
-from storkit.tech.nbd.nbdkernel import KernelDevices, Link, read_device
-from storkit.tech.nbd.nbdserver import NbdSettings, check_x509
+from storkit.tech.nbd import keepalive
+from storkit.tech.nbd import wire as nbd_wire
+from storkit.tech.nbd.kernel import KernelDevices, Link, read_device
+from storkit.tech.nbd.names import export_name
+from storkit.tech.nbd.server import NbdSettings, check_x509
 from storkit.tech.records import RecordFiles, refuse_renamed
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
@@ -265,12 +266,12 @@ class Attachments:
 
         every(again, self._find(None))
 
-    def _identity(self, record: Attached) -> nbdclient.ExportInfo:
+    def _identity(self, record: Attached) -> nbd_wire.ExportInfo:
         """What the server of an attachment says, if it is that volume's; Unsafe otherwise."""
         it = record.attachment
         return self._checked(it, stated(record.wire or it.source))
 
-    def _checked(self, attachment: Attachment, info: nbdclient.ExportInfo) -> nbdclient.ExportInfo:
+    def _checked(self, attachment: Attachment, info: nbd_wire.ExportInfo) -> nbd_wire.ExportInfo:
         if not info.description.startswith(f"storkit:{attachment.uuid}:"):
             raise Unsafe(
                 f"what answers for volume {attachment.volume} on {self.site.host} is {info.description!r}",
@@ -304,7 +305,7 @@ class Attachments:
         attachment, source = record.attachment, record.wire or record.attachment.source
         if record.wire is None and not source.tls:
             where = source.socket or (source.server, source.port)
-            with nbdclient.Connection(where) as connection:
+            with nbd_wire.Connection(where) as connection:
                 info = self._checked(attachment, connection.go(source.export))
                 ranges = wanted(attachment.uuid, info.size, offsets)
                 blocks = [connection.read(offset, length) for offset, length in ranges]
@@ -320,14 +321,14 @@ class Attachments:
         return list(records.values())
 
 
-def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
+def stated(source: DiskSource, socket: str = "") -> nbd_wire.ExportInfo:
     """What the server behind a disk source says of it; `socket` stands for a stable path that is not there yet.
 
     Raises ServiceUnreachable: nobody answers. Unsafe: it does not take this host's credential. NotFound: no such
     export.
     """
     if not source.tls:
-        return nbdclient.ask(socket or source.socket or (source.server, source.port), source.export)
+        return nbd_wire.ask(socket or source.socket or (source.server, source.port), source.export)
     for info in listed(source):
         if info.name == source.export:
             return info
@@ -335,10 +336,10 @@ def stated(source: DiskSource, socket: str = "") -> nbdclient.ExportInfo:
     raise NotFound(f"the NBD server at {where} has no export {source.export!r}", "storkit status")
 
 
-def listed(source: DiskSource) -> list[nbdclient.ExportInfo]:
+def listed(source: DiskSource) -> list[nbd_wire.ExportInfo]:
     """All exports of the server behind a disk source. Raises as `stated`."""
     if not source.tls:
-        with nbdclient.Connection(source.socket or (source.server, source.port)) as connection:
+        with nbd_wire.Connection(source.socket or (source.server, source.port)) as connection:
             return [connection.info(name) for name in connection.names()]
     where = f"{source.server}:{source.port}"
     argv = ["qemu-nbd", "--list", "--object", json.dumps(tls_credential(source)), "--tls-creds", "tls0"]
@@ -347,7 +348,7 @@ def listed(source: DiskSource) -> list[nbdclient.ExportInfo]:
         return parse_listing(run(argv, package="qemu-utils", timeout=_TOOL_TIMEOUT).stdout)
     except CommandFailed as error:
         if re.search(r"refused|unreachable|No route|timed out|not known|reset by peer", error.stderr):
-            raise nbdclient.unreachable(where, error.stderr.splitlines()[-1]) from None
+            raise nbd_wire.unreachable(where, error.stderr.splitlines()[-1]) from None
         raise Unsafe(
             f"the NBD server at {where} and this host do not accept each other: {error.stderr.splitlines()[-1]}",
             f"detach and attach it again: the credential may have changed, {source.tls_dir}",
@@ -363,7 +364,7 @@ def tls_credential(source: DiskSource) -> dict[str, Any]:
     return creds
 
 
-def parse_listing(text: str) -> list[nbdclient.ExportInfo]:
+def parse_listing(text: str) -> list[nbd_wire.ExportInfo]:
     """The exports in the output of `qemu-nbd --list`."""
     exports = []
     for part in re.split(r"^ export: ", text, flags=re.MULTILINE)[1:]:
@@ -371,7 +372,7 @@ def parse_listing(text: str) -> list[nbdclient.ExportInfo]:
         values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in rest.splitlines())}
         flags = int(values["flags"].split()[0], 16)
         name = name.removeprefix("'").removesuffix("'")
-        exports.append(nbdclient.ExportInfo(name, values.get("description", ""), int(values["size"]), flags))
+        exports.append(nbd_wire.ExportInfo(name, values.get("description", ""), int(values["size"]), flags))
     return exports
 
 

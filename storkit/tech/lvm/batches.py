@@ -16,8 +16,8 @@ from storkit.core.model import Volume
 from storkit.system import files, locks
 from storkit.system.locks import Lock
 from storkit.system.timeouts import scaled
-from storkit.tech.lvm import lvmtools
-from storkit.tech.lvm.lvmtools import VolumeGroup
+from storkit.tech.lvm import tools
+from storkit.tech.lvm.tools import VolumeGroup
 
 _WAIT = scaled(300.0)
 """Seconds to wait for another command that changes the volume group."""
@@ -36,11 +36,11 @@ class Batches:
         path, holder = self.directory / f"{self.vg}.lock", f"{what} (pid {os.getpid()})"
         lock = locks.acquire(path, f"volume group {self.vg}", holder=holder, wait=_WAIT)
         try:
-            group = lvmtools.read(self.vg)
+            group = tools.read(self.vg)
             dead = [batch for batch, host in group.making.items() if host == self.host and not self._lives(batch)]
             for batch in dead:
                 self.discard(lock, batch)
-            yield lock, lvmtools.read(self.vg) if dead else group
+            yield lock, tools.read(self.vg) if dead else group
         finally:
             lock.release()
 
@@ -57,14 +57,12 @@ class Batches:
     def carve(self, lock: Lock, batch: str, made: Sequence[Volume], commands: Sequence[Sequence[str]]) -> None:
         """Make the logical volumes of a batch by `commands`, in one process; all, or none is left."""
         try:
-            group, said = lvmtools.batch(
-                self.vg, lock, [["vgchange", "--addtag", self._tag(batch), self.vg], *commands]
-            )
+            group, said = tools.batch(self.vg, lock, [["vgchange", "--addtag", self._tag(batch), self.vg], *commands])
             there = {lv.name: lv for lv in group.batch(batch)}
             for volume in made:
                 lv = there.get(volume.name)
                 if batch not in group.making or lv is None or lv.size < volume.size or not lv.active:
-                    raise lvmtools.explain(CommandFailed(["lvcreate", volume.name], 5, said), self.vg)
+                    raise tools.explain(CommandFailed(["lvcreate", volume.name], 5, said), self.vg)
         except BaseException:
             with suppress(StorkitError):  # what is left then, the next command finds
                 self.discard(lock, batch)
@@ -73,26 +71,26 @@ class Batches:
     def publish(self, lock: Lock, batch: str, *first: Sequence[str]) -> VolumeGroup:
         """All volumes of the batch exist from now on; the volume group. `first`: commands that come before."""
         command = ["vgchange", "--deltag", self._tag(batch), self.vg]
-        group, said = lvmtools.batch(self.vg, lock, [*first, command])
+        group, said = tools.batch(self.vg, lock, [*first, command])
         if batch in group.making:
-            raise lvmtools.explain(CommandFailed(command, 5, said), self.vg)
+            raise tools.explain(CommandFailed(command, 5, said), self.vg)
         return group
 
     def discard(self, lock: Lock, batch: str) -> None:
         """Remove what there is of a batch, and then its tag."""
-        group = lvmtools.read(self.vg)
+        group = tools.read(self.vg)
         self.remove(lock, [lv.name for lv in group.batch(batch)])
         if batch in group.making:
-            lvmtools.change(self.vg, lock, ["vgchange", "--deltag", self._tag(batch), self.vg])
+            tools.change(self.vg, lock, ["vgchange", "--deltag", self._tag(batch), self.vg])
 
     def remove(self, lock: Lock, names: Sequence[str]) -> None:
         """Remove logical volumes; the extents of thick ones are discarded."""
         if names:
             argv = ["lvremove", "-y", "--config", "devices{issue_discards=1}"]
-            lvmtools.change(self.vg, lock, [*argv, *(f"{self.vg}/{name}" for name in names)])
+            tools.change(self.vg, lock, [*argv, *(f"{self.vg}/{name}" for name in names)])
 
     def _tag(self, batch: str) -> str:
-        return f"{lvmtools.MAKING}{self.host}:{batch}"
+        return f"{tools.MAKING}{self.host}:{batch}"
 
     def _claim(self, batch: str) -> Path:
         return self.directory / f"batch-{batch}.lock"

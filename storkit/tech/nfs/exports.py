@@ -15,10 +15,11 @@ from storkit.core.model import Export, Offer, Volume, check_name, guest_of
 from storkit.system import locks
 from storkit.tech.files.sidecar import VolumeDirectory
 from storkit.tech.grants import of_client, refused_writers
-from storkit.tech.nfs import nfsexport, nfsmount, nfsrules, nfsserver
-from storkit.tech.nfs.nfsgrant import EXPORTS, Grant, Granted, Grants, NfsSettings, pool_of, resolve
-from storkit.tech.nfs.nfsmount import Mount
-from storkit.tech.nfs.nfsserver import Entry
+from storkit.tech.nfs import attach, layout, rules
+from storkit.tech.nfs import server as nfs_server
+from storkit.tech.nfs.attach import Mount
+from storkit.tech.nfs.names import EXPORTS, Grant, Granted, Grants, NfsSettings, pool_of, resolve
+from storkit.tech.nfs.server import Entry
 
 TRANSPORT = "nfs"
 LOOPBACK = "127.0.0.1"
@@ -58,19 +59,19 @@ class NfsExports:
         for client in clients:
             with collected(problems):
                 addresses[client.name] = _granted(client, found) or self._addresses(client)
-        problems += nfsrules.shared(addresses, self._grants.find()[0])
+        problems += rules.shared(addresses, self._grants.find()[0])
         grants: list[Grant] = []
         for volume in volumes:
             check_name("volume", volume.name)
-            problems += nfsexport.check(volume, self._mount(pool_of(volume)).type)
+            problems += layout.check(volume, self._mount(pool_of(volume)).type)
             old = before.get(volume.uuid, Grant(volume))
             if old.clients and _image(volume) != _image(old.volume):
                 message = f"volume {volume.name} is exported as it was before it changed"
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
             granted = dict(old.clients)
-            problems += nfsrules.clients(volume, addresses, granted)
+            problems += rules.clients(volume, addresses, granted)
             if volume.kind == "tree":
-                problems += nfsrules.tree(volume, self.settings, self._managed(old))
+                problems += rules.tree(volume, self.settings, self._managed(old))
             for client in clients:
                 where = addresses.get(client.name, [])
                 known = granted.get(client.name)
@@ -97,7 +98,7 @@ class NfsExports:
     def _exposed(self, grants: Iterable[Grant]) -> Iterable[StorkitError]:
         """The pools that hosts can write by exports which are not storkit's: no right would mean anything there."""
         for pool in sorted({grant.pool for grant in grants if self._managed(grant)}):
-            for entry in nfsserver.foreign(pool):
+            for entry in nfs_server.foreign(pool):
                 message = f"{entry.path} is exported to {entry.client} for writing, and pool directory {pool} with it"
                 hint = f"take that out first: grep -rn {entry.path} /etc/exports /etc/exports.d; exportfs -u"
                 yield Unsafe(message, hint)
@@ -106,7 +107,7 @@ class NfsExports:
         """The file system that a pool's directory is on; asked once, because many volumes are in one pool."""
         key = pool, pool.stat().st_dev if pool.exists() else 0
         if key not in self._mounts:
-            self._mounts[key] = nfsmount.mount_of(pool, nfsmount.mounts())
+            self._mounts[key] = attach.mount_of(pool, attach.mounts())
         return self._mounts[key]
 
     def _managed(self, grant: Grant) -> bool:
@@ -118,29 +119,29 @@ class NfsExports:
         managed = [grant for grant in grants if self._managed(grant)]
         for grant in grants:
             for client in grant.clients:
-                nfsexport.make(grant, client, self.settings, grant in managed)
+                layout.make(grant, client, self.settings, grant in managed)
         if managed:
-            nfsserver.start()
+            nfs_server.start()
             self._apply(managed)
 
     def _apply(self, grants: list[Grant]) -> None:
         wanted = [entry for grant in grants for entry in self._entries(grant)]
-        paths = {str(path) for grant in grants for path in nfsexport.places(grant)}
-        there = [entry for entry in nfsserver.table() if entry.path in paths]
+        paths = {str(path) for grant in grants for path in layout.places(grant)}
+        there = [entry for entry in nfs_server.table() if entry.path in paths]
         kept = {_key(entry) for entry in wanted}
         gone = [entry for entry in there if _key(entry) not in kept]
         writable = {_key(entry) for entry in there if entry.writable}
         first = [replace(entry, writable=entry.writable and _key(entry) in writable) for entry in wanted]
-        nfsserver.keep(self.site.state, self._boot(grants, first), self.settings)
-        nfsserver.apply(gone, nfsserver.changed(there, first, self.settings), self.settings)
-        nfsserver.settle(paths - {entry.path for entry in first if entry.writable})
-        nfsserver.keep(self.site.state, self._boot(grants, wanted), self.settings)
-        nfsserver.apply([], [new for new, old in zip(wanted, first, strict=True) if new != old], self.settings)
+        nfs_server.keep(self.site.state, self._boot(grants, first), self.settings)
+        nfs_server.apply(gone, nfs_server.changed(there, first, self.settings), self.settings)
+        nfs_server.settle(paths - {entry.path for entry in first if entry.writable})
+        nfs_server.keep(self.site.state, self._boot(grants, wanted), self.settings)
+        nfs_server.apply([], [new for new, old in zip(wanted, first, strict=True) if new != old], self.settings)
 
     def _entries(self, grant: Grant) -> list[Entry]:
         return [
             Entry(
-                str(grant.path(client)), nfsserver.network(address), client in grant.writers, granted.nonce,
+                str(grant.path(client)), nfs_server.network(address), client in grant.writers, granted.nonce,
                 tree=grant.volume.kind == "tree",
             )
             for client, granted in grant.clients.items()
@@ -175,22 +176,22 @@ class NfsExports:
         self._apply([grant for grant in left if self._managed(grant)])
         # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
         guests = {name for name in clients if guest_of(name)}
-        nfsserver.expire(
+        nfs_server.expire(
             {at for grant in grants for name in guests & grant.clients.keys() for at in grant.clients[name].addresses}
         )
         for grant in left:
             kept_paths = {grant.path(client) for client in grant.clients}
-            nfsexport.remove(set(nfsexport.left(grant.pool, grant.volume.uuid)) - kept_paths)
+            layout.remove(set(layout.left(grant.pool, grant.volume.uuid)) - kept_paths)
             if not grant.clients:
-                nfsexport.take_back(grant.volume)
+                layout.take_back(grant.volume)
         self._grants.save(grant for grant in left if grant.clients)
         self._grants.forget(grant.volume.uuid for grant in left if not grant.clients)
 
     def find(self, volumes: list[str] | None = None) -> list[Export]:
         grants, problems = self._grants.find(volumes)
         raise_problems(problems)
-        table = {_key(entry): entry.writable for entry in nfsserver.table()}
-        runs = nfsserver.runs()
+        table = {_key(entry): entry.writable for entry in nfs_server.table()}
+        runs = nfs_server.runs()
         return [export for grant in grants for export in self._observe(grant, table, runs)]
 
     def _observe(self, grant: Grant, table: dict[tuple[str, str], bool], runs: bool) -> Iterable[Export]:
@@ -198,11 +199,11 @@ class NfsExports:
         managed = self._managed(grant)
         for client, granted in sorted(grant.clients.items()):
             path = str(grant.path(client))
-            has = [table.get((path, nfsserver.network(address))) for address in granted.addresses]
+            has = [table.get((path, nfs_server.network(address))) for address in granted.addresses]
             live = runs and None not in has if managed else grant.path(client).is_dir()
             writable = any(has) if managed and live else client in grant.writers
             volume = grant.volume
-            where = nfsmount.source(*self._place(grant, client))
+            where = attach.source(*self._place(grant, client))
             yield Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where)
 
     def _place(self, grant: Grant, client: str) -> tuple[str, str]:
@@ -226,8 +227,8 @@ class NfsExports:
         if len(list(grant.path(client).glob("*"))) > 1:
             options["backing"] = "yes"
         return Offer(
-            volume.name, volume.uuid, volume.size, client, TRANSPORT, path, nfsexport.identity(grant),
-            client in grant.writers, server=server, port=nfsmount.PORT, options=options,
+            volume.name, volume.uuid, volume.size, client, TRANSPORT, path, layout.identity(grant),
+            client in grant.writers, server=server, port=attach.PORT, options=options,
         )  # fmt: skip
 
     def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
@@ -274,7 +275,7 @@ class NfsExports:
             }  # fmt: skip
             foreign = [grant for grant in grants if not self._managed(grant)]
             self._withdraw(grants, [client])
-            nfsserver.expire(addresses - shared, inodes)
+            nfs_server.expire(addresses - shared, inodes)
             problems.extend(self._still_there(client, paths, addresses - shared, inodes))
             for grant in foreign:
                 message = f"the server of volume {grant.volume.name} is not storkit's: {client} may still write there"
@@ -285,9 +286,9 @@ class NfsExports:
     def _still_there(self, client: str, paths: set[str], addresses: set[str], inodes: set[int]) -> list[StorkitError]:
         """What disproves that a client is cut off: the server's tables, and the state that it holds."""
         hint = f"storkit fence {client}"
-        exported = {entry.path for entry in [*nfsserver.table(), *nfsserver.in_kernel()]} & paths
+        exported = {entry.path for entry in [*nfs_server.table(), *nfs_server.in_kernel()]} & paths
         problems: list[StorkitError] = [Unsafe(f"{path} is still exported to {client}", hint) for path in exported]
-        for holder in nfsserver.clients():
+        for holder in nfs_server.clients():
             if holder.address in addresses and holder.files & inodes:
                 problems.append(Unsafe(f"host {client} still holds files of volumes open on the NFS server", hint))
         return problems

@@ -36,9 +36,9 @@ from storkit.system.parallel import every
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.images import qcow2
-from storkit.tech.nfs.nfsexport import IDENTITY, stated
-from storkit.tech.nfs.nfsgrant import NfsSettings
-from storkit.tech.nfs.nfsserver import unescape
+from storkit.tech.nfs.layout import IDENTITY, stated
+from storkit.tech.nfs.names import NfsSettings
+from storkit.tech.nfs.server import unescape
 from storkit.tech.records import RecordFiles, refuse_renamed
 
 PACKAGE = "nfs-common"

@@ -9,7 +9,7 @@ from storkit.core.errors import Conflict, StorkitError, UsageError
 from storkit.core.model import Volume
 from storkit.core.units import exact_size, format_size, parse_size
 from storkit.tech.files import volumefile
-from storkit.tech.lvm.lvmtools import BATCH, LogicalVolume, VolumeGroup
+from storkit.tech.lvm.tools import BATCH, LogicalVolume, VolumeGroup
 
 IMPORTING = "importing"
 """`made` of a volume whose image is not yet, or not wholly, in it."""

@@ -24,7 +24,7 @@ from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
 from storkit.tech.files.trees import ROOT
-from storkit.tech.nfs.nfsgrant import EXPORTS, NfsSettings
+from storkit.tech.nfs.names import EXPORTS, NfsSettings
 
 PACKAGE = "nfs-kernel-server"
 SERVICE = "nfs-server"

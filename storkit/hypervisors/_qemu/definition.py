@@ -10,8 +10,8 @@ from storkit.core import codec
 from storkit.core.errors import Unsupported
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
-from storkit.hypervisors._qemu import _qemu_host as host
-from storkit.hypervisors._qemu._qemu_process import Process
+from storkit.hypervisors._qemu import host
+from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import make_private, read_json, write_atomic
 
 RECORD = "guest.json"

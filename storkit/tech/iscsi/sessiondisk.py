@@ -16,8 +16,8 @@ from storkit.core.errors import NotFound, ServiceUnreachable, TimedOut, Unsafe
 from storkit.core.units import SECTOR
 from storkit.system.block import scsi, udev
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi.iscsigrant import stated
-from storkit.tech.iscsi.openiscsi import INTERFACE, Session
+from storkit.tech.iscsi.initiator import INTERFACE, Session
+from storkit.tech.iscsi.names import stated
 
 DISKS = Path("/sys/class/scsi_disk")
 RULES = Path("/run/udev/rules.d/05-storkit-iscsi.rules")

@@ -26,12 +26,12 @@ from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.files import make_private, write_atomic
 from storkit.system.qemu import qmp
-from storkit.system.qemu.qsd import Daemon, check_socket_path, listen_tcp, listen_unix
+from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short
-from storkit.tech.nbd import nbdclient
-from storkit.tech.nbd.nbdgrant import Grant, Granted, Grants
+from storkit.tech.nbd import wire
+from storkit.tech.nbd.names import Grant, Granted, Grants
 
 T = TypeVar("T")
 
@@ -246,7 +246,7 @@ class VolumeServer:
 
     def _start_front(self, client: str, granted: Granted) -> None:
         name = self.grant.export_name(client)
-        inner = nbdclient.ask(str(self.socket), name)
+        inner = wire.ask(str(self.socket), name)
         tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
         front = self._front(short(client))
         # Which addresses its port takes is no argument of the daemon: its lock's file says so.
@@ -356,7 +356,7 @@ def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any
     return {"driver": volume.format, "node-name": node, **rights, "file": file}
 
 
-def front_arguments(socket: Path, inner: nbdclient.ExportInfo) -> list[str]:
+def front_arguments(socket: Path, inner: wire.ExportInfo) -> list[str]:
     """The arguments of a front that passes one export on, with its name, description and rights."""
     node = {
         "driver": "nbd",

@@ -15,9 +15,10 @@ from typing import Any
 
 from storkit.core.errors import Unsafe
 from storkit.system.files import write_atomic
-from storkit.tech.iscsi import lio, lioconfigfs
+from storkit.tech.iscsi import configfs
+from storkit.tech.iscsi import target as iscsi_target
 
-DIRECTORIES = lioconfigfs.DATABASES[:2]
+DIRECTORIES = configfs.DATABASES[:2]
 """Debian's place, and rtslib's own: the first that exists."""
 FILE = "saveconfig.json"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -30,7 +31,7 @@ def directory() -> Path:
     return next((path for path in DIRECTORIES if path.is_dir()), DIRECTORIES[-1])
 
 
-def save(units: Sequence[lio.Unit]) -> None:
+def save(units: Sequence[iscsi_target.Unit]) -> None:
     """Make the save file say of these units what they are; of those without access, nothing. Others' entries stay.
 
     Raises Unsafe, with the file as it was, if it is damaged.
@@ -61,7 +62,7 @@ def _damaged(path: Path, reason: str) -> Unsafe:
     return Unsafe(f"{path} is damaged, and is not overwritten: {reason}", hint)
 
 
-def splice(text: str, units: Iterable[lio.Unit]) -> str:
+def splice(text: str, units: Iterable[iscsi_target.Unit]) -> str:
     """The text of a save file with these units' entries put in, replaced or (no access) taken out.
 
     Raises ValueError if it is not the text of a save file.
@@ -75,9 +76,9 @@ def splice(text: str, units: Iterable[lio.Unit]) -> str:
     return _spliced(text, "targets", "wwn", targets, {"fabric": "iscsi"})
 
 
-def storage_object(unit: lio.Unit) -> dict[str, Any]:
+def storage_object(unit: iscsi_target.Unit) -> dict[str, Any]:
     """A backstore as BlockStorageObject.dump() has it, without what is the kernel's default."""
-    attributes = {name: int(value) for name, value in lio.BACKSTORE_ATTRIBUTES.items()}
+    attributes = {name: int(value) for name, value in iscsi_target.BACKSTORE_ATTRIBUTES.items()}
     return {
         "alua_tpgs": [],
         "attributes": {**attributes, "emulate_tpu": int(unit.discard)},
@@ -90,24 +91,24 @@ def storage_object(unit: lio.Unit) -> dict[str, Any]:
     }
 
 
-def target(unit: lio.Unit) -> dict[str, Any]:
+def target(unit: iscsi_target.Unit) -> dict[str, Any]:
     """A target as Target.dump() has it, without what is the kernel's default."""
-    attributes = {name: int(value) for name, value in lio.TPG_ATTRIBUTES.items()}
+    attributes = {name: int(value) for name, value in iscsi_target.TPG_ATTRIBUTES.items()}
     tpg = {
         "attributes": {**attributes, "authentication": int(unit.authentication)},
         "enable": True,
-        "luns": [{"alias": lio.LINK, "index": 0, "storage_object": f"/backstores/block/{unit.name}"}],
+        "luns": [{"alias": iscsi_target.LINK, "index": 0, "storage_object": f"/backstores/block/{unit.name}"}],
         "node_acls": [_node_acl(initiator, access) for initiator, access in unit.access.items()],
-        "parameters": dict(lio.TPG_PARAMETERS),
+        "parameters": dict(iscsi_target.TPG_PARAMETERS),
         "portals": [_portal(name) for name in unit.portals],
         "tag": 1,
     }
     return {"fabric": "iscsi", "tpgs": [tpg], "wwn": unit.iqn}
 
 
-def _node_acl(initiator: str, access: lio.Access) -> dict[str, Any]:
+def _node_acl(initiator: str, access: iscsi_target.Access) -> dict[str, Any]:
     acl: dict[str, Any] = {
-        "mapped_luns": [{"alias": lio.LINK, "index": 0, "tpg_lun": 0, "write_protect": not access.writable}],
+        "mapped_luns": [{"alias": iscsi_target.LINK, "index": 0, "tpg_lun": 0, "write_protect": not access.writable}],
         "node_wwn": initiator,
     }
     if access.chap is not None:

@@ -20,7 +20,7 @@ from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech.files import clonefile, volumefile
-from storkit.tech.files.place import Place
+from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
 
@@ -192,9 +192,9 @@ class Directory(Pool):
         return VolumeDirectory(self.path)
 
     @property
-    def _place(self) -> Place:
+    def _place(self) -> PoolPlace:
         settings = self.settings
-        return Place(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
+        return PoolPlace(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
 
     def _exists(self) -> bool:
         return self._place.exists()

@@ -48,8 +48,8 @@ from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.system.sourcefilter import sources
 from storkit.tech.grants import of_client, refused_writers
 from storkit.tech.nbd import wire
-from storkit.tech.nbd.attach import X509_CLIENT_FILES, Attachments
-from storkit.tech.nbd.names import Grant, Granted, Grants
+from storkit.tech.nbd.attach import X509_CLIENT_FILES, NbdAttachments
+from storkit.tech.nbd.names import NbdClientGrant, NbdGrant, NbdGrantStore
 from storkit.tech.nbd.server import (
     PSK_USER,
     X509_SERVER_FILES,
@@ -84,10 +84,10 @@ class Nbd(Transport):
         return [Door(self.site.address, self.settings.port_first, self.settings.port_last)]
 
     @property
-    def _grants(self) -> Grants:
-        return Grants(self.site)
+    def _grants(self) -> NbdGrantStore:
+        return NbdGrantStore(self.site)
 
-    def _server(self, grant: Grant) -> VolumeServer:
+    def _server(self, grant: NbdGrant) -> VolumeServer:
         return VolumeServer(self.site, self.settings, self._grants, grant)
 
     # At the volume's home host.
@@ -105,7 +105,7 @@ class Nbd(Transport):
             self._serve(grants)
         return [export for export in self.find_exports([volume.uuid for volume in volumes]) if export.client in names]
 
-    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[Grant]:
+    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[NbdGrant]:
         """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
@@ -114,16 +114,16 @@ class Nbd(Transport):
             if not client.same_machine and not self.site.address:
                 message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
                 problems.append(Unsupported(message, f"give host {self.site.host} an address in the inventory"))
-        grants: list[Grant] = []
+        grants: list[NbdGrant] = []
         for volume in volumes:
             check_name("volume", volume.name)
-            old = before.get(volume.uuid, Grant(volume))
+            old = before.get(volume.uuid, NbdGrant(volume))
             granted = dict(old.clients)
             for client in clients:
                 known = granted.get(client.name)
                 if known is None or known.same_machine != client.same_machine:
                     nonce = known.nonce if known else secrets.token_hex(4)
-                    granted[client.name] = Granted(client.same_machine, nonce=nonce)
+                    granted[client.name] = NbdClientGrant(client.same_machine, nonce=nonce)
                 if from_ := [] if client.same_machine else sources(client.address, client.told):
                     granted[client.name] = replace(granted[client.name], sources=from_)
             if _image(volume) != _image(old.volume) and self._server(old).daemon.running():
@@ -132,7 +132,7 @@ class Nbd(Transport):
                         f"volume {volume.name} is served as it was before it changed", f"storkit detach {volume.name}"
                     )
                 )
-            grants.append(Grant(volume, granted, old.writers, old.epoch))
+            grants.append(NbdGrant(volume, granted, old.writers, old.epoch))
             try:
                 self._server(grants[-1]).check()
             except StorkitError as error:
@@ -140,7 +140,7 @@ class Nbd(Transport):
         raise_problems(problems)
         return grants
 
-    def _serve(self, grants: list[Grant]) -> None:
+    def _serve(self, grants: list[NbdGrant]) -> None:
         """Bring the servers of these volumes to what was granted, starting those that do not run."""
         servers = [self._server(grant) for grant in grants]
         every(VolumeServer.start, servers)
@@ -157,7 +157,7 @@ class Nbd(Transport):
             for uuid in set(uuids) - {grant.volume.uuid for grant in grants}:
                 self._grants.forget([uuid])
 
-    def _withdraw(self, grants: list[Grant], clients: list[str], *, force: bool = False) -> None:
+    def _withdraw(self, grants: list[NbdGrant], clients: list[str], *, force: bool = False) -> None:
         """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left.
 
         With `force` a server that hangs is killed, and started again for its other clients.
@@ -166,7 +166,7 @@ class Nbd(Transport):
         for grant in grants:
             kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
             writers = [writer for writer in grant.writers if writer in kept]
-            servers.append(self._server(Grant(grant.volume, kept, writers, grant.epoch)))
+            servers.append(self._server(NbdGrant(grant.volume, kept, writers, grant.epoch)))
         staying = [server for server in servers if server.grant.clients]
         every(lambda server: server.drop(clients), servers)
         running = [server for server in staying if server.daemon.running()]
@@ -190,7 +190,7 @@ class Nbd(Transport):
         raise_problems(problems)
         return [export for grant in grants for export in self._observe(grant)]
 
-    def _observe(self, grant: Grant) -> list[Export]:
+    def _observe(self, grant: NbdGrant) -> list[Export]:
         """A volume's exports as its server states them on the wire."""
         server = self._server(grant)
         stated = _stated(server)
@@ -209,7 +209,7 @@ class Nbd(Transport):
         raise_problems(problems)
         return [self._offer(grant, client) for grant in of_client(grants, volumes, client)]
 
-    def _offer(self, grant: Grant, client: str) -> Offer:
+    def _offer(self, grant: NbdGrant, client: str) -> Offer:
         server, granted, volume = self._server(grant), grant.clients[client], grant.volume
         name = grant.export_name(client)
         try:
@@ -232,7 +232,7 @@ class Nbd(Transport):
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
-                grant = found.get(volume.uuid, Grant(volume))
+                grant = found.get(volume.uuid, NbdGrant(volume))
                 problems.extend(refused_writers(volume, grant, hosts))
                 if self.settings.attach == "kernel":
                     _rename(grant, set(grant.writers) - set(hosts))
@@ -255,13 +255,13 @@ class Nbd(Transport):
         raise_problems(problems)
         return had
 
-    def _still_exported(self, grant: Grant, client: str) -> Iterable[StorkitError]:
+    def _still_exported(self, grant: NbdGrant, client: str) -> Iterable[StorkitError]:
         """What disproves that `client` is cut off: the server is asked, and must answer if it runs."""
         server = self._server(grant)
         exported = server.front_runs(client)
         if server.daemon.running():
             try:
-                with wire.Connection(str(server.socket)) as connection:
+                with wire.NbdConnection(str(server.socket)) as connection:
                     exported = exported or grant.export_name(client) in connection.names()
             except StorkitError as error:
                 yield error
@@ -282,26 +282,26 @@ class Nbd(Transport):
                 every(lambda grant: self._serve([grant]), [grant for grant in grants if grant.clients])
         # Attachments on the server's own machine need it.
         with collected(problems):
-            Attachments(self.site, self.settings).restore()
+            NbdAttachments(self.site, self.settings).restore()
         raise_problems(problems)
         return self.find_exports()
 
     # At the client.
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
-        return Attachments(self.site, self.settings).attach(offers)
+        return NbdAttachments(self.site, self.settings).attach(offers)
 
     def claim(self, volumes: list[Volume], writers: list[str]) -> None:
-        Attachments(self.site, self.settings).claim(volumes)
+        NbdAttachments(self.site, self.settings).claim(volumes)
 
     def detach(self, volumes: list[Volume]) -> None:
-        Attachments(self.site, self.settings).detach(volumes)
+        NbdAttachments(self.site, self.settings).detach(volumes)
 
     def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
-        return Attachments(self.site, self.settings).find(volumes)
+        return NbdAttachments(self.site, self.settings).find(volumes)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
-        return Attachments(self.site, self.settings).evidence(volumes, offsets)
+        return NbdAttachments(self.site, self.settings).evidence(volumes, offsets)
 
 
 def _image(volume: Volume) -> tuple[str, str, int, str]:
@@ -309,7 +309,7 @@ def _image(volume: Volume) -> tuple[str, str, int, str]:
     return volume.path, volume.format, volume.size, volume.kind
 
 
-def _rename(grant: Grant, losers: Iterable[str]) -> None:
+def _rename(grant: NbdGrant, losers: Iterable[str]) -> None:
     """Give hosts that lose the right to write exports of another name. A device that still holds writes connects again
     by itself: it must never find what a later grant lets write."""
     for client in losers:
@@ -320,7 +320,7 @@ def _stated(server: VolumeServer) -> dict[str, wire.ExportInfo]:
     """What a volume's server says of each granted client's export; nothing if it does not run."""
     stated: dict[str, wire.ExportInfo] = {}
     try:
-        with wire.Connection(str(server.socket)) as connection:
+        with wire.NbdConnection(str(server.socket)) as connection:
             for client in server.grant.clients:
                 try:
                     stated[client] = connection.info(server.grant.export_name(client))

@@ -28,9 +28,9 @@ from storkit.directory import DirectorySettings
 from storkit.tech.files.sidecar import VolumeDirectory
 from storkit.tech.nfs import attach as nfs_attach
 from storkit.tech.nfs import server as nfs_server
-from storkit.tech.nfs.attach import Attachments
+from storkit.tech.nfs.attach import NfsAttachments
 from storkit.tech.nfs.exports import NfsExports
-from storkit.tech.nfs.names import EXPORTS, Grants, NfsSettings
+from storkit.tech.nfs.names import EXPORTS, NfsGrantStore, NfsSettings
 from storkit.tech.nfs.treepool import TreeDirectory
 
 
@@ -92,7 +92,7 @@ class NfsPool(TreeDirectory):
         return self._exported(volume, what) or super()._in_use(volume, what)
 
     def _exported(self, volume: Volume, what: str) -> list[StorkitError]:
-        grants, problems = Grants(self.site).find([volume.uuid])
+        grants, problems = NfsGrantStore(self.site).find([volume.uuid])
         if any(grant.clients for grant in grants):
             hint = f"see who has it: storkit volume show {volume.name}"
             problems.append(Conflict(f"volume {volume.name} is exported and cannot be {what}", hint))
@@ -123,8 +123,8 @@ class Nfs(Transport):
         return NfsExports(self.site, self.settings)
 
     @cached_property
-    def _attachments(self) -> Attachments:
-        return Attachments(self.site, self.settings)
+    def _attachments(self) -> NfsAttachments:
+        return NfsAttachments(self.site, self.settings)
 
     # At the volume's home host.
 

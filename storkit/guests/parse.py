@@ -36,7 +36,7 @@ class Imported:
 
 
 @dataclass(slots=True)
-class Found:
+class GuestDraft:
     """What a format's reader has found so far."""
 
     name: str = ""
@@ -109,7 +109,7 @@ def sniff(text: str) -> Kind:
     return "xl"
 
 
-def _imported(found: Found, where: str, name: str) -> Imported:
+def _imported(found: GuestDraft, where: str, name: str) -> Imported:
     if not found.uuid:
         found.uuid = str(uuid4())
         found.warn("uuid: there was none, a new one was made")

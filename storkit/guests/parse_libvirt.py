@@ -12,7 +12,7 @@ from dataclasses import replace
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
-from storkit.guests.parse import Found, path_source
+from storkit.guests.parse import GuestDraft, path_source
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _FACTORS: dict[str, int] = {"b": 1, "bytes": 1, "": 1024} | {
@@ -42,7 +42,7 @@ class _Builder(ET.TreeBuilder):
         raise UsageError("the XML has a DOCTYPE, which no libvirt domain needs", "remove it")
 
 
-def read(text: str) -> Found:
+def read(text: str) -> GuestDraft:
     """What a domain's XML says. Raises UsageError: no XML, or no domain."""
     try:
         root = ET.fromstring(text.lstrip(), ET.XMLParser(target=_Builder()))
@@ -50,14 +50,14 @@ def read(text: str) -> Found:
         raise UsageError(f"this is no XML: {error}", "print it with: virsh dumpxml --inactive NAME") from None
     if root.tag != "domain":
         raise UsageError(f"the XML is a <{root.tag}>, not a <domain>", "print it with: virsh dumpxml --inactive NAME")
-    found = Found()
+    found = GuestDraft()
     _attributes(found, root, "domain", {"type": ("kvm", "qemu"), "id": None})
     for child in root:
         _top(found, child)
     return found
 
 
-def _top(found: Found, element: ET.Element) -> None:
+def _top(found: GuestDraft, element: ET.Element) -> None:
     text = (element.text or "").strip()
     match element.tag:
         case "name" | "uuid":
@@ -93,7 +93,7 @@ def _top(found: Found, element: ET.Element) -> None:
             _setting(found, element, _plain(element.tag))
 
 
-def _os(found: Found, element: ET.Element) -> None:
+def _os(found: GuestDraft, element: ET.Element) -> None:
     match element.tag:
         case "type":
             if element.text != "hvm":
@@ -111,7 +111,7 @@ def _os(found: Found, element: ET.Element) -> None:
             found.warn(f"os/{_shown(element)} is not kept")
 
 
-def _cpu(found: Found, element: ET.Element) -> None:
+def _cpu(found: GuestDraft, element: ET.Element) -> None:
     mode = element.get("mode", "custom")
     model = element.find("model")
     if mode == "host-passthrough":
@@ -126,7 +126,7 @@ def _cpu(found: Found, element: ET.Element) -> None:
     _attributes(found, element, "cpu", {"mode": None, "match": ("exact",), "check": None, "migratable": ("on",)})
 
 
-def _device(found: Found, element: ET.Element) -> None:
+def _device(found: GuestDraft, element: ET.Element) -> None:
     match element.tag:
         case "disk":
             _disk(found, element)
@@ -144,7 +144,7 @@ def _device(found: Found, element: ET.Element) -> None:
             found.warn(f"devices/{_shown(element)} is not kept")
 
 
-def _disk(found: Found, element: ET.Element) -> None:
+def _disk(found: GuestDraft, element: ET.Element) -> None:
     driver, target = element.find("driver"), element.find("target")
     if driver is None:
         driver = ET.Element("driver")
@@ -170,7 +170,7 @@ def _disk(found: Found, element: ET.Element) -> None:
     found.add_disk(source, target.get("dev", ""), target.get("bus", "virtio"), readonly)
 
 
-def _source(found: Found, disk: ET.Element, place: str, format: str) -> DiskSource | None:
+def _source(found: GuestDraft, disk: ET.Element, place: str, format: str) -> DiskSource | None:
     element = disk.find("source")
     if element is None:
         return None
@@ -203,7 +203,7 @@ def _source(found: Found, disk: ET.Element, place: str, format: str) -> DiskSour
     return source if path else None
 
 
-def _interface(found: Found, element: ET.Element) -> None:
+def _interface(found: GuestDraft, element: ET.Element) -> None:
     source, mac, model = element.find("source"), element.find("mac"), element.find("model")
     found.nics.append(
         Nic(
@@ -215,7 +215,7 @@ def _interface(found: Found, element: ET.Element) -> None:
     _rest(found, element, f"interface {len(found.nics)}", {"source", "mac", "model"})
 
 
-def _commandline(found: Found, element: ET.Element) -> None:
+def _commandline(found: GuestDraft, element: ET.Element) -> None:
     for child in element:
         if child.tag == f"{QEMU}arg":
             found.extra.append(child.get("value", ""))
@@ -235,19 +235,19 @@ def _memory(element: ET.Element) -> int:
     return int(text) * factor
 
 
-def _setting(found: Found, element: ET.Element, place: str) -> None:
+def _setting(found: GuestDraft, element: ET.Element, place: str) -> None:
     if _SETTINGS.get(place) != element.attrib or len(element):
         found.warn(f"{place}{_attribute_text(element)} is not kept")
 
 
-def _attributes(found: Found, element: ET.Element, place: str, known: dict[str, tuple[str, ...] | None]) -> None:
+def _attributes(found: GuestDraft, element: ET.Element, place: str, known: dict[str, tuple[str, ...] | None]) -> None:
     for key, value in element.attrib.items():
         wanted = known.get(key, ())
         if wanted is not None and value not in wanted:
             found.warn(f"{place} {_plain(key)}={value} is not kept")
 
 
-def _rest(found: Found, element: ET.Element, place: str, known: set[str]) -> None:
+def _rest(found: GuestDraft, element: ET.Element, place: str, known: set[str]) -> None:
     for child in element:
         if child.tag not in known | _RUNTIME:
             found.warn(f"{place}: {_shown(child)} is not kept")

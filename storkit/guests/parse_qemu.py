@@ -17,7 +17,7 @@ from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB
-from storkit.guests.parse import Found, path_source, uri_source
+from storkit.guests.parse import GuestDraft, path_source, uri_source
 
 ALONE = frozenset(
     [
@@ -83,7 +83,7 @@ _TRANSLATED = 8 << 10
 _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 
-def read(text: str) -> Found:
+def read(text: str) -> GuestDraft:
     """What a command line says. Raises UsageError for one that cannot be taken apart."""
     return _Reader(words(text)).read()
 
@@ -124,7 +124,7 @@ class _Reader:
 
     def __init__(self, arguments: list[str]) -> None:
         self.words = arguments
-        self.found = Found()
+        self.found = GuestDraft()
         self.nodes: dict[str, dict[str, Any]] = {}
         self.netdevs: dict[str, dict[str, str]] = {}
         self.chardevs: dict[str, dict[str, str]] = {}
@@ -135,7 +135,7 @@ class _Reader:
         self.used: set[str] = set()
         """Nodes and character devices that something refers to."""
 
-    def read(self) -> Found:
+    def read(self) -> GuestDraft:
         position = 0
         while position < len(self.words):
             option = self.words[position]

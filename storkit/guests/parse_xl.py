@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
-from storkit.guests.parse import Found, path_source
+from storkit.guests.parse import GuestDraft, path_source
 from storkit.guests.render import quote_xl
 
 Value: TypeAlias = "str | int | list[Value]"
@@ -25,9 +25,9 @@ _EVENTS = {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "destro
 _FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
 
 
-def read(text: str) -> Found:
+def read(text: str) -> GuestDraft:
     """What a configuration says. Raises UsageError with the line that cannot be read."""
-    found = Found()
+    found = GuestDraft()
     settings = read_settings(text)
     found.memory = _number(settings, "memory", _number(settings, "maxmem", 0)) * 1024**2
     cmdline = _compose(settings)
@@ -150,7 +150,7 @@ def _compose(settings: dict[str, Value]) -> str:
     return " ".join(part for part in (root, str(settings.get("extra", ""))) if part)
 
 
-def _setting(found: Found, key: str, value: Value, settings: dict[str, Value]) -> None:
+def _setting(found: GuestDraft, key: str, value: Value, settings: dict[str, Value]) -> None:
     match key, value:
         case (("name" | "uuid"), str()):
             setattr(found, key, value)
@@ -228,7 +228,7 @@ def read_disk(spec: str) -> dict[str, str]:
     return parameters
 
 
-def _disk(found: Found, spec: str) -> None:
+def _disk(found: GuestDraft, spec: str) -> None:
     parameters = read_disk(spec)
     vdev, _, kind = parameters.pop("vdev", "").partition(":")
     target = parameters.pop("target", "")
@@ -251,7 +251,7 @@ def _disk(found: Found, spec: str) -> None:
     found.add_disk(source, vdev, readonly=readonly)
 
 
-def _vif(found: Found, spec: str) -> None:
+def _vif(found: GuestDraft, spec: str) -> None:
     parameters = {
         key.strip(): value.strip() for key, _, value in (part.partition("=") for part in spec.split(",")) if key.strip()
     }

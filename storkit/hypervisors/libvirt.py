@@ -30,7 +30,7 @@ from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import XML, Guests, Known
-from storkit.hypervisors._libvirt.migration import Limits, Source, Way, way
+from storkit.hypervisors._libvirt.migration import LibvirtLimits, Source, Way, way
 from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
 from storkit.hypervisors._qemu import host as machine_host
 from storkit.hypervisors._qemu.definition import RECORD, Definition
@@ -251,7 +251,7 @@ class Libvirt(Hypervisor):
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         settings = self.settings
-        limits = Limits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
+        limits = LibvirtLimits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
         known, to = self._one(name), way(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", _look(name))

@@ -262,7 +262,9 @@ class Qemu(Hypervisor):
 
         from storkit.hypervisors._qemu import migration as migration
 
-        limits = migration.Limits(self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout)
+        limits = migration.QemuLimits(
+            self.settings.downtime_limit, self.settings.bandwidth, self.settings.stall_timeout
+        )
         tls = self._tls(migration) or (migration.write_key(here.keys, credential) if credential else None)
         try:
             return asyncio.run(migration.send(here.migration, name, uri, limits, tls, self.site.progress))

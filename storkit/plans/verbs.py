@@ -51,7 +51,7 @@ class Fill(Verb):
     """Undone by deleting the volume, which the step that made it does."""
 
 
-class Export(Verb):
+class ExportVerb(Verb):
     """export, unexport: who had an export before, and who could write."""
 
     def find(self, run: Run, step: Step) -> Any:
@@ -81,7 +81,7 @@ class Export(Verb):
         return "; ".join(f"storkit detach {name} --on {c}" for name in names(step) for c in step.args["clients"])
 
 
-class CutOff(Export):
+class CutOffVerb(ExportVerb):
     """End an export to a client that nobody asks. As a fence, it is repeated and never put back: what the client did
     meanwhile nobody has seen."""
 
@@ -299,9 +299,9 @@ VERBS: dict[str, Verb] = {
     "resize": Final(),
     "delete": Final(),
     "export_image": Verb(),
-    "export": Export(),
-    "unexport": Export(),
-    "cut_off": CutOff(),
+    "export": ExportVerb(),
+    "unexport": ExportVerb(),
+    "cut_off": CutOffVerb(),
     "set_writers": SetWriters(),
     "attach": Attach(),
     "detach": Attach(),

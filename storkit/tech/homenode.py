@@ -22,7 +22,7 @@ from storkit.system.block import devmapper, fingerprint
 from storkit.system.block.devmapper import Wanted
 from storkit.tech.iscsi import target
 from storkit.tech.iscsi.configfs import FABRIC
-from storkit.tech.iscsi.names import Grant, identity, naa, stated
+from storkit.tech.iscsi.names import IscsiGrant, identity, naa, stated
 
 ROLE = "local"
 EXPORT_ROLE = "export"
@@ -59,7 +59,7 @@ class LocalNodes:
     def __init__(self, site: Site) -> None:
         self.site = site
 
-    def attach(self, offers: Sequence[Offer], grants: Sequence[Grant]) -> list[Attachment]:
+    def attach(self, offers: Sequence[Offer], grants: Sequence[IscsiGrant]) -> list[Attachment]:
         """Make nodes and stable paths. What may be written is what the grants say now, whatever the offer said then."""
         found = {grant.volume.uuid: grant for grant in grants}
         there = {node.uuid: node for node in devmapper.find()}
@@ -77,7 +77,9 @@ class LocalNodes:
         known = {attachment.uuid: attachment for attachment in self.find([offer.uuid for offer in offers])}
         return [known[offer.uuid] for offer in offers]
 
-    def _refused(self, offer: Offer, grant: Grant | None, there: dict[str, devmapper.Node]) -> Iterable[StorkitError]:
+    def _refused(
+        self, offer: Offer, grant: IscsiGrant | None, there: dict[str, devmapper.MappedNode]
+    ) -> Iterable[StorkitError]:
         check_name("volume", offer.volume)
         if grant is None or self.site.host not in grant.clients:
             hint = f"storkit attach {offer.volume} --on {self.site.host}"
@@ -110,20 +112,20 @@ class LocalNodes:
         chosen = None if uuids is None else {devmapper.node_uuid(uuid, ROLE) for uuid in uuids}
         return [self._attachment(node) for node in self._nodes() if chosen is None or node.uuid in chosen]
 
-    def _nodes(self) -> list[devmapper.Node]:
+    def _nodes(self) -> list[devmapper.MappedNode]:
         # without a process on hosts that are nobody's home
         if not any(Path("/dev/mapper").glob(devmapper.node_name("*", ROLE))):
             return []
         return [node for node in devmapper.find() if node.uuid.endswith(f"-{ROLE}")]
 
-    def _attachment(self, node: devmapper.Node) -> Attachment:
+    def _attachment(self, node: devmapper.MappedNode) -> Attachment:
         uuid = node.uuid.removeprefix(devmapper.PREFIX).removesuffix(f"-{ROLE}")
         path = str(self.path(_volume(node)))
         return Attachment(
             _volume(node), uuid, self.site.host, "iscsi", path, DiskSource("block", path), node.size, _writable(node)
         )
 
-    def allow(self, grants: Iterable[Grant], *, giving: bool = True) -> None:
+    def allow(self, grants: Iterable[IscsiGrant], *, giving: bool = True) -> None:
         """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
         mine = [grant for grant in grants if Path(self._node(grant.volume.name)).exists()]
         there = {node.uuid for node in devmapper.find()} if mine else set()
@@ -138,7 +140,7 @@ class LocalNodes:
         if cut:  # nothing that this host's cache holds for the disk is written any more
             devmapper.swap(cut, flush=False)
 
-    def restore(self, grants: Sequence[Grant]) -> None:
+    def restore(self, grants: Sequence[IscsiGrant]) -> None:
         """Make the nodes and paths again that these grants say were attached."""
         mine = [grant for grant in grants if self._attached(grant)]
         if not mine:
@@ -150,7 +152,7 @@ class LocalNodes:
         for grant in mine:
             self._link(grant.volume.name)
 
-    def evidence(self, grant: Grant, offsets: list[int] | None) -> Evidence:
+    def evidence(self, grant: IscsiGrant, offsets: list[int] | None) -> Evidence:
         """What this host sees of its own node, past its cache.
 
         Where the volume has a target, its node has to stand on the same bytes of the same device as this one.
@@ -191,13 +193,13 @@ class LocalNodes:
         partial.symlink_to(self._node(volume))
         partial.rename(path)
 
-    def _attached(self, grant: Grant) -> bool:
+    def _attached(self, grant: IscsiGrant) -> bool:
         return self.site.host in grant.clients and grant.clients[self.site.host].attached
 
-    def _may_write(self, grant: Grant) -> bool:
+    def _may_write(self, grant: IscsiGrant) -> bool:
         return self.site.host in grant.clients and self.site.host in grant.writers and grant.volume.kind == "disk"
 
-    def _wanted(self, grant: Grant) -> Wanted:
+    def _wanted(self, grant: IscsiGrant) -> Wanted:
         volume = grant.volume
         name, uuid = devmapper.node_name(volume.name, ROLE), devmapper.node_uuid(volume.uuid, ROLE)
         if self.site.host not in grant.clients:
@@ -207,15 +209,15 @@ class LocalNodes:
         return Wanted(name, uuid, devmapper.refuse_writes(volume.path, volume.size), volume.kind != "disk")
 
 
-def _volume(node: devmapper.Node) -> str:
+def _volume(node: devmapper.MappedNode) -> str:
     return node.name.split(":")[1]
 
 
-def _writable(node: devmapper.Node) -> bool:
+def _writable(node: devmapper.MappedNode) -> bool:
     return not node.readonly and " linear " in node.table
 
 
-def _below(node: devmapper.Node) -> tuple[str, str]:
+def _below(node: devmapper.MappedNode) -> tuple[str, str]:
     """The device and the offset that a node of one line stands on."""
     words = node.table.split()
     return (words[3], words[4]) if len(words) > 4 else ("", "")

@@ -34,7 +34,7 @@ def access(attachment: Attachment) -> Iterator[Access]:
     if source.kind == "network" and source.protocol == "nbd" and source.tls:
         yield _QemuIo(source)
     elif source.kind == "network" and source.protocol == "nbd":
-        with wire.Connection(source.socket or (source.server, source.port)) as connection:
+        with wire.NbdConnection(source.socket or (source.server, source.port)) as connection:
             connection.go(source.export)
             yield _Nbd(connection)
     elif source.kind in ("block", "file"):
@@ -45,7 +45,7 @@ def access(attachment: Attachment) -> Iterator[Access]:
 
 
 class _Nbd(Access):
-    def __init__(self, connection: wire.Connection) -> None:
+    def __init__(self, connection: wire.NbdConnection) -> None:
         self._connection = connection
 
     def read(self, offset: int, length: int) -> bytes:

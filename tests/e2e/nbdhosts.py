@@ -21,7 +21,7 @@ from storkit.core.model import Offer, Volume
 from storkit.nbd import Nbd
 from storkit.system.timeouts import scaled
 from storkit.tech.nbd.server import NbdSettings
-from storkit.tech.nbd.wire import FLUSH, WRITE, Connection
+from storkit.tech.nbd.wire import FLUSH, WRITE, NbdConnection
 
 MIB = 1 << 20
 A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)
@@ -91,7 +91,7 @@ def hosts() -> Iterator[Hosts]:
     shutil.rmtree(root)
 
 
-def write(connection: Connection, offset: int, data: bytes) -> None:
+def write(connection: NbdConnection, offset: int, data: bytes) -> None:
     connection.request(WRITE, offset, payload=data)
     connection.request(FLUSH)
 
@@ -101,9 +101,9 @@ def refused() -> AbstractContextManager[object]:
     return pytest.raises(OSError, match=r"Invalid argument|Operation not permitted")
 
 
-def use(offer: Offer) -> Connection:
+def use(offer: Offer) -> NbdConnection:
     """A client's connection to its own export over the Unix socket."""
-    connection = Connection(offer.socket)
+    connection = NbdConnection(offer.socket)
     connection.go(offer.name)
     return connection
 

@@ -43,7 +43,7 @@ def can_write(world: World, host: str) -> bool:
 
 
 def write(socket: str, there: Attachment) -> None:
-    with nbd_wire.Connection(socket) as wire:
+    with nbd_wire.NbdConnection(socket) as wire:
         wire.go(there.source.export)
         wire.request(nbd_wire.WRITE, there.size - 512, payload=os.urandom(512))
 
@@ -123,7 +123,7 @@ def test_a_connection_that_outlives_its_right_is_cut(world: World) -> None:
     there = attachment(world, "a")
     assert there is not None
     socket = str(Path(there.path).readlink())
-    with nbd_wire.Connection(socket) as old:
+    with nbd_wire.NbdConnection(socket) as old:
         old.go(there.source.export)
         old.request(nbd_wire.WRITE, there.size - 512, payload=b"a" * 512)
         world.storkit("migrate", "run", "g", "--to", "b")

@@ -17,7 +17,7 @@ from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system.qemu import qmp
 from storkit.tech.nbd.server import PLAIN_TCP
-from storkit.tech.nbd.wire import Connection
+from storkit.tech.nbd.wire import NbdConnection
 from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights
 
 __all__ = ["hosts"]
@@ -151,7 +151,7 @@ def test_set_writers(hosts: Hosts) -> None:
     def n_may_write() -> bool:
         """As seen over the network, with the whole way to the disk."""
         given = offer(a, volume, N)
-        with Connection((given.server, given.port)) as connection:
+        with NbdConnection((given.server, given.port)) as connection:
             writable = connection.go(given.name).writable
             assert connection.read(0, 4096) == bytes(4096)
             return writable

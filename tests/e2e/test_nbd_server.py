@@ -28,7 +28,7 @@ from storkit.core.errors import (
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
-from storkit.tech.nbd.wire import WRITE, Connection
+from storkit.tech.nbd.wire import WRITE, NbdConnection
 from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -112,7 +112,7 @@ def test_no_write_of_a_revoked_host_lands_later(hosts: Hosts) -> None:
         connection = use(offer(a, volume, A))
         sent = threading.Event()
 
-        def hammer(connection: Connection = connection, sent: threading.Event = sent) -> None:
+        def hammer(connection: NbdConnection = connection, sent: threading.Event = sent) -> None:
             number = 0
             try:
                 while True:

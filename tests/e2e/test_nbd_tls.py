@@ -19,7 +19,7 @@ from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsa
 from storkit.core.model import Offer, Secret
 from storkit.nbd import Nbd
 from storkit.tech.nbd.server import PLAIN_TCP, NbdSettings
-from storkit.tech.nbd.wire import Connection, ask
+from storkit.tech.nbd.wire import NbdConnection, ask
 from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -148,14 +148,14 @@ def test_plain_tcp_only_in_so_many_words(hosts: Hosts) -> None:
     assert attachment.source.uri.startswith("nbd://127.0.0.1:")
     assert n.evidence([volume])[0].identity == given.identity
     # The front refuses what a client without manners asks; QEMU's would not even try.
-    with Connection(("127.0.0.1", given.port)) as rude:
+    with NbdConnection(("127.0.0.1", given.port)) as rude:
         assert not rude.go(given.name).writable
         with refused():
             write(rude, 0, b"x" * 4096)
         a.set_writers([volume], ["n"])
         with pytest.raises(ServiceUnreachable):
             rude.read(0, 4096)
-    with Connection(("127.0.0.1", given.port)) as writer:
+    with NbdConnection(("127.0.0.1", given.port)) as writer:
         writer.go(given.name)
         write(writer, 0, b"n" * 4096)
         a.set_writers([volume], [])

@@ -71,9 +71,9 @@ def test_grants_are_read_and_changed(state: Path) -> None:
     """Whatever a grant gains, one without it keeps its rights."""
     place = site(state, "a")
     wanted: tuple[Any, ...] = (
-        (nbd_names.Grants, G, ["a", "b"]),
-        (iscsi_names.Grants, DB, ["b"]),
-        (nfs_names.Grants, WEB, ["b"]),
+        (nbd_names.NbdGrantStore, G, ["a", "b"]),
+        (iscsi_names.IscsiGrantStore, DB, ["b"]),
+        (nfs_names.NfsGrantStore, WEB, ["b"]),
     )
     for kind, uuid, writers in wanted:
         grants = kind(place)
@@ -81,18 +81,18 @@ def test_grants_are_read_and_changed(state: Path) -> None:
         assert problems == [] and (grant.volume.uuid, grant.writers) == (uuid, writers)
         grants.save([grant])
         assert grants.find()[0] == [grant]
-    (chapped,), _ = iscsi_names.Grants(place).find()
+    (chapped,), _ = iscsi_names.IscsiGrantStore(place).find()
     chap = chapped.clients["b"].chap
     assert chap is not None and chap.secret.reveal() == "0123456789abcdef0123456789abcdef"
-    assert iscsi_names.Grants(place).fenced("c") and not iscsi_names.Grants(place).fenced("b")
+    assert iscsi_names.IscsiGrantStore(place).fenced("c") and not iscsi_names.IscsiGrantStore(place).fenced("b")
 
 
 def test_attachments_are_read(state: Path) -> None:
     b = state / "b"
     kinds: tuple[Any, ...] = (
-        (nbd_attach.Attached, b / "nbd/attached", G),
+        (nbd_attach.NbdAttached, b / "nbd/attached", G),
         (Offer, b / "iscsi-attached", DB),
-        (nfs_attach.Attached, b / "nfs/attached", WEB),
+        (nfs_attach.NfsAttached, b / "nfs/attached", WEB),
     )
     for kind, directory, uuid in kinds:
         records, problems = RecordFiles[Any](directory, kind, "the attachment").find()

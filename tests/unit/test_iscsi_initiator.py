@@ -18,7 +18,7 @@ OTHER = "iqn.2026-11.org.storkit:11111111-2222-4333-8444-000000000002"
 INITIATOR = "iqn.2026-11.org.storkit:host.b"
 CHAP = Chapped("user", Secret("one-two-three"), "mutual", Secret("four-five-six"))
 CHAP_ONE_WAY = Chapped("user", Secret("one-two-three"))
-NODE = initiator.Node(TARGET, "10.77.1.12", 3260, INITIATOR, CHAP)
+NODE = initiator.InitiatorRecord(TARGET, "10.77.1.12", 3260, INITIATOR, CHAP)
 
 NEW = Path(__file__).with_name("data") / "iscsiadm-2.1.8-node-new.txt"
 """The record that `iscsiadm -m node -o new` writes."""
@@ -50,9 +50,9 @@ def test_chap_both_ways_one_way_and_none() -> None:
     assert both[auth + "authmethod"] == "CHAP"
     assert both[auth + "username"] == "user" and both[auth + "password"] == "one-two-three"
     assert both[auth + "username_in"] == "mutual" and both[auth + "password_in"] == "four-five-six"
-    one_way = settings(initiator.node_record(initiator.Node(TARGET, "h", 1, INITIATOR, CHAP_ONE_WAY)))
+    one_way = settings(initiator.node_record(initiator.InitiatorRecord(TARGET, "h", 1, INITIATOR, CHAP_ONE_WAY)))
     assert auth + "password" in one_way and auth + "password_in" not in one_way
-    none = settings(initiator.node_record(initiator.Node(TARGET, "h", 1, INITIATOR)))
+    none = settings(initiator.node_record(initiator.InitiatorRecord(TARGET, "h", 1, INITIATOR)))
     assert none[auth + "authmethod"] == "None" and auth + "password" not in none
 
 
@@ -74,7 +74,7 @@ def test_records_are_private_and_found_again(database: Path) -> None:
     path = initiator.write_record(NODE)
     assert path == database / TARGET / "10.77.1.12,3260,1" / "storkit"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    initiator.write_record(initiator.Node(TARGET, "fd00::7", 3261, INITIATOR))
+    initiator.write_record(initiator.InitiatorRecord(TARGET, "fd00::7", 3261, INITIATOR))
     assert initiator.find_records(TARGET) == [("10.77.1.12", 3260), ("fd00::7", 3261)]
 
 

@@ -14,7 +14,16 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.tech.iscsi import names as iscsi_names
-from storkit.tech.iscsi.names import PREFIX, Chapped, Grant, Granted, Grants, IscsiSettings, initiator_iqn, portal
+from storkit.tech.iscsi.names import (
+    PREFIX,
+    Chapped,
+    IscsiClientGrant,
+    IscsiGrant,
+    IscsiGrantStore,
+    IscsiSettings,
+    initiator_iqn,
+    portal,
+)
 
 UUID = "0c9f3f0e-1111-2222-3333-444455556601"
 
@@ -78,8 +87,10 @@ def site(path: Path) -> Site:
 
 
 def test_grants_are_kept_with_their_secrets_for_root_alone(tmp_path: Path) -> None:
-    grants = Grants(site(tmp_path))
-    grant = Grant(Volume("web", UUID, 1 << 20), {"a": Granted(False, chap=Chapped("me"))}, ["a"], "iqn", PREFIX)
+    grants = IscsiGrantStore(site(tmp_path))
+    grant = IscsiGrant(
+        Volume("web", UUID, 1 << 20), {"a": IscsiClientGrant(False, chap=Chapped("me"))}, ["a"], "iqn", PREFIX
+    )
     grants.save([grant])
     assert grants.path(UUID).stat().st_mode & 0o777 == 0o600
     assert grants.find() == ([grant], []) == grants.find([UUID, UUID])
@@ -94,7 +105,7 @@ def test_grants_are_kept_with_their_secrets_for_root_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"volume": 1}'])
 def test_a_damaged_grant_is_named(tmp_path: Path, text: str) -> None:
-    grants = Grants(site(tmp_path))
+    grants = IscsiGrantStore(site(tmp_path))
     grants.path(UUID).parent.mkdir(parents=True)
     grants.path(UUID).write_text(text)
     found, problems = grants.find()
@@ -102,7 +113,7 @@ def test_a_damaged_grant_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
-    grants = Grants(site(tmp_path))
+    grants = IscsiGrantStore(site(tmp_path))
     grants.unfence("ssh://root@b:22")
     grants.fence("ssh://root@b:22")
     assert grants.fenced("ssh://root@b:22") and not grants.fenced("b")

@@ -15,7 +15,7 @@ from storkit.guests.render import render
 from storkit.hypervisors import _paused as paused_guests
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host, virsh
-from storkit.hypervisors._libvirt.migration import Limits, Way, arguments, way
+from storkit.hypervisors._libvirt.migration import LibvirtLimits, Way, arguments, way
 from storkit.hypervisors.libvirt import Libvirt, last_messages
 from storkit.system import acl
 
@@ -140,13 +140,13 @@ def test_a_destination_chooses_its_address_and_nothing_else(connect: str, data: 
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits("tunnelled", 300, 0, 60), "--tunnelled"),
-        (Limits("tls", 300, 0, 60), "--migrateuri tcp://b --tls"),
-        (Limits("plain", 300, 1 << 20, 60), "--migrateuri tcp://b --bandwidth 1"),
-        (Limits("plain", 300, (1 << 20) + 1, 60), "--migrateuri tcp://b --bandwidth 2"),
+        (LibvirtLimits("tunnelled", 300, 0, 60), "--tunnelled"),
+        (LibvirtLimits("tls", 300, 0, 60), "--migrateuri tcp://b --tls"),
+        (LibvirtLimits("plain", 300, 1 << 20, 60), "--migrateuri tcp://b --bandwidth 1"),
+        (LibvirtLimits("plain", 300, (1 << 20) + 1, 60), "--migrateuri tcp://b --bandwidth 2"),
     ],
 )
-def test_arguments_of_virsh_migrate(limits: Limits, words: str) -> None:
+def test_arguments_of_virsh_migrate(limits: LibvirtLimits, words: str) -> None:
     to = Way("qemu+ssh://b/system", "tcp://b", {})
     made = " ".join(arguments(UUID, to, limits, Path("/x.xml")))
     assert made == (

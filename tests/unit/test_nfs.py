@@ -17,7 +17,7 @@ from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
 from storkit.tech.nfs import attach, layout
 from storkit.tech.nfs import server as nfs_server
-from storkit.tech.nfs.names import Grant, Granted, Grants, NfsSettings
+from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsGrantStore, NfsSettings
 from storkit.tech.nfs.server import Entry
 
 DATA = Path(__file__).parent / "data"
@@ -122,7 +122,7 @@ def volume(site: Site, tmp_path: Path) -> Volume:
 def test_a_clients_directory_has_the_files_that_the_volume_stands_on(volume: Volume) -> None:
     if volume.made != "overlay":
         pytest.skip("this file system shares blocks: no overlays")
-    grant = Grant(volume, "i1", {"b": Granted(["192.0.2.2"], "n1")})
+    grant = NfsGrant(volume, "i1", {"b": NfsClientGrant(["192.0.2.2"], "n1")})
     for _ in range(2):
         layout.make(grant, "b", NfsSettings(uid=900, gid=901), managed=True)
     directory = grant.path("b")
@@ -143,11 +143,11 @@ def test_exports_that_are_refused_before_anything_changes(site: Site, volume: Vo
         nfs.export([volume], [Client("b", False), Client("c", False, "no-such-host.invalid")])
     messages = [error.message for error in getattr(refused.value, "problems", [refused.value])]
     assert any("host b has none" in text for text in messages) and any("not known here" in text for text in messages)
-    assert Grants(site).find() == ([], []) and layout.left(tmp_path / "pool", UUID) == []
+    assert NfsGrantStore(site).find() == ([], []) and layout.left(tmp_path / "pool", UUID) == []
 
 
 def test_two_hosts_of_one_address_are_refused(site: Site, volume: Volume) -> None:
-    Grants(site).save([Grant(volume, "i", {"b": Granted(["192.0.2.2"], "n1")})])
+    NfsGrantStore(site).save([NfsGrant(volume, "i", {"b": NfsClientGrant(["192.0.2.2"], "n1")})])
     with pytest.raises(StorkitError) as refused:
         Nfs(site).export([volume], [Client("c", False, "192.0.2.2")])
     problems = getattr(refused.value, "problems", [refused.value])
@@ -190,9 +190,9 @@ NONCES = ["0" * 32, "1" * 32]
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
-def granted(site: Site, volume: Volume) -> Grant:
-    grant = Grant(volume, "i", {"b": Granted(["192.0.2.2"], NONCES[0])}, ["b"])
-    Grants(site).save([grant])
+def granted(site: Site, volume: Volume) -> NfsGrant:
+    grant = NfsGrant(volume, "i", {"b": NfsClientGrant(["192.0.2.2"], NONCES[0])}, ["b"])
+    NfsGrantStore(site).save([grant])
     return grant
 
 
@@ -203,7 +203,7 @@ def test_an_unexport_that_was_killed_gives_no_right_back(site: Site, volume: Vol
     (server / "broken").touch()
     with pytest.raises(CommandFailed):
         Nfs(site).unexport([volume], ["b"])
-    ((left,), _) = Grants(site).find()
+    ((left,), _) = NfsGrantStore(site).find()
     assert left.writers == [] and list(left.clients) == ["b"], "it still names what is left"
 
 
@@ -212,7 +212,7 @@ def test_a_host_whose_fencing_was_killed_is_exported_to_no_more(site: Site, volu
     grant = granted(site, volume)
     grant.path("b").mkdir(parents=True)
     (server / "etab").write_text(f"{grant.path('b')} 192.0.2.2/32(rw,sync)\n")
-    Grants(site).fence("b")
+    NfsGrantStore(site).fence("b")
     Nfs(site).restore()
     assert told(server) == f"-u 192.0.2.2/32:{grant.path('b')}\n"
     # Nor is it when something else changes, and writes what is exported at the next boot.
@@ -229,7 +229,7 @@ def test_a_volume_that_is_not_there_keeps_no_other_from_being_exported(
     gone = replace(
         volume, name="gone", uuid="68ef4ad6-1cb9-49f8-8773-a1a59a20d669", path=str(server / "unmounted/gone.raw")
     )
-    Grants(site).save([Grant(gone, "i", {"b": Granted(["192.0.2.2"], NONCES[1])})])
+    NfsGrantStore(site).save([NfsGrant(gone, "i", {"b": NfsClientGrant(["192.0.2.2"], NONCES[1])})])
     grant = granted(site, volume)
     with pytest.raises(Conflict, match=r"unmounted/\.exports/.*: No such file or directory"):
         Nfs(site).restore()
@@ -246,9 +246,9 @@ def test_an_export_to_a_guest_is_put_back_without_its_address(site: Site, server
     with pytest.raises(Unsupported, match="guest:web has none"):
         nfs.export([tree], [Client("guest:web", False)])
     nfs.export([tree], [Client("guest:web", False, "192.0.2.50")])
-    before = Grants(site).find()
+    before = NfsGrantStore(site).find()
     nfs.export([tree], [Client("guest:web", False)])
-    assert Grants(site).find() == before
+    assert NfsGrantStore(site).find() == before
 
 
 # What a server says to the host that mounts

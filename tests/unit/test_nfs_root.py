@@ -21,7 +21,7 @@ from storkit.plans import migration, verbs
 from storkit.plans.migration import Subject
 from storkit.plans.plan import Plan
 from storkit.tech.nfs import rules, server
-from storkit.tech.nfs.names import Grant, Granted, NfsSettings
+from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsSettings
 from storkit.tech.nfs.server import Entry
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
@@ -186,7 +186,7 @@ def test_a_root_stays_with_a_guest_that_may_be_on_another_host_than_it_is_stoppe
         assert "s unexport" in shown(migration.stop(subject(places, True), True, 60, "a", INVENTORY))
 
 
-def tree_problems(clients: dict[str, list[str]], granted: dict[str, Granted]) -> list[StorkitError]:
+def tree_problems(clients: dict[str, list[str]], granted: dict[str, NfsClientGrant]) -> list[StorkitError]:
     return list(rules.clients(VOLUME, clients, granted))
 
 
@@ -196,17 +196,17 @@ def test_whom_a_tree_is_given_to() -> None:
     assert "its guest mounts it, no host" in problem.message
     (problem,) = rules.clients(replace(VOLUME, kind="disk"), {"guest:web": ["10.0.1.50"]}, {})
     assert "can mount a tree only" in problem.message
-    (problem,) = tree_problems({"guest:db": ["10.0.1.51"]}, {"guest:web": Granted(["10.0.1.50"], "n")})
+    (problem,) = tree_problems({"guest:db": ["10.0.1.51"]}, {"guest:web": NfsClientGrant(["10.0.1.50"], "n")})
     assert isinstance(problem, Conflict) and "two guests cannot write one tree" in problem.message
 
 
 @pytest.mark.parametrize(("first", "second"), [("guest:db", "guest:web"), ("a", "guest:web"), ("guest:web", "a")])
 def test_a_guest_shares_its_address_with_nobody_whoever_came_first(first: str, second: str) -> None:
-    there = [Grant(replace(VOLUME, name="other"), clients={first: Granted(["10.0.1.50"], "n")})]
+    there = [NfsGrant(replace(VOLUME, name="other"), clients={first: NfsClientGrant(["10.0.1.50"], "n")})]
     (problem,) = rules.shared({second: ["10.0.1.50", "10.0.1.51"]}, there)
     assert "both come from 10.0.1.50" in problem.message and problem.hint.startswith("give guest")
     assert list(rules.shared({first: ["10.0.1.50"], second: ["10.0.1.52"]}, there)) == []
-    hosts = [Grant(VOLUME, clients={"a": Granted(["10.0.1.50"], "n")})]
+    hosts = [NfsGrant(VOLUME, clients={"a": NfsClientGrant(["10.0.1.50"], "n")})]
     assert list(rules.shared({"b": ["10.0.1.50"]}, hosts)) == []
 
 

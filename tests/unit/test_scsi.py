@@ -107,6 +107,6 @@ def test_the_layout_that_the_kernel_reads() -> None:
 
 def test_what_is_no_scsi_disk() -> None:
     with pytest.raises(NotFound, match="/dev/no-such-disk"):
-        scsi.Disk("/dev/no-such-disk")
-    with scsi.Disk("/dev/null") as disk, pytest.raises(StorkitError, match="takes no SCSI commands"):
+        scsi.ScsiDisk("/dev/no-such-disk")
+    with scsi.ScsiDisk("/dev/null") as disk, pytest.raises(StorkitError, match="takes no SCSI commands"):
         disk.identity()

@@ -28,7 +28,7 @@ from storkit.system.timeouts import scaled
 
 TICK = 1.0
 LONGEST = 7 * 24 * 3600.0
-"""Seconds for one virsh process; what ends a migration that does not move is Limits.stall."""
+"""Seconds for one virsh process; what ends a migration that does not move is LibvirtLimits.stall."""
 SETTLE_TIMEOUT = scaled(60.0)
 """Seconds for a migration that was called off to end: libvirt gives a destination that is silent up 30 s
 (keepalive_interval and keepalive_count in qemu.conf)."""
@@ -71,7 +71,7 @@ def way(text: str, migrate_uri: str) -> Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LibvirtLimits:
     """What a migration may take, and how its data travels."""
 
     path: Literal["tunnelled", "tls", "plain"]
@@ -83,7 +83,7 @@ class Limits:
     """Seconds without a byte sent after which it is given up."""
 
 
-def arguments(uuid: str, to: Way, limits: Limits, xml: Path) -> list[str]:
+def arguments(uuid: str, to: Way, limits: LibvirtLimits, xml: Path) -> list[str]:
     """The words of `virsh migrate` (virsh(1))."""
     words = ["migrate", "--live", "--p2p", "--suspend", "--auto-converge", "--domain", uuid, "--desturi", to.connect]
     if limits.path == "tunnelled":
@@ -104,7 +104,7 @@ class Source:
     uuid: str
     progress: Callable[[float, str], None]
 
-    def send(self, to: Way, limits: Limits, xml: Path, moved: bool) -> MigrationResult:
+    def send(self, to: Way, limits: LibvirtLimits, xml: Path, moved: bool) -> MigrationResult:
         """Migrate, or go on waiting for the migration under way, or report the one that has ended well (`moved`).
 
         Raises CommandFailed with libvirt's reason, TimedOut if nothing moves any more; the guest is here then.

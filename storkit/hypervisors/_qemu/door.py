@@ -33,7 +33,7 @@ FIRST_WORDS_TIMEOUT = scaled(5.0)
 MOST_WAITING = 64
 """Connections that have said nothing yet. One more, and the oldest is closed: who floods closes but its own."""
 
-_doors: dict[Path, Door] = {}
+_doors: dict[Path, IncomingDoor] = {}
 _opening = threading.Lock()
 
 
@@ -47,7 +47,7 @@ def open_door(monitor: Path, address: str, port: int, sources: Sequence[str], he
         if door is None or not door.fits(address, port, sources, hello):
             if door is not None:
                 door.close()
-            door = _doors[monitor] = Door(monitor, address, port, sources, hello)
+            door = _doors[monitor] = IncomingDoor(monitor, address, port, sources, hello)
         return door.uri
 
 
@@ -59,7 +59,7 @@ def close_door(monitor: Path) -> None:
             door.close()
 
 
-class Door:
+class IncomingDoor:
     """One listening port, and the thread that waits at it."""
 
     def __init__(self, monitor: Path, address: str, port: int, sources: Sequence[str], hello: bytes) -> None:

@@ -40,7 +40,7 @@ _HINT = "see that no firewall is between; a host is let in from the address that
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QemuLimits:
     """What a migration may take."""
 
     downtime: int
@@ -120,7 +120,12 @@ async def expect(monitor: Path, tls: Tls | None) -> bool:
 
 
 async def send(
-    monitor: Path, name: str, uri: str, limits: Limits, tls: Tls | None, progress: Callable[[float, str], None]
+    monitor: Path,
+    name: str,
+    uri: str,
+    limits: QemuLimits,
+    tls: Tls | None,
+    progress: Callable[[float, str], None],
 ) -> MigrationResult:
     """Migrate to `uri`, or go on waiting for the migration under way, or report the one that ended well.
 
@@ -198,7 +203,7 @@ async def _greeted(qemu: qmp.Monitor, events: qmp.Events, name: str, connection:
 
 
 async def _begin(
-    qemu: qmp.Monitor, uri: str, limits: Limits, tls: Tls | None, connection: socket.socket | None
+    qemu: qmp.Monitor, uri: str, limits: QemuLimits, tls: Tls | None, connection: socket.socket | None
 ) -> None:
     await _capabilities(qemu, {"events": True, "late-block-activate": True, "return-path": True, "auto-converge": True})
     parameters: dict[str, Any] = {"downtime-limit": limits.downtime, "max-bandwidth": limits.bandwidth}
@@ -215,7 +220,11 @@ async def _begin(
 
 
 async def _wait(
-    qemu: qmp.Monitor, events: qmp.Events, name: str, limits: Limits, progress: Callable[[float, str], None]
+    qemu: qmp.Monitor,
+    events: qmp.Events,
+    name: str,
+    limits: QemuLimits,
+    progress: Callable[[float, str], None],
 ) -> MigrationResult:
     moved, sent = time.monotonic(), -1
     while True:

@@ -47,7 +47,7 @@ _EACH = scaled(2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class MappedNode:
     """A node as the kernel has it."""
 
     name: str
@@ -141,19 +141,19 @@ def concise(wanted: Sequence[Wanted]) -> str:
 # Acting
 
 
-def find(prefix: str = PREFIX) -> list[Node]:
+def find(prefix: str = PREFIX) -> list[MappedNode]:
     """The nodes whose UUID starts with `prefix`, by name order; it costs no process."""
     return [_node(mapped) for mapped in dmioctl.every(prefix)]
 
 
-def _node(mapped: dmioctl.Mapped) -> Node:
+def _node(mapped: dmioctl.Mapped) -> MappedNode:
     size = sum(length for _, length, _, _ in mapped.targets) * SECTOR
     table = "\n".join(f"{start} {length} {kind} {words}".rstrip() for start, length, kind, words in mapped.targets)
     state = mapped.readonly, mapped.suspended, mapped.pending, mapped.opens
-    return Node(mapped.name, mapped.uuid, size, *state, table)
+    return MappedNode(mapped.name, mapped.uuid, size, *state, table)
 
 
-def create(wanted: Sequence[Wanted]) -> list[Node]:
+def create(wanted: Sequence[Wanted]) -> list[MappedNode]:
     """Make nodes, all in one process, all or none; those that are there with this UUID, table and mode are fine.
 
     Raises Conflict: a node of that name is another one, or has another table (see `swap`); Unsupported: this kernel has
@@ -177,7 +177,7 @@ def create(wanted: Sequence[Wanted]) -> list[Node]:
     return _named(wanted)
 
 
-def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSPEND) -> list[Node]:
+def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSPEND) -> list[MappedNode]:
     """Give existing nodes other tables, under whoever has them open; those that have them already are fine.
 
     The kernel does it in one call that a kill cannot divide: it suspends the node, which waits until all that was sent
@@ -211,7 +211,7 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
     return _named(wanted)
 
 
-def ensure(wanted: Sequence[Wanted]) -> list[Node]:
+def ensure(wanted: Sequence[Wanted]) -> list[MappedNode]:
     """Have these nodes with these tables, whatever tables they had: `create`, or `swap`."""
     there = {node.name for node in find("")}
     create([node for node in wanted if node.name not in there])
@@ -240,7 +240,7 @@ def remove(names: Sequence[str], *, force: bool = False, timeout: float = _SUSPE
     )
 
 
-def _remove_idle(names: set[str]) -> list[Node]:
+def _remove_idle(names: set[str]) -> list[MappedNode]:
     """Remove those of these nodes that nobody has open; what is left. dmsetup stops at the first that is busy."""
     idle = [node.name for node in find() if node.name in names and not node.opens]
     if idle:
@@ -252,12 +252,12 @@ def _remove_idle(names: set[str]) -> list[Node]:
     return [node for node in find() if node.name in names]
 
 
-def _named(wanted: Sequence[Wanted]) -> list[Node]:
+def _named(wanted: Sequence[Wanted]) -> list[MappedNode]:
     there = {node.name: node for node in find()}
     return [there[node.name] for node in wanted if node.name in there]
 
 
-def _differs(wanted: Wanted, there: Node) -> list[StorkitError]:
+def _differs(wanted: Wanted, there: MappedNode) -> list[StorkitError]:
     if there.uuid != wanted.uuid:
         return [
             Conflict(f"{there.path} is another node, with UUID {there.uuid or 'none'}", f"dmsetup info {there.name}")
@@ -267,11 +267,11 @@ def _differs(wanted: Wanted, there: Node) -> list[StorkitError]:
     return []
 
 
-def _has(there: Node, wanted: Wanted) -> bool:
+def _has(there: MappedNode, wanted: Wanted) -> bool:
     return (there.table, there.readonly) == (wanted.table, wanted.readonly)
 
 
-def _settled(there: Node, wanted: Wanted) -> bool:
+def _settled(there: MappedNode, wanted: Wanted) -> bool:
     return _has(there, wanted) and not there.suspended and not there.pending
 
 

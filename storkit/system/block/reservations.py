@@ -82,7 +82,7 @@ def hold(disk: str, own: int, writers: Iterable[int] | None) -> None:
     register(disk, own)
     allowed = None if writers is None else {*writers, own}
     for attempt in range(_ROUNDS):
-        with scsi.Disk(disk) as asked:
+        with scsi.ScsiDisk(disk) as asked:
             keys, held = asked.registered_keys(), asked.reservation()
         if own not in keys:
             raise Conflict(
@@ -111,7 +111,7 @@ def _reserve_unless_held(disk: str, own: int) -> None:
     try:
         reserve(disk, own)
     except Conflict:
-        with scsi.Disk(disk) as asked:
+        with scsi.ScsiDisk(disk) as asked:
             if asked.reservation() is None:
                 raise
 

@@ -173,7 +173,7 @@ def _text(data: bytes) -> str:
 # Asking
 
 
-class Disk:
+class ScsiDisk:
     """A SCSI disk, open for commands. Opened without O_RDWR: closing that would make udev look at it anew.
 
     A command waits for as long as the session of an iSCSI disk is in recovery, whatever its timeout: look there first.
@@ -186,7 +186,7 @@ class Disk:
         except OSError as error:
             raise NotFound(f"{path} cannot be opened: {error.strerror}", "lsblk --scsi") from error
 
-    def __enter__(self) -> Disk:
+    def __enter__(self) -> ScsiDisk:
         return self
 
     def __exit__(self, *_: object) -> None:

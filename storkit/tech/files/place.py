@@ -12,7 +12,7 @@ from storkit.tech.files.sidecar import VolumeDirectory
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PoolPlace:
     """The directory of one pool."""
 
     path: Path

@@ -36,8 +36,8 @@ from storkit.system.files import PARTIAL, make_private
 from storkit.system.parallel import every
 from storkit.system.timeouts import scaled
 from storkit.tech.iscsi import initiator, sessiondisk
-from storkit.tech.iscsi.attached import ROLE, Attached, Node, find_nodes
-from storkit.tech.iscsi.initiator import Session
+from storkit.tech.iscsi.attached import ROLE, AttachedNode, IscsiAttached, find_nodes
+from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import (
     Chapped,
     IscsiSettings,
@@ -55,13 +55,13 @@ Login = Callable[[Offer], None]
 
 
 @dataclass(slots=True)
-class _Pending:
+class _Attaching:
     """One volume on its way to or from its path."""
 
     offer: Offer
-    node: Node | None
+    node: AttachedNode | None
     """The node that the volume has already."""
-    session: Session | None = None
+    session: IscsiSession | None = None
     disk: Lun | None = None
     ours: bool = False
     """Whether this call logged in."""
@@ -73,7 +73,7 @@ class IscsiAttachments:
     def __init__(self, site: Site, settings: IscsiSettings) -> None:
         self.site = site
         self.settings = settings
-        self._attached = Attached(site, settings.prefix)
+        self._attached = IscsiAttached(site, settings.prefix)
 
     # attach
 
@@ -82,7 +82,7 @@ class IscsiAttachments:
         initiator.check_daemon()
         with self._locked(offer.uuid for offer in offers):
             nodes = self._attached.nodes()
-            pending = [_Pending(offer, nodes.get(offer.uuid)) for offer in offers]
+            pending = [_Attaching(offer, nodes.get(offer.uuid)) for offer in offers]
             self._attach(pending, self._write_login, _patience())
             return [self._attachment(it.volume, it.uuid, it.size, it.writable) for it in offers]
 
@@ -95,7 +95,7 @@ class IscsiAttachments:
 
         def again(offer: Offer) -> None:
             with self._locked([offer.uuid]):
-                pending = [_Pending(offer, self._attached.nodes().get(offer.uuid))]
+                pending = [_Attaching(offer, self._attached.nodes().get(offer.uuid))]
                 self._attach(pending, self._recorded_login, deadline)
 
         with collected(problems):
@@ -134,7 +134,7 @@ class IscsiAttachments:
                     problems.append(error)
         raise_problems(problems)
 
-    def _attach(self, pending: list[_Pending], login: Login, deadline: float) -> None:
+    def _attach(self, pending: list[_Attaching], login: Login, deadline: float) -> None:
         """All or none. Sessions that are being recovered are waited for until `deadline`."""
         try:
             every(lambda one: self._connect(one, login, deadline), pending)
@@ -148,7 +148,7 @@ class IscsiAttachments:
             self._abandon([one for one in pending if one.ours and one.node is None], login)
             raise
 
-    def _connect(self, one: _Pending, login: Login, deadline: float) -> None:
+    def _connect(self, one: _Attaching, login: Login, deadline: float) -> None:
         """Have a session, and in it the disk that the offer speaks of."""
         session = self._attached.session(one.offer)
         if session is not None and not session.alive:
@@ -166,7 +166,7 @@ class IscsiAttachments:
         one.session = session
         one.disk = sessiondisk.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
 
-    def _wait_for(self, offer: Offer, session: Session, deadline: float) -> None:
+    def _wait_for(self, offer: Offer, session: IscsiSession, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
         Raises ServiceUnreachable: the target is still away.
@@ -181,7 +181,7 @@ class IscsiAttachments:
                 "it goes on when the target is back: storkit status",
             )
 
-    def _heed_target(self, pending: list[_Pending]) -> None:
+    def _heed_target(self, pending: list[_Attaching]) -> None:
         """After a reboot this host writes only what it wrote before and the target still lets it write."""
         for one in pending:
             if not one.offer.writable or one.disk is None:
@@ -206,13 +206,13 @@ class IscsiAttachments:
             )
         initiator.login(self._login_node(offer, portals))
 
-    def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> initiator.Node:
+    def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> initiator.InitiatorRecord:
         """The first portal where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
         silent = []
         for address, port in portals:
             reason = initiator.probe(address, port)
             if not reason:
-                return initiator.Node(
+                return initiator.InitiatorRecord(
                     offer.name,
                     address,
                     port,
@@ -225,7 +225,7 @@ class IscsiAttachments:
         message = f"no portal of volume {offer.volume} answers ({'; '.join(silent)})"
         raise ServiceUnreachable(message, "storkit host check")
 
-    def _duplicates(self, one: _Pending) -> Iterator[StorkitError]:
+    def _duplicates(self, one: _Attaching) -> Iterator[StorkitError]:
         if others := sessiondisk.others(one.offer.uuid.lower(), one.offer.name):
             yield Unsafe(
                 f"the serial number of volume {one.offer.volume} is also that of {', '.join(others)} on "
@@ -233,7 +233,7 @@ class IscsiAttachments:
                 f"find out which, and give it another serial number: lsblk --scsi -o NAME,SERIAL,TRAN /dev/{others[0]}",
             )
 
-    def _take_right(self, one: _Pending, writers: list[str] | None = None) -> None:
+    def _take_right(self, one: _Attaching, writers: list[str] | None = None) -> None:
         """As a writer: be registered, and see to it that the unregistered cannot write."""
         assert one.disk is not None
         offer, path = one.offer, one.disk.path
@@ -245,7 +245,7 @@ class IscsiAttachments:
         keys = None if writers is None else [reservations.key_for(offer.uuid, host) for host in writers]
         reservations.hold(path, reservations.key_for(offer.uuid, self.site.host), keys)
 
-    def _make_paths(self, pending: list[_Pending]) -> None:
+    def _make_paths(self, pending: list[_Attaching]) -> None:
         wanted = []
         for one in pending:
             assert one.disk is not None
@@ -265,7 +265,7 @@ class IscsiAttachments:
             partial.symlink_to(node_path(node_name(volume, ROLE)))
             partial.rename(path)
 
-    def _abandon(self, fresh: list[_Pending], login: Login) -> None:
+    def _abandon(self, fresh: list[_Attaching], login: Login) -> None:
         """Log out of what this call logged in to. The error that counts is the first one, not one of these."""
         with contextlib.suppress(StorkitError):
             devmapper.remove([node_name(one.offer.volume, ROLE) for one in fresh])
@@ -285,7 +285,7 @@ class IscsiAttachments:
             todo = []
             for volume in volumes:
                 offer = offers.get(volume.uuid) or self._attached.bare_offer(volume)
-                todo.append(_Pending(offer, nodes.get(volume.uuid), self._attached.session(offer)))
+                todo.append(_Attaching(offer, nodes.get(volume.uuid), self._attached.session(offer)))
             if any(one.session for one in todo):
                 initiator.check_daemon()
             self._check_unused([one for one in todo if one.node])
@@ -299,7 +299,7 @@ class IscsiAttachments:
             every(self._let_go, alive)
             self._attached.forget(one.offer for one in todo)
 
-    def _check_unused(self, todo: list[_Pending]) -> None:
+    def _check_unused(self, todo: list[_Attaching]) -> None:
         opens = {node.name: node.opens for node in devmapper.find()} if todo else {}
         problems: list[StorkitError] = []
         for one in todo:
@@ -310,7 +310,7 @@ class IscsiAttachments:
                 problems.append(Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint))
         raise_problems(problems)
 
-    def _flush(self, one: _Pending) -> None:
+    def _flush(self, one: _Attaching) -> None:
         """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this
         host may write it, does not take it: tried again, it may."""
         assert one.node is not None and one.session is not None
@@ -329,7 +329,7 @@ class IscsiAttachments:
             if _leads_to_node(path, volume):
                 path.unlink()
 
-    def _let_go(self, one: _Pending) -> None:
+    def _let_go(self, one: _Attaching) -> None:
         """Take back this host's registration, if it may still write, and log out."""
         assert one.session is not None
         if one.node is not None and not one.node.readonly and sessiondisk.writable(one.session, one.offer.identity):
@@ -350,10 +350,10 @@ class IscsiAttachments:
             offers, problems = self._attached.offers(volume.uuid for volume in volumes)
             raise_problems(problems)
             pending = [
-                _Pending(replace(offer, writable=True), nodes[offer.uuid]) for offer in offers if offer.uuid in nodes
+                _Attaching(replace(offer, writable=True), nodes[offer.uuid]) for offer in offers if offer.uuid in nodes
             ]
 
-            def take(one: _Pending) -> None:
+            def take(one: _Attaching) -> None:
                 one.session = self._attached.alive(one.offer)
                 one.disk = sessiondisk.attach(one.session, one.offer.volume, one.offer.identity, one.offer.size)
                 self._take_right(one, writers)
@@ -399,7 +399,7 @@ def _leads_to_node(path: Path, volume: str) -> bool:
     return path.is_symlink() and str(path.readlink()) == node_path(node_name(volume, ROLE))
 
 
-def _opens(node: Node) -> int:
+def _opens(node: AttachedNode) -> int:
     """How many have a node open."""
     return sum(found.opens for found in devmapper.find(node_uuid(node.uuid, ROLE)))
 

@@ -18,7 +18,7 @@ from storkit.system.block import devmapper, reservations, scsi
 from storkit.system.block.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.parallel import every
 from storkit.tech.iscsi import initiator, sessiondisk
-from storkit.tech.iscsi.initiator import Session
+from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import target_iqn
 from storkit.tech.records import RecordFiles
 
@@ -27,7 +27,7 @@ BLOCK_DEVICES = Path("/sys/class/block")
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class AttachedNode:
     """The device-mapper node of an attachment."""
 
     name: str
@@ -44,7 +44,7 @@ class Node:
         return devmapper.node_path(self.name)
 
 
-def find_nodes(root: Path = BLOCK_DEVICES) -> list[Node]:
+def find_nodes(root: Path = BLOCK_DEVICES) -> list[AttachedNode]:
     """The nodes of the role `attached`, whatever transport made them, by volume name."""
     found = []
     for directory in root.glob("dm-*"):
@@ -60,11 +60,11 @@ def find_nodes(root: Path = BLOCK_DEVICES) -> list[Node]:
             disks = sorted(f"/dev/{slave.name}" for slave in (directory / "slaves").iterdir())
         except OSError:
             continue  # it went while we looked
-        found.append(Node(name, uuid, volume, size, readonly, tuple(disks)))
+        found.append(AttachedNode(name, uuid, volume, size, readonly, tuple(disks)))
     return sorted(found, key=lambda node: (node.volume, node.uuid))
 
 
-class Attached:
+class IscsiAttached:
     """The attachments of one host."""
 
     def __init__(self, site: Site, prefix: str) -> None:
@@ -72,7 +72,7 @@ class Attached:
         self.prefix = prefix
         self._records = RecordFiles(site.state / "iscsi-attached", Offer, "the attachment")
 
-    def nodes(self) -> dict[str, Node]:
+    def nodes(self) -> dict[str, AttachedNode]:
         """UUID to node of the volumes that are attached over iSCSI."""
         ours = set(self._records.uuids())
         targets = {session.target for session in initiator.find_sessions()}
@@ -82,12 +82,12 @@ class Attached:
             if node.uuid in ours or target_iqn(self.prefix, node.uuid) in targets
         }
 
-    def session(self, offer: Offer) -> Session | None:
+    def session(self, offer: Offer) -> IscsiSession | None:
         """The session of an attachment: an alive one if there is one."""
         found = [session for session in initiator.find_sessions() if session.target == offer.name]
         return max(found, key=lambda session: session.alive, default=None)
 
-    def alive(self, offer: Offer) -> Session:
+    def alive(self, offer: Offer) -> IscsiSession:
         """Its session, with the target at the other end. Raises ServiceUnreachable."""
         session = self.session(offer)
         if session is None or not session.alive:
@@ -116,7 +116,7 @@ class Attached:
         every(look, list(known.values()))
         return [found[volume.uuid] for volume in volumes]
 
-    def _look(self, offer: Offer, node: Node, offsets: list[int] | None) -> Evidence:
+    def _look(self, offer: Offer, node: AttachedNode, offsets: list[int] | None) -> Evidence:
         path = sessiondisk.find(self.alive(offer))
         hint = f"storkit detach {offer.volume} --on {self.site.host}"
         if not path or node.disks != (path,):
@@ -125,7 +125,7 @@ class Attached:
         disk = sessiondisk.read(path)
         if disk.identity != offer.identity:
             raise Unsafe(f"what answers for volume {offer.volume} on {self.site.host} is {disk.identity}", hint)
-        with scsi.Disk(path) as asked:
+        with scsi.ScsiDisk(path) as asked:
             keys = {reservations.key_text(key) for key in asked.registered_keys()}
         own = reservations.key_text(reservations.key_for(offer.uuid, self.site.host))
         ranges = wanted(offer.uuid, disk.size, offsets)

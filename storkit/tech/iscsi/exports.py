@@ -38,9 +38,9 @@ from storkit.tech.homenode import LocalNodes, device_size, export_node, wanted_e
 from storkit.tech.iscsi import configfs, savefile, target
 from storkit.tech.iscsi.names import (
     Chapped,
-    Grant,
-    Granted,
-    Grants,
+    IscsiClientGrant,
+    IscsiGrant,
+    IscsiGrantStore,
     IscsiSettings,
     identity,
     initiator_iqn,
@@ -59,7 +59,7 @@ class IscsiExports:
     def __init__(self, site: Site, settings: IscsiSettings) -> None:
         self.site = site
         self.settings = settings
-        self._grants = Grants(site)
+        self._grants = IscsiGrantStore(site)
         self._local = LocalNodes(site)
 
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
@@ -71,7 +71,7 @@ class IscsiExports:
             self._apply(grants)
         return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
 
-    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[Grant]:
+    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[IscsiGrant]:
         """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
@@ -87,7 +87,7 @@ class IscsiExports:
         except StorkitError as error:
             problems.append(error)
         _activate(volumes)
-        grants: list[Grant] = []
+        grants: list[IscsiGrant] = []
         for volume in volumes:
             check_name("volume", volume.name)
             old = before.get(volume.uuid)
@@ -104,7 +104,7 @@ class IscsiExports:
             message = f"iSCSI cannot tell host {client.name} from {self.site.host}: they are one machine"
             yield Unsupported(message, 'use the transport "nbd" between hosts of one machine')
 
-    def _refused_volume(self, volume: Volume, old: Grant | None) -> Iterable[StorkitError]:
+    def _refused_volume(self, volume: Volume, old: IscsiGrant | None) -> Iterable[StorkitError]:
         if volume.format not in ("", "raw"):
             message = f"volume {volume.name} is {volume.format}: iSCSI exports raw block devices"
             yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
@@ -122,12 +122,12 @@ class IscsiExports:
             message = f"volume {volume.name} is exported as it was before it changed"
             yield Conflict(message, f"storkit detach {volume.name}")
 
-    def _in_use(self, grant: Grant) -> bool:
+    def _in_use(self, grant: IscsiGrant) -> bool:
         return target.observe(grant.iqn) is not None or bool(self._local.find([grant.volume.uuid]))
 
-    def _grant(self, volume: Volume, old: Grant | None, clients: list[Client], portals: list[str]) -> Grant:
+    def _grant(self, volume: Volume, old: IscsiGrant | None, clients: list[Client], portals: list[str]) -> IscsiGrant:
         """A volume's grant with `clients` added. What its target is called, and where, stays while anyone uses it."""
-        grant = Grant(volume)
+        grant = IscsiGrant(volume)
         if old is not None:
             grant.clients, grant.writers, grant.epoch = dict(old.clients), old.writers, old.epoch
         if old is not None and old.remote():
@@ -141,7 +141,7 @@ class IscsiExports:
         for client in clients:
             known = grant.clients.get(client.name)
             if known is None or known.same_machine != client.same_machine:
-                grant.clients[client.name] = Granted(client.same_machine, chap=_secrets(grant, client))
+                grant.clients[client.name] = IscsiClientGrant(client.same_machine, chap=_secrets(grant, client))
         return grant
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
@@ -153,7 +153,7 @@ class IscsiExports:
             self._withdraw(grants, clients)
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
-    def _withdraw(self, grants: list[Grant], clients: list[str]) -> None:
+    def _withdraw(self, grants: list[IscsiGrant], clients: list[str]) -> None:
         """Take these clients' exports away. A grant is forgotten last: killed before, it names what is left."""
         for grant in grants:
             grant.clients = {name: granted for name, granted in grant.clients.items() if name not in clients}
@@ -162,7 +162,7 @@ class IscsiExports:
         self._apply(grants)
         self._grants.forget(grant.volume.uuid for grant in grants if not grant.clients)
 
-    def _apply(self, grants: Sequence[Grant]) -> None:
+    def _apply(self, grants: Sequence[IscsiGrant]) -> None:
         """Make kernel and save file what these grants say. Rights are taken first; if any cannot be, none is given."""
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
@@ -212,7 +212,7 @@ class IscsiExports:
         raise_problems(problems)
         return offers
 
-    def _offer(self, grant: Grant, client: str) -> Offer:
+    def _offer(self, grant: IscsiGrant, client: str) -> Offer:
         volume, granted = grant.volume, grant.clients[client]
         said = identity(volume.uuid)
         if granted.same_machine:
@@ -240,7 +240,7 @@ class IscsiExports:
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
-                grant = found.get(volume.uuid, Grant(volume))
+                grant = found.get(volume.uuid, IscsiGrant(volume))
                 problems += refused_writers(volume, grant, hosts)
                 grant.writers = sorted(set(hosts))
             raise_problems(problems)
@@ -262,7 +262,7 @@ class IscsiExports:
         raise_problems(problems)
         return had
 
-    def _not_off(self, grant: Grant, initiator: str, client: str) -> Iterable[StorkitError]:
+    def _not_off(self, grant: IscsiGrant, initiator: str, client: str) -> Iterable[StorkitError]:
         """What disproves that `client` is off: an access list (and so a session), a registration, a writable node."""
         seen = target.observe(grant.iqn) if initiator else None
         if seen is not None:
@@ -292,7 +292,7 @@ class IscsiExports:
             self._grants.save(grants)
             with collected(problems):
                 _activate([grant.volume for grant in grants])
-            ready: list[Grant] = []
+            ready: list[IscsiGrant] = []
             for grant in grants:
                 with collected(problems):
                     if device_size(grant.volume.path) < grant.volume.size:
@@ -306,7 +306,7 @@ class IscsiExports:
                         self._remake([grant])
         raise_problems(problems)
 
-    def _remake(self, grants: Sequence[Grant]) -> None:
+    def _remake(self, grants: Sequence[IscsiGrant]) -> None:
         self._apply(grants)
         self._grants.forget(grant.volume.uuid for grant in grants if not grant.clients)
         self._local.restore(grants)
@@ -334,7 +334,7 @@ class IscsiExports:
         raise_problems(problems)
         return [self._local.evidence(grant, offsets) for grant in grants]
 
-    def _note(self, grants: list[Grant], attached: bool) -> None:
+    def _note(self, grants: list[IscsiGrant], attached: bool) -> None:
         """Remember whether this host, the home host, has these volumes attached."""
         changed = []
         for grant in grants:
@@ -349,13 +349,13 @@ def _too_small(volume: Volume) -> StorkitError:
     return Unsafe(f"{volume.path} is smaller than volume {volume.name}", f"storkit volume show {volume.name}")
 
 
-def _lets_in(grant: Grant, client: str) -> bool:
+def _lets_in(grant: IscsiGrant, client: str) -> bool:
     """Whether the kernel's target of a volume knows a client."""
     seen = target.observe(grant.iqn) if grant.iqn else None
     return seen is not None and initiator_iqn(grant.prefix, client) in seen.access
 
 
-def _runs(grant: Grant) -> bool:
+def _runs(grant: IscsiGrant) -> bool:
     seen = target.observe(grant.iqn)
     return seen is not None and seen.enabled
 
@@ -368,7 +368,7 @@ def _activate(volumes: Iterable[Volume]) -> None:
         tools.activate(missing)
 
 
-def _unit(grant: Grant) -> target.Unit:
+def _unit(grant: IscsiGrant) -> target.Unit:
     """A grant as the kernel's target should have it."""
     volume = grant.volume
     access = {
@@ -389,7 +389,7 @@ def _unit(grant: Grant) -> target.Unit:
     )
 
 
-def _secrets(grant: Grant, client: Client) -> Chapped | None:
+def _secrets(grant: IscsiGrant, client: Client) -> Chapped | None:
     if client.same_machine or grant.chap == "none":
         return None
     return Chapped(initiator_iqn(grant.prefix, client.name), mutual_user=grant.iqn if grant.chap == "mutual" else "")

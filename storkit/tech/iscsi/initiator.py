@@ -49,7 +49,7 @@ _NOT_FOUND, _LOGIN_AUTH, _NOT_CONNECTED = 2, 24, 32
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class InitiatorRecord:
     """A target at one portal, and how to log in."""
 
     target: str
@@ -67,7 +67,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class IscsiSession:
     """A session as the kernel has it."""
 
     id: int
@@ -88,7 +88,7 @@ class Session:
 # Records
 
 
-def node_record(node: Node) -> str:
+def node_record(node: InitiatorRecord) -> str:
     """A whole node record: what is left out would be zero, not open-iscsi's default.
 
     Nothing in it comes from iscsid.conf, so all hosts behave alike. `startup` and `scan` are manual: nobody but storkit
@@ -172,7 +172,7 @@ def database() -> Path:
     return found[0] if found else Path(_DATABASES[0])
 
 
-def write_record(node: Node) -> Path:
+def write_record(node: InitiatorRecord) -> Path:
     """Write, or replace, the record of a node."""
     path = database() / node.target / f"{node.address},{node.port},{TPGT}" / INTERFACE
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _remove_if_empty(directory: Path) -> None:
 # Sessions
 
 
-def find_sessions(root: Path = SESSIONS) -> list[Session]:
+def find_sessions(root: Path = SESSIONS) -> list[IscsiSession]:
     """The sessions that were logged in to through storkit's interface, by number."""
     found = []
     for directory in root.glob("session*"):
@@ -224,12 +224,12 @@ def find_sessions(root: Path = SESSIONS) -> list[Session]:
     return sorted(found, key=lambda session: session.id)
 
 
-def _session(directory: Path) -> Session:
+def _session(directory: Path) -> IscsiSession:
     device = (directory / "device").resolve(strict=True)
     portal = ""
     for connection in device.glob("connection*/iscsi_connection/*"):
         portal = portal_name(_value(connection, "persistent_address"), int(_value(connection, "persistent_port") or 0))
-    return Session(
+    return IscsiSession(
         int(directory.name.removeprefix("session")),
         _value(directory, "targetname"),
         _value(directory, "initiatorname"),
@@ -277,7 +277,7 @@ def probe(address: str, port: int, timeout: float = _PROBE) -> str:
         return str(error.strerror or error)
 
 
-def login(node: Node) -> None:
+def login(node: InitiatorRecord) -> None:
     """Log in by the record of this node, which must be written; logged in already is fine.
 
     Raises ServiceUnreachable: no such target at the portal. Unsafe: one side does not accept the other's CHAP secret,
@@ -295,7 +295,7 @@ def login(node: Node) -> None:
         )
 
 
-def explain_login(node: Node, failure: CommandFailed) -> StorkitError:
+def explain_login(node: InitiatorRecord, failure: CommandFailed) -> StorkitError:
     """What a failed login means, by iscsiadm's exit status."""
     where = f"target {node.target} at {node.portal}"
     said = last_line(failure.stderr)
@@ -334,7 +334,7 @@ def recovered(target: str, deadline: float) -> bool:
     return alive
 
 
-def logout(session: Session, timeout: float = _LOGOUT_TIMEOUT) -> None:
+def logout(session: IscsiSession, timeout: float = _LOGOUT_TIMEOUT) -> None:
     """End a session, and with it its SCSI devices; gone already is fine. Also one that is being recovered.
 
     By its node record: `iscsiadm -m session` wants a record of the interface, and the discoveries of the host's own

@@ -130,7 +130,7 @@ class Chapped:
 
 
 @dataclass(slots=True)
-class Granted:
+class IscsiClientGrant:
     """One client's grant."""
 
     same_machine: bool
@@ -141,11 +141,11 @@ class Granted:
 
 
 @dataclass(slots=True)
-class Grant:
+class IscsiGrant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
-    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    clients: dict[ClientName, IscsiClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     iqn: Line = ""
     """The target's name, kept: a prefix that was changed later does not rename what clients are logged in to."""
@@ -168,7 +168,7 @@ class Grant:
         }
 
 
-class Grants(GrantFiles[Grant]):
+class IscsiGrantStore(GrantFiles[IscsiGrant]):
     """The grants of one host."""
 
-    transport, title, kind = "iscsi", "iSCSI", Grant
+    transport, title, kind = "iscsi", "iSCSI", IscsiGrant

@@ -16,7 +16,7 @@ from storkit.core.errors import NotFound, ServiceUnreachable, TimedOut, Unsafe
 from storkit.core.units import SECTOR
 from storkit.system.block import scsi, udev
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi.initiator import INTERFACE, Session
+from storkit.tech.iscsi.initiator import INTERFACE, IscsiSession
 from storkit.tech.iscsi.names import stated
 
 DISKS = Path("/sys/class/scsi_disk")
@@ -46,7 +46,7 @@ class Lun:
     """The logical block size, in bytes."""
 
 
-def find(session: Session) -> str:
+def find(session: IscsiSession) -> str:
     """The block device of a session's LUN 0, or nothing."""
     for directory in session.path.glob("target*/*:0/block/*"):
         path = f"/dev/{directory.name}"
@@ -57,7 +57,7 @@ def find(session: Session) -> str:
 
 def read(path: str) -> Lun:
     """Ask a disk who it is."""
-    with scsi.Disk(path) as disk:
+    with scsi.ScsiDisk(path) as disk:
         standard, identity = disk.standard(), disk.identity()
         size, block = disk.capacity()
     if not standard.connected or standard.type != 0:
@@ -65,7 +65,7 @@ def read(path: str) -> Lun:
     return Lun(path, stated(identity.naa, identity.serial), size, block)
 
 
-def attach(session: Session, volume: str, identity: str, size: int) -> Lun:
+def attach(session: IscsiSession, volume: str, identity: str, size: int) -> Lun:
     """The LUN 0 of a session, verified; a stale one of another identity is dropped and asked for again.
 
     Raises Unsafe: the target shows another disk. NotFound: it has no LUN 0. TimedOut: it did not appear in time.
@@ -95,7 +95,7 @@ def _stale(path: str, identity: str) -> bool:
         return True  # the logical unit is gone, and the device is left
 
 
-def writable(session: Session, identity: str) -> bool:
+def writable(session: IscsiSession, identity: str) -> bool:
     """Whether the disk of this identity is still there, and the target lets this host write it."""
     path = find(session)
     if not path or _stale(path, identity):
@@ -104,7 +104,7 @@ def writable(session: Session, identity: str) -> bool:
     return not readonly(path)
 
 
-def scan(session: Session) -> str:
+def scan(session: IscsiSession) -> str:
     """Ask the session's target for LUN 0 alone, and wait for the disk; its path."""
     host = session.path.parent
     udev.keep_rules(RULES, _RULES)
@@ -137,7 +137,7 @@ def _opens(path: str) -> bool:
     return True
 
 
-def drop(session: Session) -> None:
+def drop(session: IscsiSession) -> None:
     """Delete the SCSI devices of a session; their users get I/O errors."""
     for device in list(session.path.glob("target*/*:*:*:*/delete")):
         try:

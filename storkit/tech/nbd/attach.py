@@ -45,7 +45,7 @@ _TOOL_TIMEOUT = scaled(30.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class NbdAttached:
     """The record of one attachment."""
 
     attachment: Attachment
@@ -65,33 +65,33 @@ class Attached:
 
 
 @dataclass(slots=True)
-class _Pending:
+class _NbdAttaching:
     offer: Offer
-    record: Attached
-    known: Attached | None
+    record: NbdAttached
+    known: NbdAttached | None
     """The record of a volume that was attached before."""
 
 
-class Attachments:
+class NbdAttachments:
     """The attachments of one host."""
 
     def __init__(self, site: Site, settings: NbdSettings) -> None:
         self.site = site
         self.settings = settings
         self._directory = site.state / "nbd" / "attached"
-        self._records = RecordFiles(self._directory, Attached, "the attachment")
+        self._records = RecordFiles(self._directory, NbdAttached, "the attachment")
         self._devices = KernelDevices(site)
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         before = {record.attachment.uuid: record for record in self._find(None)}
         names = {record.attachment.volume: uuid for uuid, record in before.items()}
-        pending: list[_Pending] = []
+        pending: list[_NbdAttaching] = []
         problems: list[StorkitError] = []
         for offer in offers:
             try:
                 refuse_renamed(before.get(offer.uuid), offer, self.site.host)
                 self._check(offer, names.get(offer.volume, ""))
-                pending.append(_Pending(offer, self._plan(offer), before.get(offer.uuid)))
+                pending.append(_NbdAttaching(offer, self._plan(offer), before.get(offer.uuid)))
                 self._check_kind(pending[-1])
             except StorkitError as error:
                 problems.append(error)
@@ -116,7 +116,7 @@ class Attachments:
         if offer.credential and offer.credential.method == "x509":
             check_x509(Path(self.settings.tls_dir or "."), X509_CLIENT_FILES)
 
-    def _check_kind(self, one: _Pending) -> None:
+    def _check_kind(self, one: _NbdAttaching) -> None:
         if one.known is not None and (one.known.wire is None) != (one.record.wire is None):
             was = "in user space" if one.known.wire is None else "as a block device"
             raise Conflict(
@@ -126,7 +126,7 @@ class Attachments:
         if one.record.link is not None:
             self._devices.check(one.record.link)
 
-    def _plan(self, offer: Offer) -> Attached:
+    def _plan(self, offer: Offer) -> NbdAttached:
         path = str(self.site.dev / offer.volume)
         kernel = self.settings.attach == "kernel"
         source = DiskSource("network", protocol="nbd", export=offer.name)
@@ -154,9 +154,9 @@ class Attachments:
         attachment = Attachment(
             offer.volume, offer.uuid, self.site.host, offer.transport, path, seen, offer.size, offer.writable
         )
-        return Attached(attachment, "", source) if kernel else Attached(attachment, offer.socket or source.uri)
+        return NbdAttached(attachment, "", source) if kernel else NbdAttached(attachment, offer.socket or source.uri)
 
-    def _verify(self, one: _Pending) -> None:
+    def _verify(self, one: _NbdAttaching) -> None:
         """Ask the server who it is, and raise Unsafe unless it is who the offer says.
 
         The credential is written first: the question is asked with it. A volume that was attached keeps its own.
@@ -182,7 +182,7 @@ class Attachments:
                 shutil.rmtree(self._directory / offer.uuid, ignore_errors=True)
             raise
 
-    def _connect(self, records: list[Attached]) -> None:
+    def _connect(self, records: list[NbdAttached]) -> None:
         """Make the stable paths, and the block devices that they lead to."""
         servers = {(record.wire or record.attachment.source).server for record in records}
         keepalive.hasten(servers, self.settings.keepalive_time)
@@ -207,7 +207,7 @@ class Attachments:
         self._records.save({record.attachment.uuid: record for record in changed})
         self._connect(changed)
 
-    def _writable(self, record: Attached) -> Attached:
+    def _writable(self, record: NbdAttached) -> NbdAttached:
         """The record with this host's export as the server has it now: it may have another name."""
         it, wire = record.attachment, record.wire
         assert wire is not None
@@ -217,7 +217,7 @@ class Attachments:
             raise Unsafe(f"the server of volume {it.volume} does not let {self.site.host} write", "storkit status")
         return replace(record, attachment=replace(it, writable=True), wire=replace(wire, export=found[0].name))
 
-    def _device(self, record: Attached) -> str:
+    def _device(self, record: NbdAttached) -> str:
         return self._devices.path(record.link) if record.link is not None else ""
 
     def detach(self, volumes: list[Volume]) -> None:
@@ -242,7 +242,7 @@ class Attachments:
         self._records.forget(gone)
         raise_problems(problems)
 
-    def _serves(self, record: Attached) -> bool:
+    def _serves(self, record: NbdAttached) -> bool:
         """Whether the server of an attachment answers, and still has this export for this host."""
         try:
             return self._identity(record).writable or not record.attachment.writable
@@ -259,14 +259,14 @@ class Attachments:
         has died get new connections. All that fails is raised at the end."""
         make_private(self.site.dev)
 
-        def again(record: Attached) -> None:
+        def again(record: NbdAttached) -> None:
             if record.wire is not None:
                 self._identity(record)
             self._connect([record])
 
         every(again, self._find(None))
 
-    def _identity(self, record: Attached) -> nbd_wire.ExportInfo:
+    def _identity(self, record: NbdAttached) -> nbd_wire.ExportInfo:
         """What the server of an attachment says, if it is that volume's; Unsafe otherwise."""
         it = record.attachment
         return self._checked(it, stated(record.wire or it.source))
@@ -295,17 +295,17 @@ class Attachments:
         raise_problems(problems)
         found: dict[str, Evidence] = {}
 
-        def look(record: Attached) -> None:
+        def look(record: NbdAttached) -> None:
             found[record.attachment.uuid] = self._look(record, offsets)
 
         every(look, list(records.values()))
         return [found[volume.uuid] for volume in volumes]
 
-    def _look(self, record: Attached, offsets: list[int] | None) -> Evidence:
+    def _look(self, record: NbdAttached, offsets: list[int] | None) -> Evidence:
         attachment, source = record.attachment, record.wire or record.attachment.source
         if record.wire is None and not source.tls:
             where = source.socket or (source.server, source.port)
-            with nbd_wire.Connection(where) as connection:
+            with nbd_wire.NbdConnection(where) as connection:
                 info = self._checked(attachment, connection.go(source.export))
                 ranges = wanted(attachment.uuid, info.size, offsets)
                 blocks = [connection.read(offset, length) for offset, length in ranges]
@@ -315,7 +315,7 @@ class Attachments:
             blocks = _read_by_tool(source, ranges) if record.wire is None else read_device(self._device(record), ranges)
         return Evidence(attachment.volume, self.site.host, info.description, info.size, digests(ranges, blocks))
 
-    def _find(self, volumes: Iterable[str] | None) -> list[Attached]:
+    def _find(self, volumes: Iterable[str] | None) -> list[NbdAttached]:
         records, problems = self._records.find(volumes)
         raise_problems(problems)
         return list(records.values())
@@ -339,7 +339,7 @@ def stated(source: DiskSource, socket: str = "") -> nbd_wire.ExportInfo:
 def listed(source: DiskSource) -> list[nbd_wire.ExportInfo]:
     """All exports of the server behind a disk source. Raises as `stated`."""
     if not source.tls:
-        with nbd_wire.Connection(source.socket or (source.server, source.port)) as connection:
+        with nbd_wire.NbdConnection(source.socket or (source.server, source.port)) as connection:
             return [connection.info(name) for name in connection.names()]
     where = f"{source.server}:{source.port}"
     argv = ["qemu-nbd", "--list", "--object", json.dumps(tls_credential(source)), "--tls-creds", "tls0"]

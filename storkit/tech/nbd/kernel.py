@@ -146,7 +146,7 @@ class KernelDevices:
     def _connected(self, link: Link) -> Device:
         """The link's device, made or given a new connection."""
         where = link.wire.socket or self._start_relay(link)
-        with nbd_wire.Connection(where) as connection, Netlink() as kernel:
+        with nbd_wire.NbdConnection(where) as connection, Netlink() as kernel:
             info = connection.go(link.wire.export)
             flags = info.flags if link.writable else info.flags | nbd_wire.FLAG_READ_ONLY
             # A relay does not say who its server is; that was asked of the server itself.

@@ -26,7 +26,7 @@ GUARD_TIMEOUT = scaled(30.0)
 
 
 @dataclass(slots=True)
-class Granted:
+class NbdClientGrant:
     """One client's grant."""
 
     same_machine: bool
@@ -41,11 +41,11 @@ class Granted:
 
 
 @dataclass(slots=True)
-class Grant:
+class NbdGrant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
-    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    clients: dict[ClientName, NbdClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     epoch: int = 0
     """That of the last command that changed it (storkit.tech.grants)."""
@@ -64,10 +64,10 @@ def export_name(volume: str, client: str, nonce: str = "") -> str:
     return f"{volume}@{slug(client)}" + (f"+{nonce}" if nonce else "")
 
 
-class Grants(GrantFiles[Grant]):
+class NbdGrantStore(GrantFiles[NbdGrant]):
     """The grants of one host."""
 
-    transport, title, kind = "nbd", "NBD", Grant
+    transport, title, kind = "nbd", "NBD", NbdGrant
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)

@@ -31,7 +31,7 @@ from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short
 from storkit.tech.nbd import wire
-from storkit.tech.nbd.names import Grant, Granted, Grants
+from storkit.tech.nbd.names import NbdClientGrant, NbdGrant, NbdGrantStore
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class NbdSettings:
 class VolumeServer:
     """The servers of one volume: what they are, and how to bring them to what was granted."""
 
-    def __init__(self, site: Site, settings: NbdSettings, grants: Grants, grant: Grant) -> None:
+    def __init__(self, site: Site, settings: NbdSettings, grants: NbdGrantStore, grant: NbdGrant) -> None:
         self.site = site
         self.settings = settings
         self.grant = grant
@@ -244,7 +244,7 @@ class VolumeServer:
             elif self._front(short(client)).lock.exists():
                 self.drop([client])  # it came over the network before
 
-    def _start_front(self, client: str, granted: Granted) -> None:
+    def _start_front(self, client: str, granted: NbdClientGrant) -> None:
         name = self.grant.export_name(client)
         inner = wire.ask(str(self.socket), name)
         tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)

@@ -54,7 +54,7 @@ class ExportInfo:
         return not self.flags & FLAG_READ_ONLY
 
 
-class Connection:
+class NbdConnection:
     """A connection to an NBD server: `info` and `names` while options are negotiated, `request` after `go`.
 
     Raises ServiceUnreachable: nobody listens, or the connection broke. TimedOut: no answer. NotFound: no such export.
@@ -85,7 +85,7 @@ class Connection:
             self.close()
             raise
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> NbdConnection:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -214,5 +214,5 @@ def unreachable(where: str, why: str) -> StorkitError:
 
 def ask(where: str | tuple[str, int], name: str, timeout: float = TIMEOUT) -> ExportInfo:
     """What a server says of one export, on a connection of its own."""
-    with Connection(where, timeout) as connection:
+    with NbdConnection(where, timeout) as connection:
         return connection.info(name)

@@ -187,7 +187,7 @@ def unmount(point: Path, abort: bool = False) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class NfsAttached:
     """The record of one attachment."""
 
     attachment: Attachment
@@ -199,13 +199,13 @@ class Attached:
     identity: str
 
 
-class Attachments:
+class NfsAttachments:
     """The attachments of one host."""
 
     def __init__(self, site: Site, settings: NfsSettings) -> None:
         self.site = site
         self.settings = settings
-        self._records = RecordFiles(site.state / "nfs" / "attached", Attached, "the attachment")
+        self._records = RecordFiles(site.state / "nfs" / "attached", NfsAttached, "the attachment")
         self._mounts = site.run / "nfs"
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
@@ -221,7 +221,7 @@ class Attachments:
         raise_problems(problems)
         for directory in (self._mounts, self.site.dev):
             make_private(directory)
-        made: dict[str, Attached] = {}
+        made: dict[str, NfsAttached] = {}
 
         def attach(offer: Offer) -> None:
             made[offer.uuid] = self._mount(self._plan(offer), before.get(offer.uuid))
@@ -254,7 +254,7 @@ class Attachments:
         if not offer.server:
             raise Unsafe(f"the offer of volume {offer.volume} names no server", "storkit status")
 
-    def _plan(self, offer: Offer) -> Attached:
+    def _plan(self, offer: Offer) -> NfsAttached:
         path, file = self.site.dev / offer.volume, offer.options["file"]
         # QEMU looks for the file that an overlay stands on where the path says, not where a link leads.
         shown = self._point(offer.uuid) / file if offer.options.get("backing") else path
@@ -262,12 +262,12 @@ class Attachments:
         attachment = Attachment(
             offer.volume, offer.uuid, self.site.host, offer.transport, str(path), disk, offer.size, offer.writable
         )
-        return Attached(attachment, offer.server, offer.name, file, offer.identity)
+        return NfsAttached(attachment, offer.server, offer.name, file, offer.identity)
 
     def _point(self, uuid: str) -> Path:
         return self._mounts / uuid
 
-    def _mount(self, record: Attached, before: Attached | None) -> Attached:
+    def _mount(self, record: NfsAttached, before: NfsAttached | None) -> NfsAttached:
         """Mount what was offered, and raise Unsafe unless it is the volume."""
         point = self._point(record.attachment.uuid)
         old = before is not None and replace(before, attachment=record.attachment) == record
@@ -287,7 +287,7 @@ class Attachments:
     def _mounted(self, point: Path) -> bool:
         return any(mount.point == str(point) for mount in mounts())
 
-    def _verify(self, record: Attached) -> tuple[str, int]:
+    def _verify(self, record: NfsAttached) -> tuple[str, int]:
         """What the server says the volume is, and its size. Raises Unsafe unless it is the one in the record."""
         name, point = record.attachment.volume, self._point(record.attachment.uuid)
         file = point / record.file
@@ -313,7 +313,7 @@ class Attachments:
             raise Unsafe(f"volume {name} has {record.attachment.size} bytes, and the NFS server shows {size}", hint)
         return says, size
 
-    def _link(self, record: Attached) -> None:
+    def _link(self, record: NfsAttached) -> None:
         path, target = Path(record.attachment.path), self._point(record.attachment.uuid) / record.file
         if path.is_symlink() and path.readlink() == target:
             return
@@ -336,7 +336,7 @@ class Attachments:
 
         every(detach, volumes)
 
-    def _reachable(self, record: Attached | None) -> bool:
+    def _reachable(self, record: NfsAttached | None) -> bool:
         try:
             if record is not None and self._mounted(self._point(record.attachment.uuid)):
                 _answers(record.server)
@@ -374,7 +374,7 @@ class Attachments:
         raise_problems(problems)
         return [self._look(records[volume.uuid], offsets) for volume in volumes]
 
-    def _look(self, record: Attached, offsets: list[int] | None) -> Evidence:
+    def _look(self, record: NfsAttached, offsets: list[int] | None) -> Evidence:
         says, size = self._verify(record)
         file = self._point(record.attachment.uuid) / record.file
         # Of a qcow2 file the bytes as they lie are compared, empty where it is not that long yet.
@@ -385,7 +385,7 @@ class Attachments:
             raise _read_error(error, file, record.server) from error
         return Evidence(record.attachment.volume, self.site.host, says, size, fingerprint.digests(ranges, blocks))
 
-    def _find(self, volumes: Iterable[str] | None) -> list[Attached]:
+    def _find(self, volumes: Iterable[str] | None) -> list[NfsAttached]:
         records, problems = self._records.find(volumes)
         raise_problems(problems)
         return list(records.values())

@@ -18,7 +18,7 @@ from storkit.tech.grants import of_client, refused_writers
 from storkit.tech.nfs import attach, layout, rules
 from storkit.tech.nfs import server as nfs_server
 from storkit.tech.nfs.attach import Mount
-from storkit.tech.nfs.names import EXPORTS, Grant, Granted, Grants, NfsSettings, pool_of, resolve
+from storkit.tech.nfs.names import EXPORTS, NfsClientGrant, NfsGrant, NfsGrantStore, NfsSettings, pool_of, resolve
 from storkit.tech.nfs.server import Entry
 
 TRANSPORT = "nfs"
@@ -31,7 +31,7 @@ class NfsExports:
     def __init__(self, site: Site, settings: NfsSettings) -> None:
         self.site = site
         self.settings = settings
-        self._grants = Grants(site)
+        self._grants = NfsGrantStore(site)
         self._mounts: dict[tuple[Path, int], Mount] = {}
 
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
@@ -50,7 +50,7 @@ class NfsExports:
             self._serve(grants)
         return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
 
-    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[Grant]:
+    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[NfsGrant]:
         """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
@@ -60,11 +60,11 @@ class NfsExports:
             with collected(problems):
                 addresses[client.name] = _granted(client, found) or self._addresses(client)
         problems += rules.shared(addresses, self._grants.find()[0])
-        grants: list[Grant] = []
+        grants: list[NfsGrant] = []
         for volume in volumes:
             check_name("volume", volume.name)
             problems += layout.check(volume, self._mount(pool_of(volume)).type)
-            old = before.get(volume.uuid, Grant(volume))
+            old = before.get(volume.uuid, NfsGrant(volume))
             if old.clients and _image(volume) != _image(old.volume):
                 message = f"volume {volume.name} is exported as it was before it changed"
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
@@ -76,8 +76,8 @@ class NfsExports:
                 where = addresses.get(client.name, [])
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
-                    granted[client.name] = Granted(where, uuid4().hex, client.same_machine)
-            grants.append(Grant(volume, old.instance or secrets.token_hex(4), granted, old.writers, old.epoch))
+                    granted[client.name] = NfsClientGrant(where, uuid4().hex, client.same_machine)
+            grants.append(NfsGrant(volume, old.instance or secrets.token_hex(4), granted, old.writers, old.epoch))
         problems += self._exposed(grants)
         raise_problems(problems)
         return grants
@@ -95,7 +95,7 @@ class NfsExports:
             raise Unsupported(message, f"give host {self.site.host} an address in the inventory")
         return resolve(client.name, client.address)
 
-    def _exposed(self, grants: Iterable[Grant]) -> Iterable[StorkitError]:
+    def _exposed(self, grants: Iterable[NfsGrant]) -> Iterable[StorkitError]:
         """The pools that hosts can write by exports which are not storkit's: no right would mean anything there."""
         for pool in sorted({grant.pool for grant in grants if self._managed(grant)}):
             for entry in nfs_server.foreign(pool):
@@ -110,11 +110,11 @@ class NfsExports:
             self._mounts[key] = attach.mount_of(pool, attach.mounts())
         return self._mounts[key]
 
-    def _managed(self, grant: Grant) -> bool:
+    def _managed(self, grant: NfsGrant) -> bool:
         """Whether this host is the server of the pool, or a client of it as others are."""
         return not self._mount(grant.pool).type.startswith("nfs")
 
-    def _serve(self, grants: list[Grant]) -> None:
+    def _serve(self, grants: list[NfsGrant]) -> None:
         """Bring the server to what was granted. Rights are taken, and have ended, before others are given."""
         managed = [grant for grant in grants if self._managed(grant)]
         for grant in grants:
@@ -124,7 +124,7 @@ class NfsExports:
             nfs_server.start()
             self._apply(managed)
 
-    def _apply(self, grants: list[Grant]) -> None:
+    def _apply(self, grants: list[NfsGrant]) -> None:
         wanted = [entry for grant in grants for entry in self._entries(grant)]
         paths = {str(path) for grant in grants for path in layout.places(grant)}
         there = [entry for entry in nfs_server.table() if entry.path in paths]
@@ -138,7 +138,7 @@ class NfsExports:
         nfs_server.keep(self.site.state, self._boot(grants, wanted), self.settings)
         nfs_server.apply([], [new for new, old in zip(wanted, first, strict=True) if new != old], self.settings)
 
-    def _entries(self, grant: Grant) -> list[Entry]:
+    def _entries(self, grant: NfsGrant) -> list[Entry]:
         return [
             Entry(
                 str(grant.path(client)), nfs_server.network(address), client in grant.writers, granted.nonce,
@@ -148,7 +148,7 @@ class NfsExports:
             for address in granted.addresses
         ]  # fmt: skip
 
-    def _boot(self, grants: list[Grant], entries: list[Entry]) -> list[Entry]:
+    def _boot(self, grants: list[NfsGrant], entries: list[Entry]) -> list[Entry]:
         """What is to be exported at boot: `entries` of these volumes, and those of all others."""
         now = {grant.volume.uuid for grant in grants}
         others = [grant for grant in self._grants.find()[0] if grant.volume.uuid not in now and self._managed(grant)]
@@ -164,14 +164,14 @@ class NfsExports:
             self._withdraw(grants, clients)
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
-    def _withdraw(self, grants: list[Grant], clients: Sequence[str]) -> None:
+    def _withdraw(self, grants: list[NfsGrant], clients: Sequence[str]) -> None:
         """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left; but it
         gives nobody a right back."""
         left = []
         for grant in grants:
             kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
             writers = [writer for writer in grant.writers if writer in kept]
-            left.append(Grant(grant.volume, grant.instance, kept, writers, grant.epoch))
+            left.append(NfsGrant(grant.volume, grant.instance, kept, writers, grant.epoch))
         self._grants.save(replace(old, writers=new.writers) for old, new in zip(grants, left, strict=True))
         self._apply([grant for grant in left if self._managed(grant)])
         # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
@@ -194,7 +194,7 @@ class NfsExports:
         runs = nfs_server.runs()
         return [export for grant in grants for export in self._observe(grant, table, runs)]
 
-    def _observe(self, grant: Grant, table: dict[tuple[str, str], bool], runs: bool) -> Iterable[Export]:
+    def _observe(self, grant: NfsGrant, table: dict[tuple[str, str], bool], runs: bool) -> Iterable[Export]:
         """A volume's exports as the server's table has them."""
         managed = self._managed(grant)
         for client, granted in sorted(grant.clients.items()):
@@ -206,7 +206,7 @@ class NfsExports:
             where = attach.source(*self._place(grant, client))
             yield Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where)
 
-    def _place(self, grant: Grant, client: str) -> tuple[str, str]:
+    def _place(self, grant: NfsGrant, client: str) -> tuple[str, str]:
         """Server and path that a client mounts."""
         path = grant.path(client)
         mount = self._mount(grant.pool)
@@ -220,7 +220,7 @@ class NfsExports:
         raise_problems(problems)
         return [self._offer(grant, client) for grant in of_client(grants, volumes, client)]
 
-    def _offer(self, grant: Grant, client: str) -> Offer:
+    def _offer(self, grant: NfsGrant, client: str) -> Offer:
         volume = grant.volume
         server, path = self._place(grant, client)
         options = {"file": Path(volume.path).name, "format": volume.format}
@@ -238,7 +238,7 @@ class NfsExports:
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
-                grant = found.get(volume.uuid, Grant(volume))
+                grant = found.get(volume.uuid, NfsGrant(volume))
                 problems.extend(refused_writers(volume, grant, hosts, ("disk", "tree")))
                 if hosts:
                     problems.extend(self._unenforced(grant))
@@ -249,7 +249,7 @@ class NfsExports:
             self._grants.save(grants)
             self._serve(grants)
 
-    def _unenforced(self, grant: Grant) -> Iterable[StorkitError]:
+    def _unenforced(self, grant: NfsGrant) -> Iterable[StorkitError]:
         """Why nobody would keep other hosts from writing this volume."""
         name = grant.volume.name
         if grant.volume.path and not self._managed(grant) and self.settings.enforce != "locks":
@@ -310,7 +310,7 @@ class NfsExports:
         raise_problems(problems)
 
 
-def _granted(client: Client, grants: Iterable[Grant]) -> list[str]:
+def _granted(client: Client, grants: Iterable[NfsGrant]) -> list[str]:
     """Where a guest comes from that has an export: who puts back what ended it does not always know."""
     if client.address or not guest_of(client.name):
         return []

@@ -18,7 +18,7 @@ from storkit.core.model import Volume
 from storkit.system import files
 from storkit.tech.files import volumefile
 from storkit.tech.images import qcow2
-from storkit.tech.nfs.names import EXPORTS, Grant, NfsSettings, pool_of
+from storkit.tech.nfs.names import EXPORTS, NfsGrant, NfsSettings, pool_of
 
 IDENTITY = ".storkit"
 # A thread of the server that waits for one of these is in interruptible sleep: server.settle could not tell.
@@ -43,7 +43,7 @@ def check(volume: Volume, kind: str) -> list[StorkitError]:
     return []
 
 
-def identity(grant: Grant) -> str:
+def identity(grant: NfsGrant) -> str:
     """What the client must find: the volume's UUID, when it was first exported, and the inode number of its file, which
     NFS shows to clients as it is on the server."""
     return stated(grant.volume.uuid, grant.instance, Path(grant.volume.path).lstat().st_ino)
@@ -53,7 +53,7 @@ def stated(uuid: str, instance: str, inode: int) -> str:
     return f"storkit:{uuid}:{instance}.{inode:x}"
 
 
-def make(grant: Grant, client: str, settings: NfsSettings, managed: bool) -> None:
+def make(grant: NfsGrant, client: str, settings: NfsSettings, managed: bool) -> None:
     """Make a client's directory as it should be, whatever is there. `managed`: the server is this host."""
     directory = grant.path(client)
     if grant.volume.kind == "tree":
@@ -90,7 +90,7 @@ def remove(paths: Iterable[Path]) -> None:
             directory.rmdir()
 
 
-def places(grant: Grant) -> list[Path]:
+def places(grant: NfsGrant) -> list[Path]:
     """Everything that may be exported of a volume."""
     return [Path(grant.volume.path)] if grant.volume.kind == "tree" else left(grant.pool, grant.volume.uuid)
 

@@ -71,7 +71,7 @@ class NfsSettings:
 
 
 @dataclass(slots=True)
-class Granted:
+class NfsClientGrant:
     """One client's grant."""
 
     addresses: list[MaybeAddress]
@@ -83,13 +83,13 @@ class Granted:
 
 
 @dataclass(slots=True)
-class Grant:
+class NfsGrant:
     """Who may use a volume, and who may write it."""
 
     volume: Volume
     instance: Word = ""
     """Part of the volume's identity on the wire: drawn when it is first exported."""
-    clients: dict[ClientName, Granted] = field(default_factory=dict)
+    clients: dict[ClientName, NfsClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     epoch: int = 0
     """That of the last command that changed it (storkit.tech.grants)."""
@@ -120,10 +120,10 @@ def export_path(pool: Path, uuid: str, nonce: str) -> Path:
     return pool / EXPORTS / f"{uuid}+{nonce}"
 
 
-class Grants(GrantFiles[Grant]):
+class NfsGrantStore(GrantFiles[NfsGrant]):
     """The grants of one host."""
 
-    transport, title, kind = "nfs", "NFS", Grant
+    transport, title, kind = "nfs", "NFS", NfsGrant
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)

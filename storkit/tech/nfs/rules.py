@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.core.model import Volume, guest_of
-from storkit.tech.nfs.names import Grant, Granted, NfsSettings
+from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsSettings
 
 _BOOTS = re.compile(r"[^\s,\"']+")
 
 
-def clients(volume: Volume, addresses: dict[str, list[str]], granted: dict[str, Granted]) -> Iterable[StorkitError]:
+def clients(
+    volume: Volume, addresses: dict[str, list[str]], granted: dict[str, NfsClientGrant]
+) -> Iterable[StorkitError]:
     """Why a volume cannot go to these clients, beside those that have it."""
     for client, where in addresses.items():
         if bool(guest_of(client)) != (volume.kind == "tree"):
@@ -29,7 +31,7 @@ def clients(volume: Volume, addresses: dict[str, list[str]], granted: dict[str, 
             yield Conflict(message, hint)
 
 
-def shared(addresses: dict[str, list[str]], everyone: Sequence[Grant]) -> Iterable[StorkitError]:
+def shared(addresses: dict[str, list[str]], everyone: Sequence[NfsGrant]) -> Iterable[StorkitError]:
     """With whom clients would share an address, where one of the two is a guest. Its right hangs on its address alone,
     and when it ends so does all NFS state of that address. `everyone`: all grants of this server."""
     owners = {at: other for grant in everyone for other, theirs in grant.clients.items() for at in theirs.addresses}

@@ -44,7 +44,10 @@ def keep_rules(path: Path, rules: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{files.PARTIAL}")
     files.write_new(partial, rules, 0o644)
     partial.rename(path)
-    run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")
+    # Twice: udevd 252 ignores a message that arrives between its accept(2) and its asking for the sender's credentials
+    # (SO_PASSCRED), and udevadm succeeds all the same. A guest's disk must not be the first event after a lost one.
+    for _ in range(2):
+        run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")
 
 
 class Watch:

@@ -83,7 +83,7 @@ class Lvm(Pool):
         for name, lv in sorted(group.lvs.items()):
             if (wanted is None or name in wanted) and self._is_ours(group, lv):
                 try:
-                    found.volumes.append(self._volume(lv))
+                    found.volumes.append(self._volume(group, lv))
                 except Unsafe as error:
                     found.damaged.append(Damaged(name, self.pool, self.site.host, error.message, error.hint))
         return found
@@ -154,7 +154,7 @@ class Lvm(Pool):
         return found
 
     def delete(self, volumes: list[Volume]) -> None:
-        with self._batches.locked("delete") as (lock, group):
+        with self._batches.locked("delete", only_removes=True) as (lock, group):
             problems: list[StorkitError] = []
             gone = []
             for volume in volumes:
@@ -180,10 +180,12 @@ class Lvm(Pool):
         sizes, damaged = [], []
         for lv in volumes:
             try:
-                sizes.append(self._volume(lv).size)
+                sizes.append(self._volume(group, lv).size)
             except Unsafe:
                 damaged.append(lv.name)
         warnings = self._uncounted(damaged)
+        if group.missing:
+            warnings.append(f"pool {self.pool} lacks {', '.join(group.missing)}: nothing can be made in it")
         if not self.settings.thinpool:
             allocated = sum(lv.size for lv in volumes)
             return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated, warnings)
@@ -207,18 +209,18 @@ class Lvm(Pool):
 
     @property
     def _batches(self) -> Batches:
-        return Batches(self._vg, self.site.host, self.site.run)
+        return Batches(self.pool, self._vg, self.site.host, self.site.run)
 
     def _is_ours(self, group: VolumeGroup, lv: LogicalVolume) -> bool:
         return group.exists(lv) and lv.pool == self.settings.thinpool
 
-    def _volume(self, lv: LogicalVolume) -> Volume:
+    def _volume(self, group: VolumeGroup, lv: LogicalVolume) -> Volume:
         where = tools.path(self._vg, lv.name)
-        return replace(tools.volume_of(lv), pool=self.pool, host=self.site.host, path=where)
+        return replace(tools.volume_of(lv, group.missing), pool=self.pool, host=self.site.host, path=where)
 
     def _these(self, group: VolumeGroup, volumes: Sequence[Volume]) -> list[Volume]:
         """The volumes as they are in `group`, in the order asked for."""
-        return [self._volume(group.lvs[volume.name]) for volume in volumes]
+        return [self._volume(group, group.lvs[volume.name]) for volume in volumes]
 
     # Making
 
@@ -282,7 +284,7 @@ class Lvm(Pool):
                 seal = [["lvchange", "-y", "--permission", "r", *sealed]] if sealed else []
                 return self._batches.publish(lock, batch, *seal)
         except BaseException:
-            with suppress(StorkitError), self._batches.locked("undo") as (lock, _):
+            with suppress(StorkitError), self._batches.locked("undo", only_removes=True) as (lock, _):
                 self._batches.discard(lock, batch)
             raise
 
@@ -399,7 +401,7 @@ class Lvm(Pool):
                 problems.append(NotFound(f"pool {self.pool} has no volume {volume.name}", "storkit volume list"))
                 continue
             problems += checks.another(lv, volume)
-            known.append(self._volume(lv))
+            known.append(self._volume(group, lv))
         raise_problems(problems)
         return known
 

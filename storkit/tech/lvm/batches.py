@@ -26,17 +26,22 @@ _WAIT = scaled(300.0)
 class Batches:
     """The batches of one volume group that are made on one host."""
 
-    def __init__(self, vg: str, host: str, run: Path) -> None:
-        self.vg, self.host, self.directory = vg, host, run / "lvm"
+    def __init__(self, pool: str, vg: str, host: str, run: Path) -> None:
+        self.pool, self.vg, self.host, self.directory = pool, vg, host, run / "lvm"
 
     @contextmanager
-    def locked(self, what: str) -> Iterator[tuple[Lock, VolumeGroup]]:
-        """The volume group, which no other command of this host changes meanwhile, cleared of what was killed."""
+    def locked(self, what: str, *, only_removes: bool = False) -> Iterator[tuple[Lock, VolumeGroup]]:
+        """The volume group, which no other command of this host changes meanwhile, cleared of what was killed.
+
+        Raises Conflict: it lacks a disk. Logical volumes can be removed all the same (`only_removes`).
+        """
         files.make_private(self.directory)
         path, holder = self.directory / f"{self.vg}.lock", f"{what} (pid {os.getpid()})"
         lock = locks.acquire(path, f"volume group {self.vg}", holder=holder, wait=_WAIT)
         try:
             group = tools.read(self.vg)
+            if group.missing and not only_removes:
+                raise tools.lacking(f"pool {self.pool}, volume group {self.vg},", self.vg, group.missing)
             dead = [batch for batch, host in group.making.items() if host == self.host and not self._lives(batch)]
             for batch in dead:
                 self.discard(lock, batch)

@@ -32,11 +32,12 @@ _LV_FIELDS = "lv_name,lv_size,lv_tags,lv_attr,pool_lv,origin,data_percent,metada
 _REPORT = (
     *("fullreport", "--nameprefixes", "--noheadings", "--units", "b", "--nosuffix"),
     *("--configreport", "vg", "-o", _VG_FIELDS, "--configreport", "lv", "-o", _LV_FIELDS),
-    # The other three are not wanted, and come nevertheless.
-    *("--configreport", "pv", "-o", "pv_name", "-S", "pv_name=none"),
+    *("--configreport", "pv", "-o", "pv_uuid", "-S", "pv_missing=1"),
+    # The other two are not wanted, and come nevertheless.
     *("--configreport", "pvseg", "-o", "pvseg_start", "-S", "pvseg_start=-1"),
     *("--configreport", "seg", "-o", "seg_start", "-S", "seg_start=1"),
 )
+_MISSING = re.compile(r"is missing PV (\S+) \(last written to (/\S+)\)")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+:=-]", re.ASCII)
 _FIELD = re.compile(r"\bLVM2_(\w+)='([^']*)'")
 _PER_COMMAND = scaled(20.0)
@@ -98,6 +99,8 @@ class VolumeGroup:
     lvs: dict[str, LogicalVolume]
     making: dict[str, str] = field(default_factory=dict)
     """Batch to the host that makes it."""
+    missing: tuple[str, ...] = ()
+    """The disks that are not there, as LVM knows them: by their UUID, and where they were last."""
 
     def extents(self, size: int) -> int:
         """`size` as LVM gives it: whole extents."""
@@ -166,16 +169,18 @@ def change_tags(old: Volume, new: Volume) -> list[str]:
     return words
 
 
-def volume_of(lv: LogicalVolume) -> Volume:
-    """The volume that a logical volume's tags tell of. Raises Unsafe: they cannot be trusted."""
+def volume_of(lv: LogicalVolume, missing: Sequence[str] = ()) -> Volume:
+    """The volume that a logical volume's tags tell of. `missing` are disks of its volume group.
+
+    Raises Unsafe: they cannot be trusted, or a part of it is not there.
+    """
     tags = lv.tags
     wrong = [key for key, pattern in _VALUES.items() if not pattern.fullmatch(tags.get(key, ""))]
     problems = [f"{key} {tags.get(key, '')!r}" for key in wrong]
     if not problems and int(tags["size"]) > lv.size:
         problems.append(f"{tags['size']} bytes, of which {lv.size} are there")
     if not problems and lv.health == "p":
-        message = f"logical volume {lv.name} is damaged: a disk that it lies on is missing from its volume group"
-        raise Unsafe(message, "bring the disk back: vgs -o+vg_missing_pv_count; pvs")
+        raise incomplete(lv, missing)
     if problems:
         raise Unsafe(f"the tags of logical volume {lv.name} are damaged: {', '.join(problems)}", "lvs -o+lv_tags")
     size, kind = int(tags["size"]), tags["kind"]
@@ -183,6 +188,13 @@ def volume_of(lv: LogicalVolume) -> Volume:
         lv.name, tags["uuid"], size, kind=kind, format="raw", origin=tags.get("origin", ""),  # type: ignore[arg-type]
         made=tags["made"], created=tags["created"],
     )  # fmt: skip
+
+
+def incomplete(lv: LogicalVolume, missing: Sequence[str]) -> Unsafe:
+    """A part of a logical volume is on one of these disks, which are missing."""
+    disks = " or ".join(missing) or "a disk"
+    message = f"logical volume {lv.name} is damaged: a part of it is on {disks}, which its volume group lacks"
+    return Unsafe(message, "bring the disk back: pvs")
 
 
 _VALUES = {
@@ -197,8 +209,9 @@ _VALUES = {
 # Parsing
 
 
-def parse_group(report: str) -> VolumeGroup:
-    """A volume group from the lines of `lvm fullreport --nameprefixes` as `read` asks for it, sizes in bytes.
+def parse_group(report: str, said: str = "") -> VolumeGroup:
+    """A volume group from the lines of `lvm fullreport --nameprefixes` as `read` asks for it, sizes in bytes, and from
+    what LVM said meanwhile.
 
     Raises ValueError: it is not in it.
     """
@@ -211,7 +224,10 @@ def parse_group(report: str) -> VolumeGroup:
             host, _, batch = tag.removeprefix(MAKING).rpartition(":")
             making[batch] = host
     size, free, extent = (int(group[key]) for key in ("vg_size", "vg_free", "vg_extent_size"))
-    return VolumeGroup(group["vg_name"], size, free, extent, lvs, making)
+    last = dict(_MISSING.findall(said))
+    disks = [row["pv_uuid"] for row in rows if "pv_uuid" in row]
+    missing = tuple(f"{last[disk]} (PV {disk})" if disk in last else f"PV {disk}" for disk in disks)
+    return VolumeGroup(group["vg_name"], size, free, extent, lvs, making, missing)
 
 
 def _parse_lv(row: dict[str, str]) -> LogicalVolume:
@@ -233,6 +249,8 @@ def explain(failure: CommandFailed, vg: str) -> StorkitError:
     said = complaint(failure.stderr)
     if re.search(r'[Vv]olume group "?\S+"? not found', said):
         return NotFound(f"there is no volume group {vg}", "vgs lists those there are; pvs shows what lacks a disk")
+    if "while PVs are missing" in said:
+        return lacking(f"volume group {vg}", vg, [])
     if "insufficient free space" in said:
         return Conflict(f"no room in volume group {vg}: {said}", f"vgs {vg}")
     if "target(s) not detected" in said or "target support missing" in said or "thin-pool target" in said:
@@ -240,6 +258,15 @@ def explain(failure: CommandFailed, vg: str) -> StorkitError:
     if "thin_check" in said and ("No such file" in said or "failed" in said):
         return Unsupported(f"a thin pool cannot be checked: {said}", "apt install thin-provisioning-tools")
     return CommandFailed(failure.argv, failure.status, said or failure.stderr, hint=failure.hint)
+
+
+def lacking(what: str, vg: str, missing: Sequence[str]) -> Conflict:
+    """LVM changes nothing in a volume group that lacks a disk, but removes logical volumes."""
+    return Conflict(
+        f"{what} lacks {', '.join(missing) or 'a disk'}, and until it is back nothing can be changed there",
+        "bring the disk back: pvs; where LVM calls it missing then: vgextend --restoremissing; if it is gone for good: "
+        f"vgreduce --removemissing {vg}",
+    )
 
 
 # Acting
@@ -253,7 +280,7 @@ def read(vg: str) -> VolumeGroup:
     except CommandFailed as failure:
         raise explain(failure, vg) from failure
     try:
-        return parse_group(done.stdout)
+        return parse_group(done.stdout, done.stderr)
     except ValueError:
         raise explain(CommandFailed(["lvm", "fullreport", vg], done.status, done.stderr), vg) from None
 
@@ -279,7 +306,7 @@ def batch(vg: str, lock: Lock, commands: Sequence[Sequence[str]]) -> tuple[Volum
         os.close(script)
     said = complaint(done.stderr)
     try:
-        return parse_group(done.stdout), said
+        return parse_group(done.stdout, done.stderr), said
     except ValueError:
         raise explain(CommandFailed(["lvm", "fullreport", vg], done.status, said), vg) from None
 
@@ -312,8 +339,10 @@ def activate(volumes: Sequence[Volume]) -> None:
     on another host that sees the disks, activates them. Whoever serves a volume by its path calls this first; volumes
     whose path is there, and those of other pools, are left alone.
 
-    Raises NotFound: gone; Conflict: the logical volume of that name is not this volume.
+    Raises NotFound: gone; Conflict: the logical volume of that name is not this volume; Unsafe: it lacks a disk. All
+    others are activated before.
     """
+    problems: list[StorkitError] = []
     wanted: dict[str, list[Volume]] = {}
     for volume in volumes:
         parts = Path(volume.path).parts
@@ -321,16 +350,21 @@ def activate(volumes: Sequence[Volume]) -> None:
             wanted.setdefault(parts[2], []).append(volume)
     for vg, missing in wanted.items():
         group = read(vg)
-        problems: list[StorkitError] = []
+        sound = []
         for volume in missing:
             lv = group.lvs.get(volume.name)
             if lv is None:
                 problems.append(NotFound(f"{vg} has no logical volume {volume.name}", f"lvs {vg}"))
             elif lv.tags.get("uuid") != volume.uuid:
                 problems.append(Conflict(f"{volume.path} is not the volume {volume.name} that was meant", f"lvs {vg}"))
-        raise_problems(problems)
-        argv = ["lvchange", "-ay", "-K", *(f"{vg}/{volume.name}" for volume in missing)]
+            elif lv.health == "p":
+                problems.append(incomplete(lv, group.missing))
+            else:
+                sound.append(f"{vg}/{volume.name}")
+        if not sound:
+            continue
         try:
-            run(argv, package=PACKAGE, timeout=TIMEOUT + _PER_COMMAND * len(missing))
+            run(["lvchange", "-ay", "-K", *sound], package=PACKAGE, timeout=TIMEOUT + _PER_COMMAND * len(sound))
         except CommandFailed as failure:
-            raise explain(failure, vg) from failure
+            problems.append(explain(failure, vg))
+    raise_problems(problems)

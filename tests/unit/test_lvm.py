@@ -39,6 +39,25 @@ def test_a_report(group: VolumeGroup) -> None:
     assert [lv.name for lv in group.batch("0123456789ab")] == ["half"]
 
 
+def test_a_report_of_a_group_that_lacks_disks() -> None:
+    """As LVM 2.03.16 tells of them: where a disk was last it knows until the group's metadata are written again."""
+    report = (DATA / "lvm-2.03.16-fullreport.txt").read_text()
+    known, forgotten = "ulKwrJ-zY8K-0iuC-vmPl-6xUv-bNtZ-qdmXna", "V7cV0M-3hXb-Qp4l-0N2e-5J6e-1n6f-YqvUeA"
+    said = (
+        f"  WARNING: Couldn't find device with uuid {known}.\n"
+        f"  WARNING: VG vg is missing PV {known} (last written to /dev/mapper/pv1).\n"
+        f"  WARNING: VG vg is missing PV {forgotten} (last written to [unknown]).\n"
+    )
+    lines = "".join(f"  LVM2_PV_UUID='{disk}'\n" for disk in (known, forgotten))
+    group = tools.parse_group(report + lines, said)
+    assert group.missing == (f"/dev/mapper/pv1 (PV {known})", f"PV {forgotten}")
+    assert tools.parse_group(report).missing == ()
+    lv = replace(group.lvs["disk"], attr="-wi-a---pk")
+    with pytest.raises(Unsafe, match=r"disk is damaged: a part of it is on /dev/mapper/pv1 \(PV ") as refused:
+        tools.volume_of(lv, group.missing)
+    assert refused.value.hint == "bring the disk back: pvs"
+
+
 def test_what_is_no_report() -> None:
     with pytest.raises(ValueError):
         tools.parse_group("  Logical volume created.\n")
@@ -72,6 +91,7 @@ def test_any_text_survives_as_a_tag(text: str) -> None:
     [
         ('  Volume group "none" not found\n  Cannot process volume group none', NotFound, "no volume group vg"),
         ('  Volume group "vg" has insufficient free space (3 extents): 5 required.', Conflict, "no room"),
+        ("  Cannot change VG vg while PVs are missing.\n  See vgreduce", Conflict, "until it is back"),
         ("  thin-pool: Required device-mapper target(s) not detected in your kernel.", Unsupported, "lacks"),
         ("  /usr/sbin/thin_check: execvp failed: No such file or directory", Unsupported, "cannot be checked"),
         ("  WARNING: Sum of all thin volumes\n  Something else.", CommandFailed, "Something else"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,26 @@ from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Volume
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.system import locks
-from storkit.tech.iscsi import names as iscsi_names
-from storkit.tech.nbd import names as nbd_names
-from storkit.tech.nfs import names as nfs_names
+from storkit.tech.iscsi.names import IscsiGrant, IscsiGrantStore
+from storkit.tech.nbd.names import NbdGrant, NbdGrantStore
+from storkit.tech.nfs.names import NfsGrant, NfsGrantStore
 
 VOLUME = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "default", "a")
-KINDS = {"nbd": nbd_names, "iscsi": iscsi_names, "nfs": nfs_names}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a technology has of grants."""
+
+    Grant: Any
+    Grants: Any
+
+
+KINDS = {
+    "nbd": Room(NbdGrant, NbdGrantStore),
+    "iscsi": Room(IscsiGrant, IscsiGrantStore),
+    "nfs": Room(NfsGrant, NfsGrantStore),
+}
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from storkit.core.identities import CONTROL
 from storkit.core.model import Attachment, DiskSource, Evidence, Export, GuestState, Offer, Secret, Volume
 from storkit.hosts.site import Performer, Setup, bind, declared, site
 from storkit.tech.files.sidecar import Sidecar
-from storkit.tech.iscsi.names import IscsiGrant as IscsiGrant
-from storkit.tech.nbd.names import IscsiGrant as NbdGrant
-from storkit.tech.nfs.names import IscsiGrant as NfsGrant
+from storkit.tech.iscsi.names import IscsiGrant
+from storkit.tech.nbd.names import NbdGrant
+from storkit.tech.nfs.names import NfsGrant
 from storkit.tech.records import RecordFiles
 
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"

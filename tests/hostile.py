@@ -103,7 +103,7 @@ def main() -> int:
     said = directory / f"{address}.lies"
     lies = [Lie(**each) for each in json.loads(said.read_text())] if said.exists() else []
     from storkit.core.errors import from_json
-    from storkit.hosts.agent import serve
+    from storkit.hosts.remote.agent import serve
     from storkit.hosts.site import Performer
 
     truth = Performer.perform

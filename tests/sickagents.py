@@ -129,7 +129,7 @@ def stopped(pid: int) -> bool:
 
 def fall_sick(how: str, what: str, seconds: float, note: Path) -> None:
     """Make this process's agent sick at one request; `note` is made when it is asked for it."""
-    from storkit.hosts.agent import Agent
+    from storkit.hosts.remote.agent import Agent
 
     answer = Agent.answer
 
@@ -203,7 +203,7 @@ def main() -> int:
         return _replay(Path(what))
     if how not in ("well", ""):
         fall_sick(how, what, float(seconds), _reached(directory, address))
-    from storkit.hosts.agent import serve
+    from storkit.hosts.remote.agent import serve
 
     return serve()
 

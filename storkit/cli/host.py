@@ -198,6 +198,6 @@ def _paused(session: Session) -> list[dict[str, str]]:
 
 
 def agent(options: Namespace) -> int:
-    from storkit.hosts.agent import serve
+    from storkit.hosts.remote.agent import serve
 
     return serve(grade=options.grade, file=Path(options.file) if options.file else None)

@@ -247,7 +247,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
     The threads that wait for other hosts are told as well: the process ends only after them.
     """
-    if conversation := sys.modules.get("storkit.hosts.conversation"):
+    if conversation := sys.modules.get("storkit.hosts.remote.conversation"):
         conversation.hang_up()
     raise KeyboardInterrupt
 

@@ -240,7 +240,7 @@ class Connections:
     def _connect(self, config: HostConfig) -> Connection:
         if config.machine == "local":
             return LocalConnection(config, self.inventory)
-        from storkit.hosts.ssh import SshConnection
+        from storkit.hosts.remote.ssh import SshConnection
 
         try:
             return SshConnection(config, self.inventory)

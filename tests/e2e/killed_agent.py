@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from storkit.hosts.agent import Agent, serve
+from storkit.hosts.remote.agent import Agent, serve
 
 LOOKS = ("find", "find_exports", "find_attachments", "check", "fingerprint", "evidence")
 

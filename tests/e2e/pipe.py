@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from storkit.hosts.wire import hello
+from storkit.hosts.remote.wire import hello
 from tests.e2e.world import ROOT
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storkit.hosts.ssh import ssh_argv
+from storkit.hosts.remote.ssh import ssh_argv
 from tests.e2e.sshd import two_machines
 from tests.e2e.world import World
 from tests.guestkit import bootsector

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 from storkit.core.model import Attachment, Offer
-from storkit.hosts.agent import serve
+from storkit.hosts.remote.agent import serve
 from storkit.nbd import Nbd
 
 CLOSED = 9

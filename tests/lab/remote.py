@@ -24,7 +24,7 @@ from storkit.core.backend import Client, Site, Transport
 from storkit.core.errors import HostUnreachable, StorkitError, TimedOut
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
-from storkit.hosts.ssh import SshConnection
+from storkit.hosts.remote.ssh import SshConnection
 from tests.contract.access import Access
 from tests.contract.rig import Rig
 from tests.lab.host import Host

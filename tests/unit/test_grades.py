@@ -24,7 +24,8 @@ from storkit.core.backend import (
     word_setting,
 )
 from storkit.core.errors import NotAllowed
-from storkit.hosts import agent, declared
+from storkit.hosts import declared
+from storkit.hosts.remote import agent
 
 CONTRACTS: dict[str, type[Backend]] = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
 MODULES: dict[str, Any] = {"images": images, "host": declared}

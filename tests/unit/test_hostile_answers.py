@@ -16,9 +16,9 @@ import pytest
 
 from storkit.core.backend import Hypervisor, Pool, Transport
 from storkit.core.identities import CONTROL
-from storkit.hosts import answers, asked
+from storkit.hosts.remote import answers, asked
+from storkit.hosts.remote.wire import Malformed
 from storkit.hosts.site import declared
-from storkit.hosts.wire import Malformed
 from tests.hostile import other, wrong
 
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"

@@ -18,10 +18,10 @@ import pytest
 from storkit.core import deadlines
 from storkit.core.errors import Conflict, HostUnreachable, Unsupported
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.hosts import wire
 from storkit.hosts.connection import Connections
 from storkit.hosts.guard import Claim
-from storkit.hosts.ssh import SshConnection
+from storkit.hosts.remote import wire
+from storkit.hosts.remote.ssh import SshConnection
 from storkit.system.timeouts import VARIABLE
 from tests import sickagents
 
@@ -302,7 +302,7 @@ def test_strangers_are_told_which_side_is_too_old(protocols: list[int], hint: st
 
 
 def test_a_record_of_a_newer_agent_is_cut_to_what_is_known(sick: Sick) -> None:
-    from storkit.hosts import answers
+    from storkit.hosts.remote import answers
 
     volume = {"name": "v", "uuid": "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", "size": 512, "tomorrow": 1}
     (found,) = answers.checked(POOL, "find", [volume])

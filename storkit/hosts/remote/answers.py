@@ -14,8 +14,8 @@ from typing import Any
 from storkit.core import codec
 from storkit.core.errors import StorkitError
 from storkit.core.model import Finding
+from storkit.hosts.remote.wire import Malformed
 from storkit.hosts.site import declared
-from storkit.hosts.wire import Malformed
 
 _MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
 _FACTS = {"version": str, "kernel": str, "clock": float, "missing": list[dict[str, str]]}

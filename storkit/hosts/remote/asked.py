@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from storkit.hosts.wire import Malformed
+from storkit.hosts.remote.wire import Malformed
 
 Record = dict[str, Any]
 
 
 def compared(host: str, target: str, verb: str, args: dict[str, Any], result: Any) -> Any:
-    """The result of a verb, of the declared types (hosts.answers). Raises Malformed: it is not of what was asked."""
+    """The result of a verb, of the declared types (answers.py). Raises Malformed: it is not of what was asked."""
     kind, _, name = target.partition(":")
     compare = COMPARED.get((kind, verb))
     for strange in compare(host, name, args, result) if compare else ():

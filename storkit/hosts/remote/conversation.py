@@ -21,8 +21,8 @@ from typing import Any
 
 from storkit.core import errors
 from storkit.core.errors import HostUnreachable, StorkitError, Unsupported
-from storkit.hosts import wire
-from storkit.hosts.wire import Malformed
+from storkit.hosts.remote import wire
+from storkit.hosts.remote.wire import Malformed
 from storkit.system.timeouts import scaled
 
 Progress = Callable[[float, str], None]

@@ -30,9 +30,10 @@ from storkit.core import codec
 from storkit.core.errors import StorkitError, Unsupported, UsageError
 from storkit.core.grades import READ
 from storkit.core.identities import Port
-from storkit.hosts import accept, rights, wire
+from storkit.hosts import accept, rights
 from storkit.hosts.doors import Doors, reach
 from storkit.hosts.guard import Claim, Guard, changes
+from storkit.hosts.remote import wire
 from storkit.hosts.site import Performer, Setup, remember, site
 from storkit.system import files, moving
 

@@ -2,7 +2,7 @@
 
 BatchMode (no questions), the admin's own ~/.ssh/config, one ssh process per host per command. What goes wrong with ssh
 itself is HostUnreachable, never an error of the verb; so is an agent that does not answer in time, or with what is no
-answer (hosts.conversation).
+answer (conversation.py).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from storkit.core.errors import HostUnreachable, StorkitError
 from storkit.core.identities import Words
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.model import Listening
-from storkit.hosts import answers, asked, wire
 from storkit.hosts.connection import Connection, Progress, Titles
-from storkit.hosts.conversation import Conversation
 from storkit.hosts.guard import Claim
+from storkit.hosts.remote import answers, asked, wire
+from storkit.hosts.remote.conversation import Conversation
+from storkit.hosts.remote.wire import Malformed
 from storkit.hosts.site import setup
-from storkit.hosts.wire import Malformed
 from storkit.system.timeouts import scaled
 
 T = TypeVar("T")

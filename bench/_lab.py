@@ -19,7 +19,8 @@ from pathlib import Path
 from storkit.core import codec, registry
 from storkit.core.backend import Client
 from storkit.core.model import Offer, Volume
-from storkit.hosts.site import Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import site
 def transport(name, host, address, **settings):
     backend = registry.transport(name)
     return backend(site(Setup(host, address, "/var/lib/storkit")), backend.Settings(**settings))

@@ -38,7 +38,8 @@ from bench import _table
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource, Volume
 from storkit.guests.render import Place, read_args, render
-from storkit.hosts.site import Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import site
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu.process import process
 from storkit.hypervisors.qemu import QemuSettings

@@ -15,7 +15,7 @@ from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.inventory import state_directory
 from storkit.hosts.accept import KINDS, Accepted, check_names, default_file, difference, dumps, load, save
-from storkit.hosts.site import Setup, remembered, setup
+from storkit.hosts.setup import Setup, remembered, setup
 from storkit.system import beneath
 
 

@@ -78,7 +78,8 @@ def restore(session: Session, options: Namespace) -> None:
 
 def _restore_at_boot(session: Session, options: Namespace) -> None:
     from storkit.hosts import accept
-    from storkit.hosts.site import LOCAL, Performer, remembered, site, teller
+    from storkit.hosts.setup import LOCAL, remembered, teller
+    from storkit.hosts.site import Performer, site
 
     if options.hosts:
         raise UsageError(

@@ -24,7 +24,7 @@ class Session:
 
     def __init__(self, options: Namespace) -> None:
         from storkit.core import inventory
-        from storkit.hosts.connection import Connections
+        from storkit.hosts.connections import Connections
         from storkit.plans.remembered import Hints, Named
         from storkit.plans.survey import Survey
 

@@ -19,17 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storkit.core import codec, grades
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, state_directory
 from storkit.core.model import check_name
+from storkit.hosts.setup import Setup
 from storkit.system import beneath, files
-
-if TYPE_CHECKING:
-    from storkit.hosts.site import Setup
 
 SYSTEM_FILE = Path("/etc/storkit/accept.toml")
 MODE = 0o644

@@ -18,7 +18,8 @@ from storkit.core.errors import HostUnreachable, NotAllowed, StorkitError, Unsup
 from storkit.core.model import Door, Finding, Found, Listening, Usage
 
 if TYPE_CHECKING:
-    from storkit.hosts.connection import Connection, Connections
+    from storkit.hosts.connection import Connection
+    from storkit.hosts.connections import Connections
 
 T = TypeVar("T")
 P = ParamSpec("P")

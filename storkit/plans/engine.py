@@ -24,7 +24,7 @@ from storkit.core.errors import (
     together,
 )
 from storkit.core.inventory import HostConfig
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.hosts.guard import Claim
 from storkit.plans.journal import Journal, Journals, NotWritten, Unwritten
 from storkit.plans.plan import Hold, Plan, Step

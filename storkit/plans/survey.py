@@ -19,7 +19,7 @@ from storkit.core.errors import (
 )
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, guest_of
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.hosts.declared import Declared
 from storkit.plans import lookup
 from storkit.plans.remembered import Hints

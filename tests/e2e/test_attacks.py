@@ -17,7 +17,7 @@ import pytest
 from storkit.core import codec
 from storkit.core.inventory import load
 from storkit.core.model import GuestState
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.system.timeouts import scaled
 from tests.e2e.world import INVENTORY, World
 from tests.guestkit import bootsector

@@ -151,7 +151,7 @@ def test_prepare_migrate_by_hand_finish(world: World) -> None:
 def by_hand(world: World) -> None:
     """Move g from a to b as an administrator's own script would, through the library's hypervisor."""
     from storkit.core.inventory import load
-    from storkit.hosts.connection import Connections
+    from storkit.hosts.connections import Connections
 
     hosts = Connections(load(world.inventory))
     uri = hosts.to("b").call("hypervisor:qemu", "receive", {"name": "g", "same_machine": True})

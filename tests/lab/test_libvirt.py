@@ -19,7 +19,8 @@ QEMU = 'security_driver = "none"\nuser = "root"\ngroup = "root"\nnamespaces = []
 VERBS = """\
 import json, sys
 from storkit.core.errors import StorkitError
-from storkit.hosts.site import Performer, Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import Performer, site
 host, address, calls = sys.argv[1:]
 setup = Setup(host, address)
 performer = Performer(setup, site(setup))

@@ -174,7 +174,8 @@ from pathlib import Path
 from storkit.core import codec, registry
 from storkit.core.backend import Client
 from storkit.core.model import Volume
-from storkit.hosts.site import Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import site
 A, B, C, STEP = *sys.argv[2:5], int(sys.argv[5])
 pool_class, nfs_class = registry.pool("nfs"), registry.transport("nfs")
 place = site(Setup("a", A, "/var/lib/storkit"))

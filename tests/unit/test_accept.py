@@ -12,7 +12,7 @@ from storkit.core import registry
 from storkit.core.errors import NotAllowed, NotFound, StorkitError, Unsafe, UsageError
 from storkit.hosts import accept
 from storkit.hosts.accept import Accepted, Limits
-from storkit.hosts.site import PoolSettings, Setup
+from storkit.hosts.setup import PoolSettings, Setup
 from storkit.system import beneath
 
 FULL = Accepted(

@@ -14,7 +14,7 @@ from storkit.core.backend import Site
 from storkit.core.model import Offer
 from storkit.guests import files
 from storkit.hosts.guard import Guard
-from storkit.hosts.site import remembered
+from storkit.hosts.setup import remembered
 from storkit.hypervisors._qemu import definition as qemu_definition
 from storkit.plans.journal import Journals
 from storkit.tech.files.sidecar import VolumeDirectory

@@ -22,7 +22,7 @@ from storkit.core.errors import (
     Unsafe,
 )
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.engine import Engine
 from storkit.plans.journal import Journals, new_id

@@ -10,7 +10,8 @@ import pytest
 
 from storkit.cli.main import main
 from storkit.hosts.accept import Accepted, load
-from storkit.hosts.site import PoolSettings, Setup, remember, site
+from storkit.hosts.setup import PoolSettings, Setup, remember
+from storkit.hosts.site import site
 
 
 class Machine:

@@ -14,7 +14,8 @@ import pytest
 from storkit.core.backend import Site
 from storkit.hosts.doors import Doors, address_finding, reach
 from storkit.hosts.facts import state_findings
-from storkit.hosts.site import Performer, Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import Performer, site
 from tests.filesystems import mounted
 
 NOBODY = 65534

@@ -15,7 +15,8 @@ from storkit.core.errors import StorkitError, UsageError
 from storkit.core.guest import Guest
 from storkit.core.identities import CONTROL
 from storkit.core.model import Attachment, DiskSource, Evidence, Export, GuestState, Offer, Secret, Volume
-from storkit.hosts.site import Performer, Setup, bind, declared, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import Performer, bind, declared, site
 from storkit.tech.files.sidecar import Sidecar
 from storkit.tech.iscsi.names import IscsiGrant
 from storkit.tech.nbd.names import NbdGrant

@@ -12,7 +12,7 @@ import pytest
 
 from storkit.core.errors import NOTHING_CHANGED, Conflict, StepFailed, StorkitError
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.engine import Engine
 from storkit.plans.journal import Journals, new_id

@@ -16,7 +16,8 @@ from storkit import images
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe
 from storkit.directory import Directory, DirectorySettings
-from storkit.hosts.site import Setup, site
+from storkit.hosts.setup import Setup
+from storkit.hosts.site import site
 from storkit.system import files, locks, ownership
 from storkit.tech.nbd.server import image_node
 from storkit.tech.nfs import layout

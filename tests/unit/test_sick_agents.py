@@ -18,7 +18,7 @@ import pytest
 from storkit.core import deadlines
 from storkit.core.errors import Conflict, HostUnreachable, Unsupported
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.hosts.connection import Connections
+from storkit.hosts.connections import Connections
 from storkit.hosts.guard import Claim
 from storkit.hosts.remote import wire
 from storkit.hosts.remote.ssh import SshConnection

@@ -34,7 +34,8 @@ from storkit.hosts import accept, rights
 from storkit.hosts.doors import Doors, reach
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.hosts.remote import wire
-from storkit.hosts.site import Performer, Setup, remember, site
+from storkit.hosts.setup import Setup, remember
+from storkit.hosts.site import Performer, site
 from storkit.system import files, moving
 
 PROGRESS_EVERY = 0.1

@@ -25,7 +25,7 @@ from storkit.hosts.guard import Claim
 from storkit.hosts.remote import answers, asked, wire
 from storkit.hosts.remote.conversation import Conversation
 from storkit.hosts.remote.wire import Malformed
-from storkit.hosts.site import setup
+from storkit.hosts.setup import setup
 from storkit.system.timeouts import scaled
 
 T = TypeVar("T")

@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import _table
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource, Volume
-from storkit.guests.render import Place, read_args, render
+from storkit.guests.place import Place
+from storkit.guests.render import read_args, render
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import site
 from storkit.hypervisors._qemu import definition as definitions

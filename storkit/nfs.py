@@ -24,7 +24,7 @@ from typing import ClassVar
 from storkit.core.backend import Client, Needs, Transport, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
-from storkit.directory import DirectorySettings
+from storkit.tech.files.pool import FilePoolSettings
 from storkit.tech.files.sidecar import VolumeDirectory
 from storkit.tech.nfs import attach as nfs_attach
 from storkit.tech.nfs import server as nfs_server
@@ -35,7 +35,7 @@ from storkit.tech.nfs.treepool import TreeDirectory
 
 
 @dataclass(frozen=True)
-class NfsPoolSettings(DirectorySettings):
+class NfsPoolSettings(FilePoolSettings):
     """The keys of an nfs pool in the inventory: those of a directory pool, and these."""
 
     server: str = path_setting()

@@ -6,6 +6,7 @@ No table names them, so that adding a technology is adding one file. A backend's
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from functools import cache
@@ -17,6 +18,8 @@ from storkit.core.errors import Unsupported
 B = TypeVar("B", bound=Backend)
 
 ENTRY_POINTS = "storkit.backends"
+PACKAGES = ("storkit", "storkit.hypervisors")
+"""Packages whose files are backends: their faces. Here they are listed, not imported."""
 
 
 def pool(name: str) -> type[Pool]:
@@ -52,14 +55,12 @@ def _modules() -> dict[str, str]:
 def _own() -> dict[str, str]:
     """As `_modules`, of this package alone: without importlib.metadata, which costs more than all else that
     `storkit volume list` imports."""
-    import storkit
-    import storkit.hypervisors
-
     found: dict[str, str] = {}
-    for package in (storkit, storkit.hypervisors):
-        for module in pkgutil.iter_modules(package.__path__):
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for module in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
             if not module.ispkg and not module.name.startswith("_"):
-                found[module.name] = f"{package.__name__}.{module.name}"
+                found[module.name] = f"{package}.{module.name}"
     return found
 
 

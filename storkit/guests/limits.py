@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from storkit.core.errors import StorkitError, Unsupported
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
 from storkit.guests.check import path_problem, text_problem
-
-if TYPE_CHECKING:
-    from storkit.guests.render import Place
+from storkit.guests.place import Place
 
 MOST = {"ide": 4, "sata": 6, "scsi": 256}
 """Disks that one controller takes: two IDE channels, AHCI's six ports in QEMU, virtio-scsi's targets."""

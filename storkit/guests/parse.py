@@ -7,17 +7,17 @@ else is named in `warnings`, never dropped in silence. The caller turns each dis
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import PurePosixPath
 from typing import Literal, get_args
-from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 from storkit.core.errors import UsageError, raise_problems
-from storkit.core.guest import Boot, Disk, Guest, Nic, Root
+from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB, check
+from storkit.guests.draft import GuestDraft
 
 MAX_TEXT = 4 * MIB
 
@@ -33,39 +33,6 @@ class Imported:
     """Where its disks are now, in the order of guest.disks, whose volumes are names made from these places."""
     warnings: list[str]
     """What was not understood or cannot be kept, each by its name."""
-
-
-@dataclass(slots=True)
-class GuestDraft:
-    """What a format's reader has found so far."""
-
-    name: str = ""
-    uuid: str = ""
-    memory: int = 0
-    vcpus: int = 1
-    hypervisor: str = ""
-    machine: str = ""
-    cpu: str = ""
-    boot: Boot = field(default_factory=Boot)
-    disks: list[tuple[Disk, DiskSource]] = field(default_factory=list)
-    nics: list[Nic] = field(default_factory=list)
-    console: str = ""
-    extra: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
-
-    def add_disk(self, source: DiskSource, target: str = "", bus: str = "virtio", readonly: bool = False) -> None:
-        """Add a disk. Its target is kept only where it is not the one it would get anyway."""
-        if bus not in ("virtio", "scsi", "ide", "sata", "xen"):
-            self.warn(f"disk {source.uri}: bus {bus} becomes virtio")
-            bus = "virtio"
-        if target and not re.fullmatch(r"(?:vd|xvd|sd|hd)[a-z]{1,2}", target):
-            self.warn(f"disk {source.uri}: target {target} is not kept")
-            target = ""
-        self.disks.append((Disk("", target, bus, readonly), source))  # type: ignore[arg-type]
 
 
 def parse(text: str, where: str = "", *, name: str = "", kind: str = "") -> Imported:
@@ -170,31 +137,3 @@ def volume_name(source: DiskSource, otherwise: str, taken: set[str]) -> str:
         number += 1
         name = f"{stem}-{number}"
     return name
-
-
-def path_source(path: str, format: str) -> DiskSource:
-    """A local path as a disk source: what lies below /dev is a device."""
-    return DiskSource("block" if path.startswith("/dev/") else "file", path, format)
-
-
-def uri_source(uri: str, format: str = "raw") -> DiskSource | None:
-    """An NBD URI, or QEMU's older nbd:HOST:PORT:exportname=NAME (qemu(1)), as a disk source; None for any other."""
-    old = re.fullmatch(r"nbd:(?:unix:(?P<socket>[^:]+)|(?P<host>[^:\[\]]+|\[[^]]+\]):(?P<port>\d+))"
-                       r"(?::exportname=(?P<export>.*))?", uri)  # fmt: skip
-    if old:
-        host = (old["host"] or "").strip("[]")
-        export = old["export"] or ""
-        return DiskSource("network", "", format, "nbd", export, old["socket"] or "", host, int(old["port"] or 0))
-    try:
-        parts = urlsplit(uri)
-        port = parts.port
-    except ValueError:
-        return None
-    scheme, _, transport = parts.scheme.partition("+")
-    if scheme not in ("nbd", "nbds") or transport not in ("", "unix", "tcp"):
-        return None
-    socket = parse_qs(parts.query).get("socket", [""])[0] if transport == "unix" else ""
-    export = unquote(parts.path.removeprefix("/"))
-    host = "" if socket else parts.hostname or ""
-    tls: Literal["", "x509"] = "x509" if scheme == "nbds" else ""
-    return DiskSource("network", "", format, "nbd", export, socket, host, 0 if socket else port or 10809, tls)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
-from storkit.guests.parse import GuestDraft, path_source
+from storkit.guests.draft import GuestDraft, path_source
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _FACTORS: dict[str, int] = {"b": 1, "bytes": 1, "": 1024} | {

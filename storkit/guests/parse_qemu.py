@@ -17,7 +17,7 @@ from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB
-from storkit.guests.parse import GuestDraft, path_source, uri_source
+from storkit.guests.draft import GuestDraft, path_source, uri_source
 
 ALONE = frozenset(
     [

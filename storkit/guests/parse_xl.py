@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
-from storkit.guests.parse import GuestDraft, path_source
+from storkit.guests.draft import GuestDraft, path_source
 from storkit.guests.render import quote_xl
 
 Value: TypeAlias = "str | int | list[Value]"

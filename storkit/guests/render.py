@@ -9,45 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests.check import check, text_problem
 from storkit.guests.limits import limits
+from storkit.guests.place import Place
 
 if TYPE_CHECKING:
     import jinja2
 
 FILES = {"qemu": "guest.args", "libvirt": "guest.xml", "xl": "guest.cfg", "uml": "guest.args"}
 """Hypervisor to the name of what is rendered for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """How a guest runs on one host: what its record, the same on every host, leaves open."""
-
-    accel: Literal["", "kvm", "tcg"] = ""
-    """Empty: QEMU takes KVM where it works, else TCG; libvirt KVM."""
-    machine: str = ""
-    """The machine type with its version, pinned when the guest first started; empty: the record's, or the default."""
-    incoming: bool = False
-    """QEMU: start without running, to receive the guest by live migration."""
-    daemonize: bool = False
-    qmp: str = ""
-    """QEMU: the monitor's socket."""
-    pidfile: str = ""
-    reconnect_delay: int = 300
-    """Seconds that QEMU tries to reach an NBD server again before the guest's requests fail, and it is paused."""
-    taps: list[str] = field(default_factory=list)
-    """Tap devices for the network cards, in their order; without them QEMU's bridge helper makes one."""
-    uefi_code: str = ""
-    uefi_vars: str = ""
-    """The firmware's variables, a file of this guest's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,8 @@ class Libvirt(Hypervisor):
         self._guests.arriving(name).unlink(missing_ok=True)
 
     def _render(self, definition: Definition) -> str:
-        from storkit.guests.render import Place, render
+        from storkit.guests.place import Place
+        from storkit.guests.render import render
 
         place = Place(accel="kvm" if definition.accel == "kvm" else "tcg", machine=definition.machine)
         templates = [Path(self.settings.templates)] if self.settings.templates else []

@@ -8,14 +8,36 @@ does not hold, all pools are asked. POOL/NAME is looked for in that pool alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from storkit.core.errors import Conflict, HostUnreachable, NotFound, StorkitError, Unsafe, in_a_line, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    ServiceUnreachable,
+    StorkitError,
+    Unsafe,
+    in_a_line,
+    raise_problems,
+)
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Volume, check_name
+from storkit.core.model import Damaged, Volume, check_name
+from storkit.hosts.connections import Connections
+from storkit.plans.remembered import Hints
 
-if TYPE_CHECKING:
-    from storkit.plans.survey import Survey
+
+class Pools(Protocol):
+    """The pools, and what is known of them: a Survey (plans.survey) is one."""
+
+    connections: Connections
+    hints: Hints
+    silent: dict[str, HostUnreachable | ServiceUnreachable]
+    failed: dict[str, StorkitError]
+    damaged: dict[tuple[str, str], Damaged]
+
+    def of_pools(self, wanted: Mapping[PoolConfig, list[str] | None]) -> list[Volume]: ...
+    def volumes(self, names: list[str] | None = None) -> list[Volume]: ...
+    def refuse_damaged(self, names: Iterable[str]) -> None: ...
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -26,26 +48,26 @@ def parts(name: str) -> tuple[str, str]:
     return pool, check_name("volume", own)
 
 
-def find_all(survey: Survey, names: list[str], uuids: Mapping[str, str]) -> list[Volume]:
+def find_all(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> list[Volume]:
     """The volumes of these names, in this order; every one that is missing is named.
 
     `uuids`: what is known of some (a guest's record has the UUIDs of its disks): it decides between two of one name.
     """
-    found, unknown = present(survey, names, uuids)
+    found, unknown = present(pools, names, uuids)
     missing = [name for name in dict.fromkeys(names) if name not in found and name not in unknown]
-    survey.refuse_damaged(missing)
+    pools.refuse_damaged(missing)
     if missing:
-        unknown[missing[0]] = _nowhere(survey, missing)
+        unknown[missing[0]] = _nowhere(pools, missing)
     raise_problems(list(unknown.values()))
     return [found[name] for name in names]
 
 
 def present(
-    survey: Survey, names: Iterable[str], uuids: Mapping[str, str]
+    pools: Pools, names: Iterable[str], uuids: Mapping[str, str]
 ) -> tuple[dict[str, Volume], dict[str, StorkitError]]:
     """Those of these volumes that are found, and why others that have a place could not be looked for there: to take
     what has the same name elsewhere could only be a mistake. Raises Conflict: a name stands for two."""
-    inventory, hints = survey.connections.inventory, survey.hints
+    inventory, hints = pools.connections.inventory, pools.hints
     places: dict[str, tuple[PoolConfig, str, str]] = {}
     for name in dict.fromkeys(names):
         pool, own = parts(name)
@@ -57,7 +79,7 @@ def present(
     asked: dict[PoolConfig, list[str] | None] = {}
     for config in dict.fromkeys(config for config, _, _ in places.values()):
         asked[config] = [own for place, own, _ in places.values() if place is config]
-    seen = {(volume.pool, volume.name): volume for volume in survey.of_pools(asked)}
+    seen = {(volume.pool, volume.name): volume for volume in pools.of_pools(asked)}
     found: dict[str, Volume] = {}
     unknown: dict[str, StorkitError] = {}
     for name, (config, own, uuid) in places.items():
@@ -66,18 +88,18 @@ def present(
             found[name] = volume
             if (hint := hints.get(own)) and hint.uuid != volume.uuid:
                 hints.drop(own)  # the name stands for two, or what was meant is gone
-        elif why := _why_not(survey, config, own, said=not uuid):
+        elif why := _why_not(pools, config, own, said=not uuid):
             unknown[name] = why
         else:
             hints.drop(own)
     rest = [name for name in dict.fromkeys(names) if name not in found and name not in unknown]
-    return found | _everywhere(survey, rest, uuids), unknown
+    return found | _everywhere(pools, rest, uuids), unknown
 
 
-def _everywhere(survey: Survey, names: list[str], uuids: Mapping[str, str]) -> dict[str, Volume]:
+def _everywhere(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> dict[str, Volume]:
     """Ask all pools that there are."""
     same: dict[str, list[Volume]] = {}
-    for volume in survey.volumes(names) if names else []:
+    for volume in pools.volumes(names) if names else []:
         same.setdefault(volume.name, []).append(volume)
     found: dict[str, Volume] = {}
     for name, volumes in same.items():
@@ -90,33 +112,33 @@ def _everywhere(survey: Survey, names: list[str], uuids: Mapping[str, str]) -> d
             )
         found[name] = meant[0]
         if len(volumes) == 1:
-            survey.hints.put(volumes)
+            pools.hints.put(volumes)
     return found
 
 
-def _why_not(survey: Survey, pool: PoolConfig, name: str, said: bool) -> StorkitError | None:
+def _why_not(pools: Pools, pool: PoolConfig, name: str, said: bool) -> StorkitError | None:
     """Why a volume was not found in its pool. `said`: by a person; otherwise None if only the hint was wrong."""
     what = f"volume {name} of pool {pool.name}" if said else f"volume {name}, last in pool {pool.name},"
-    if error := survey.silent.get(pool.host):
+    if error := pools.silent.get(pool.host):
         return type(error)(f"{what} cannot be looked for: {error.message}", error.advice)
-    if reason := survey.failed.get(pool.name):
+    if reason := pools.failed.get(pool.name):
         return Conflict(f"{what} cannot be looked for: {in_a_line(reason)}", reason.each[0].advice)
-    if damaged := survey.damaged.get((pool.name, name)):
+    if damaged := pools.damaged.get((pool.name, name)):
         return Unsafe(damaged.message, damaged.hint)
     return (
         NotFound(f"pool {pool.name} has no volume {name}", f"storkit volume list --pool {pool.name}") if said else None
     )
 
 
-def _nowhere(survey: Survey, names: list[str]) -> StorkitError:
+def _nowhere(pools: Pools, names: list[str]) -> StorkitError:
     """Why volumes were not found: they are not there, or where they may be cannot be asked."""
-    missing, inventory = ", ".join(names), survey.connections.inventory
+    missing, inventory = ", ".join(names), pools.connections.inventory
     for pool in inventory.pools.values():
-        if error := survey.silent.get(pool.host):
+        if error := pools.silent.get(pool.host):
             return HostUnreachable(f"no volume {missing} was found, and {error.message}", error.advice)
-        if reason := survey.failed.get(pool.name):
+        if reason := pools.failed.get(pool.name):
             message = f"no volume {missing} was found, and pool {pool.name} cannot be looked at"
             return Conflict(f"{message}: {in_a_line(reason)}", reason.each[0].advice)
-    gone = {hint.pool for name in names if (hint := survey.hints.get(name)) and hint.pool not in inventory.pools}
+    gone = {hint.pool for name in names if (hint := pools.hints.get(name)) and hint.pool not in inventory.pools}
     was = f"; it was in pool {', '.join(sorted(gone))}, which is not in the inventory" if gone else ""
     return NotFound(f"there is no volume {missing}{was}", "storkit volume list")

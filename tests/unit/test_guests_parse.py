@@ -10,10 +10,12 @@ from storkit.core.errors import StorkitError, UsageError
 from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB
-from storkit.guests.parse import parse, sniff, uri_source
+from storkit.guests.draft import uri_source
+from storkit.guests.parse import parse, sniff
 from storkit.guests.parse_qemu import options, words
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.render import Place, render
+from storkit.guests.place import Place
+from storkit.guests.render import render
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 

@@ -19,7 +19,8 @@ from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests import parse_qemu
-from storkit.guests.render import Place, device_id, node_name, read_args, render
+from storkit.guests.place import Place
+from storkit.guests.render import device_id, node_name, read_args, render
 from storkit.system.run import run, which
 
 QEMU = "qemu-system-x86_64"

@@ -18,7 +18,8 @@ from storkit.guests.check import path_problem, text_problem
 from storkit.guests.parse import parse
 from storkit.guests.parse_qemu import options
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.render import Place, read_args, render
+from storkit.guests.place import Place
+from storkit.guests.render import read_args, render
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 SPECIAL = list("""'"\\,;=<>&[]{}()#$%`|!? \t/:-_.~^*@""")

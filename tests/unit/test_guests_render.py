@@ -16,7 +16,8 @@ from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests import files, parse_xl
 from storkit.guests.parse import parse
-from storkit.guests.render import FILES, Place, read_args, render, targets
+from storkit.guests.place import Place
+from storkit.guests.render import FILES, read_args, render, targets
 from storkit.system.run import run, which
 
 HERE = Path(__file__).parent

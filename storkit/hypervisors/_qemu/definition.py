@@ -76,7 +76,8 @@ def _render(
     *,
     incoming: bool,
 ) -> str:
-    from storkit.guests.render import Place, quote_option, render
+    from storkit.guests.place import Place
+    from storkit.guests.render import quote_option, render
 
     place = Place(
         accel="kvm" if definition.accel == "kvm" else "tcg",

@@ -10,16 +10,16 @@ from typing import Final
 
 from storkit.core.errors import Conflict, StorkitError, Unsupported, raise_problems
 from storkit.core.model import Volume
-from storkit.directory import Directory, _derived, _fresh
 from storkit.system import files, locks
 from storkit.tech.files import trees
+from storkit.tech.files.pool import FilePool, derived, fresh
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory
 from storkit.tech.nfs import attach
 
 TREE: Final = "tree"
 
 
-class TreeDirectory(Directory):
+class TreeDirectory(FilePool):
     """A directory of volume files and trees. A tree's size is what its files took when it was made."""
 
     def import_tree(self, volumes: list[Volume], source: str) -> list[Volume]:
@@ -28,8 +28,8 @@ class TreeDirectory(Directory):
                 files.make_private(self.path)
             trees.inspect(source, self.path)
         with self._naming("import", volumes) as (directory, todo):
-            fresh = [Sidecar(VERSION, _fresh(volume, TREE, "imported")) for volume in todo]
-            self._build(directory, fresh, lambda target: trees.fill(source, target))
+            made = [Sidecar(VERSION, fresh(volume, TREE, "imported")) for volume in todo]
+            self._build(directory, made, lambda target: trees.fill(source, target))
         return self._found(volumes)
 
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
@@ -44,7 +44,7 @@ class TreeDirectory(Directory):
                 raise_problems(self._exported(origin.volume, "cloned") + self._mounted(origin.volume, "cloned"))
                 made = "reflink" if trees.shares_blocks(self.path) else "copy"
                 there = directory.data(source.name, TREE) / trees.ROOT
-                copies = [Sidecar(VERSION, _derived(origin, each, TREE, made)) for each in todo]
+                copies = [Sidecar(VERSION, derived(origin, each, TREE, made)) for each in todo]
                 self._build(directory, copies, lambda target: trees.copy(there, target))
             finally:
                 use.release()

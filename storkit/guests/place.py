@@ -1,0 +1,29 @@
+"""How a guest runs on one host: what its record, the same on every host, leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a guest runs on one host: what its record, the same on every host, leaves open."""
+
+    accel: Literal["", "kvm", "tcg"] = ""
+    """Empty: QEMU takes KVM where it works, else TCG; libvirt KVM."""
+    machine: str = ""
+    """The machine type with its version, pinned when the guest first started; empty: the record's, or the default."""
+    incoming: bool = False
+    """QEMU: start without running, to receive the guest by live migration."""
+    daemonize: bool = False
+    qmp: str = ""
+    """QEMU: the monitor's socket."""
+    pidfile: str = ""
+    reconnect_delay: int = 300
+    """Seconds that QEMU tries to reach an NBD server again before the guest's requests fail, and it is paused."""
+    taps: list[str] = field(default_factory=list)
+    """Tap devices for the network cards, in their order; without them QEMU's bridge helper makes one."""
+    uefi_code: str = ""
+    uefi_vars: str = ""
+    """The firmware's variables, a file of this guest's own."""

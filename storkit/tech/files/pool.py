@@ -1,0 +1,444 @@
+"""Pools in a directory: volumes are files, NAME.raw or NAME.qcow2, each with its metadata in a sidecar NAME.json.
+
+A clone is made by the first of these that works: shared blocks (reflink: XFS, btrfs, bcachefs), a qcow2 overlay over a
+golden image (pools of format qcow2), a copy without the holes. 1,000 overlays take a fraction of a second: the headers
+are written straight from Python, and one flush of the file system makes all of them durable.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from storkit.core.backend import Needs, Pool, path_setting
+from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.model import Damaged, Finding, Found, Usage, Volume
+from storkit.core.units import exact_size, format_size
+from storkit.system import files, locks
+from storkit.tech.files import clonefile, volumefile
+from storkit.tech.files.place import PoolPlace
+from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
+from storkit.tech.images import qcow2
+
+IMPORTING = "importing"
+"""`made` of a volume whose image is not yet, or not wholly, in it."""
+_LITTLE_ROOM = 0.05
+
+
+@dataclass(frozen=True)
+class FilePoolSettings:
+    """The keys of a pool of files in the inventory."""
+
+    path: str = path_setting()
+    """An existing directory; empty: `volumes` below the host's state directory, made when needed."""
+    format: Literal["raw", "qcow2"] = "raw"
+    overcommit: float = 1.0
+    """Warn when the volumes could grow beyond this many times the file system's size, or its free space."""
+    others_write: bool = False
+    """Use a directory that other users may write or rename: whoever may can read, change and delete its volumes."""
+
+
+class FilePool(Pool):
+    """A directory of volume files on any local or shared file system."""
+
+    needs: ClassVar[Needs] = Needs(tools={"qemu-img": "qemu-utils"})
+    settings: FilePoolSettings
+
+    @property
+    @abstractmethod
+    def path(self) -> Path:
+        """The directory."""
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        if not self._exists() or os.access(self.path, os.W_OK | os.X_OK):
+            return []
+        message = f"pool {self.pool}: {self.path} cannot be written: it is read-only, or not this user's"
+        return [Finding(message, f"findmnt -T {self.path}; ls -ld {self.path}")]
+
+    def look(self, names: list[str] | None = None) -> Found:
+        sidecars, damaged = self._files.look(names) if self._exists() else ([], {})
+        volumes = []
+        for sidecar in sidecars:
+            try:
+                self._files.check_data(sidecar)
+            except Unsafe as error:
+                if self._files.sidecar(sidecar.volume.name).exists():  # otherwise it has just been deleted
+                    damaged[sidecar.volume.name] = error
+                continue
+            volumes.append(self._volume(sidecar))
+        bad = [
+            Damaged(name, self.pool, self.site.host, error.message, error.hint)
+            for name, error in sorted(damaged.items())
+        ]
+        return Found(volumes, bad)
+
+    def create(self, volumes: list[Volume]) -> list[Volume]:
+        with self._locked("create") as directory:
+            format = self.settings.format
+            todo = directory.admit(volumes, format)
+
+            def make(volume: Volume, descriptor: int) -> None:
+                volumefile.make_empty(descriptor, format, volume.size)
+
+            made = [Sidecar(VERSION, fresh(volume, format, volume.made or "created")) for volume in todo]
+            self._make(directory, made, make)
+        return self._found(volumes)
+
+    def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        return self._derive("clone", source, volumes)
+
+    def snapshot(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """As the contract says; of a volume in use only where the file system shares blocks.
+
+        It is then what a power cut would have left: crash-consistent.
+        """
+        return self._derive("snapshot", source, [replace(volume, kind="snapshot") for volume in volumes])
+
+    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+        with self._locked("resize") as directory:
+            known = directory.known(volumes)
+            problems: list[StorkitError] = []
+            for volume, sidecar in zip(volumes, known, strict=True):
+                problems += volumefile.size_problems(volume, sidecar.volume.format)
+                problems += self._resize_problems(directory, volume, sidecar, shrink)
+            raise_problems(problems)
+            for volume, sidecar in zip(volumes, known, strict=True):
+                lock = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
+                try:
+                    self._resize(directory, sidecar, volume.size)
+                finally:
+                    lock.release()
+        return self._found(volumes)
+
+    def relabel(self, volumes: list[Volume]) -> list[Volume]:
+        with self._locked("relabel") as directory:
+            known = directory.known(volumes)
+            problems: list[StorkitError] = []
+            for volume, sidecar in zip(volumes, known, strict=True):
+                if volume.kind != sidecar.volume.kind:
+                    problems += self._in_use(sidecar.volume, "made another kind of volume")
+                    problems += directory.needed([sidecar], "made another kind of volume")
+            raise_problems(problems)
+            for volume, sidecar in zip(volumes, known, strict=True):
+                files.change_mode(directory.data(volume.name, sidecar.volume.format), volumefile.mode(volume))
+            changed = [
+                replace(sidecar, volume=replace(sidecar.volume, kind=volume.kind, made=volume.made))
+                for volume, sidecar in zip(volumes, known, strict=True)
+            ]
+            directory.write([now for now, was in zip(changed, known, strict=True) if now != was])
+        return self._found(volumes)
+
+    def delete(self, volumes: list[Volume]) -> None:
+        if not self._exists():
+            return
+        with self._locked("delete") as directory:
+            gone = directory.select([volume.name for volume in volumes])
+            meant = {volume.name: volume for volume in volumes}
+            problems = [other for sidecar in gone if (other := other_volume(meant[sidecar.volume.name], sidecar))]
+            raise_problems(problems)
+            for name in meant:
+                if maker := directory.maker(name):
+                    problems.append(Conflict(maker, "wait until that command has ended, then try again"))
+            for sidecar in gone:
+                problems += self._in_use(sidecar.volume, "deleted")
+            problems += directory.needed(gone, "deleted")
+            raise_problems(problems)
+            # Overlays go before what they stand on.
+            directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
+            for sidecar in gone:
+                locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
+
+    def capacity(self) -> Usage:
+        sidecars, damaged = self._files.look(None) if self._exists() else ([], {})
+        path = self.path if self._exists() else self.site.state
+        try:
+            room = os.statvfs(path)
+        except OSError as error:
+            raise files.explain(error, path) from error
+        total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+        provisioned = allocated = growth = 0
+        for sidecar in sidecars:
+            size = sidecar.volume.size
+            file = self._files.data(sidecar.volume.name, sidecar.volume.format)
+            try:
+                self._files.check_data(sidecar)
+            except Unsafe as error:
+                damaged[sidecar.volume.name] = error
+                continue
+            # A tree was measured when it was made: doing that again would take as long as a backup.
+            taken = size if sidecar.volume.kind == "tree" else volumefile.allocated(file)
+            provisioned, allocated = provisioned + size, allocated + taken
+            growth += max(0, size - taken) if sidecar.volume.kind == "disk" else 0
+        warnings = self._uncounted(damaged)
+        limit = self.settings.overcommit
+        if provisioned > limit * total or growth > limit * free:
+            warnings.append(
+                f"pool {self.pool} is over-committed: its volumes can grow to {format_size(provisioned)}, by "
+                f"{format_size(growth)}, and {path} has {format_size(free)} of {format_size(total)} free"
+            )
+        if free < total * _LITTLE_ROOM:
+            warnings.append(f"pool {self.pool} is nearly full: {format_size(free)} of {format_size(total)} free")
+        return Usage(self.pool, self.site.host, total, free, provisioned, allocated, warnings)
+
+    # What the verbs share
+
+    @property
+    def _files(self) -> VolumeDirectory:
+        return VolumeDirectory(self.path)
+
+    @property
+    def _place(self) -> PoolPlace:
+        settings = self.settings
+        return PoolPlace(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
+
+    def _exists(self) -> bool:
+        return self._place.exists()
+
+    @contextmanager
+    def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
+        if not self._exists():
+            files.make_private(self.path)
+        directory = self._files
+        with directory.locked(f"{verb} in pool {self.pool}"):
+            self._place.remember()
+            yield directory
+
+    def _sidecars(self, names: list[str] | None) -> list[Sidecar]:
+        return self._files.select(names) if self._exists() else []
+
+    def _found(self, volumes: Sequence[Volume]) -> list[Volume]:
+        """The volumes as they are now, in the order asked for."""
+        found = {volume.name: volume for volume in self.find([volume.name for volume in volumes])}
+        return [found[volume.name] for volume in volumes if volume.name in found]
+
+    def _volume(self, sidecar: Sidecar) -> Volume:
+        volume = sidecar.volume
+        path = f"{self.path}/{volume.name}.{volume.format}"
+        return replace(volume, host=self.site.host, pool=self.pool, path=path)
+
+    def _make(self, directory: VolumeDirectory, made: Sequence[Sidecar], fill: Callable[[Volume, int], None]) -> None:
+        """Make each volume's file by `fill`, then all of them volumes; on any error nothing of them is left."""
+        try:
+            for sidecar in made:
+                volume = sidecar.volume
+                making = directory.making(volume.name, volume.format)
+                descriptor = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                try:
+                    fill(volume, descriptor)
+                    os.fchmod(descriptor, volumefile.mode(volume))
+                finally:
+                    os.close(descriptor)
+            directory.publish(made)
+        except BaseException:
+            for sidecar in made:
+                directory.discard(sidecar.volume.name, mine=True)
+            raise
+
+    def _derive(self, verb: str, source: Volume, volumes: Sequence[Volume]) -> list[Volume]:
+        """Clones and snapshots: by reflink, overlay or copy."""
+        with ExitStack() as stack:
+            with self._locked(verb) as directory:
+                (origin,) = directory.known([source])
+                todo = directory.admit(volumes, origin.volume.format)
+                busy = self._in_use(origin.volume, "cloned") if origin.volume.kind == "disk" else []
+                problems = self._derive_problems(directory, origin.volume, volumes)
+                raise_problems(problems + (busy if verb == "clone" else []))
+                path = directory.data(origin.volume.name, origin.volume.format)
+                file = files.open_plain(path, os.O_RDONLY)
+                stack.callback(os.close, file)
+                if self._by_reflink(directory, origin, file, todo) or self._by_overlay(directory, origin, todo):
+                    return self._found(volumes)
+                raise_problems(busy)
+                for lock in self._claim(directory, verb, origin, todo):
+                    stack.callback(lock.release)
+            # A copy takes long: the directory is free for others, the names are held by their locked claims.
+            self._by_copy(directory, origin, file, todo)
+        return self._found(volumes)
+
+    def _derive_problems(
+        self, directory: VolumeDirectory, old: Volume, volumes: Sequence[Volume]
+    ) -> list[StorkitError]:
+        problems: list[StorkitError] = []
+        for volume in volumes:
+            if 0 < volume.size < old.size:
+                message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
+                problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
+        if old.made == IMPORTING:
+            hint = "wait for the import, or run it again: storkit plan list"
+            problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
+        if volumefile.disk_size(directory.data(old.name, old.format), old.format) != old.size:
+            hint = f"run it again: storkit volume resize {old.name} SIZE"
+            problems.append(Conflict(f"a resize of volume {old.name} was interrupted", hint))
+        return problems
+
+    def _by_reflink(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> bool:
+        # One of another size is resized once; the others of that size share its blocks.
+        templates: dict[int, int] = {origin.volume.size: file}
+        format = origin.volume.format
+
+        def fill(volume: Volume, descriptor: int) -> None:
+            if not clonefile.reflink(templates.get(volume.size, file), descriptor):
+                raise _NoReflink
+            if volume.size not in templates:
+                volumefile.resize(directory.making(volume.name, format), format, volume.size)
+                templates[volume.size] = os.dup(descriptor)
+
+        made = [replace(origin, volume=derived(origin, volume, format, "reflink")) for volume in todo]
+        try:
+            self._make(directory, made, fill)
+        except _NoReflink:
+            return False
+        finally:
+            for size, descriptor in templates.items():
+                if size != origin.volume.size:
+                    os.close(descriptor)
+        return True
+
+    def _by_overlay(self, directory: VolumeDirectory, origin: Sidecar, todo: Sequence[Volume]) -> bool:
+        old = origin.volume
+        if self.settings.format != "qcow2" or old.kind == "disk":
+            return False
+        if any(volume.kind == "snapshot" or volume.size > qcow2.MAX_SIZE for volume in todo):
+            return False
+        backing = directory.data(old.name, old.format).name
+        layouts = {size: qcow2.empty(size, backing, old.format) for size in {volume.size for volume in todo}}
+        made = [Sidecar(VERSION, derived(origin, volume, "qcow2", "overlay"), backing=old.uuid) for volume in todo]
+
+        def fill(volume: Volume, descriptor: int) -> None:
+            layouts[volume.size].write(descriptor)
+
+        self._make(directory, made, fill)
+        return True
+
+    def _claim(
+        self, directory: VolumeDirectory, verb: str, origin: Sidecar, todo: Sequence[Volume]
+    ) -> list[locks.Lock]:
+        """Locks that hold the names of volumes being copied, and the source against being written."""
+        _allow_open_files(len(todo) + 100)
+        holder = f"{verb} of {origin.volume.name} (pid {os.getpid()})"
+        held: list[locks.Lock] = []
+        try:
+            if origin.volume.kind == "disk":
+                use = locks.use_lock(self.site.run, origin.volume.uuid)
+                held.append(locks.acquire(use, f"volume {origin.volume.name}", shared=True))
+            for volume in todo:
+                held.append(locks.acquire(directory.claim(volume.name), f"volume {volume.name}", holder=holder))
+        except BaseException:
+            for lock in held:
+                lock.release()
+            for volume in todo:
+                directory.discard(volume.name)
+            raise
+        return held
+
+    def _by_copy(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> None:
+        made = [replace(origin, volume=derived(origin, volume, origin.volume.format, "copy")) for volume in todo]
+        length = os.fstat(file).st_size
+        try:
+            for number, sidecar in enumerate(made):
+                self._copy(directory, sidecar.volume, file, length, number / len(made), 1 / len(made))
+            with self._locked("clone"):
+                there, damaged = directory.look(None)
+                if origin.backing and all(other.volume.uuid != origin.backing for other in there):
+                    raise_problems(list(damaged.values()))  # it may be one of them
+                    raise Conflict(f"what volume {origin.volume.name} stands on was deleted while it was copied")
+                directory.publish(made)
+        except BaseException as error:
+            for sidecar in made:
+                directory.discard(sidecar.volume.name, mine=True)
+            if isinstance(error, OSError):
+                raise files.explain(error, self.path) from error
+            raise
+
+    def _copy(
+        self, directory: VolumeDirectory, volume: Volume, file: int, length: int, before: float, share: float
+    ) -> None:
+        making = directory.making(volume.name, volume.format)
+        target = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+
+            def progress(done: int) -> None:
+                self.site.progress(before + share * done / length, f"copying to {volume.name}")
+
+            clonefile.copy_sparse(file, target, length, progress)
+        finally:
+            os.close(target)
+        volumefile.resize(making, volume.format, volume.size)
+        files.change_mode(making, volumefile.mode(volume))
+
+    def _resize_problems(
+        self, directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrink: bool
+    ) -> list[StorkitError]:
+        old = sidecar.volume
+        if volume.size == old.size:
+            return []
+        problems: list[StorkitError] = self._in_use(old, "resized")
+        if old.kind != "disk":
+            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
+            problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
+        if old.made == IMPORTING:
+            problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
+        problems += directory.needed([sidecar], "resized")
+        if volume.size < old.size and not shrink:
+            problems.append(
+                Conflict(
+                    f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
+                    "what lies beyond",
+                    "shrink the file system in it first, then say --shrink",
+                )
+            )
+        return problems
+
+    def _resize(self, directory: VolumeDirectory, sidecar: Sidecar, size: int) -> None:
+        """The sidecar never promises more than the file holds, so that a kill in between is harmless."""
+        path = directory.data(sidecar.volume.name, sidecar.volume.format)
+        changed = replace(sidecar, volume=replace(sidecar.volume, size=size))
+        if size >= sidecar.volume.size:
+            volumefile.resize(path, sidecar.volume.format, size, shrink=True)
+            volumefile.flush(path)
+            directory.write([changed])
+            return
+        directory.write([changed])
+        try:
+            volumefile.resize(path, sidecar.volume.format, size, shrink=True)
+        except StorkitError:
+            directory.write([sidecar])
+            raise
+        volumefile.flush(path)
+
+    def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
+        if not locks.held(locks.use_lock(self.site.run, volume.uuid)):
+            return []
+        hint = f"see who has it: storkit volume show {volume.name}"
+        return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
+
+
+class _NoReflink(Exception):
+    """This file system does not share blocks between these files."""
+
+
+def fresh(volume: Volume, format: str, made: str) -> Volume:
+    """The volume as its sidecar has it."""
+    import datetime
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return replace(volume, host="", pool="", path="", format=format, made=made, created=volume.created or now)
+
+
+def derived(origin: Sidecar, volume: Volume, format: str, made: str) -> Volume:
+    return replace(fresh(volume, format, made), origin=origin.volume.uuid)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's soft limit of open files (getrlimit(2)) if `count` is above it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

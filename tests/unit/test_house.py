@@ -74,6 +74,14 @@ def test_technologies_do_not_know_each_others_faces() -> None:
     assert [edge for edge in known if not edge.startswith(("storkit.api", "storkit.cli"))] == []
 
 
+def test_hypervisors_and_guests_know_no_storage_technology() -> None:
+    """They see disk sources: a device, a file, a URI (core.model.DiskSource)."""
+    high = [
+        module for module in MODULES if module.startswith(("storkit.hypervisors", "storkit.guests", "storkit.system"))
+    ]
+    assert not [f"{module} -> {o}" for module in high for o in GRAPH[module] if o.startswith("storkit.tech")]
+
+
 def test_there_is_no_circle() -> None:
     done: set[str] = set()
 

@@ -21,8 +21,8 @@ from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, Sto
 from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system.files import make_private, write_atomic
 from storkit.system.qemu import qmp
+from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
-from storkit.tech.nbd.server import DH_PARAMETERS
 
 SETTLE_TIMEOUT = scaled(10.0)
 """Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""

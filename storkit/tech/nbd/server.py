@@ -27,6 +27,7 @@ from storkit.system import locks
 from storkit.system.files import make_private, write_atomic
 from storkit.system.qemu import qmp
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
+from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short
@@ -45,18 +46,6 @@ DYING_TIMEOUT = scaled(5.0)
 FOREVER = 10 * 365 * 86400
 """Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
 _QMP_TIMEOUT = scaled(30.0)
-
-DH_PARAMETERS = """\
------BEGIN DH PARAMETERS-----
-MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
-+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
-87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
-YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
-7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
-ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
------END DH PARAMETERS-----
-"""
-"""The group ffdhe2048 of RFC 7919. Without it in a file QEMU 7.2 searches a prime at each start, for 0.2 to 2 s."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,7 +24,6 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
-from storkit.core.units import format_size
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host
@@ -32,14 +31,21 @@ from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import XML, Guests, Known
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, Source, Way, way
 from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
-from storkit.hypervisors._qemu import host as machine_host
+from storkit.hypervisors._machine import (
+    DEFAULT_MACHINE,
+    PRESS_AGAIN,
+    file_problems,
+    fingerprint,
+    force_command,
+    look_command,
+    memory_problems,
+    refuse_shutdown,
+    stop_command,
+)
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled
 
-DEFAULT_MACHINE = "pc"
-PRESS_AGAIN = 10.0
-"""Seconds between presses of the power button: a guest that is still starting loses the first one."""
 START_TIMEOUT = scaled(180.0)
 """Seconds for QEMU to open its disks and be ready. libvirt first asks a QEMU that it does not know what it can do."""
 MESSAGES = 40
@@ -122,36 +128,24 @@ class Libvirt(Hypervisor):
             problems.append(f"{error.message}: {error.hint}" if error.hint else error.message)
         problems += [_in_the_way(one) for one in foreign]
         problems += self._guests.taken(guest)
-        for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
-            if path and not os.access(path, os.R_OK):
-                problems.append(f"the {what} {path} is missing or not readable here: copy it to this host")
+        problems += file_problems(guest)
         if guest.console and not Path(guest.console).parent.is_dir():
             problems.append(f"the console's directory {Path(guest.console).parent} is missing here")
         for nic in guest.nics:
             if not Path("/sys/class/net", nic.bridge, "bridge").exists():
                 problems.append(f"there is no bridge {nic.bridge} here: ip link add {nic.bridge} type bridge")
-        available = machine_host.memory_available()
-        if guest.memory > available and all(one.idle for one in known):
-            problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
+        if all(one.idle for one in known):
+            problems += memory_problems(guest)
         return problems
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
         """What must be alike. Versions of libvirt and QEMU need not be: a versioned machine type is the same in all,
         and libvirt itself compares the processor that the guest was started with before anything moves."""
-        before, changed = self._guests.record(guest.name), ""
+        before, known = self._guests.record(guest.name), self._guests.one(guest.name)
         offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
-        known = self._guests.one(guest.name)
-        if before and known and not known.idle:
-            changed = _changed(before.guest, guest)
+        started = before.guest if before and known and not known.idle else None
         native = offer.virttype == "kvm" and guest.cpu == "host"
-        return {
-            "definition": f"changed in {changed} since it was started" if changed else "as recorded",
-            "accelerator": offer.virttype,
-            "machine type": offer.machine,
-            "processor": machine_host.processor() if native else "",
-            "kernel": machine_host.digest(guest.boot.kernel),
-            "initrd": machine_host.digest(guest.boot.initrd),
-        }
+        return fingerprint(guest, started, offer.virttype, offer.machine, native)
 
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
         directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
@@ -162,7 +156,9 @@ class Libvirt(Hypervisor):
             if before and (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
                 return str(directory / XML)
             what = "another guest of that name" if old.uuid != guest.uuid else "it"
-            raise Conflict(f"guest {guest.name} cannot be defined: {what} is {old.status} here", _stop(guest.name))
+            raise Conflict(
+                f"guest {guest.name} cannot be defined: {what} is {old.status} here", stop_command(guest.name)
+            )
         pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
         wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
         offer = host.offered(self._virsh, wanted, self.settings.accel)
@@ -188,7 +184,7 @@ class Libvirt(Hypervisor):
     def undefine(self, name: str) -> None:
         known = self._guests.one(name)
         if known and not known.idle:
-            raise Conflict(f"guest {name} is {known.status} here", _stop(name))
+            raise Conflict(f"guest {name} is {known.status} here", stop_command(name))
         if known and known.defined:
             self._virsh("undefine", known.uuid, "--nvram")
         shutil.rmtree(self._guests.directory(name), ignore_errors=True)
@@ -196,7 +192,7 @@ class Libvirt(Hypervisor):
     def start(self, name: str) -> GuestState:
         known = self._one(name)
         if known.status in ("incoming", "arrived", "starting", "unknown"):
-            raise Conflict(f"guest {name} cannot start here: it is {known.status}", _look(name))
+            raise Conflict(f"guest {name} cannot start here: it is {known.status}", look_command(name))
         if known.status not in ("running", "paused"):
             self._check_disks(name)
             if known.saved:
@@ -220,14 +216,10 @@ class Libvirt(Hypervisor):
         if force or known.status in ("incoming", "arrived"):
             self._destroy(known)
             return
-        if known.status == "starting":
-            raise Conflict(f"guest {name} is just being started here", f"wait, then: {_look(name)}")
-        if known.status in ("paused", "unknown"):
-            state = "is paused" if known.status == "paused" else "does not answer"
-            raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
+        refuse_shutdown(name, known.status)
         while self._guests.active(known):
             if time.monotonic() >= deadline:
-                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
+                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
             self._press(known, min(PRESS_AGAIN, max(1.0, deadline - time.monotonic())))
 
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
@@ -242,7 +234,7 @@ class Libvirt(Hypervisor):
             )
         known = self._one(name)
         if not known.idle and known.status not in ("incoming", "arrived"):
-            raise Conflict(f"guest {name} cannot be received here: it is {known.status} here", _look(name))
+            raise Conflict(f"guest {name} cannot be received here: it is {known.status} here", look_command(name))
         self._check_disks(name)
         self._guests.arriving(name).touch(0o600)
         shown = f"[{address}]" if ":" in address else address
@@ -254,14 +246,14 @@ class Libvirt(Hypervisor):
         limits = LibvirtLimits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
         known, to = self._one(name), way(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
-            raise Conflict(f"guest {name} is {known.status} here", _look(name))
+            raise Conflict(f"guest {name} is {known.status} here", look_command(name))
         xml = self._guests.directory(name) / "moving.xml"
         return self._source(known).send(to, limits, xml, moved=known.status == "migrated")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)
         if known.status not in ("running", "paused", "arrived"):
-            raise Unsafe(f"guest {name} cannot go on here: it is {known.status}", _look(name))
+            raise Unsafe(f"guest {name} cannot go on here: it is {known.status}", look_command(name))
         # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
         self._guests.arriving(name).unlink(missing_ok=True)
         if run and known.status != "running":
@@ -296,7 +288,7 @@ class Libvirt(Hypervisor):
         known = self._guests.one(name)
         if known and known.status in ("running", "paused", "starting", "unknown"):
             may = ", so it may run" if known.status in ("starting", "unknown") else ""
-            raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", _look(name))
+            raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", look_command(name))
         if known and not known.idle:
             self._destroy(known)
         self._guests.arriving(name).unlink(missing_ok=True)
@@ -341,7 +333,7 @@ class Libvirt(Hypervisor):
         record = self._guests.record(name)
         taken = self._guests.taken(record.guest) if record else []
         if taken:
-            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
+            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
 
 
 def last_messages(log: str) -> str:
@@ -359,25 +351,7 @@ def last_messages(log: str) -> str:
     return "\n".join(said[-MESSAGES:]).strip()
 
 
-def _changed(started: Guest, record: Guest) -> str:
-    """The fields in which a guest's record is another one than the one that was started."""
-    names = [field.name for field in fields(Guest) if field.name != "machine"]
-    return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
-
-
 def _in_the_way(domain: Domain) -> str:
     return (
         f"libvirt here has a domain {domain.name} ({domain.uuid}) that is not this guest: virsh domrename moves it away"
     )
-
-
-def _look(name: str) -> str:
-    return f"storkit migrate status {name}"
-
-
-def _stop(name: str) -> str:
-    return f"storkit guest stop {name}"
-
-
-def _force(name: str) -> str:
-    return f"storkit guest stop {name} --force"

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,8 +28,18 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
-from storkit.core.units import format_size
 from storkit.hypervisors import _paused as paused
+from storkit.hypervisors._machine import (
+    DEFAULT_MACHINE,
+    PRESS_AGAIN,
+    file_problems,
+    fingerprint,
+    force_command,
+    look_command,
+    memory_problems,
+    refuse_shutdown,
+    stop_command,
+)
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.definition import Definition
@@ -41,9 +51,6 @@ from storkit.system.timeouts import scaled
 
 QUIT_TIMEOUT = scaled(10.0)
 """Seconds for QEMU to write its caches back and end, before it is killed."""
-PRESS_AGAIN = 10.0
-"""Seconds between presses of the power button: a guest that is still starting loses the first one."""
-DEFAULT_MACHINE = "pc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +109,7 @@ class Qemu(Hypervisor):
                 problems.append(f"QEMU here has no machine type {machine!r}: {self.settings.binary} -machine help")
         except StorkitError as error:
             problems.append(f"{error.message}: {error.hint}")
-        for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
-            if path and not os.access(path, os.R_OK):
-                problems.append(f"the {what} {path} is missing or not readable here: copy it to this host")
+        problems += file_problems(guest)
         if guest.boot.firmware == "uefi" and host.firmware() is None:
             problems.append("no UEFI firmware is installed here: apt install ovmf")
         if guest.console and not os.access(Path(guest.console).parent, os.W_OK | os.X_OK):
@@ -112,27 +117,19 @@ class Qemu(Hypervisor):
         if self.settings.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
             problems.append("accel is set to kvm, and /dev/kvm is missing or not open to this user")
         problems += self._taken(guest)
-        available = host.memory_available()
-        if guest.memory > available and not self._process(guest.name).alive():
-            problems.append(f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available")
+        if not self._process(guest.name).alive():
+            problems += memory_problems(guest)
         return problems
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
         """What must be alike. QEMU's own version need not be: a versioned machine type is the same in all of them."""
-        accel, changed = self._accel(), ""
+        accel, started = self._accel(), None
         if self._process(guest.name).alive():
             definition = self._definition(guest.name)
-            accel, changed = definition.accel, _changed(definition.guest, guest)
+            accel, started = definition.accel, definition.guest
         # Named processor models are the same everywhere; these two are whatever the host has.
         native = accel == "kvm" and guest.cpu.partition(",")[0] in ("host", "max")
-        return {
-            "definition": f"changed in {changed} since it was started" if changed else "as recorded",
-            "accelerator": accel,
-            "machine type": self._machine(guest, ""),
-            "processor": host.processor() if native else "",
-            "kernel": host.digest(guest.boot.kernel),
-            "initrd": host.digest(guest.boot.initrd),
-        }
+        return fingerprint(guest, started, accel, self._machine(guest, ""), native)
 
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
         check_name("guest", guest.name)
@@ -143,9 +140,7 @@ class Qemu(Hypervisor):
             if (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
                 return str(directory / definitions.START)
             what = "another guest of that name" if before.guest.uuid != guest.uuid else "it"
-            raise Conflict(
-                f"guest {guest.name} cannot be defined: {what} runs here", f"storkit guest stop {guest.name}"
-            )
+            raise Conflict(f"guest {guest.name} cannot be defined: {what} runs here", stop_command(guest.name))
         pinned = self._machine(guest, machine)
         definition = Definition(guest, disks, pinned, self._accel(), guest.machine)
         templates = [Path(self.settings.templates)] if self.settings.templates else []
@@ -155,7 +150,7 @@ class Qemu(Hypervisor):
         check_name("guest", name)
         here = self._process(name)
         if here.alive():
-            raise Conflict(f"guest {name} has a process here", f"storkit guest stop {name}")
+            raise Conflict(f"guest {name} has a process here", stop_command(name))
         here.forget()
         shutil.rmtree(self._directory(name), ignore_errors=True)
 
@@ -168,9 +163,9 @@ class Qemu(Hypervisor):
             if state.status in ("running", "paused"):
                 return state
             if state.status in ("incoming", "arrived", "migrated"):
-                raise Conflict(f"guest {name} cannot start here: it is {state.status}", _look(name))
+                raise Conflict(f"guest {name} cannot start here: it is {state.status}", look_command(name))
             if time.monotonic() > deadline:
-                raise TimedOut(f"guest {name} has a process here that does not answer", _force(name))
+                raise TimedOut(f"guest {name} has a process here that does not answer", force_command(name))
             time.sleep(0.02)  # another command is starting it, and its monitor does not listen yet
         return self._one(name)
 
@@ -183,11 +178,7 @@ class Qemu(Hypervisor):
             return self._end(here)
         deadline = time.monotonic() + timeout
         status = self._status(here)
-        if status == "starting":
-            raise Conflict(f"guest {name} is just being started here", f"wait, then: {_look(name)}")
-        if status in ("paused", "unknown"):
-            state = "is paused" if status == "paused" else "does not answer"
-            raise Conflict(f"guest {name} {state}, so it cannot shut itself down", _force(name))
+        refuse_shutdown(name, status)
         if status in ("incoming", "arrived", "migrated"):
             return self._end(here)
         while True:
@@ -195,7 +186,7 @@ class Qemu(Hypervisor):
             if here.wait(min(PRESS_AGAIN, max(0.0, deadline - time.monotonic()))):
                 return here.forget()
             if time.monotonic() >= deadline:
-                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", _force(name))
+                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
 
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         self._check_disks(name)
@@ -206,7 +197,7 @@ class Qemu(Hypervisor):
         if not self._launch(here, definitions.RECEIVE):
             status = self._status(here)
             if status not in ("incoming", "arrived"):
-                raise Conflict(f"guest {name} cannot be received here: it is {status} here", _look(name))
+                raise Conflict(f"guest {name} cannot be received here: it is {status} here", look_command(name))
         import asyncio
 
         from storkit.hypervisors._qemu import migration as migration
@@ -255,7 +246,7 @@ class Qemu(Hypervisor):
         self._definition(name)
         here = self._process(name)
         if not here.alive():
-            raise NotFound(f"guest {name} does not run here", _look(name))
+            raise NotFound(f"guest {name} does not run here", look_command(name))
         if not uri.startswith(("unix:", "tcp:")):
             raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
         import asyncio
@@ -302,7 +293,7 @@ class Qemu(Hypervisor):
             raise Unsafe(
                 f"guest {name} is not retired: it is {status} here"
                 + (", so it may run" if status in ("starting", "unknown") else ""),
-                _look(name),
+                look_command(name),
             )
         if status == "migrated":
             # Its disks have been the destination's since the switchover: it has nothing to write back, and would
@@ -314,7 +305,7 @@ class Qemu(Hypervisor):
     def _check_disks(self, name: str) -> None:
         taken = self._taken(self._definition(name).guest)
         if taken and not self._process(name).alive():
-            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", _look(name))
+            raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
 
     def _taken(self, guest: Guest) -> list[str]:
         """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
@@ -426,17 +417,3 @@ class Qemu(Hypervisor):
             return definitions.load(self._directory(check_name("guest", name)))
         except FileNotFoundError:
             raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
-
-
-def _changed(started: Guest, record: Guest) -> str:
-    """The fields in which a guest's record is another one than the one that was started."""
-    names = [field.name for field in fields(Guest) if field.name != "machine"]
-    return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
-
-
-def _look(name: str) -> str:
-    return f"storkit migrate status {name}"
-
-
-def _force(name: str) -> str:
-    return f"storkit guest stop {name} --force"

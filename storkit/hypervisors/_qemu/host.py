@@ -1,8 +1,7 @@
-"""What QEMU can do on one host: accelerator, machine types, firmware; and what two hosts must agree on to migrate."""
+"""What QEMU can do on one host: accelerator, machine types, firmware."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -124,26 +123,6 @@ def copy_variables(template: Path, path: Path) -> None:
         partial = path.with_name(path.name + ".partial")
         shutil.copyfile(template, partial)
         partial.rename(path)
-
-
-def memory_available() -> int:
-    """Bytes that new programs can have without swapping (MemAvailable of /proc/meminfo, proc(5))."""
-    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
-def processor() -> str:
-    """The host's processor model, as the kernel names it."""
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else ""
-
-
-def digest(path: str) -> str:
-    """The SHA-256 of a file; empty for no path."""
-    if not path:
-        return ""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version_of(path: str) -> str:

@@ -1,0 +1,105 @@
+"""What every hypervisor asks of the machine that a guest is to run on, and says of the guest in the same words."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from storkit.core.errors import Conflict
+from storkit.core.guest import Guest
+from storkit.core.model import GuestStatus
+from storkit.core.units import format_size
+
+DEFAULT_MACHINE = "pc"
+"""QEMU's machine type of a guest whose record names none."""
+PRESS_AGAIN = 10.0
+"""Seconds between presses of the power button: a guest that is still starting loses the first one."""
+
+
+def file_problems(guest: Guest) -> Iterator[str]:
+    """Say which files of the guest's record this host lacks."""
+    for what, path in (("kernel", guest.boot.kernel), ("initrd", guest.boot.initrd)):
+        if path and not os.access(path, os.R_OK):
+            yield f"the {what} {path} is missing or not readable here: copy it to this host"
+
+
+def memory_problems(guest: Guest) -> Iterator[str]:
+    """Say that this host lacks the memory for the guest. Not to be asked where the guest has it already."""
+    available = memory_available()
+    if guest.memory > available:
+        yield f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available"
+
+
+def fingerprint(guest: Guest, started: Guest | None, accelerator: str, machine: str, native: bool) -> dict[str, str]:
+    """What must be alike at both hosts of a migration, each by the name that an error gives it.
+
+    Args:
+        guest: The record.
+        started: The record that the guest runs by here; None: it does not run here.
+        accelerator: kvm or tcg.
+        machine: The versioned machine type.
+        native: The guest sees this host's own processor, so that the other host's must be the same.
+    """
+    changed = differences(started, guest) if started else ""
+    return {
+        "definition": f"changed in {changed} since it was started" if changed else "as recorded",
+        "accelerator": accelerator,
+        "machine type": machine,
+        "processor": processor() if native else "",
+        "kernel": digest(guest.boot.kernel),
+        "initrd": digest(guest.boot.initrd),
+    }
+
+
+def differences(started: Guest, record: Guest) -> str:
+    """The fields in which a guest's record differs from the record that it was started by."""
+    names = [field.name for field in fields(Guest) if field.name != "machine"]
+    return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
+
+
+def refuse_shutdown(name: str, status: GuestStatus) -> None:
+    """Raise Conflict if a guest of this status cannot shut itself down."""
+    if status == "starting":
+        raise Conflict(f"guest {name} is just being started here", f"wait, then: {look_command(name)}")
+    if status in ("paused", "unknown"):
+        state = "is paused" if status == "paused" else "does not answer"
+        raise Conflict(f"guest {name} {state}, so it cannot shut itself down", force_command(name))
+
+
+def memory_available() -> int:
+    """Bytes that new programs can have without swapping (MemAvailable of /proc/meminfo, proc(5))."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def processor() -> str:
+    """The host's processor model, as the kernel names it."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def digest(path: str) -> str:
+    """The SHA-256 of a file; empty for no path."""
+    if not path:
+        return ""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def look_command(name: str) -> str:
+    """The command that shows where a guest is."""
+    return f"storkit migrate status {name}"
+
+
+def stop_command(name: str) -> str:
+    """The command that stops a guest."""
+    return f"storkit guest stop {name}"
+
+
+def force_command(name: str) -> str:
+    """The command that ends a guest without asking it."""
+    return f"{stop_command(name)} --force"

@@ -288,7 +288,9 @@ class NfsAttachments:
         return any(mount.point == str(point) for mount in mounts())
 
     def _verify(self, record: NfsAttached) -> tuple[str, int]:
-        """What the server says the volume is, and its size. Raises Unsafe unless it is the one in the record."""
+        """What the server says the volume is, and its size. Raises Unsafe unless it is the one in the record;
+        ServiceUnreachable, since who asks a mount whose server is away is not given back."""
+        _answers(record.server)
         name, point = record.attachment.volume, self._point(record.attachment.uuid)
         file = point / record.file
         try:

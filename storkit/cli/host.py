@@ -155,6 +155,15 @@ def status(session: Session, options: Namespace) -> None:
             else:
                 there = "attached" if attached else "unknown" if unread else "not attached"
             rows.append((export.volume, home, export.client, state, there))
+    # Who holds what a silent or unreadable home would tell of is not passed over.
+    told = {(export.uuid, export.client) for group in exports.values() for export in group}
+    right = "unknown" if session.survey.silent or session.survey.unread else "not exported"
+    rows += [
+        (attachment.volume, "unknown", host, right, "attached")
+        for host, group in attachments.items()
+        for attachment in group
+        if (attachment.uuid, host) not in told
+    ]
     paused = _paused(session)
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     parts += [f"guest {one['guest']} is paused on {one['host']}: {one['reason']}" for one in paused]

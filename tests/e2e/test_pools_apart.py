@@ -150,6 +150,17 @@ def test_a_guest_list_is_whole_while_the_host_of_a_pool_is_down(world: World) ->
     assert column(world.storkit("pool", "list").stdout) == ["three", "one", "two"]
 
 
+def test_status_shows_what_is_attached_of_a_host_that_is_down(world: World) -> None:
+    world.storkit("attach", "web", "--on", "b")
+    text = world.inventory.read_text()
+    world.inventory.write_text(text.replace('[hosts.a]\nurl = "local:a"', '[hosts.a]\nurl = "ssh://127.0.0.9:1"'))
+    shown = world.storkit("status")
+    rows = [line.split() for line in shown.stdout.partition("\n\n")[0].splitlines()[1:]]
+    assert rows == [["web", "unknown", "b", "unknown", "attached"]], shown
+    assert "host a cannot be reached" in shown.stderr
+    world.inventory.write_text(text)
+
+
 def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
     """Of an export, of an attachment, of a guest: what can be shown is shown, and what cannot is named."""
     for name, home in (("web", "a"), ("log", "b")):
@@ -158,7 +169,8 @@ def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
     grant.write_text("{")
     (world.directory / "guests/front.toml").write_text("=")
     shown = world.storkit("status")
-    assert column(shown.stdout.partition("\n\n")[0]) == ["web"] and "attached" in shown.stdout
+    rows = [line.split() for line in shown.stdout.partition("\n\n")[0].splitlines()[1:]]
+    assert rows == [["web", "a", "a", "writes", "attached"], ["log", "unknown", "b", "unknown", "attached"]]
     assert "host b cannot say all of what nbd has there" in shown.stderr and grant.name in shown.stderr
     assert [(one["host"], one["transport"]) for one in world.storkit("--json", "status").json["unread"]] == [
         ("b", "nbd")

@@ -19,7 +19,7 @@ from storkit.system.block.fingerprint import BLOCK, digests, read_direct, wanted
 from storkit.system.parallel import every
 from storkit.tech.iscsi import initiator, sessiondisk
 from storkit.tech.iscsi.initiator import IscsiSession
-from storkit.tech.iscsi.names import target_iqn
+from storkit.tech.iscsi.names import portal, target_iqn
 from storkit.tech.records import RecordFiles
 
 ROLE = "attached"
@@ -117,7 +117,12 @@ class IscsiAttached:
         return [found[volume.uuid] for volume in volumes]
 
     def _look(self, offer: Offer, node: AttachedNode, offsets: list[int] | None) -> Evidence:
-        path = sessiondisk.find(self.alive(offer))
+        session = self.alive(offer)
+        # A session is lost ten seconds after its target: who asks the disk meanwhile waits until that is back.
+        if reason := initiator.probe(*portal(session.portal)):
+            message = f"the target of volume {offer.volume} does not answer {self.site.host} at {session.portal}"
+            raise ServiceUnreachable(f"{message}: {reason}", "storkit status")
+        path = sessiondisk.find(session)
         hint = f"storkit detach {offer.volume} --on {self.site.host}"
         if not path or node.disks != (path,):
             message = f"the path of volume {offer.volume} on {self.site.host} does not lead to its target's disk"

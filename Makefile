@@ -1,7 +1,7 @@
 # make demo   a real guest moves live between two hosts of this machine
 # make test   everything that is checked
 # make test-all   that, and every combination in the lab (hours)
-# make lab    three real-kernel hosts to play with
+# make lab    three real-kernel hosts to play with; make lab xen: two of them with Xen
 PYTHON := $(shell for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -29,7 +29,12 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 lab: packages-test $(VENV)/ready
-	$(BIN)/python -m tests.lab
+	$(BIN)/python -m tests.lab $(filter xen,$(MAKECMDGOALS))
+
+# the word of `make lab xen`
+.PHONY: xen
+xen: lab
+	@:
 
 # make bench   storkit against what one would run instead
 bench: packages-test $(VENV)/ready

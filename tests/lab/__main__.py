@@ -1,5 +1,7 @@
 """`make lab`: three hosts with real kernels, storkit on each and ssh between them, until you leave the prompt.
 
+`make lab xen`: two of them with Xen.
+
 With a terminal it opens a shell; without one it reads commands from standard input, so `echo "a storkit host list" |
 make lab` works too. Everything is gone when the shell ends, however it ends.
 """
@@ -17,21 +19,25 @@ import threading
 import time
 from collections.abc import Sequence
 
-from tests.lab import Lab, LabError, Unsupported
+from tests.lab import Host, Lab, LabError, Unsupported
 
 INVENTORY = "/etc/storkit/inventory.toml"
 VOLUMES = "/var/lib/storkit/volumes"
 
 _GREETING = """\
 
-Three hosts are up: a and b run guests, s holds disks (/dev/ubdb, 4 GiB, blank). In this shell:
+Three hosts are up: {a} and {b} run guests, s holds disks (/dev/ubdb, 4 GiB, blank). In this shell:
 
-    a COMMAND...            run it on host a, through ssh; likewise b and s. `a` alone is a shell on a
-    a storkit host check    storkit is on every host, from this working tree; {inventory} joins the three
+    {a} COMMAND...            run it on host {a}, through ssh; likewise {b} and s. `{a}` alone is a shell on {a}
+    {a} storkit host check    storkit is on every host, from this working tree; {inventory} joins the three
     power_cut s; power_on s     pull a host's plug; boot it with the same disks
-    cut a san1; heal a san1     lose every frame of a host on a network: lan, san1 or san2
-
+    cut {a} san1; heal {a} san1   lose every frame of a host on a network: lan, san1 or san2
+{more}
 Leave with `exit` or Ctrl-D; nothing stays behind.
+"""
+_XEN = """\
+    h1 xl list                {a} and {b} are dom0s of Xen, emulated: everything takes ten times as long
+    h1 xl create -c g1.cfg    a guest on the dom0's own disk guest.img, which writes lines (Ctrl-] leaves its console)
 """
 
 
@@ -42,9 +48,9 @@ def inventory(hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def open_lab(lab: Lab, names: Sequence[str]) -> None:
+def open_lab(lab: Lab, names: Sequence[str], xen: bool) -> None:
     started = time.monotonic()
-    hosts = lab.hosts(*names)
+    hosts = open_xen(lab) if xen else lab.hosts(*names)
     print(f"hosts {', '.join(names)} up in {time.monotonic() - started:.1f} s", file=sys.stderr)
     for host in hosts:
         host.put(inventory(names), INVENTORY)
@@ -53,6 +59,19 @@ def open_lab(lab: Lab, names: Sequence[str]) -> None:
         storage = lab.host("s")
         storage.add_disk(4 << 30)
         storage.run(["mkdir", "-p", "-m", "700", VOLUMES])
+
+
+def open_xen(lab: Lab) -> Sequence[Host]:
+    from tests.lab.xen import XenLab, frozen
+
+    dom0s = XenLab(lab, lambda text: print(text, file=sys.stderr))
+    h1, h2, storage = dom0s.thaw()
+    dom0s.install(h1, h2)
+    for host in (h1, h2):
+        host.run(["modprobe", "loop"])
+        host.run(["losetup", "/dev/loop0", "/root/guest.img"])
+        host.put(frozen.config("g1", "/dev/loop0"), "/root/g1.cfg")
+    return h1, h2, storage
 
 
 def shell_file(lab: Lab, names: Sequence[str], greeting: bool) -> str:
@@ -66,7 +85,9 @@ def shell_file(lab: Lab, names: Sequence[str], greeting: bool) -> str:
     lines += ["PS1='lab> '", f"alias ssh='{ssh}'", f"alias scp='scp -F {to}/ssh/config'", "unset HISTFILE"]
     if greeting:
         lines.append(f"cat {to}/greeting")
-        (lab.shared / "greeting").write_text(_GREETING.format(inventory=INVENTORY))
+        a, b = (*names, *names)[:2]
+        more = _XEN.format(a=a, b=b) if a == "h1" else ""
+        (lab.shared / "greeting").write_text(_GREETING.format(inventory=INVENTORY, a=a, b=b, more=more))
     (lab.shared / "shellrc").write_text("\n".join(lines) + "\n")
     return str(to / "shellrc")
 
@@ -116,13 +137,16 @@ def shell(lab: Lab, names: Sequence[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__.splitlines()[0])
-    parser.add_argument("hosts", nargs="*", default=["a", "b", "s"], help="names of the hosts (a b s)")
+    parser.add_argument("hosts", nargs="*", default=["a", "b", "s"],
+                        help="names of the hosts (a b s), or `xen`: h1 and h2 run Xen, s holds disks")  # fmt: skip
     names = parser.parse_args().hosts
+    if xen := names == ["xen"]:
+        names = ["h1", "h2", "s"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     try:
         with Lab(lambda text: print(text, file=sys.stderr)) as lab:
-            open_lab(lab, names)
+            open_lab(lab, names, xen)
             return shell(lab, names)
     except Unsupported as reason:
         print(f"no lab here: {reason}", file=sys.stderr)

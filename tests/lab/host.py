@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests import xstate
 from tests.lab import network
@@ -92,8 +92,27 @@ def changes(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]
     return lines
 
 
+class Machine(Protocol):
+    """What a host runs on: a process of the cell."""
+
+    def is_on(self) -> bool: ...
+    def kill(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def plug(self, letter: str, file: Path) -> None:
+        """Add a disk while it runs."""
+
+
 class Host:
     """One machine. It has a root disk that is a copy-on-write layer over the image, and a port on every network."""
+
+    longest_request = LONGEST
+    disk_prefix = "/dev/ubd"
+    python_environment: Mapping[str, str] = {
+        "PYTHONPATH": "/storkit:/opt/storkit/site-packages",
+        "PYTHONPYCACHEPREFIX": "/lab/common/pyc",
+    }
 
     def __init__(self, cell: Cell, name: str, index: int, image: Path) -> None:
         self.name, self.index, self.memory = name, index, ""
@@ -103,7 +122,7 @@ class Host:
         self.own = cell.path(self._directory / "own")
         self.own.mkdir(parents=True)
         self._disks: list[str] = []
-        self._uml: Uml | None = None
+        self._machine: Machine | None = None
         self._channel: Channel | None = None
         self._clean: dict[str, list[str]] | None = None
         self._cuts: set[str] = set()
@@ -122,8 +141,14 @@ class Host:
 
     def start(self) -> None:
         """Power on without waiting."""
-        if self._uml and self._uml.is_on():
+        if self._machine and self._machine.is_on():
             return
+        ours, theirs = socketpair()
+        self._machine = self._power_on(theirs)
+        self._channel = Channel(self.name, ours)
+
+    def _power_on(self, line: int) -> Machine:
+        """Start the machine, with this end of its serial line."""
         addresses = " ".join(f"{net}={self.address(net)}/24" for net in network.NETWORKS)
         settings = Settings(
             name=self.name,
@@ -141,9 +166,7 @@ class Host:
         )
         if xstate.needed():
             settings = replace(settings, before=["env", f"LD_PRELOAD={self._cell.run_dir / 'common' / xstate.LIBRARY}"])
-        ours, theirs = socketpair()
-        self._uml = Uml(self._cell, self._directory, settings, theirs)
-        self._channel = Channel(self.name, ours)
+        return Uml(self._cell, self._directory, settings, line)
 
     def wait_until_up(self, deadline: float = BOOT_DEADLINE) -> None:
         try:
@@ -155,21 +178,21 @@ class Host:
     def power_off(self) -> None:
         """Pull the plug: what was not written to a disk is lost."""
         self._paused = False
-        if self._uml:
-            self._uml.kill()
+        if self._machine:
+            self._machine.kill()
         if self._channel:
             self._channel.close()
-        self._uml = self._channel = None
+        self._machine = self._channel = None
 
     def pause(self) -> None:
         """Stop every processor of the host, as a hung machine's."""
-        if self._uml:
-            self._uml.pause()
+        if self._machine:
+            self._machine.pause()
             self._paused = True
 
     def resume(self) -> None:
-        if self._uml and self._paused:
-            self._uml.resume()
+        if self._machine and self._paused:
+            self._machine.resume()
             self._paused = False
 
     def reset(self) -> None:
@@ -204,7 +227,7 @@ class Host:
         words = [str(word) for word in argv]
         request = {"argv": words, "timeout": timeout, "input": input, "env": dict(env or {}), "cwd": cwd}
         channel = self._on()
-        if len(json.dumps(request)) > LONGEST:
+        if len(json.dumps(request)) > self.longest_request:
             return self._spawn_large(channel, request)
         id, answer = channel.request("run", **request)
         return Command(self, channel, id, words, answer)
@@ -218,8 +241,8 @@ class Host:
 
     def python(self, code: str, *args: str, timeout: float = 60) -> str:
         """Run Python code in the host, with storkit's tree and dependencies importable; returns what it prints."""
-        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
-        return self.run(["/usr/bin/python3", "-", *args], input=code, timeout=timeout, env=env).stdout
+        argv = ["/usr/bin/python3", "-", *args]
+        return self.run(argv, input=code, timeout=timeout, env=self.python_environment).stdout
 
     def put(self, content: str | bytes | Path, path: str, mode: int = 0o644) -> None:
         """Write a file in the host: from text, bytes, or a file of the test's."""
@@ -255,11 +278,11 @@ class Host:
         file = self._directory / f"disk-{letter}"
         with self._cell.path(file).open("wb") as disk:
             disk.truncate(size)
-        if self._uml:
-            self._uml.mconsole(f"config ubd{letter}={file}")
+        if self._machine:
+            self._machine.plug(letter, file)
         self._disks.append(str(file))
-        device = f"/dev/ubd{letter}"
-        if self._uml:
+        device = f"{self.disk_prefix}{letter}"
+        if self._machine:
             self.run(["udevadm", "settle"])
             self.run(["test", "-b", device])
         return device
@@ -288,7 +311,7 @@ class Host:
         return self.console_file.read_text(errors="replace") if self.console_file.exists() else ""
 
     def is_on(self) -> bool:
-        return bool(self._uml and self._uml.is_on())
+        return bool(self._machine and self._machine.is_on())
 
     # --- reuse
 

@@ -45,10 +45,10 @@ def image(say: Callable[[str], None] = lambda text: None) -> IO[bytes]:
     images = cache() / "images"
     images.mkdir(parents=True, exist_ok=True)
     path = images / f"{_key()}.ext4"
-    with _locked(images / "lock"):
+    with locked(images / "lock"):
         if not path.exists():
             for other in images.iterdir():
-                if other.name != "lock" and not _in_use(other):
+                if other.name != "lock" and not in_use(other):
                     other.unlink()
             started = time.monotonic()
             say(f"building the hosts' image {path.name} (once; a few minutes)")
@@ -59,18 +59,18 @@ def image(say: Callable[[str], None] = lambda text: None) -> IO[bytes]:
     return file
 
 
-def _dependencies() -> list[str]:
+def dependencies() -> list[str]:
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     return sorted(project["dependencies"])
 
 
 def _key() -> str:
     hooks = _hooks(Path("site"), Path("init"))
-    parts = [(HERE / "recipe.toml").read_text(), _INIT, *hooks, *_dependencies(), *_sources()]
+    parts = [(HERE / "recipe.toml").read_text(), _INIT, *hooks, *dependencies(), *sources()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _sources() -> list[str]:
+def sources() -> list[str]:
     """This machine's own apt sources of its Debian release, as one-line entries."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     suite = release.get("VERSION_CODENAME", "").strip('"')
@@ -102,20 +102,20 @@ def _build(path: Path) -> None:
     cell = Cell(cache() / "run", share_network=True)
     try:
         root, site = cell.run_dir / "root", cell.run_dir / "site"
-        _call(cell, [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
-                     "--target", str(site), *_dependencies()])  # fmt: skip
+        call(cell, [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+                     "--target", str(site), *dependencies()])  # fmt: skip
         init = cell.run_dir / "lab-init"
         cell.path(init).write_text(_INIT)
-        suite = _sources()[0].split()[2].split("-")[0]
-        _call(cell, [
+        suite = sources()[0].split()[2].split("-")[0]
+        call(cell, [
             "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
             "--components=main", f"--include={','.join(recipe['packages'])}",
             *(f"--dpkgopt=path-exclude={glob}" for glob in recipe["exclude"]),
             *(f"--customize-hook={hook}" for hook in _hooks(site, init)),
-            suite, str(root), *_sources(),
+            suite, str(root), *sources(),
         ])  # fmt: skip
         unfinished = path.with_suffix(".new")
-        _call(cell, ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=0", "-m", "0",
+        call(cell, ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=0", "-m", "0",
                      "-J", "size=16", "-L", "storkit-lab",
                      "-d", str(root), str(unfinished), recipe["size"]])  # fmt: skip
         unfinished.rename(path)
@@ -123,23 +123,25 @@ def _build(path: Path) -> None:
         cell.close()
 
 
-def _call(cell: Cell, argv: list[str]) -> None:
+def call(cell: Cell, argv: list[str]) -> str:
+    """Run a step of a build in the cell; what it said."""
     done = subprocess.run(cell.argv(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace", timeout=1800)  # fmt: skip
     if done.returncode:
         raise LabError(
             f"building the image failed (status {done.returncode}):\n{shlex.join(argv)}\n{done.stdout[-6000:]}"
         )
+    return done.stdout
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _in_use(path: Path) -> bool:
+def in_use(path: Path) -> bool:
     """Whether a lab that is up now boots from it."""
     with path.open("rb") as file:
         try:

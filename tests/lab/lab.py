@@ -119,6 +119,11 @@ class Lab:
             host.remember_clean()
         return wanted
 
+    def add(self, *hosts: Host) -> None:
+        """Hosts that somebody else made on this lab's networks: the others know them by name, and they end with it."""
+        self._hosts.update({host.name: host for host in hosts})
+        self._write_names()
+
     def known(self) -> Sequence[Host]:
         """Every host that was asked for so far, on or off."""
         return list(self._hosts.values())

@@ -97,6 +97,9 @@ class Uml:
     def resume(self) -> None:
         self._process_of_kernel(signal.SIGCONT)
 
+    def plug(self, letter: str, file: Path) -> None:
+        self.mconsole(f"config ubd{letter}={file}")
+
     def mconsole(self, command: str) -> str:
         """Say something to the kernel's management console, e.g. `config ubdb=FILE`."""
         reply = self._directory / f"mconsole-reply-{time.monotonic_ns()}"

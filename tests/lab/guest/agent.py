@@ -87,7 +87,7 @@ class Agent:
     def text(self, file: IO[bytes]) -> object:
         file.seek(0)
         data = file.read()
-        if len(data) <= INLINE:
+        if len(data) <= INLINE or not os.path.isdir(OWN):  # noqa: PTH112
             return data.decode(errors="surrogateescape")
         with tempfile.NamedTemporaryFile(dir=OWN, delete=False) as large:
             large.write(data)
@@ -168,7 +168,8 @@ def files() -> list[str]:
 
 def main() -> None:
     line = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
-    tty.setraw(line)
+    if os.isatty(line):  # a port of a virtio-serial device is none
+        tty.setraw(line)
     Agent(line).serve()
 
 

@@ -51,6 +51,7 @@ class Lab:
             raise Unsupported(reason)
         self._image = image.image(say)
         self._hosts: dict[str, Host] = {}
+        self._added: list[Host] = []
         self.cell = Cell(image.cache() / "run")
         try:
             self._furnish()
@@ -85,7 +86,7 @@ class Lab:
 
     def _write_names(self) -> None:
         lines = ["127.0.0.1 localhost"]
-        for host in self._hosts.values():
+        for host in self.known():
             names = [f"{host.address(net)} {host.name}-{net}" for net in network.NETWORKS]
             lines += [f"{names[0]} {host.name}", *names[1:]]
         (self.shared / "hosts").write_text("\n".join(lines) + "\n")
@@ -121,12 +122,12 @@ class Lab:
 
     def add(self, *hosts: Host) -> None:
         """Hosts that somebody else made on this lab's networks: the others know them by name, and they end with it."""
-        self._hosts.update({host.name: host for host in hosts})
+        self._added += hosts
         self._write_names()
 
     def known(self) -> Sequence[Host]:
-        """Every host that was asked for so far, on or off."""
-        return list(self._hosts.values())
+        """Every host that was asked for or added so far, on or off."""
+        return [*self._hosts.values(), *self._added]
 
     def tidy(self) -> None:
         """Make every host fit for the next test: those left as they were, but for storkit's own files, stay up, and the
@@ -140,7 +141,7 @@ class Lab:
                 host.discard()
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(tidy, self._hosts.values()))
+            list(pool.map(tidy, self.known()))
 
     def ssh(self, name: str, argv: Sequence[str], *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in a host as a person would, through ssh from the cell."""
@@ -150,7 +151,7 @@ class Lab:
         return ["ssh", "-F", str(self.cell.run_dir / "shared/ssh/config"), name, *argv]
 
     def close(self) -> None:
-        for host in self._hosts.values():
+        for host in self.known():
             with contextlib.suppress(LabError):
                 host.power_off()
         self.cell.close()

@@ -33,7 +33,8 @@ def machine() -> dict[str, object]:
         "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if "storkit-lab" in line],
         "links": [link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith(NETWORKS)],
         "run": list(run.iterdir()) if run.exists() else [],
-        "cache": sorted(image.cache().rglob("*")),
+        # another process may be making the Xen lab's image
+        "cache": sorted([*image.cache().glob("[!x]*"), *(image.cache() / "images").rglob("*")]),
         "tmp": [path for path in Path("/tmp").iterdir() if "uml" in path.name.lower() or "storkit-lab" in path.name],
     }
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests import xstate
 from tests.lab.lab import missing
+from tests.lab.xen import lab as xen
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="the check for packages comes after the one for root")
 
@@ -27,3 +28,12 @@ def test_absent_packages_are_named_with_the_command_that_installs_them(
 def test_without_root_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "needs root" in missing()
+
+
+def test_the_xen_labs_packages_are_among_those_that_make_test_installs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    named = set(xen.missing().split("install ")[1].split())
+    listed = (Path(__file__).parents[2] / "tools/demo.packages").read_text().splitlines()
+    assert named and named <= {line.split("#")[0].strip() for line in listed}

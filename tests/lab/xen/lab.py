@@ -26,7 +26,6 @@ def missing() -> str:
     """Why this machine, which can run the lab, cannot run this one, or nothing."""
     wanted = {
         "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "busybox": "busybox-static",
-        "mmdebstrap": "mmdebstrap",
     }  # fmt: skip
     absent = {package for tool, package in wanted.items() if not shutil.which(tool)}
     if absent:

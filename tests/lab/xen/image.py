@@ -53,7 +53,7 @@ def build(more: Sequence[str], say: Callable[[str], None] = lambda text: None) -
     with image.locked(images / _LOCK):
         if not path.exists():
             for other in images.iterdir():
-                if other.is_dir() and not image.in_use(other / _LOCK):
+                if other.is_dir() and not ((other / _LOCK).exists() and image.in_use(other / _LOCK)):
                     shutil.rmtree(other)
             started = time.monotonic()
             say(f"building the image of the Xen hosts {path.name} (once; a few minutes)")

@@ -106,6 +106,8 @@ def test_xl_moves_a_guest_that_writes(xen: XenLab, tmp_path: Path) -> None:
     assert domains(h1) == ["Domain-0"] and domains(h2) == ["Domain-0", "g1"]
     writes_on(h2)
     h2.run(["xl", "shutdown", "-w", "g1"], timeout=PATIENT)
+    # xl has seen the guest's end; another xl, in the background, then takes its disk away
+    h2.wait_for(lambda: domains(h2) == ["Domain-0"], "end of the domain", PATIENT, every=0.5)
     for host in (h1, h2):
         host.run(["nbd-client", "-d", "/dev/nbd0"])
     after = tmp_path / "g1.img"

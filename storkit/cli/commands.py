@@ -1,4 +1,4 @@
-"""The table of commands: the parser, the man page and the completions all derive from it.
+"""The table of commands: the parser, the man page and the completions all derive from it. Its examples: examples.py.
 
 It imports nothing, so that `storkit --help` costs what argparse costs.
 """
@@ -22,15 +22,22 @@ NOUNS = {
     "volume": "make, copy, import and delete disks",
     "guest": "define, render, start and stop guests",
     "migrate": "move a running guest, with its disk's right to write",
-    "plan": "what was begun: resume it or roll it back",
+    "plan": "the journal of changes: resume or roll back one that was cut short",
 }
 
 HOST = {"metavar": "HOST", "complete": "hosts"}
 GUEST = {"metavar": "GUEST", "complete": "guests"}
 VOLUME = {"metavar": "VOLUME", "complete": "volumes"}
+A_GUEST = arg("name", help="the guest", **GUEST)
+A_VOLUME = arg("name", help="the volume", **VOLUME)
+A_POOL = arg("pool", help="the pool", metavar="POOL", complete="pools")
+A_PLAN = arg("id", help="the plan", metavar="ID")
 POOL = arg("--pool", help="the pool (default: the inventory's)", metavar="POOL", complete="pools")
+ON = arg("--on", help="the host", required=True, **HOST)
 TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
-ACCEPT = arg("--file", help="the file of what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE")
+ACCEPT = arg(
+    "--file", help="the file that says what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE"
+)
 REMOVABLE = {
     "disks": "--disk",
     "root": "--root",
@@ -64,7 +71,7 @@ COMMANDS = (
     Command(
         "host",
         "restore",
-        "bring exports and attachments back that ended, as by a reboot",
+        "bring back exports and attachments that ended, as by a reboot",
         "host:restore",
         (
             arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),
@@ -75,25 +82,37 @@ COMMANDS = (
     Command(
         "host",
         "accept",
-        "say what this machine accepts of coordinators; alone: show it, and what was asked for",
+        "allow coordinators to use pools, programs and directories of this machine; without arguments: show which",
         "accept:accept",
         (
             arg(
                 "targets",
-                help="pool:NAME, transport:NAME or hypervisor:NAME: accept it as this machine was last told",
+                help="pool:NAME, transport:NAME or hypervisor:NAME, to be accepted as a coordinator last named it",
                 nargs="*",
                 metavar="TARGET",
             ),
-            arg("--from-inventory", help="accept all that the inventory here has for this host of it", **HOST),
-            arg("--import-dir", help="let images be read from here", action="append", default=[], metavar="DIR"),
-            arg("--export-dir", help="let images be written here", action="append", default=[], metavar="DIR"),
-            arg("--templates", help="use the templates here, for guests", metavar="DIR"),
+            arg("--from-inventory", help="accept everything that the inventory names for this host", **HOST),
+            arg(
+                "--import-dir",
+                help="let images in this directory be imported",
+                action="append",
+                default=[],
+                metavar="DIR",
+            ),
+            arg(
+                "--export-dir",
+                help="let images be exported into this directory",
+                action="append",
+                default=[],
+                metavar="DIR",
+            ),
+            arg("--templates", help="make guests from the templates in this directory", metavar="DIR"),
             arg(
                 "--remove",
                 help="accept this target or directory no longer",
                 action="append",
                 default=[],
-                metavar="WHAT",
+                metavar="TARGET|DIR",
             ),
             ACCEPT,
         ),
@@ -104,22 +123,9 @@ COMMANDS = (
         "attach",
         "attach all volumes of a pool on a host, each under its stable path",
         "volume:attach_pool",
-        (
-            arg("pool", help="the pool", metavar="POOL", complete="pools"),
-            arg("--on", help="the host", required=True, **HOST),
-            arg("--read-only", help="without the right to write", action="store_true"),
-        ),
+        (A_POOL, ON, arg("--read-only", help="without the right to write", action="store_true")),
     ),
-    Command(
-        "pool",
-        "detach",
-        "detach all volumes of a pool from a host",
-        "volume:detach_pool",
-        (
-            arg("pool", help="the pool", metavar="POOL", complete="pools"),
-            arg("--on", help="the host", required=True, **HOST),
-        ),
-    ),
+    Command("pool", "detach", "detach all volumes of a pool from a host", "volume:detach_pool", (A_POOL, ON)),
     Command(
         "volume",
         "create",
@@ -158,7 +164,7 @@ COMMANDS = (
         "write a volume to an image file",
         "volume:export",
         (
-            arg("name", help="the volume", **VOLUME),
+            A_VOLUME,
             arg(
                 "file",
                 help="the new image file, on the volume's host; - is standard output (./- a file of that name)",
@@ -192,9 +198,14 @@ COMMANDS = (
         "give a volume another size",
         "volume:resize",
         (
-            arg("name", help="the volume", **VOLUME),
+            A_VOLUME,
             arg("size", help="the new size, as for create", metavar="SIZE"),
-            arg("--shrink", help="allow a smaller size; say it twice, it cuts off data", action="count", default=0),
+            arg(
+                "--shrink",
+                help="allow a smaller size, which cuts off data: give this option twice",
+                action="count",
+                default=0,
+            ),
         ),
     ),
     Command(
@@ -208,7 +219,7 @@ COMMANDS = (
         ),
     ),
     Command("volume", "list", "list the volumes", "volume:list_", (POOL,)),
-    Command("volume", "show", "show a volume and who has it", "volume:show", (arg("name", help="it", **VOLUME),)),
+    Command("volume", "show", "show a volume and who has it", "volume:show", (A_VOLUME,)),
     Command(
         "",
         "attach",
@@ -216,16 +227,12 @@ COMMANDS = (
         "volume:attach",
         (
             arg("volume", help="the volume", **VOLUME),
-            arg("--on", help="the host", required=True, **HOST),
+            ON,
             arg("--read-only", help="without the right to write", action="store_true"),
         ),
     ),
     Command(
-        "",
-        "detach",
-        "detach a volume from a host",
-        "volume:detach",
-        (arg("volume", help="the volume", **VOLUME), arg("--on", help="the host", required=True, **HOST)),
+        "", "detach", "detach a volume from a host", "volume:detach", (arg("volume", help="the volume", **VOLUME), ON)
     ),
     Command(
         "",
@@ -245,20 +252,29 @@ COMMANDS = (
         (
             arg("name", help="the guest's name", metavar="NAME"),
             arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", **VOLUME),
-            arg("--root", help="a tree that it mounts as its root over NFS", **VOLUME),
-            arg("--address", help="its own IPv4 address, for its root: 10.0.1.50/24", metavar="ADDRESS/BITS"),
-            arg("--gateway", help="the gateway to the server, if there is one between", metavar="ADDRESS"),
+            arg("--root", help="a volume that is a tree: the guest mounts it as its root over NFS", **VOLUME),
+            arg("--address", help="the guest's own IPv4 address, for --root: 10.0.1.50/24", metavar="ADDRESS/BITS"),
+            arg(
+                "--gateway",
+                help="the gateway between the guest and the server of its root, if there is one",
+                metavar="ADDRESS",
+            ),
             arg("--memory", help="its memory (default: 512MiB)", metavar="SIZE"),
             arg("--vcpus", help="its processors (default: 1)", type=int, metavar="N"),
             arg("--kernel", help="boot this kernel, not the disk's boot loader", metavar="FILE"),
-            arg("--initrd", help="with this initial RAM disk", metavar="FILE"),
-            arg("--cmdline", help="and this kernel command line", metavar="TEXT"),
+            arg("--initrd", help="the initial RAM disk for --kernel", metavar="FILE"),
+            arg("--cmdline", help="the command line for --kernel", metavar="TEXT"),
             arg("--machine", help="the machine type", metavar="TYPE"),
             arg("--bridge", help="a network card on this bridge", action="append", metavar="BRIDGE"),
             arg("--console", help="write the serial console to this file", metavar="FILE"),
             arg("--hypervisor", help="what runs it (default: the inventory's)", metavar="NAME"),
-            arg("--replace", help="change a guest that is there: what is said, and nothing else", action="store_true"),
-            arg("--without", help="with --replace: take this from it", action="append", choices=tuple(REMOVABLE)),
+            arg("--replace", help="change what is given of a guest that exists, and nothing else", action="store_true"),
+            arg(
+                "--without",
+                help="with --replace: remove this from the guest",
+                action="append",
+                choices=tuple(REMOVABLE),
+            ),
         ),
     ),
     Command(
@@ -289,9 +305,14 @@ COMMANDS = (
         "print a guest's configuration",
         "guest:render",
         (
-            arg("name", help="the guest", **GUEST),
-            arg("--for", help="for this hypervisor", choices=("xl", "libvirt", "qemu", "uml"), dest="kind"),
-            arg("--on", help="with its disks as this host has them", **HOST),
+            A_GUEST,
+            arg(
+                "--for",
+                help="the hypervisor (default: the guest's)",
+                choices=("xl", "libvirt", "qemu", "uml"),
+                dest="kind",
+            ),
+            arg("--on", help="show its disks as this host has them", **HOST),
         ),
     ),
     Command(
@@ -299,7 +320,7 @@ COMMANDS = (
         "start",
         "give a guest its disks and start it",
         "guest:start",
-        (arg("name", help="the guest", **GUEST), arg("--on", help="the host (default: its first disk's)", **HOST)),
+        (A_GUEST, arg("--on", help="the host (default: its first disk's)", **HOST)),
     ),
     Command(
         "guest",
@@ -307,56 +328,28 @@ COMMANDS = (
         "shut a guest down and take its disks back",
         "guest:stop",
         (
-            arg("name", help="the guest", **GUEST),
+            A_GUEST,
             arg("--force", help="take its power away", action="store_true"),
-            arg("--on", help="only what runs on this host", **HOST),
+            arg("--on", help="stop it only if it runs on this host", **HOST),
             arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),
         ),
     ),
-    Command(
-        "guest",
-        "resume",
-        "let a guest go on that was paused: its disk was full, or failed",
-        "guest:resume",
-        (arg("name", help="the guest", **GUEST),),
-    ),
+    Command("guest", "resume", "let a paused guest go on, whose disk was full or failed", "guest:resume", (A_GUEST,)),
     Command("guest", "list", "list the guests and where they run", "guest:list_", ()),
-    Command("guest", "show", "show a guest", "guest:show", (arg("name", help="the guest", **GUEST),)),
+    Command("guest", "show", "show a guest", "guest:show", (A_GUEST,)),
+    Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),
     Command(
-        "guest",
-        "delete",
-        "forget a guest that does not run; its volumes stay",
-        "guest:delete",
-        (arg("name", help="the guest", **GUEST),),
-    ),
-    Command(
-        "migrate",
-        "run",
-        "do all of a live migration",
-        "migrate:run",
-        (arg("name", help="the guest", **GUEST), TO),
+        "migrate", "run", "move a running guest to another host, with its disks' rights", "migrate:run", (A_GUEST, TO)
     ),
     Command(
         "migrate",
         "prepare",
-        "get its disk ready on the destination and open the window",
+        "get the destination ready and let it write, for a tool that moves the guest",
         "migrate:prepare",
-        (arg("name", help="the guest", **GUEST), TO),
+        (A_GUEST, TO),
     ),
-    Command(
-        "migrate",
-        "finish",
-        "after the hypervisor has moved it: close the window",
-        "migrate:finish",
-        (arg("name", help="the guest", **GUEST),),
-    ),
-    Command(
-        "migrate",
-        "abort",
-        "give up a prepared migration",
-        "migrate:abort",
-        (arg("name", help="the guest", **GUEST),),
-    ),
+    Command("migrate", "finish", "after the hypervisor has moved it: close the window", "migrate:finish", (A_GUEST,)),
+    Command("migrate", "abort", "give up a prepared migration", "migrate:abort", (A_GUEST,)),
     Command(
         "migrate",
         "status",
@@ -364,13 +357,7 @@ COMMANDS = (
         "migrate:status",
         (arg("name", help="the guest (default: all)", nargs="?", **GUEST),),
     ),
-    Command(
-        "migrate",
-        "cleanup",
-        "make everything match where the guest really runs",
-        "migrate:cleanup",
-        (arg("name", help="the guest", **GUEST),),
-    ),
+    Command("migrate", "cleanup", "make everything match where the guest really runs", "migrate:cleanup", (A_GUEST,)),
     Command(
         "",
         "fence",
@@ -381,17 +368,15 @@ COMMANDS = (
             arg(
                 "--confirmed-off",
                 action="store_true",
-                help="I have seen that it is off: treat it so while it is silent, until unfence",
+                help="a person has seen that the host is off: treat it so until unfence",
             ),
         ),
     ),
     Command("", "unfence", "let a fenced host in again", "fence:unfence", (arg("host", help="the host", **HOST),)),
-    Command("plan", "list", "list the plans, the last one last", "plan:list_", ()),
-    Command(
-        "plan", "show", "show a plan and how far it came", "plan:show", (arg("id", help="the plan", metavar="ID"),)
-    ),
-    Command("plan", "resume", "go on with a plan", "plan:resume", (arg("id", help="the plan", metavar="ID"),)),
-    Command("plan", "rollback", "take a plan back", "plan:rollback", (arg("id", help="the plan", metavar="ID"),)),
+    Command("plan", "list", "list the plans, oldest first", "plan:list_", ()),
+    Command("plan", "show", "show a plan and how far it came", "plan:show", (A_PLAN,)),
+    Command("plan", "resume", "carry out the steps of a plan that are not done", "plan:resume", (A_PLAN,)),
+    Command("plan", "rollback", "undo the steps of a plan that are done", "plan:rollback", (A_PLAN,)),
     Command("", "status", "show hosts, guests, attachments and unfinished plans", "host:status", ()),
     Command(
         "",
@@ -403,9 +388,9 @@ COMMANDS = (
     Command(
         "",
         "names",
-        "print the names that are known here, asking no other machine, for completion",
+        "print the names that this machine knows without asking another, for completion",
         "completion:names",
-        (arg("kind", help="of what", choices=("hosts", "pools", "volumes", "guests")),),
+        (arg("kind", help="whose names", choices=("hosts", "pools", "volumes", "guests")),),
     ),
     Command(
         "",

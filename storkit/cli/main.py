@@ -28,7 +28,7 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
     top = Parser(
         prog="storkit",
         description="Make the disks of Xen and KVM guests migratable.",
-        epilog="storkit NOUN --help lists a noun's verbs.",
+        epilog="storkit NOUN --help lists a noun's verbs; storkit NOUN VERB --help has examples.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"storkit {storkit.__version__}")
@@ -49,7 +49,16 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
 
 
 def _command(verbs: "Any", command: "Any") -> None:
-    leaf = verbs.add_parser(command.verb, help=command.help, description=command.help, allow_abbrev=False)
+    import argparse
+
+    from storkit.cli.examples import EXAMPLES
+
+    lines = [f"  {line}\n      {text}" for line, text in EXAMPLES[f"{command.noun} {command.verb}".strip()]]
+    leaf = verbs.add_parser(
+        command.verb, help=command.help, description=command.help, allow_abbrev=False,
+        epilog="\n".join(["examples:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     _add(leaf, command.args)
     # Global options may stand anywhere; SUPPRESS keeps what stood before the command.
     _add(leaf, GLOBAL, suppress=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import storkit
 from storkit.cli.commands import COMMANDS, GLOBAL, NOUNS, Arg, Command
+from storkit.cli.examples import EXAMPLES
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -77,6 +78,13 @@ def _command(command: Command) -> list[str]:
     options = [each for each in command.args if each.flags[0].startswith("-")]
     if options:
         lines += [".RS", *(line for each in options for line in _arg(each)), ".RE"]
+    return [*lines, ".RS", *_examples(f"{command.noun} {command.verb}".strip()), ".RE"]
+
+
+def _examples(command: str) -> list[str]:
+    lines = [".PP", "Examples:" if len(EXAMPLES[command]) > 1 else "Example:"]
+    for line, text in EXAMPLES[command]:
+        lines += [".TP", f"\\fB{_escape(line)}\\fR", _escape(text)]
     return lines
 
 

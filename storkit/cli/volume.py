@@ -182,7 +182,8 @@ def resize(session: Session, options: Namespace) -> None:
         if size < volume.size and options.shrink < 2:
             raise UsageError(
                 f"{volume.name} is {format_size(volume.size)} large; at {format_size(size)} its end would be cut off",
-                "shrink what is on it first, then say --shrink --shrink",
+                "shrink the file system in it, then: "
+                f"storkit volume resize {options.name} {options.size} --shrink --shrink",
             )
         exports = session.survey.exports([volume])
         return planner.resize(volume, size, options.shrink >= 2, exports, session.inventory)

@@ -103,7 +103,7 @@ def test_all_problems_at_once(plain: World) -> None:
         (("volume", "clone", "v", "x", "x"), 2, "named twice"),
         (("volume", "clone", "v", "x", "--size", "512KiB"), 2, "cannot be smaller"),
         (("volume", "resize", "v", "512KiB"), 2, "would be cut off"),
-        (("volume", "resize", "v", "512KiB", "--shrink"), 2, "would be cut off"),
+        (("volume", "resize", "v", "512KiB", "--shrink"), 2, "storkit volume resize v 512KiB --shrink --shrink"),
         (("volume", "create", "x", "1MiB", "--pool", "none"), 4, "there is no pool 'none'"),
         (("volume", "import", "/none", "x"), 4, "there is no file /none"),
         (("volume", "import", "/dev/null", "x"), 2, "/dev/null"),

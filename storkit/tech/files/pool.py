@@ -389,7 +389,7 @@ class FilePool(Pool):
                 Conflict(
                     f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
                     "what lies beyond",
-                    "shrink the file system in it first, then say --shrink",
+                    "shrink the file system in it first, then give --shrink twice",
                 )
             )
         return problems

@@ -154,5 +154,5 @@ def resize_problems(volume: Volume, old: Volume, shrink: bool) -> list[StorkitEr
             f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
             "what lies beyond"
         )
-        problems.append(Conflict(message, "shrink the file system in it first, then say --shrink"))
+        problems.append(Conflict(message, "shrink the file system in it first, then give --shrink twice"))
     return problems

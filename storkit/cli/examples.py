@@ -1,0 +1,141 @@
+"""Examples of each command, for its help and for the manual page; they belong to the table in commands.py.
+
+Each is what to type and one line of what it does. The names are those of a small site: hosts a and b, pools fast and
+large, the golden image debian, the guest web with its volume web.
+"""
+
+EXAMPLES = {
+    "host list": (("storkit host list", "Every host of the inventory, with its URL, address and state directory."),),
+    "host check": (
+        ("storkit host check", "Ask every host of the inventory what it lacks."),
+        ("storkit --json host check b", "Ask host b alone, and print the findings for a script."),
+    ),
+    "host restore": (
+        ("storkit host restore", "After a power cut: bring back what ended on every host."),
+        ("storkit host restore b", "Host b alone was rebooted."),
+        ("storkit host restore --boot", "For a unit that runs when this machine boots: no inventory is needed."),
+    ),
+    "host accept": (
+        ("storkit host accept", "Show what this machine accepts, and what coordinators asked for in vain."),
+        ("storkit host accept pool:fast hypervisor:qemu", "Accept these two as they were asked for."),
+        ("storkit host accept --import-dir /srv/images", "Let images below /srv/images be imported."),
+    ),
+    "pool list": (("storkit pool list", "Every pool, its host, and how much room is left."),),
+    "pool attach": (
+        ("storkit pool attach fast --on b", "Each volume of pool fast appears on b as /dev/storkit/NAME."),
+        ("storkit pool attach fast --on b --read-only", "The same for a backup, which must not write."),
+    ),
+    "pool detach": (("storkit pool detach fast --on b", "Host b gives up all volumes of pool fast."),),
+    "volume create": (
+        ("storkit volume create web 20GiB", "Make an empty disk of 20 GiB in the default pool."),
+        ("storkit volume create db 1.5T --pool large", "Make it in pool large instead."),
+    ),
+    "volume import": (
+        ("storkit volume import --golden debian.qcow2 debian", "Make a golden image, which clones are made from."),
+        ("storkit volume import disk.raw.zst web --size 40GiB", "Unpack a disk, and make it 40 GiB large."),
+        ("storkit volume import - web < disk.raw", "Read the disk from this machine, over the connection."),
+    ),
+    "volume export": (
+        ("storkit volume export web /srv/web.qcow2 --format qcow2 --compress", "Write a file on the volume's host."),
+        ("storkit volume export web - > web.raw", "Write it to this machine, over the connection."),
+    ),
+    "volume clone": (
+        ("storkit volume clone debian web db", "Make two disks from the golden image debian."),
+        ("storkit volume clone debian mail --size 100GiB", "Make the clone larger than its source."),
+    ),
+    "volume snapshot": (
+        ("storkit volume snapshot web web-before-upgrade", "Keep web as it is now, under a second name."),
+    ),
+    "volume resize": (
+        ("storkit volume resize web 40GiB", "Grow the disk; the guest grows its file system itself."),
+        ("storkit volume resize web 10GiB --shrink --shrink", "Cut off all that lies beyond 10 GiB."),
+    ),
+    "volume delete": (
+        ("storkit volume delete web-before-upgrade", "Delete one volume for good."),
+        ("storkit volume delete web db --force", "Delete these two, though defined guests name them."),
+    ),
+    "volume list": (
+        ("storkit volume list", "The volumes of every pool."),
+        ("storkit volume list --pool fast", "Those of pool fast."),
+    ),
+    "volume show": (("storkit volume show web", "Its size, UUID and pool, who has it attached and who may write."),),
+    "attach": (
+        ("storkit attach web --on b", "Host b gets /dev/storkit/web, and may write it."),
+        ("storkit attach web --on b --read-only", "Host b gets it while another host writes it."),
+    ),
+    "detach": (("storkit detach web --on b", "Host b gives up the volume and its right to write."),),
+    "verify": (
+        ("storkit verify web", "Compare the volume on all hosts that have it attached."),
+        ("storkit verify web --on a b", "Compare it on these two."),
+    ),
+    "guest define": (
+        ("storkit guest define web --disk web --memory 2GiB", "A guest that boots from volume web."),
+        (
+            "storkit guest define web --disk web --disk iso:ro --bridge br0",
+            "A second disk that it may only read, and a network card on bridge br0.",
+        ),
+        ("storkit guest define web --replace --memory 4GiB", "Change the memory, and nothing else."),
+    ),
+    "guest import": (
+        ("storkit guest import web.xml --disk /dev/vg0/web=web", "Take a libvirt domain over; volume web is its disk."),
+        ("storkit guest import /etc/xen/web.cfg --name web2", "Take an xl configuration over under another name."),
+    ),
+    "guest clone": (
+        ("storkit guest clone web web2", "A second guest with clones of web's disks and an identity of its own."),
+        ("storkit guest clone web web3 --set memory=1GiB", "The same with other memory."),
+    ),
+    "guest render": (
+        ("storkit guest render web", "Print the configuration for the guest's own hypervisor."),
+        ("storkit guest render web --for xl --on b", "Print it for Xen, with the disks as host b has them."),
+    ),
+    "guest start": (
+        ("storkit guest start web", "Start it where its first disk lies."),
+        ("storkit guest start web --on b", "Attach its disks on host b and start it there."),
+    ),
+    "guest stop": (
+        ("storkit guest stop web", "Ask it to shut down, and wait a minute."),
+        ("storkit guest stop web --timeout 300", "Wait five minutes."),
+        ("storkit guest stop web --force", "Do not ask: what it has not written is lost."),
+    ),
+    "guest resume": (("storkit guest resume web", "Its disk has room again: let it go on."),),
+    "guest list": (("storkit guest list", "Every guest, and the host that runs it."),),
+    "guest show": (("storkit guest show web", "Its disks, memory and network cards, and where it runs."),),
+    "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
+    "migrate run": (
+        ("storkit migrate run web --to b", "Move the running guest to host b."),
+        ("storkit -n migrate run web --to b", "Print the plan, and change nothing."),
+    ),
+    "migrate prepare": (
+        ("storkit migrate prepare web --to b", "Get host b ready; then let the hypervisor move the guest."),
+    ),
+    "migrate finish": (("storkit migrate finish web", "It has been moved: its old host may no longer write."),),
+    "migrate abort": (("storkit migrate abort web", "It was not moved: the destination gives the disk up again."),),
+    "migrate status": (
+        ("storkit migrate status", "All guests: where they run, and who may write their disks."),
+        ("storkit migrate status web", "One guest."),
+    ),
+    "migrate cleanup": (
+        ("storkit migrate cleanup web", "After a crash, on any machine with the inventory: no journal is needed."),
+    ),
+    "fence": (
+        ("storkit fence b", "The storage refuses host b from now on."),
+        ("storkit fence b --confirmed-off", "No storage can cut b off, and you have seen that it is without power."),
+    ),
+    "unfence": (("storkit unfence b", "Host b was mended: it may be given disks again."),),
+    "plan list": (("storkit plan list", "All plans of this machine; unfinished ones say so."),),
+    "plan show": (("storkit plan show 20261121-134920-71955", "Its steps, and which of them are done."),),
+    "plan resume": (("storkit plan resume 20261121-134920-71955", "The command was killed: do the rest of it."),),
+    "plan rollback": (("storkit plan rollback 20261121-134920-71955", "Undo the steps that are done."),),
+    "status": (
+        ("storkit status", "What is exported to whom, where it is attached, and what is unfinished."),
+        ("storkit --json status", "The same for a script."),
+    ),
+    "completion": (
+        ("storkit completion bash > /etc/bash_completion.d/storkit", "Complete commands and names in bash."),
+        ("storkit completion fish > ~/.config/fish/completions/storkit.fish", "The same in fish."),
+    ),
+    "names": (("storkit names volumes", "The volumes that completion offers."),),
+    "agent": (
+        ("storkit agent --grade storage", "For command= in authorized_keys: the key may do all with volumes."),
+    ),
+}  # fmt: skip

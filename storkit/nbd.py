@@ -26,7 +26,6 @@ from storkit.core.errors import (
     StorkitError,
     TimedOut,
     Unsafe,
-    Unsupported,
     collected,
     raise_problems,
 )
@@ -43,6 +42,7 @@ from storkit.core.model import (
     check_name,
 )
 from storkit.system import modules
+from storkit.system.addresses import own_address
 from storkit.system.parallel import every
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.system.sourcefilter import sources
@@ -110,10 +110,9 @@ class Nbd(Transport):
         found, problems = self._grants.find(volume.uuid for volume in volumes)
         before = {grant.volume.uuid: grant for grant in found}
         problems += self._grants.refused(client.name for client in clients)
-        for client in clients:
-            if not client.same_machine and not self.site.address:
-                message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
-                problems.append(Unsupported(message, f"give host {self.site.host} an address in the inventory"))
+        if any(not client.same_machine for client in clients):
+            with collected(problems):
+                own_address(self.site.host, self.site.address)
         grants: list[NbdGrant] = []
         for volume in volumes:
             check_name("volume", volume.name)

@@ -72,9 +72,10 @@ def _differences(session: Session, what: Subject, destination: str) -> list[Stor
     source = what.running[0]
     there = session.connections.to(destination)
     guest = {"guest": codec.dump(replace(what.guest, machine=what.machine))}
+    arrives = not session.connections.same_machine(source, destination)
     problems: list[StorkitError] = [
         Conflict(f"{destination}: {problem}", f"storkit host check {destination}")
-        for problem in there.call(what.target, "check", guest)
+        for problem in there.call(what.target, "check", {**guest, "arrives": arrives})
     ]
     home = {volume.host for volume in what.volumes}
     for name in sorted(home - {destination, source}):

@@ -328,8 +328,16 @@ class Hypervisor(Backend):
         """
 
     @abstractmethod
-    def check(self, guest: Guest) -> list[Words]:
-        """What stands in the way of running this guest here, each in one line; nothing if all is well."""
+    def check(self, guest: Guest, arrives: bool = False) -> list[Words]:
+        """Ask what stands in the way of running this guest here; nothing is changed.
+
+        Args:
+            guest: the guest's record.
+            arrives: it will arrive by live migration from another machine, which has to reach this host.
+
+        Returns:
+            Each obstacle in one line, with what to do about it; none if all is well.
+        """
 
     def fingerprint(self, guest: Guest) -> dict[Words, Words]:
         """What both hosts of a migration must have alike for this guest (versions, digests), by name."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import threading
 from typing import TYPE_CHECKING
 
 from storkit.core.errors import StorkitError
 from storkit.core.model import Door, Finding, Listening
+from storkit.system.addresses import address_problem
 from storkit.system.timeouts import scaled
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Doors:
             raise UsageError(f"{target} is no transport")
         doors, findings = list[Door](), list[Finding]()
         for door in transport.doors():
-            if problem := address_finding(performer.site.host, door.address):
-                findings.append(problem)
+            if problem := address_problem(performer.site.host, door.address):
+                findings.append(Finding(problem.message, problem.hint))
             elif door.port == door.last and _taken(door.address, door.port):
                 doors.append(door)
             else:
@@ -59,21 +59,6 @@ class Doors:
         with self._lock:
             while self._open:
                 self._open.pop().close()
-
-
-def address_finding(host: str, address: str) -> Finding | None:
-    """What is wrong with the address of a host's servers, as the host itself resolves it."""
-    write = f'in the inventory, at host {host}: address = "NUMBER", one of: ip -br address'
-    if not address:
-        return Finding(f"host {host} has no address at which hosts on other machines could reach its servers", write)
-    try:
-        found = str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        return Finding(f"host {host} does not know its own address {address}: {error}", write)
-    if found != address and ipaddress.ip_address(found.partition("%")[0]).is_loopback:
-        message = f"address {address} is {found} on host {host} itself, where no other machine reaches its servers"
-        return Finding(message, f"{write}; or mend the line of {address} in /etc/hosts there")
-    return None
 
 
 def _taken(address: str, port: int) -> bool:

@@ -43,6 +43,7 @@ from storkit.hypervisors._machine import (
     stop_command,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
+from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled
 
@@ -117,8 +118,10 @@ class Libvirt(Hypervisor):
             for known in self._guests.look(guests)[0]
         ]
 
-    def check(self, guest: Guest) -> list[str]:
+    def check(self, guest: Guest, arrives: bool = False) -> list[str]:
         problems: list[str] = []
+        if arrives and (wrong := address_problem(self.site.host, self.site.address)):
+            problems.append(f"{wrong.message}: {wrong.hint}")
         known, foreign = self._guests.look([guest.name], guest.uuid)
         try:
             offer = host.offered(self._virsh, guest.machine or DEFAULT_MACHINE, self.settings.accel)
@@ -228,10 +231,7 @@ class Libvirt(Hypervisor):
                 "libvirt cannot migrate a guest to the libvirtd that it is with", "choose a host on another machine"
             )
         address = self.site.address
-        if not address:
-            raise Unsupported(
-                f"host {self.site.host} has no address to receive guests at", "set its `address` in the inventory"
-            )
+        own_address(self.site.host, address)
         known = self._one(name)
         if not known.idle and known.status not in ("incoming", "arrived"):
             raise Conflict(f"guest {name} cannot be received here: it is {known.status} here", look_command(name))

@@ -44,6 +44,7 @@ from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
+from storkit.system.addresses import address_problem, own_address
 from storkit.system.qemu import qmp
 from storkit.system.run import which
 from storkit.system.sourcefilter import sources
@@ -101,8 +102,10 @@ class Qemu(Hypervisor):
         answers = ask([self._process(name) for name in known])
         return [self._state(definition, answers[name]) for name, definition in known.items()]
 
-    def check(self, guest: Guest) -> list[str]:
+    def check(self, guest: Guest, arrives: bool = False) -> list[str]:
         problems: list[str] = []
+        if arrives and (wrong := address_problem(self.site.host, self.site.address)):
+            problems.append(f"{wrong.message}: {wrong.hint}")
         try:
             machine = guest.machine or DEFAULT_MACHINE
             if machine not in host.machines(self.site, self.settings.binary):
@@ -191,9 +194,8 @@ class Qemu(Hypervisor):
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         self._check_disks(name)
         here = self._process(name)
-        if not same_machine and not self.site.address:
-            hint = "set its `address` in the inventory"
-            raise Unsupported(f"host {self.site.host} has no address to receive guests at", hint)
+        if not same_machine:
+            own_address(self.site.host, self.site.address)
         if not self._launch(here, definitions.RECEIVE):
             status = self._status(here)
             if status not in ("incoming", "arrived"):

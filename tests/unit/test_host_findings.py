@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
-from storkit.hosts.doors import Doors, address_finding, reach
+from storkit.hosts.doors import Doors, reach
 from storkit.hosts.facts import state_findings
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import Performer, site
+from storkit.system.addresses import address_problem
 from tests.filesystems import mounted
 
 NOBODY = 65534
@@ -83,12 +84,12 @@ def in_a_child(ask: Callable[[], str]) -> str:
 
 
 def test_a_name_that_is_a_loopback_is_refused_and_a_number_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert address_finding("a", "127.0.0.1") is None and address_finding("a", "::1") is None
+    assert address_problem("a", "127.0.0.1") is None and address_problem("a", "::1") is None
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    finding = address_finding("a", "pve1")
+    finding = address_problem("a", "pve1")
     assert finding and "pve1 is 127.0.1.1 on host a itself" in finding.message and "/etc/hosts" in finding.hint
-    assert (finding := address_finding("a", "")) and "no address" in finding.message
+    assert (finding := address_problem("a", "")) and "no address" in finding.message
 
 
 def performer(tmp_path: Path, first: int, last: int) -> Performer:

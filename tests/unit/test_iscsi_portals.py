@@ -24,8 +24,8 @@ def test_the_host_s_own_address_unless_portals_are_set() -> None:
 
 
 @pytest.mark.parametrize("address, said", [("", "has no address"), ("203.0.113.9", "no address of this host"),
-                                           ("localhost", "where no other host reaches it"),
-                                           ("nowhere.invalid", "has no address")])  # fmt: skip
+                                           ("localhost", "where no other machine reaches"),
+                                           ("nowhere.invalid", "does not know its own address")])  # fmt: skip
 def test_what_no_client_could_reach_is_refused(address: str, said: str) -> None:
     with pytest.raises(Unsupported, match=said):
         own_portals(site(address), IscsiSettings())

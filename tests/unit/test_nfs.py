@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_mount_options_and_sources() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site("here", tmp_path / "state", tmp_path / "run", tmp_path / "dev", "192.0.2.1")
+    return Site("here", tmp_path / "state", tmp_path / "run", tmp_path / "dev", "127.0.0.1")
 
 
 @pytest.fixture
@@ -296,3 +297,22 @@ def test_nothing_is_mounted_over_what_is_not_storkits(tmp_path: Path, what: str)
     with pytest.raises(Conflict, match="nothing is mounted over it"):
         attach.mount("192.0.2.1", "/x", point, "vers=4.2")
     assert point.is_symlink() or point.exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "client", "said"),
+    [
+        ("localhost", "127.0.0.2", "address localhost is"),
+        ("127.0.0.1", "localhost", "the address of host b, is"),
+        ("127.0.0.1", "nowhere.invalid", "is not known here"),
+        ("", "127.0.0.2", "host s has no address"),
+    ],
+)
+def test_an_address_that_leads_to_the_server_itself_is_refused(
+    own: str, client: str, said: str, tmp_path: Path
+) -> None:
+    place = Site("s", tmp_path, tmp_path, tmp_path, own)
+    volume = Volume("v", str(uuid4()), 1 << 20, "default", "s")
+    with pytest.raises(StorkitError, match=said):
+        Nfs(place, NfsSettings()).export([volume], [Client("b", False, client)])
+    assert list(tmp_path.rglob("*.json")) == []

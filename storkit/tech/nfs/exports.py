@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from storkit.core.backend import Client, Site
 from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, collected, raise_problems
 from storkit.core.model import Export, Offer, Volume, check_name, guest_of
 from storkit.system import locks
+from storkit.system.addresses import is_number, own_address
 from storkit.tech.files.sidecar import VolumeDirectory
 from storkit.tech.grants import of_client, refused_writers
 from storkit.tech.nfs import attach, layout, rules
@@ -90,10 +92,13 @@ class NfsExports:
         if not client.address:
             message = f"NFS tells hosts apart by their addresses, and host {client.name} has none"
             raise Unsupported(message, f"give host {client.name} the address it comes from in the inventory")
-        if not self.site.address:
-            message = f"host {client.name} would come over the network, and host {self.site.host} has no address"
-            raise Unsupported(message, f"give host {self.site.host} an address in the inventory")
-        return resolve(client.name, client.address)
+        own_address(self.site.host, self.site.address)
+        found = resolve(client.name, client.address)
+        if not is_number(client.address) and all(ip_address(each).is_loopback for each in found):
+            message = f"{client.address}, the address of host {client.name}, is {found[0]} on host {self.site.host}"
+            hint = f'in the inventory, at host {client.name}: address = "NUMBER", one of those it has: ip -br address'
+            raise Unsupported(message, hint)
+        return found
 
     def _exposed(self, grants: Iterable[NfsGrant]) -> Iterable[StorkitError]:
         """The pools that hosts can write by exports which are not storkit's: no right would mean anything there."""

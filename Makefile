@@ -43,7 +43,7 @@ bench: packages-test $(VENV)/ready
 # make man   the manual page: build/storkit.1
 man: $(VENV)/ready
 	@mkdir -p build
-	$(BIN)/python -m storkit.cli.manpage > build/storkit.1
+	$(BIN)/python -m storkit.cli.manual.page > build/storkit.1
 
 # make lock   lock the libraries in the pyz anew, by their hashes: packaging/pyz.lock
 lock: $(VENV)/ready

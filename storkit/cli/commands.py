@@ -1,4 +1,4 @@
-"""The table of commands: the parser, the man page and the completions all derive from it. Its examples: examples.py.
+"""The table of commands: the parser, the man page and the completions derive from it. Examples: manual/examples.py.
 
 It imports nothing, so that `storkit --help` costs what argparse costs.
 """

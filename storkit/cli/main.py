@@ -51,7 +51,7 @@ def parser(words: "Sequence[str]" = ()) -> "ArgumentParser":
 def _command(verbs: "Any", command: "Any") -> None:
     import argparse
 
-    from storkit.cli.examples import EXAMPLES
+    from storkit.cli.manual.examples import EXAMPLES
 
     lines = [f"  {line}\n      {text}" for line, text in EXAMPLES[f"{command.noun} {command.verb}".strip()]]
     leaf = verbs.add_parser(

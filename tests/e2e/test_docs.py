@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from storkit.cli.commands import COMMANDS
-from storkit.cli.manpage import KINDS
+from storkit.cli.manual.page import KINDS
 from storkit.core import inventory, registry
 from storkit.core.backend import Backend, Hypervisor, Pool, Transport
 from storkit.core.errors import Problems, StorkitError

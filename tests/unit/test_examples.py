@@ -7,9 +7,9 @@ import shlex
 import pytest
 
 from storkit.cli.commands import COMMANDS, Command
-from storkit.cli.examples import EXAMPLES
 from storkit.cli.main import main, parser
-from storkit.cli.manpage import page
+from storkit.cli.manual.examples import EXAMPLES
+from storkit.cli.manual.page import page
 
 REDIRECTIONS = ("<", ">")
 

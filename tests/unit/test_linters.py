@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from storkit.cli import completion, manpage
+from storkit.cli import completion
 from storkit.cli.commands import COMMANDS, GLOBAL, NOUNS
+from storkit.cli.manual import page as manpage
 
 ROOT = Path(__file__).resolve().parents[2]
 

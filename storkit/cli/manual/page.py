@@ -1,10 +1,10 @@
-"""storkit(1) in man(7) format, derived from the table of commands: `python -m storkit.cli.manpage > storkit.1`."""
+"""storkit(1) in man(7) format, derived from the table of commands: `python -m storkit.cli.manual.page > storkit.1`."""
 
 from __future__ import annotations
 
 import storkit
 from storkit.cli.commands import COMMANDS, GLOBAL, NOUNS, Arg, Command
-from storkit.cli.examples import EXAMPLES
+from storkit.cli.manual.examples import EXAMPLES
 from storkit.core.errors import (
     CommandFailed,
     Conflict,

@@ -1,0 +1,1 @@
+"""What a person reads of the commands: examples, and the manual page."""

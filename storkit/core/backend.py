@@ -1,9 +1,9 @@
 """The contracts: what a pool, a transport and a hypervisor promise.
 
-A technology is one file at the package's top level (`storkit/nbd.py`) or an entry point of `storkit.backends`;
-hypervisors are files of `storkit/hypervisors`. The classes in it that derive from Pool, Transport or Hypervisor are the
-backends it holds. Methods run **on the host where they act**, which `self.site` describes; no backend ever reaches
-another machine. Every verb
+A technology has one face: a file at the package's top level (`storkit/nbd.py`), a file of `storkit/hypervisors`, or an
+entry point of `storkit.backends`. The classes in it that derive from Pool, Transport or Hypervisor are the backends;
+how they do it stands in a folder of the technology's own (`storkit/tech/nbd`). Methods run **on the host where they
+act**, which `self.site` describes; no backend ever reaches another machine. Every verb
 
 - takes lists, so that a fleet costs one pass;
 - is idempotent: what is already so stays so, and a second call after a kill finishes the first;

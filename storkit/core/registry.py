@@ -1,6 +1,7 @@
 """Finds backends by listing the package, `storkit.hypervisors` and the entry points of `storkit.backends`.
 
-No table names them, so that adding a technology is adding one file. A backend's name is its module's name.
+No table names them. A technology has one face, found here under its module's name; the rest of it is a folder of its
+own below storkit/tech/ or storkit/hypervisors/.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from storkit.core.backend import Client, Needs, Transport
-from storkit.core.errors import StorkitError, collected, raise_problems
-from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
+from storkit.core.backend import Needs
+from storkit.core.model import Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.tech.exports import HomeSide
 from storkit.tech.iscsi.names import PORT, IscsiSettings, portal
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storkit.tech.iscsi.exports import IscsiExports
 
 
-class Iscsi(Transport):
+class Iscsi(HomeSide):
     """iSCSI by the kernel, at both ends."""
 
     name = "iscsi"
@@ -62,37 +62,6 @@ class Iscsi(Transport):
         from storkit.tech.iscsi.attach import IscsiAttachments
 
         return IscsiAttachments(self.site, self.settings)
-
-    # At the volume's home host.
-
-    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
-        return self._exports.export(volumes, clients)
-
-    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
-        self._exports.unexport(volumes, clients)
-
-    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
-        return self._exports.find(volumes)
-
-    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
-        return self._exports.offers(volumes, client)
-
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        self._exports.set_writers(volumes, hosts)
-
-    def fence(self, client: str) -> list[Export]:
-        return self._exports.fence(client)
-
-    def unfence(self, client: str) -> None:
-        self._exports.unfence(client)
-
-    def restore(self) -> list[Export]:
-        problems: list[StorkitError] = []
-        for restore in (self._exports.restore, self._attachments.restore):
-            with collected(problems):
-                restore()
-        raise_problems(problems)
-        return self.find_exports()
 
     # At the client. An offer with a path is for the home host itself.
 

@@ -21,16 +21,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from storkit.core.backend import Client, Needs, Transport, path_setting, program_setting
-from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, collected, raise_problems
-from storkit.core.model import Attachment, Door, Evidence, Export, Finding, Offer, Volume
+from storkit.core.backend import Needs, path_setting, program_setting
+from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError
+from storkit.core.model import Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.tech.exports import HomeSide
 from storkit.tech.files.pool import FilePoolSettings
 from storkit.tech.files.sidecar import VolumeDirectory
+from storkit.tech.grants import GrantStore
 from storkit.tech.nfs import attach as nfs_attach
 from storkit.tech.nfs import server as nfs_server
 from storkit.tech.nfs.attach import NfsAttachments
 from storkit.tech.nfs.exports import NfsExports
-from storkit.tech.nfs.names import EXPORTS, NfsGrantStore, NfsSettings
+from storkit.tech.nfs.names import EXPORTS, NfsGrant, NfsSettings
 from storkit.tech.nfs.treepool import TreeDirectory
 
 
@@ -92,14 +94,14 @@ class NfsPool(TreeDirectory):
         return self._exported(volume, what) or super()._in_use(volume, what)
 
     def _exported(self, volume: Volume, what: str) -> list[StorkitError]:
-        grants, problems = NfsGrantStore(self.site).find([volume.uuid])
+        grants, problems = GrantStore(self.site, NfsGrant).find([volume.uuid])
         if any(grant.clients for grant in grants):
             hint = f"see who has it: storkit volume show {volume.name}"
             problems.append(Conflict(f"volume {volume.name} is exported and cannot be {what}", hint))
         return problems
 
 
-class Nfs(Transport):
+class Nfs(HomeSide):
     """NFS by the kernel's server and client."""
 
     name = "nfs"
@@ -125,37 +127,6 @@ class Nfs(Transport):
     @cached_property
     def _attachments(self) -> NfsAttachments:
         return NfsAttachments(self.site, self.settings)
-
-    # At the volume's home host.
-
-    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
-        return self._exports.export(volumes, clients)
-
-    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
-        self._exports.unexport(volumes, clients)
-
-    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
-        return self._exports.find(volumes)
-
-    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
-        return self._exports.offers(volumes, client)
-
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        self._exports.set_writers(volumes, hosts)
-
-    def fence(self, client: str) -> list[Export]:
-        return self._exports.fence(client)
-
-    def unfence(self, client: str) -> None:
-        self._exports.unfence(client)
-
-    def restore(self) -> list[Export]:
-        problems: list[StorkitError] = []
-        for restore in (self._exports.restore, self._attachments.restore):
-            with collected(problems):
-                restore()
-        raise_problems(problems)
-        return self.find_exports()
 
     # At the client.
 

@@ -28,7 +28,7 @@ def dump(value: Any, *, reveal: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name: item if type(item) in _PLAIN else dump(item, reveal=reveal)
-            for name in _hints(type(value))
+            for name in _fields(type(value))
             for item in (getattr(value, name),)
         }
     if isinstance(value, dict):
@@ -147,17 +147,12 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 @cache
 def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     """A record's fields: the type of each, and whether it must be there."""
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     missing = dataclasses.MISSING
     return {
         field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
         for field in dataclasses.fields(cls)
     }
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _join(key: str, name: str) -> str:

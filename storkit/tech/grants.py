@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -31,7 +32,12 @@ _WAIT = scaled(30.0)
 
 
 class VolumeGrant(Protocol):
-    """What every kind of grant has."""
+    """What every kind of grant has: its dataclass is the transport's own, and adds what the transport needs."""
+
+    transport: ClassVar[str]
+    """The transport's name: that of the directory with its grants."""
+    title: ClassVar[str]
+    """What messages call the transport."""
 
     @property
     def volume(self) -> Volume: ...
@@ -44,16 +50,12 @@ class VolumeGrant(Protocol):
 G = TypeVar("G", bound=VolumeGrant)
 
 
-class GrantFiles(Generic[G]):
-    """The grants of one transport on one host."""
+class GrantStore(Generic[G]):
+    """The grants of one transport on one host. `kind` is their dataclass."""
 
-    transport: ClassVar[str]
-    title: ClassVar[str]
-    """What messages call the transport."""
-    kind: type[G]
-
-    def __init__(self, site: Site) -> None:
-        self._files = RecordFiles(site.state / self.transport, self.kind, f"the {self.title} grant")
+    def __init__(self, site: Site, kind: type[G]) -> None:
+        self.transport, self.title = kind.transport, kind.title
+        self._files = RecordFiles(site.state / self.transport, kind, f"the {self.title} grant")
         self._marks = site.state / self.transport / "fenced"
         self._unmarks = site.state / self.transport / "unfenced"
         self._locks = site.run
@@ -132,11 +134,9 @@ class GrantFiles(Generic[G]):
     def _is_late(self, epoch: int) -> bool:
         return 0 < self._epoch < epoch
 
-    def drop_fenced(self, grants: Iterable[G]) -> None:
-        """Take the clients that were fenced out of these grants, unsaved."""
-        for grant in grants:
-            grant.clients = {name: it for name, it in grant.clients.items() if not self.fenced(name)}
-            grant.writers = [name for name in grant.writers if name in grant.clients]
+    def without_fenced(self, grant: G) -> G:
+        """A grant as it is without the clients that were fenced."""
+        return without(grant, [name for name in grant.clients if self.fenced(name)])
 
 
 def _late(what: str, host: str) -> StorkitError:
@@ -153,6 +153,14 @@ def _epoch(mark: Path) -> int:
     return int(said) if said.strip().isdecimal() else 0
 
 
+def without(grant: G, clients: Container[str]) -> G:
+    """A copy of a grant in which these clients have nothing."""
+    left = copy(grant)
+    left.clients = {name: granted for name, granted in grant.clients.items() if name not in clients}
+    left.writers = [name for name in grant.writers if name in left.clients]
+    return left
+
+
 def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> list[G]:
     """The grant of each volume to a client. Raises NotFound: some are not exported to it."""
     found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
@@ -161,15 +169,16 @@ def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> li
 
 
 def refused_writers(
-    volume: Volume, grant: VolumeGrant, hosts: Sequence[str], kinds: Container[str] = ("disk",)
+    volume: Volume, grant: VolumeGrant | None, hosts: Sequence[str], kinds: Container[str]
 ) -> Iterator[StorkitError]:
-    """Why these hosts cannot be the writers of a volume; `kinds` are those that can be written."""
-    if hosts and volume.kind not in kinds and grant.volume.kind not in kinds:
+    """Why these hosts cannot be the writers of a volume, by its grant, if it has one; `kinds` are those that can be
+    written."""
+    if hosts and volume.kind not in kinds and (grant is None or grant.volume.kind not in kinds):
         hint = "storkit volume clone it, and use the clone"
         yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
     if hosts and volume.made == "importing":
         yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
-    yield from (_not_exported(volume, host) for host in hosts if host not in grant.clients)
+    yield from (_not_exported(volume, host) for host in hosts if grant is None or host not in grant.clients)
 
 
 def _not_exported(volume: Volume, client: str) -> StorkitError:

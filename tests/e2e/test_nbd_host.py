@@ -19,7 +19,7 @@ from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Time
 from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.qemu.storagedaemon import Daemon
-from storkit.tech.nbd.names import NbdGrantStore
+from storkit.tech.grants import GrantStore
 from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
 
 __all__ = ["hosts"]
@@ -60,13 +60,13 @@ def test_fencing_during_an_export(hosts: Hosts, monkeypatch: pytest.MonkeyPatch)
     a = hosts.nbd("a")
     volume = hosts.volume()
     a.export([volume], [A])
-    save = NbdGrantStore.save
+    save = GrantStore.save
 
-    def slow(self: NbdGrantStore, grants: Any) -> None:
+    def slow(self: GrantStore[Any], grants: Any) -> None:
         save(self, grants)
         self.fence(B.name)
 
-    monkeypatch.setattr(NbdGrantStore, "save", slow)
+    monkeypatch.setattr(GrantStore, "save", slow)
     with pytest.raises(Unsafe, match="fenced"):
         a.export([volume], [B])
     assert rights(a, volume) == {"a": False}

@@ -31,7 +31,7 @@ def clients(*names):
 def show(records):
     print(json.dumps(codec.dump(records, reveal=True)))
 def rights():
-    return {f"{e.volume}@{e.client}": "-rw"[(1 + e.writable) * e.live] for e in home.find()}
+    return {f"{e.volume}@{e.client}": "-rw"[(1 + e.writable) * e.live] for e in home.find_exports()}
 def refused(call, *args):
     try:
         call(*args)

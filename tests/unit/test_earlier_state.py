@@ -18,6 +18,7 @@ from storkit.hosts.setup import remembered
 from storkit.hypervisors._qemu import definition as qemu_definition
 from storkit.plans.journal import Journals
 from storkit.tech.files.sidecar import VolumeDirectory
+from storkit.tech.grants import GrantStore
 from storkit.tech.iscsi import names as iscsi_names
 from storkit.tech.nbd import attach as nbd_attach
 from storkit.tech.nbd import names as nbd_names
@@ -71,20 +72,21 @@ def test_grants_are_read_and_changed(state: Path) -> None:
     """Whatever a grant gains, one without it keeps its rights."""
     place = site(state, "a")
     wanted: tuple[Any, ...] = (
-        (nbd_names.NbdGrantStore, G, ["a", "b"]),
-        (iscsi_names.IscsiGrantStore, DB, ["b"]),
-        (nfs_names.NfsGrantStore, WEB, ["b"]),
+        (nbd_names.NbdGrant, G, ["a", "b"]),
+        (iscsi_names.IscsiGrant, DB, ["b"]),
+        (nfs_names.NfsGrant, WEB, ["b"]),
     )
     for kind, uuid, writers in wanted:
-        grants = kind(place)
+        grants = GrantStore[Any](place, kind)
         (grant,), problems = grants.find()
         assert problems == [] and (grant.volume.uuid, grant.writers) == (uuid, writers)
         grants.save([grant])
         assert grants.find()[0] == [grant]
-    (chapped,), _ = iscsi_names.IscsiGrantStore(place).find()
+    iscsi = GrantStore(place, iscsi_names.IscsiGrant)
+    (chapped,), _ = iscsi.find()
     chap = chapped.clients["b"].chap
     assert chap is not None and chap.secret.reveal() == "0123456789abcdef0123456789abcdef"
-    assert iscsi_names.IscsiGrantStore(place).fenced("c") and not iscsi_names.IscsiGrantStore(place).fenced("b")
+    assert iscsi.fenced("c") and not iscsi.fenced("b")
 
 
 def test_attachments_are_read(state: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,15 @@ from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Volume
 from storkit.hosts.guard import Claim, Guard, changes
 from storkit.system import locks
-from storkit.tech.iscsi.names import IscsiGrant, IscsiGrantStore
-from storkit.tech.nbd.names import NbdGrant, NbdGrantStore
-from storkit.tech.nfs.names import NfsGrant, NfsGrantStore
+from storkit.tech.grants import GrantStore
+from storkit.tech.iscsi.names import IscsiGrant
+from storkit.tech.nbd.names import NbdGrant
+from storkit.tech.nfs.names import NfsGrant
 
 VOLUME = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "default", "a")
 
 
-@dataclass(frozen=True)
-class Room:
-    """What a technology has of grants."""
-
-    Grant: Any
-    Grants: Any
-
-
-KINDS = {
-    "nbd": Room(NbdGrant, NbdGrantStore),
-    "iscsi": Room(IscsiGrant, IscsiGrantStore),
-    "nfs": Room(NfsGrant, NfsGrantStore),
-}
+KINDS = {kind.transport: kind for kind in (NbdGrant, IscsiGrant, NfsGrant)}
 
 
 @pytest.fixture
@@ -41,13 +30,13 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture(params=KINDS)
-def room(request: pytest.FixtureRequest) -> Any:
+def kind(request: pytest.FixtureRequest) -> Any:
     return KINDS[request.param]
 
 
-def grants(room: Any, site: Site, epoch: int) -> Any:
+def grants(kind: Any, site: Site, epoch: int) -> Any:
     """The grants as the command with this epoch has them."""
-    return room.Grants(replace(site, epoch=epoch))
+    return GrantStore[Any](replace(site, epoch=epoch), kind)
 
 
 def test_each_command_has_a_larger_epoch_also_after_a_crash(site: Site) -> None:
@@ -60,9 +49,9 @@ def test_each_command_has_a_larger_epoch_also_after_a_crash(site: Site) -> None:
         guard.epoch()
 
 
-def test_a_grant_that_a_later_command_has_changed_is_not_changed(room: Any, site: Site) -> None:
-    late, later = (grants(room, site, epoch) for epoch in (4, 5))
-    grant = room.Grant(VOLUME)
+def test_a_grant_that_a_later_command_has_changed_is_not_changed(kind: Any, site: Site) -> None:
+    late, later = (grants(kind, site, epoch) for epoch in (4, 5))
+    grant = kind(VOLUME)
     later.admit([grant])
     later.save([grant])
     (found,), _ = late.find()
@@ -71,63 +60,63 @@ def test_a_grant_that_a_later_command_has_changed_is_not_changed(room: Any, site
         late.admit([found])
     for same in (5, 6):
         (found,), _ = later.find()
-        grants(room, site, same).admit([found])
+        grants(kind, site, same).admit([found])
         assert found.epoch == same
 
 
-def test_a_command_of_an_older_coordinator_has_no_epoch(room: Any, site: Site) -> None:
+def test_a_command_of_an_older_coordinator_has_no_epoch(kind: Any, site: Site) -> None:
     """It is let through as ever, and does not make those that have one late."""
-    grant = room.Grant(VOLUME, epoch=7)
-    grants(room, site, 0).admit([grant])
+    grant = kind(VOLUME, epoch=7)
+    grants(kind, site, 0).admit([grant])
     assert grant.epoch == 7
 
 
-def test_a_late_unfence_lets_nobody_in(room: Any, site: Site) -> None:
-    grants(room, site, 3).fence("b")
-    grants(room, site, 5).fence("b")
+def test_a_late_unfence_lets_nobody_in(kind: Any, site: Site) -> None:
+    grants(kind, site, 3).fence("b")
+    grants(kind, site, 5).fence("b")
     with pytest.raises(Unsafe, match="the fence of host b was changed"):
-        grants(room, site, 4).unfence("b")
-    assert grants(room, site, 0).fenced("b")
-    grants(room, site, 6).unfence("b")
-    assert not grants(room, site, 0).fenced("b")
+        grants(kind, site, 4).unfence("b")
+    assert grants(kind, site, 0).fenced("b")
+    grants(kind, site, 6).unfence("b")
+    assert not grants(kind, site, 0).fenced("b")
 
 
-def test_a_late_fence_cuts_nobody_off(room: Any, site: Site) -> None:
-    grants(room, site, 3).fence("b")
-    grants(room, site, 5).unfence("b")
+def test_a_late_fence_cuts_nobody_off(kind: Any, site: Site) -> None:
+    grants(kind, site, 3).fence("b")
+    grants(kind, site, 5).unfence("b")
     with pytest.raises(Unsafe, match="by a later command"):
-        grants(room, site, 4).fence("b")
-    assert not grants(room, site, 0).fenced("b")
-    grants(room, site, 6).fence("b")
-    assert grants(room, site, 0).fenced("b")
+        grants(kind, site, 4).fence("b")
+    assert not grants(kind, site, 0).fenced("b")
+    grants(kind, site, 6).fence("b")
+    assert grants(kind, site, 0).fenced("b")
 
 
-def test_a_late_export_gives_nothing_to_a_host_that_was_fenced_and_let_in_meanwhile(room: Any, site: Site) -> None:
-    grants(room, site, 3).fence("b")
-    grants(room, site, 5).unfence("b")
-    (problem,) = grants(room, site, 4).refused(["b", "c"])
+def test_a_late_export_gives_nothing_to_a_host_that_was_fenced_and_let_in_meanwhile(kind: Any, site: Site) -> None:
+    grants(kind, site, 3).fence("b")
+    grants(kind, site, 5).unfence("b")
+    (problem,) = grants(kind, site, 4).refused(["b", "c"])
     assert "by a later command" in problem.message
-    assert grants(room, site, 6).refused(["b", "c"]) == []
+    assert grants(kind, site, 6).refused(["b", "c"]) == []
 
 
-def test_marks_of_before_there_were_epochs_are_kept(room: Any, site: Site) -> None:
-    marks = site.state / room.Grants.transport / "fenced"
+def test_marks_of_before_there_were_epochs_are_kept(kind: Any, site: Site) -> None:
+    marks = site.state / kind.transport / "fenced"
     marks.mkdir(parents=True)
     (marks / "b").write_text("b\n")
-    assert [problem.message for problem in grants(room, site, 1).refused(["b"])] == ["host b is fenced on a"]
-    grants(room, site, 2).unfence("b")
-    assert grants(room, site, 3).refused(["b"]) == []
+    assert [problem.message for problem in grants(kind, site, 1).refused(["b"])] == ["host b is fenced on a"]
+    grants(kind, site, 2).unfence("b")
+    assert grants(kind, site, 3).refused(["b"]) == []
 
 
 def test_who_is_stopped_between_look_and_act_keeps_others_out(
-    room: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+    kind: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark is looked at and written under one lock: another command waits, and then says who has it."""
     monkeypatch.setattr("storkit.tech.grants._WAIT", 0.1)
     site.run.mkdir(parents=True)
-    lock = locks.acquire(site.run / f"{room.Grants.transport}-fence.lock", "the fence", holder="process 4711")
-    for act in (grants(room, site, 9).fence, grants(room, site, 9).unfence):
+    lock = locks.acquire(site.run / f"{kind.transport}-fence.lock", "the fence", holder="process 4711")
+    for act in (grants(kind, site, 9).fence, grants(kind, site, 9).unfence):
         with pytest.raises(Conflict, match="process 4711"):
             act("b")
     lock.release(remove=True)
-    grants(room, site, 9).fence("b")
+    grants(kind, site, 9).fence("b")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, UsageError
 from storkit.core.model import Offer, Volume
+from storkit.tech.grants import GrantStore
 from storkit.tech.iscsi import names as iscsi_names
 from storkit.tech.iscsi.names import (
     PREFIX,
     Chapped,
     IscsiClientGrant,
     IscsiGrant,
-    IscsiGrantStore,
     IscsiSettings,
     initiator_iqn,
     portal,
@@ -87,7 +87,7 @@ def site(path: Path) -> Site:
 
 
 def test_grants_are_kept_with_their_secrets_for_root_alone(tmp_path: Path) -> None:
-    grants = IscsiGrantStore(site(tmp_path))
+    grants = GrantStore(site(tmp_path), IscsiGrant)
     grant = IscsiGrant(
         Volume("web", UUID, 1 << 20), {"a": IscsiClientGrant(False, chap=Chapped("me"))}, ["a"], "iqn", PREFIX
     )
@@ -105,7 +105,7 @@ def test_grants_are_kept_with_their_secrets_for_root_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"volume": 1}'])
 def test_a_damaged_grant_is_named(tmp_path: Path, text: str) -> None:
-    grants = IscsiGrantStore(site(tmp_path))
+    grants = GrantStore(site(tmp_path), IscsiGrant)
     grants.path(UUID).parent.mkdir(parents=True)
     grants.path(UUID).write_text(text)
     found, problems = grants.find()
@@ -113,7 +113,7 @@ def test_a_damaged_grant_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_fenced_host_stays_fenced_until_it_is_let_in(tmp_path: Path) -> None:
-    grants = IscsiGrantStore(site(tmp_path))
+    grants = GrantStore(site(tmp_path), IscsiGrant)
     grants.unfence("ssh://root@b:22")
     grants.fence("ssh://root@b:22")
     assert grants.fenced("ssh://root@b:22") and not grants.fenced("b")

@@ -16,9 +16,10 @@ from storkit.core.backend import Client, Site
 from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, Unsupported, UsageError
 from storkit.core.model import Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
+from storkit.tech.grants import GrantStore
 from storkit.tech.nfs import attach, layout
 from storkit.tech.nfs import server as nfs_server
-from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsGrantStore, NfsSettings
+from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsSettings
 from storkit.tech.nfs.server import Entry
 
 DATA = Path(__file__).parent / "data"
@@ -144,11 +145,11 @@ def test_exports_that_are_refused_before_anything_changes(site: Site, volume: Vo
         nfs.export([volume], [Client("b", False), Client("c", False, "no-such-host.invalid")])
     messages = [error.message for error in getattr(refused.value, "problems", [refused.value])]
     assert any("host b has none" in text for text in messages) and any("not known here" in text for text in messages)
-    assert NfsGrantStore(site).find() == ([], []) and layout.left(tmp_path / "pool", UUID) == []
+    assert GrantStore(site, NfsGrant).find() == ([], []) and layout.left(tmp_path / "pool", UUID) == []
 
 
 def test_two_hosts_of_one_address_are_refused(site: Site, volume: Volume) -> None:
-    NfsGrantStore(site).save([NfsGrant(volume, "i", {"b": NfsClientGrant(["192.0.2.2"], "n1")})])
+    GrantStore(site, NfsGrant).save([NfsGrant(volume, "i", {"b": NfsClientGrant(["192.0.2.2"], "n1")})])
     with pytest.raises(StorkitError) as refused:
         Nfs(site).export([volume], [Client("c", False, "192.0.2.2")])
     problems = getattr(refused.value, "problems", [refused.value])
@@ -193,7 +194,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files aw
 
 def granted(site: Site, volume: Volume) -> NfsGrant:
     grant = NfsGrant(volume, "i", {"b": NfsClientGrant(["192.0.2.2"], NONCES[0])}, ["b"])
-    NfsGrantStore(site).save([grant])
+    GrantStore(site, NfsGrant).save([grant])
     return grant
 
 
@@ -204,7 +205,7 @@ def test_an_unexport_that_was_killed_gives_no_right_back(site: Site, volume: Vol
     (server / "broken").touch()
     with pytest.raises(CommandFailed):
         Nfs(site).unexport([volume], ["b"])
-    ((left,), _) = NfsGrantStore(site).find()
+    ((left,), _) = GrantStore(site, NfsGrant).find()
     assert left.writers == [] and list(left.clients) == ["b"], "it still names what is left"
 
 
@@ -213,7 +214,7 @@ def test_a_host_whose_fencing_was_killed_is_exported_to_no_more(site: Site, volu
     grant = granted(site, volume)
     grant.path("b").mkdir(parents=True)
     (server / "etab").write_text(f"{grant.path('b')} 192.0.2.2/32(rw,sync)\n")
-    NfsGrantStore(site).fence("b")
+    GrantStore(site, NfsGrant).fence("b")
     Nfs(site).restore()
     assert told(server) == f"-u 192.0.2.2/32:{grant.path('b')}\n"
     # Nor is it when something else changes, and writes what is exported at the next boot.
@@ -230,7 +231,7 @@ def test_a_volume_that_is_not_there_keeps_no_other_from_being_exported(
     gone = replace(
         volume, name="gone", uuid="68ef4ad6-1cb9-49f8-8773-a1a59a20d669", path=str(server / "unmounted/gone.raw")
     )
-    NfsGrantStore(site).save([NfsGrant(gone, "i", {"b": NfsClientGrant(["192.0.2.2"], NONCES[1])})])
+    GrantStore(site, NfsGrant).save([NfsGrant(gone, "i", {"b": NfsClientGrant(["192.0.2.2"], NONCES[1])})])
     grant = granted(site, volume)
     with pytest.raises(Conflict, match=r"unmounted/\.exports/.*: No such file or directory"):
         Nfs(site).restore()
@@ -247,9 +248,9 @@ def test_an_export_to_a_guest_is_put_back_without_its_address(site: Site, server
     with pytest.raises(Unsupported, match="guest:web has none"):
         nfs.export([tree], [Client("guest:web", False)])
     nfs.export([tree], [Client("guest:web", False, "192.0.2.50")])
-    before = NfsGrantStore(site).find()
+    before = GrantStore(site, NfsGrant).find()
     nfs.export([tree], [Client("guest:web", False)])
-    assert NfsGrantStore(site).find() == before
+    assert GrantStore(site, NfsGrant).find() == before
 
 
 # What a server says to the host that mounts

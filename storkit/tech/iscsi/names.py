@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from storkit.core.backend import WORD, word_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, Line
 from storkit.core.model import Secret, Volume
-from storkit.tech.grants import GrantFiles, short
+from storkit.tech.grants import short
 
 PREFIX = "iqn.2026-11.org.storkit"
 PORT = 3260
@@ -144,6 +144,9 @@ class IscsiClientGrant:
 class IscsiGrant:
     """Who may use a volume, and who may write it."""
 
+    transport: ClassVar[str] = "iscsi"
+    title: ClassVar[str] = "iSCSI"
+
     volume: Volume
     clients: dict[ClientName, IscsiClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
@@ -166,9 +169,3 @@ class IscsiGrant:
             for client, granted in self.clients.items()
             if not granted.same_machine
         }
-
-
-class IscsiGrantStore(GrantFiles[IscsiGrant]):
-    """The grants of one host."""
-
-    transport, title, kind = "iscsi", "iSCSI", IscsiGrant

@@ -15,6 +15,7 @@ import json
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short
 from storkit.tech.nbd import wire
-from storkit.tech.nbd.names import NbdClientGrant, NbdGrant, NbdGrantStore
+from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
 
 T = TypeVar("T")
 
@@ -91,12 +92,15 @@ class NbdSettings:
 class VolumeServer:
     """The servers of one volume: what they are, and how to bring them to what was granted."""
 
-    def __init__(self, site: Site, settings: NbdSettings, grants: NbdGrantStore, grant: NbdGrant) -> None:
+    def __init__(
+        self, site: Site, settings: NbdSettings, grant: NbdGrant, save: Callable[[Iterable[NbdGrant]], None]
+    ) -> None:
+        """`save` keeps a grant that has got the port of a front."""
         self.site = site
         self.settings = settings
         self.grant = grant
         self.volume = grant.volume
-        self._grants = grants
+        self._save = save
         self._run = site.run / "nbd"
         self._stem = short(self.volume.uuid)
         self.socket = self._run / f"{self._stem}.sock"
@@ -158,37 +162,52 @@ class VolumeServer:
                 if aio == choices[-1] or "io_uring" not in error.stderr.replace(json.dumps(aio), ""):
                     raise
 
-    async def reconcile(self) -> None:
-        """Give each client exactly its rights: taken first, given afterwards; what is right already is left alone.
+    def serves(self) -> bool:
+        """Whether the storage daemon is there to be told anything."""
+        return self._listening() or bool(self.daemon.arguments())
 
-        Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
+    async def take(self) -> None:
+        """Take all that is not granted, or granted otherwise. When this returns, no request of it is under way.
+
+        Raises TimedOut, Lost: the daemon hangs or has died.
         """
         import asyncio
 
         async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
-            node = await self._node(monitor)
-            exports = await monitor.execute("query-block-exports")
-            live = {str(export["id"]) for export in exports}
-            clients = self.grant.clients
-            names = {
-                client: export_id(client, write, clients[client].nonce) for client, write in self.grant.rights().items()
-            }
-            right = set(names.values())
-            right -= {str(export["id"]) for export in exports if export["shutting-down"]}
-            for wrong in sorted(live - right, reverse=True):  # rw before ro
-                await asyncio.to_thread(self._front(wrong.split(".")[1]).stop, kill=True)
-                await self._delete(monitor, wrong)
-            for client, write in self.grant.rights().items():
-                if names[client] not in live & right:
+            granted, live = self._granted(), await self._live(monitor)
+            for name in sorted(live, reverse=True):  # rw before ro
+                if name not in granted or live[name]:
+                    await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
+                    await self._delete(monitor, name)
+
+    async def give(self) -> None:
+        """Give what is granted and not there; what is right already is left alone.
+
+        Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
+        """
+        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            node, live = await self._node(monitor), await self._live(monitor)
+            for name, client in self._granted().items():
+                if name not in live:
                     arguments = {
                         "type": "nbd",
-                        "id": names[client],
+                        "id": name,
                         "node-name": node,
                         "name": self.grant.export_name(client),
-                        "writable": write,
+                        "writable": client in self.grant.writers,
                         "description": f"storkit:{self.volume.uuid}:{node[1:]}",
                     }
                     await monitor.execute("block-export-add", arguments, timeout=_QMP_TIMEOUT)
+
+    def _granted(self) -> dict[str, str]:
+        """QEMU's ids of the exports that there should be: to the client of each."""
+        grant = self.grant
+        return {export_id(name, name in grant.writers, it.nonce): name for name, it in grant.clients.items()}
+
+    async def _live(self, monitor: qmp.Monitor) -> dict[str, bool]:
+        """QEMU's ids of the exports that there are, and whether each is about to end."""
+        exports = await monitor.execute("query-block-exports")
+        return {str(export["id"]): bool(export["shutting-down"]) for export in exports}
 
     async def _node(self, monitor: qmp.Monitor) -> str:
         """The name of the image's node: `n` and the nonce of this run of the server."""
@@ -230,8 +249,6 @@ class VolumeServer:
         for client, granted in self.grant.clients.items():
             if not granted.same_machine:
                 self._start_front(client, granted)
-            elif self._front(short(client)).lock.exists():
-                self.drop([client])  # it came over the network before
 
     def _start_front(self, client: str, granted: NbdClientGrant) -> None:
         name = self.grant.export_name(client)
@@ -250,7 +267,7 @@ class VolumeServer:
                 port = listener.getsockname()[1]
                 if port != granted.port:
                     granted.port = port
-                    self._grants.save([self.grant])
+                    self._save([self.grant])
                 # No limit: QEMU's own, 100, would let idle connections keep the client out. It drops them after 10 s.
                 server: dict[str, Any] = {
                     "addr": {"type": "fd", "str": str(listener.fileno())}, "max-connections": 0,
@@ -274,9 +291,14 @@ class VolumeServer:
         creds["verify-peer"] = True
         return ["--object", json.dumps(creds), "--object", json.dumps(x509_authorization(client))]
 
+    def _keys(self, client: str = "") -> Path:
+        """Where the pre-shared keys of the volume's clients are, or that of one client."""
+        directory = self.site.state / "nbd" / "keys" / self.volume.uuid
+        return directory / short(client) if client else directory
+
     def _credentials(self, client: str) -> Path:
         """The directory with what the front needs for TLS; what is missing in it is made."""
-        directory = self._grants.keys(self.volume.uuid, client)
+        directory = self._keys(client)
         for private in (*reversed(directory.parents[:3]), directory):
             make_private(private)
         for file in X509_SERVER_FILES if self.settings.tls == "x509" else ():
@@ -298,24 +320,28 @@ class VolumeServer:
 
     # The end.
 
-    def drop(self, clients: list[str]) -> None:
-        """Stop the fronts of these clients and delete their keys."""
-        for client in clients:
-            front = self._front(short(client))
-            front.stop(kill=True)
-            front.lock.unlink(missing_ok=True)
-            shutil.rmtree(self._grants.keys(self.volume.uuid, client), ignore_errors=True)
+    def drop_others(self) -> None:
+        """Stop the fronts of those who have none by the grant, and delete the keys of those who have nothing."""
+        remote = {short(client) for client, granted in self.grant.clients.items() if not granted.same_machine}
+        for path in self._run.glob(f"{self._stem}.*.lock"):
+            key = path.name.split(".")[1]
+            if key not in remote:
+                self._front(key).stop(kill=True)
+                path.unlink(missing_ok=True)
+        for directory in self._keys().glob("*"):
+            if directory.name not in remote:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def stop(self, *, kill: bool = False) -> None:
         """End the server: every connection is cut, the image is flushed and closed, its sockets are removed."""
-        if self._listening() or self.daemon.arguments():
+        if self.serves():
             self.daemon.stop(kill=kill)
         for path in (self.daemon.pidfile, self.socket, self._monitor):
             path.unlink(missing_ok=True)
         with suppress(Conflict):
             locks.acquire(self.daemon.lock, self.volume.name).release(remove=True)
         with suppress(OSError):
-            self._grants.keys(self.volume.uuid).rmdir()
+            self._keys().rmdir()
 
     def _listening(self) -> bool:
         """Whether any process has our socket open for listening, without waiting for it to say anything."""

@@ -1,75 +1,85 @@
-"""The home host's half of the transport `nfs`: grants, what the server exports by them, rights taken and given."""
+"""The home host's half of the transport `nfs`: what is its own in storkit.tech.exports."""
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
 
 from storkit.core.backend import Client, Site
-from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, collected, raise_problems
-from storkit.core.model import Export, Offer, Volume, check_name, guest_of
+from storkit.core.errors import StorkitError, Unsafe, Unsupported, collected
+from storkit.core.model import Export, Offer, Volume, guest_of
 from storkit.system import locks
 from storkit.system.addresses import is_number, own_address
+from storkit.system.files import make_private
+from storkit.system.timeouts import scaled
+from storkit.tech.exports import HomeExports
 from storkit.tech.files.sidecar import VolumeDirectory
-from storkit.tech.grants import of_client, refused_writers
 from storkit.tech.nfs import attach, layout, rules
 from storkit.tech.nfs import server as nfs_server
 from storkit.tech.nfs.attach import Mount
-from storkit.tech.nfs.names import EXPORTS, NfsClientGrant, NfsGrant, NfsGrantStore, NfsSettings, pool_of, resolve
+from storkit.tech.nfs.names import EXPORTS, NfsClientGrant, NfsGrant, NfsSettings, pool_of, resolve
 from storkit.tech.nfs.server import Entry
 
 TRANSPORT = "nfs"
 LOOPBACK = "127.0.0.1"
+_LOCK_TIMEOUT = scaled(60.0)
 
 
-class NfsExports:
+class NfsExports(HomeExports[NfsGrant]):
     """The exports of one home host."""
 
+    kind = NfsGrant
+    writable_kinds = ("disk", "tree")
+    settings: NfsSettings
+
     def __init__(self, site: Site, settings: NfsSettings) -> None:
-        self.site = site
-        self.settings = settings
-        self._grants = NfsGrantStore(site)
+        super().__init__(site, settings)
         self._mounts: dict[tuple[Path, int], Mount] = {}
 
-    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
-        names = {client.name for client in clients}
-        with self._grants.guard(), ExitStack() as stack:
+    @contextmanager
+    def _lock(self, uuids: Iterable[str]) -> Iterator[None]:
+        # All volumes' exports are one table.
+        path = make_private(self.site.run / "nfs") / "exports.lock"
+        lock = locks.acquire(path, "the NFS export table", holder=f"storkit (pid {os.getpid()})", wait=_LOCK_TIMEOUT)
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+    @contextmanager
+    def _hold(self, volumes: Sequence[Volume]) -> Iterator[None]:
+        with ExitStack() as stack:
             for pool in sorted({pool_of(volume) for volume in volumes}):
                 if (pool / EXPORTS).is_dir():
                     stack.enter_context(VolumeDirectory(pool).locked("export over NFS"))
-            grants = self._extended(volumes, clients)
             for volume in volumes:
-                # A copy or a resize holds it; from here on the grant says that the volume is in use.
+                # A copy or a resize holds it.
                 use = locks.use_lock(self.site.run, volume.uuid)
                 stack.callback(locks.acquire(use, f"volume {volume.name}").release, remove=True)
-            self._grants.admit(grants)
-            self._grants.save(grants)
-            self._serve(grants)
-        return [export for export in self.find([volume.uuid for volume in volumes]) if export.client in names]
+            yield
 
-    def _extended(self, volumes: list[Volume], clients: list[Client]) -> list[NfsGrant]:
-        """The grants that the volumes had, with `clients` added, after everything that can be refused was."""
-        found, problems = self._grants.find(volume.uuid for volume in volumes)
-        before = {grant.volume.uuid: grant for grant in found}
-        problems += self._grants.refused(client.name for client in clients)
+    def _extend(
+        self,
+        volumes: Sequence[Volume],
+        before: dict[str, NfsGrant],
+        clients: Sequence[Client],
+        problems: list[StorkitError],
+    ) -> list[NfsGrant]:
         addresses: dict[str, list[str]] = {}
         for client in clients:
             with collected(problems):
-                addresses[client.name] = _granted(client, found) or self._addresses(client)
+                addresses[client.name] = _granted(client, before.values()) or self._addresses(client)
         problems += rules.shared(addresses, self._grants.find()[0])
         grants: list[NfsGrant] = []
         for volume in volumes:
-            check_name("volume", volume.name)
             problems += layout.check(volume, self._mount(pool_of(volume)).type)
             old = before.get(volume.uuid, NfsGrant(volume))
-            if old.clients and _image(volume) != _image(old.volume):
-                message = f"volume {volume.name} is exported as it was before it changed"
-                problems.append(Conflict(message, f"storkit detach {volume.name}"))
             granted = dict(old.clients)
             problems += rules.clients(volume, addresses, granted)
             if volume.kind == "tree":
@@ -81,7 +91,6 @@ class NfsExports:
                     granted[client.name] = NfsClientGrant(where, uuid4().hex, client.same_machine)
             grants.append(NfsGrant(volume, old.instance or secrets.token_hex(4), granted, old.writers, old.epoch))
         problems += self._exposed(grants)
-        raise_problems(problems)
         return grants
 
     def _addresses(self, client: Client) -> list[str]:
@@ -119,29 +128,62 @@ class NfsExports:
         """Whether this host is the server of the pool, or a client of it as others are."""
         return not self._mount(grant.pool).type.startswith("nfs")
 
-    def _serve(self, grants: list[NfsGrant]) -> None:
-        """Bring the server to what was granted. Rights are taken, and have ended, before others are given."""
+    def _take(self, grants: Sequence[NfsGrant], force: bool = False) -> None:
+        managed = [grant for grant in grants if self._managed(grant)]
+        if not managed:
+            return
+        paths, there = self._table(managed)
+        wanted = {_key(entry): entry for grant in managed for entry in self._entries(grant)}
+        gone = [entry for entry in there if _key(entry) not in wanted]
+        kept = [
+            replace(wanted[_key(entry)], writable=entry.writable and wanted[_key(entry)].writable)
+            for entry in there
+            if _key(entry) in wanted
+        ]
+        nfs_server.keep(self.site.state, self._boot(managed, kept), self.settings)
+        nfs_server.apply(gone, nfs_server.changed(there, kept, self.settings), self.settings)
+        nfs_server.settle(paths - {entry.path for entry in kept if entry.writable})
+
+    def _give(self, grants: Sequence[NfsGrant]) -> None:
         managed = [grant for grant in grants if self._managed(grant)]
         for grant in grants:
             for client in grant.clients:
                 layout.make(grant, client, self.settings, grant in managed)
         if managed:
             nfs_server.start()
-            self._apply(managed)
+            _, there = self._table(managed)
+            wanted = [entry for grant in managed for entry in self._entries(grant)]
+            nfs_server.keep(self.site.state, self._boot(managed, wanted), self.settings)
+            nfs_server.apply([], nfs_server.changed(there, wanted, self.settings), self.settings)
 
-    def _apply(self, grants: list[NfsGrant]) -> None:
-        wanted = [entry for grant in grants for entry in self._entries(grant)]
+    def _table(self, grants: Iterable[NfsGrant]) -> tuple[set[str], list[Entry]]:
+        """Everything that may be exported of these volumes, and what the server's table has of it."""
         paths = {str(path) for grant in grants for path in layout.places(grant)}
-        there = [entry for entry in nfs_server.table() if entry.path in paths]
-        kept = {_key(entry) for entry in wanted}
-        gone = [entry for entry in there if _key(entry) not in kept]
-        writable = {_key(entry) for entry in there if entry.writable}
-        first = [replace(entry, writable=entry.writable and _key(entry) in writable) for entry in wanted]
-        nfs_server.keep(self.site.state, self._boot(grants, first), self.settings)
-        nfs_server.apply(gone, nfs_server.changed(there, first, self.settings), self.settings)
-        nfs_server.settle(paths - {entry.path for entry in first if entry.writable})
-        nfs_server.keep(self.site.state, self._boot(grants, wanted), self.settings)
-        nfs_server.apply([], [new for new, old in zip(wanted, first, strict=True) if new != old], self.settings)
+        return paths, [entry for entry in nfs_server.table() if entry.path in paths]
+
+    def _clear(self, grants: Sequence[NfsGrant], left: Sequence[NfsGrant], force: bool) -> None:
+        gone = {
+            at: name for old, new in zip(grants, left, strict=True) for name, granted in old.clients.items()
+            if name not in new.clients for at in granted.addresses
+        }  # fmt: skip
+        if force:
+            nfs_server.expire(self._alone(gone), _inodes(grants))
+        # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
+        nfs_server.expire({at for at, name in gone.items() if guest_of(name)})
+        for grant in left:
+            kept = {grant.path(client) for client in grant.clients}
+            layout.remove(set(layout.left(grant.pool, grant.volume.uuid)) - kept)
+            if not grant.clients:
+                layout.take_back(grant.volume)
+
+    def _alone(self, addresses: dict[str, str]) -> set[str]:
+        """Those of these addresses, of the clients they are mapped to, at which no other client of this host is."""
+        clients = set(addresses.values())
+        theirs = {
+            at for grant in self._grants.find()[0] for name, granted in grant.clients.items() if name not in clients
+            for at in granted.addresses
+        }  # fmt: skip
+        return addresses.keys() - theirs
 
     def _entries(self, grant: NfsGrant) -> list[Entry]:
         return [
@@ -156,50 +198,16 @@ class NfsExports:
     def _boot(self, grants: list[NfsGrant], entries: list[Entry]) -> list[Entry]:
         """What is to be exported at boot: `entries` of these volumes, and those of all others."""
         now = {grant.volume.uuid for grant in grants}
-        others = [grant for grant in self._grants.find()[0] if grant.volume.uuid not in now and self._managed(grant)]
-        self._grants.drop_fenced(others)
+        found = [self._grants.without_fenced(grant) for grant in self._grants.find()[0]]
+        others = [grant for grant in found if grant.volume.uuid not in now and self._managed(grant)]
         return [*entries, *(entry for grant in others for entry in self._entries(grant))]
 
-    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
-        uuids = [volume.uuid for volume in volumes]
-        with self._grants.guard():
-            grants, problems = self._grants.find(uuids)
-            raise_problems(problems)
-            self._grants.admit(grants)
-            self._withdraw(grants, clients)
-            self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
-
-    def _withdraw(self, grants: list[NfsGrant], clients: Sequence[str]) -> None:
-        """Take these clients' exports away. The grant is forgotten last: killed before, it names what is left; but it
-        gives nobody a right back."""
-        left = []
-        for grant in grants:
-            kept = {name: granted for name, granted in grant.clients.items() if name not in clients}
-            writers = [writer for writer in grant.writers if writer in kept]
-            left.append(NfsGrant(grant.volume, grant.instance, kept, writers, grant.epoch))
-        self._grants.save(replace(old, writers=new.writers) for old, new in zip(grants, left, strict=True))
-        self._apply([grant for grant in left if self._managed(grant)])
-        # A guest leaves its root as a machine that loses its power does: nothing else says that its files are free.
-        guests = {name for name in clients if guest_of(name)}
-        nfs_server.expire(
-            {at for grant in grants for name in guests & grant.clients.keys() for at in grant.clients[name].addresses}
-        )
-        for grant in left:
-            kept_paths = {grant.path(client) for client in grant.clients}
-            layout.remove(set(layout.left(grant.pool, grant.volume.uuid)) - kept_paths)
-            if not grant.clients:
-                layout.take_back(grant.volume)
-        self._grants.save(grant for grant in left if grant.clients)
-        self._grants.forget(grant.volume.uuid for grant in left if not grant.clients)
-
-    def find(self, volumes: list[str] | None = None) -> list[Export]:
-        grants, problems = self._grants.find(volumes)
-        raise_problems(problems)
+    def _observe(self, grants: Sequence[NfsGrant]) -> list[Export]:
         table = {_key(entry): entry.writable for entry in nfs_server.table()}
         runs = nfs_server.runs()
-        return [export for grant in grants for export in self._observe(grant, table, runs)]
+        return [export for grant in grants for export in self._observed(grant, table, runs)]
 
-    def _observe(self, grant: NfsGrant, table: dict[tuple[str, str], bool], runs: bool) -> Iterable[Export]:
+    def _observed(self, grant: NfsGrant, table: dict[tuple[str, str], bool], runs: bool) -> Iterable[Export]:
         """A volume's exports as the server's table has them."""
         managed = self._managed(grant)
         for client, granted in sorted(grant.clients.items()):
@@ -220,11 +228,6 @@ class NfsExports:
         server, _, top = mount.source.rpartition(":/")
         return server.strip("[]"), str(Path(f"/{top}") / path.relative_to(mount.point))
 
-    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
-        grants, problems = self._grants.find(volume.uuid for volume in volumes)
-        raise_problems(problems)
-        return [self._offer(grant, client) for grant in of_client(grants, volumes, client)]
-
     def _offer(self, grant: NfsGrant, client: str) -> Offer:
         volume = grant.volume
         server, path = self._place(grant, client)
@@ -236,23 +239,10 @@ class NfsExports:
             client in grant.writers, server=server, port=attach.PORT, options=options,
         )  # fmt: skip
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        with self._grants.guard():
-            grants, problems = self._grants.find(volume.uuid for volume in volumes)
-            raise_problems(problems)
-            self._grants.admit(grants)
-            found = {grant.volume.uuid: grant for grant in grants}
-            for volume in volumes:
-                grant = found.get(volume.uuid, NfsGrant(volume))
-                problems.extend(refused_writers(volume, grant, hosts, ("disk", "tree")))
-                if hosts:
-                    problems.extend(self._unenforced(grant))
-                grant.writers = sorted(set(hosts))
-            if hosts:
-                problems.extend(self._exposed(grants))
-            raise_problems(problems)
-            self._grants.save(grants)
-            self._serve(grants)
+    def _refuse_writers(self, grants: Sequence[NfsGrant]) -> Iterable[StorkitError]:
+        for grant in grants:
+            yield from self._unenforced(grant)
+        yield from self._exposed(grants)
 
     def _unenforced(self, grant: NfsGrant) -> Iterable[StorkitError]:
         """Why nobody would keep other hosts from writing this volume."""
@@ -264,55 +254,27 @@ class NfsExports:
             hint = "use version 4.2; or v3_writers = true in [transports.nfs], once you have read docs/nfs.md"
             yield Unsafe(f"volume {name} would be written over NFS 3, which has no opens and no sure locks", hint)
 
-    def fence(self, client: str) -> list[Export]:
-        # The mark comes first: from then on no other command lets the host in.
-        self._grants.fence(client)
-        with self._grants.guard():
-            found, problems = self._grants.find()
-            grants = [grant for grant in found if client in grant.clients]
-            had = [export for export in self.find([g.volume.uuid for g in grants]) if export.client == client]
-            paths = {str(grant.path(client)) for grant in grants}
-            addresses = {address for grant in grants for address in grant.clients[client].addresses}
-            inodes = {Path(grant.volume.path).stat().st_ino for grant in grants if Path(grant.volume.path).exists()}
-            shared = {
-                address for grant in found for name, granted in grant.clients.items() if name != client
-                for address in granted.addresses
-            }  # fmt: skip
-            foreign = [grant for grant in grants if not self._managed(grant)]
-            self._withdraw(grants, [client])
-            nfs_server.expire(addresses - shared, inodes)
-            problems.extend(self._still_there(client, paths, addresses - shared, inodes))
-            for grant in foreign:
-                message = f"the server of volume {grant.volume.name} is not storkit's: {client} may still write there"
-                problems.append(Unsafe(message, f"cut {client} off at the server itself, or switch it off"))
-        raise_problems(problems)
-        return had
-
-    def _still_there(self, client: str, paths: set[str], addresses: set[str], inodes: set[int]) -> list[StorkitError]:
-        """What disproves that a client is cut off: the server's tables, and the state that it holds."""
+    def _still_there(self, grants: Sequence[NfsGrant], client: str) -> Iterable[StorkitError]:
+        """What the server's tables still have of a client, and the state that it holds."""
         hint = f"storkit fence {client}"
-        exported = {entry.path for entry in [*nfs_server.table(), *nfs_server.in_kernel()]} & paths
-        problems: list[StorkitError] = [Unsafe(f"{path} is still exported to {client}", hint) for path in exported]
+        paths = {str(grant.path(client)) for grant in grants}
+        for path in {entry.path for entry in [*nfs_server.table(), *nfs_server.in_kernel()]} & paths:
+            yield Unsafe(f"{path} is still exported to {client}", hint)
+        addresses = self._alone({at: client for grant in grants for at in grant.clients[client].addresses})
+        inodes = _inodes(grants)
         for holder in nfs_server.clients():
             if holder.address in addresses and holder.files & inodes:
-                problems.append(Unsafe(f"host {client} still holds files of volumes open on the NFS server", hint))
-        return problems
+                yield Unsafe(f"host {client} still holds files of volumes open on the NFS server", hint)
+        for grant in grants:
+            if not self._managed(grant):
+                message = f"the server of volume {grant.volume.name} is not storkit's: {client} may still write there"
+                yield Unsafe(message, f"cut {client} off at the server itself, or switch it off")
 
-    def unfence(self, client: str) -> None:
-        self._grants.unfence(client)
 
-    def restore(self) -> None:
-        """Export again, with the same rights, what is granted: after a crash or a reboot."""
-        with self._grants.guard():
-            grants, problems = self._grants.find()
-            self._grants.drop_fenced(grants)
-            try:
-                self._serve(grants)
-            except StorkitError:  # one by one, so that what is wrong with one keeps no other from it
-                for grant in grants:
-                    with collected(problems):
-                        self._serve([grant])
-        raise_problems(problems)
+def _inodes(grants: Iterable[NfsGrant]) -> set[int]:
+    """The inode numbers of the volumes' files."""
+    paths = [Path(grant.volume.path) for grant in grants]
+    return {path.stat().st_ino for path in paths if path.exists()}
 
 
 def _granted(client: Client, grants: Iterable[NfsGrant]) -> list[str]:
@@ -320,11 +282,6 @@ def _granted(client: Client, grants: Iterable[NfsGrant]) -> list[str]:
     if client.address or not guest_of(client.name):
         return []
     return next((grant.clients[client.name].addresses for grant in grants if client.name in grant.clients), [])
-
-
-def _image(volume: Volume) -> tuple[str, str, int, str]:
-    """What an export depends on."""
-    return volume.path, volume.format, volume.size, volume.kind
 
 
 def _key(entry: Entry) -> tuple[str, str]:

@@ -7,27 +7,19 @@ What is, the server's export table says (server.py).
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from storkit.core.backend import Site, program_setting
+from storkit.core.backend import program_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, MaybeAddress, Word
 from storkit.core.model import Volume
-from storkit.system import locks
-from storkit.system.files import make_private
-from storkit.system.timeouts import scaled
-from storkit.tech.grants import GrantFiles
 
 Version = Literal["3", "4.0", "4.1", "4.2"]
 Security = Literal["sys", "krb5", "krb5i", "krb5p"]
 
-_GUARD_TIMEOUT = scaled(60.0)
 # What storkit sets itself, or what would let a write fail silently, a path be answered from a stale cache, or a
 # server's files be more than data.
 _RESERVED = re.compile(
@@ -86,6 +78,9 @@ class NfsClientGrant:
 class NfsGrant:
     """Who may use a volume, and who may write it."""
 
+    transport: ClassVar[str] = "nfs"
+    title: ClassVar[str] = "NFS"
+
     volume: Volume
     instance: Word = ""
     """Part of the volume's identity on the wire: drawn when it is first exported."""
@@ -118,26 +113,6 @@ def pool_of(volume: Volume) -> Path:
 
 def export_path(pool: Path, uuid: str, nonce: str) -> Path:
     return pool / EXPORTS / f"{uuid}+{nonce}"
-
-
-class NfsGrantStore(GrantFiles[NfsGrant]):
-    """The grants of one host."""
-
-    transport, title, kind = "nfs", "NFS", NfsGrant
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self._run = site.run / "nfs"
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Keep other commands from changing this host's exports meanwhile: they are one table. Raises Conflict."""
-        path = make_private(self._run) / "exports.lock"
-        lock = locks.acquire(path, "the NFS export table", holder=f"storkit (pid {os.getpid()})", wait=_GUARD_TIMEOUT)
-        try:
-            yield
-        finally:
-            lock.release(remove=True)
 
 
 def resolve(client: str, address: str) -> list[str]:

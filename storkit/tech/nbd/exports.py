@@ -1,0 +1,233 @@
+"""The home host's half of the transport `nbd`: what is its own in storkit.tech.exports."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from storkit.core.backend import Client
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    ServiceUnreachable,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    collected,
+    raise_problems,
+)
+from storkit.core.model import Credential, Export, Offer, Secret, Volume
+from storkit.system.addresses import own_address
+from storkit.system.files import make_private
+from storkit.system.parallel import every
+from storkit.system.sourcefilter import sources
+from storkit.system.timeouts import scaled
+from storkit.tech.exports import HomeExports
+from storkit.tech.grants import short, without
+from storkit.tech.nbd import wire
+from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
+from storkit.tech.nbd.server import PSK_USER, NbdSettings, VolumeServer
+
+TRANSPORT = "nbd"
+GUARD_TIMEOUT = scaled(30.0)
+
+
+class NbdExports(HomeExports[NbdGrant]):
+    """The NBD exports of one host."""
+
+    kind = NbdGrant
+    settings: NbdSettings
+
+    def _server(self, grant: NbdGrant) -> VolumeServer:
+        return VolumeServer(self.site, self.settings, grant, self._grants.save)
+
+    @contextmanager
+    def _lock(self, uuids: Iterable[str]) -> Iterator[None]:
+        # Each volume has servers of its own. Raises Conflict after 30 s.
+        directory = make_private(self.site.run / "nbd")
+        deadline = time.monotonic() + GUARD_TIMEOUT
+        with ExitStack() as stack:
+            for uuid in sorted(set(uuids)):
+                stack.enter_context(_guard(directory / f"{short(uuid)}.guard", uuid, deadline))
+            yield
+
+    def _extend(
+        self,
+        volumes: Sequence[Volume],
+        before: dict[str, NbdGrant],
+        clients: Sequence[Client],
+        problems: list[StorkitError],
+    ) -> list[NbdGrant]:
+        if any(not client.same_machine for client in clients):
+            with collected(problems):
+                own_address(self.site.host, self.site.address)
+        grants: list[NbdGrant] = []
+        for volume in volumes:
+            old = before.get(volume.uuid, NbdGrant(volume))
+            granted = dict(old.clients)
+            for client in clients:
+                known = granted.get(client.name)
+                if known is None or known.same_machine != client.same_machine:
+                    nonce = known.nonce if known else secrets.token_hex(4)
+                    granted[client.name] = NbdClientGrant(client.same_machine, nonce=nonce)
+                if from_ := [] if client.same_machine else sources(client.address, client.told):
+                    granted[client.name] = replace(granted[client.name], sources=from_)
+            grants.append(NbdGrant(volume, granted, old.writers, old.epoch))
+            with collected(problems):
+                self._server(grants[-1]).check()
+        return grants
+
+    def _in_use(self, grant: NbdGrant) -> bool:
+        return self._server(grant).daemon.running()
+
+    def _lose(self, grant: NbdGrant, losers: Sequence[str]) -> None:
+        # A device that still holds writes connects again by itself: it must never find, under the name that it knows,
+        # what a later grant lets write.
+        if self.settings.attach == "kernel":
+            for client in losers:
+                grant.clients[client].nonce = secrets.token_hex(4)
+
+    def _take(self, grants: Sequence[NbdGrant], force: bool = False) -> None:
+        servers = [self._server(grant) for grant in grants]
+        every(VolumeServer.drop_others, servers)
+        serving = [server for server in servers if server.grant.clients and server.serves()]
+        failed = _at_once(VolumeServer.take, serving)
+        if not force:
+            raise_problems([error for _, error in failed])
+        every(lambda server: server.stop(kill=True), [server for server, _ in failed])
+        every(lambda server: server.stop(kill=force), [server for server in servers if not server.grant.clients])
+
+    def _withdraw(self, grants: Sequence[NbdGrant], clients: Sequence[str], *, force: bool = False) -> None:
+        super()._withdraw(grants, clients, force=force)
+        if force:  # A server that hung was killed: its other clients get it back.
+            left = [without(grant, clients) for grant in grants]
+            self._give([grant for grant in left if grant.clients and not self._server(grant).daemon.running()])
+
+    def _give(self, grants: Sequence[NbdGrant]) -> None:
+        servers = [self._server(grant) for grant in grants]
+        every(VolumeServer.start, servers)
+        raise_problems([error for _, error in _at_once(VolumeServer.give, servers)])
+        every(VolumeServer.start_fronts, servers)
+
+    def _observe(self, grants: Sequence[NbdGrant]) -> list[Export]:
+        return [export for grant in grants for export in self._observed(grant)]
+
+    def _observed(self, grant: NbdGrant) -> list[Export]:
+        """A volume's exports as its server states them on the wire."""
+        server = self._server(grant)
+        stated = _stated(server)
+        exports = []
+        for client, granted in sorted(grant.clients.items()):
+            info = stated.get(client)
+            live = info is not None and (granted.same_machine or server.front_runs(client))
+            writable = info.writable if info is not None else client in grant.writers
+            where = str(server.socket) if granted.same_machine else f"{self.site.address}:{granted.port}"
+            volume = grant.volume
+            exports.append(Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where))
+        return exports
+
+    def _offer(self, grant: NbdGrant, client: str) -> Offer:
+        server, granted, volume = self._server(grant), grant.clients[client], grant.volume
+        name = grant.export_name(client)
+        try:
+            info = wire.ask(str(server.socket), name)
+        except (ServiceUnreachable, NotFound) as error:
+            raise ServiceUnreachable(error.message, f"storkit host restore {self.site.host}") from error
+        common = (volume.name, volume.uuid, info.size, client, TRANSPORT, name, info.description, info.writable)
+        if granted.same_machine:
+            return Offer(*common, socket=str(server.socket))
+        credential: Credential | None = None
+        if not self.settings.plain_tcp:
+            x509 = self.settings.tls == "x509"
+            credential = Credential("x509") if x509 else Credential("psk", PSK_USER, Secret(server.key(client)))
+        return Offer(*common, server=self.site.address, port=granted.port, credential=credential)
+
+    def _still_there(self, grants: Sequence[NbdGrant], client: str) -> Iterable[StorkitError]:
+        for grant in grants:
+            yield from self._still_exported(grant, client)
+
+    def _still_exported(self, grant: NbdGrant, client: str) -> Iterable[StorkitError]:
+        """What disproves that `client` is cut off: the server is asked, and must answer if it runs."""
+        server = self._server(grant)
+        exported = server.front_runs(client)
+        if server.daemon.running():
+            try:
+                with wire.NbdConnection(str(server.socket)) as connection:
+                    exported = exported or grant.export_name(client) in connection.names()
+            except StorkitError as error:
+                yield error
+        if exported:
+            yield Unsafe(f"volume {grant.volume.name} is still exported to {client}", f"storkit fence {client}")
+
+
+def _stated(server: VolumeServer) -> dict[str, wire.ExportInfo]:
+    """What a volume's server says of each granted client's export; nothing if it does not run."""
+    stated: dict[str, wire.ExportInfo] = {}
+    try:
+        with wire.NbdConnection(str(server.socket)) as connection:
+            for client in server.grant.clients:
+                try:
+                    stated[client] = connection.info(server.grant.export_name(client))
+                except NotFound:
+                    continue
+    except (ServiceUnreachable, TimedOut):
+        return {}
+    return stated
+
+
+def _at_once(
+    act: Callable[[VolumeServer], Coroutine[None, None, None]], servers: Sequence[VolumeServer]
+) -> list[tuple[VolumeServer, StorkitError]]:
+    """Let all these servers be told at the same time. Those that failed, and why."""
+    import asyncio
+
+    async def together() -> list[BaseException | None]:
+        return await asyncio.gather(*map(act, servers), return_exceptions=True)
+
+    failed: list[tuple[VolumeServer, StorkitError]] = []
+    for server, result in zip(servers, asyncio.run(together()) if servers else [], strict=True):
+        if isinstance(result, StorkitError):
+            failed.append((server, result))
+        elif result is not None:
+            raise result
+    return failed
+
+
+@contextmanager
+def _guard(path: Path, uuid: str, deadline: float) -> Iterator[None]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock(descriptor, uuid, deadline)
+            try:
+                current = path.stat().st_ino == os.fstat(descriptor).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+            # The one who held it removed the file: lock the one that took its place.
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, uuid: str, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Conflict(
+                    f"another command is changing the exports of volume {uuid}",
+                    "wait until it has ended, then try again",
+                ) from None
+            time.sleep(0.01)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Needs
-from storkit.core.model import Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
 from storkit.tech.exports import HomeSide
 from storkit.tech.iscsi.names import PORT, IscsiSettings, portal
 
@@ -84,9 +84,9 @@ class Iscsi(HomeSide):
         self._exports.detach_here(volumes)
         self._attachments.detach(volumes)
 
-    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
+    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
         found = [*self._exports.find_here(volumes), *self._attachments.find(volumes)]
-        return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
+        return AttachedHere(sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)))
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         here, there = self._divided(volumes)

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from storkit.core.backend import Needs
 from storkit.core.errors import StorkitError, collected
-from storkit.core.model import Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
 from storkit.system import modules
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.tech.exports import HomeSide
@@ -70,8 +70,8 @@ class Nbd(HomeSide):
     def detach(self, volumes: list[Volume]) -> None:
         self._attachments.detach(volumes)
 
-    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
-        return self._attachments.find(volumes)
+    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
+        return self._attachments.look(volumes)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         return self._attachments.evidence(volumes, offsets)

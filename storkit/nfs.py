@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from storkit.core.backend import Needs, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError
-from storkit.core.model import Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
 from storkit.tech.exports import HomeSide
 from storkit.tech.files.pool import FilePoolSettings
 from storkit.tech.files.sidecar import VolumeDirectory
@@ -136,8 +136,8 @@ class Nfs(HomeSide):
     def detach(self, volumes: list[Volume]) -> None:
         self._attachments.detach(volumes)
 
-    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
-        return self._attachments.find(volumes)
+    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
+        return self._attachments.look(volumes)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         return self._attachments.evidence(volumes, offsets)

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 from storkit.core.errors import Unsafe, Unsupported, raise_problems
 from storkit.core.identities import ClientName, GuestName, Line, MaybeAddress, Size, Uuid, VolumeName, Word, Words
 from storkit.core.model import (
+    AttachedHere,
     Attachment,
     Credential,
     DiskSource,
     Door,
     Evidence,
     Export,
+    Exported,
     Finding,
     Found,
     GuestState,
@@ -235,9 +237,9 @@ RIGHTS = frozenset({"export", "unexport", "set_writers", "fence", "unfence"})
 
 
 class Transport(Backend):
-    """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `offers`, `set_writers`, `fence`,
-    `unfence` run at the volume's home host; `attach`, `claim`, `detach`, `find_attachments` and `evidence` at the
-    client; `restore` on every host."""
+    """How a volume's bytes reach hosts. `export`, `unexport`, `find_exports`, `look_exports`, `offers`,
+    `set_writers`, `fence`, `unfence` run at the volume's home host; `attach`, `claim`, `detach`, `find_attachments`,
+    `look_attachments` and `evidence` at the client; `restore` on every host."""
 
     window: ClassVar[bool] = True
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
@@ -257,8 +259,15 @@ class Transport(Backend):
         """Take the offer back; the client's connections are cut. The last one gone, the server is gone as well."""
 
     @abstractmethod
+    def look_exports(self, volumes: list[Uuid] | None = None) -> Exported:
+        """The exports of the volumes with these UUIDs (None: all of this host), as the servers have them now; those
+        whose records are damaged apart."""
+
     def find_exports(self, volumes: list[Uuid] | None = None) -> list[Export]:
-        """The exports of the volumes with these UUIDs (None: all of this host), as the servers have them now."""
+        """As `look_exports`, for those who need every one of them: raises Unsafe if a record is damaged."""
+        found = self.look_exports(volumes)
+        raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
+        return found.exports
 
     @abstractmethod
     def offers(self, volumes: list[Volume], client: ClientName) -> list[Offer]:
@@ -292,8 +301,15 @@ class Transport(Backend):
         """Remove the stable paths and credentials, also when the server is gone."""
 
     @abstractmethod
+    def look_attachments(self, volumes: list[Uuid] | None = None) -> AttachedHere:
+        """The attachments on this host of the volumes with these UUIDs (None: all); those whose records are damaged
+        apart."""
+
     def find_attachments(self, volumes: list[Uuid] | None = None) -> list[Attachment]:
-        """The attachments on this host of the volumes with these UUIDs (None: all)."""
+        """As `look_attachments`, for those who need every one of them: raises Unsafe if a record is damaged."""
+        found = self.look_attachments(volumes)
+        raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
+        return found.attachments
 
     @abstractmethod
     def evidence(self, volumes: list[Volume], offsets: list[Size] | None = None) -> list[Evidence]:

@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"ready", "doors"}
+    | {"look_exports", "look_attachments", "ready", "doors"}
 )
 
 LONG: Mapping[str, float] = {

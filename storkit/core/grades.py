@@ -22,7 +22,7 @@ GRADES: Final = (READ, STORAGE, GUESTS)
 _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
         "pool": "ready look find capacity",
-        "transport": "ready doors find_exports find_attachments",
+        "transport": "ready doors find_exports look_exports find_attachments look_attachments",
         "hypervisor": "ready find",
         "images": "",
         "host": "find_off",

@@ -292,6 +292,22 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """The exports of a host by one transport, and what keeps others from being told: a damaged record."""
+
+    exports: list[Export]
+    damaged: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedHere:
+    """The attachments of a host by one transport, and what keeps others from being told."""
+
+    attachments: list[Attachment]
+    damaged: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Door:
     """Where a transport's servers listen for hosts on other machines: an address and its ports."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from storkit.core import codec
 from storkit.core.errors import (
@@ -18,7 +18,18 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Found, GuestState, Usage, Volume, guest_of
+from storkit.core.model import (
+    AttachedHere,
+    Attachment,
+    Damaged,
+    Export,
+    Exported,
+    Found,
+    GuestState,
+    Usage,
+    Volume,
+    guest_of,
+)
 from storkit.hosts.connections import Connections
 from storkit.hosts.declared import Declared
 from storkit.plans import lookup
@@ -132,24 +143,36 @@ class Survey:
         """
 
         def ask(host: str) -> list[Export]:
-            connection, exports = self.connections.to(host), list[Export]()
+            exports = list[Export]()
             for target in self.connections.inventory.served_by:
-                with self._said(host, target, partial):
-                    exports += codec.load(list[Export], connection.call(target, "find_exports", {}), host)
+                if (told := self._told(host, target, "find_exports", {}, partial)) is not None:
+                    exports += codec.load(list[Export], told, host)
+                elif (seen := self._seen(host, target, "look_exports", {})) is not None:
+                    exports += codec.load(Exported, seen, host).exports
             return exports
 
         return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
 
-    @contextmanager
-    def _said(self, host: str, target: str, partial: bool) -> Iterator[None]:
+    def _told(self, host: str, target: str, verb: str, args: dict[str, Any], partial: bool) -> Any:
+        """A host's answer; None, if it is `partial`, where it cannot say all: why is noted in `unread`."""
         try:
-            yield
+            return self.connections.to(host).call(target, verb, args)
         except HostUnreachable:
             raise
         except StorkitError as error:
             if not partial:
                 raise
             self.unread[host, target] = error
+            return None
+
+    def _seen(self, host: str, target: str, verb: str, args: dict[str, Any]) -> Any:
+        """What a host can say that could not say all; None: nothing, or it is of the version before."""
+        try:
+            return self.connections.to(host).call(target, verb, args)
+        except HostUnreachable:
+            raise
+        except StorkitError:
+            return None
 
     def attachments(
         self, hosts: Iterable[str], volumes: list[Volume] | None = None, partial: bool = False
@@ -160,11 +183,13 @@ class Survey:
         targets = inventory.served_by if volumes is None else {inventory.transport(v.pool) for v in volumes}
 
         def ask(host: str) -> list[Attachment]:
-            connection, attachments = self.connections.to(host), list[Attachment]()
+            attachments = list[Attachment]()
             for target in sorted(targets):
-                with self._said(host, target, partial):
-                    found = connection.call(target, "find_attachments", {"volumes": uuids})
-                    attachments += codec.load(list[Attachment], found, host)
+                args = {"volumes": uuids}
+                if (told := self._told(host, target, "find_attachments", args, partial)) is not None:
+                    attachments += codec.load(list[Attachment], told, host)
+                elif (seen := self._seen(host, target, "look_attachments", args)) is not None:
+                    attachments += codec.load(AttachedHere, seen, host).attachments
             return attachments
 
         return self._each(list(hosts), ask, str)

@@ -31,8 +31,9 @@ from typing import Any, ClassVar, Generic, Protocol
 
 from storkit.core.backend import Client, Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
-from storkit.core.model import Export, Offer, Volume, check_name
+from storkit.core.model import Export, Exported, Offer, Volume, check_name
 from storkit.tech.grants import G, GrantStore, of_client, refused_writers, without
+from storkit.tech.records import damaged
 
 
 class HomeExports(ABC, Generic[G]):
@@ -136,6 +137,10 @@ class HomeExports(ABC, Generic[G]):
         grants, problems = self._grants.find(volumes)
         raise_problems(problems)
         return self._observe(grants)
+
+    def look_exports(self, volumes: list[str] | None = None) -> Exported:
+        grants, problems = self._grants.find(volumes)
+        return Exported(self._observe(grants), damaged(problems))
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
@@ -262,8 +267,8 @@ class HomeSide(Transport):
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         self._exports.unexport(volumes, clients)
 
-    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
-        return self._exports.find_exports(volumes)
+    def look_exports(self, volumes: list[str] | None = None) -> Exported:
+        return self._exports.look_exports(volumes)
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         return self._exports.offers(volumes, client)

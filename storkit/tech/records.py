@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError
 from storkit.core.identities import check_uuid
-from storkit.core.model import Attachment, Offer
+from storkit.core.model import Attachment, Finding, Offer
 from storkit.system.files import PARTIAL, make_private, read_json, sync_directory, write_many
 
 R = TypeVar("R")
@@ -67,6 +67,11 @@ class RecordFiles(Generic[R]):
                 file.unlink(missing_ok=True)
         if self.directory.is_dir():
             sync_directory(self.directory)
+
+
+def damaged(problems: Iterable[StorkitError]) -> list[Finding]:
+    """What is wrong with records, for those who only look."""
+    return [Finding(each.message, each.hint) for problem in problems for each in problem.each]
 
 
 class OfAttachment(Protocol):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Client, Transport
@@ -45,6 +46,12 @@ class Rig(ABC):
     @abstractmethod
     def leftovers(self) -> list[str]:
         """Processes, files, links and sockets that the transport has left on either host."""
+
+    def swap(self, path: Path, data: bytes) -> bytes:
+        """Put something else into a file of host a, in place; what it was."""
+        before = path.read_bytes()
+        path.write_bytes(data)
+        return before
 
     def recover(self) -> None:  # noqa: B027
         """Bring hosts back on which an access hangs for good, as an operator would: by a power cycle."""

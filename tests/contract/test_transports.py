@@ -123,6 +123,28 @@ def test_an_offer_is_for_the_client_it_was_exported_to(rig: Rig) -> None:
             rig.home.offers(volumes, client)
 
 
+def test_a_damaged_record_of_an_export_hides_no_other(rig: Rig) -> None:
+    bad, good = rig.volume("bad"), rig.volume("good")
+    rig.home.export([bad, good], [rig.b])
+    (expected,) = rig.home.find_exports([good.uuid])
+    # Every technology keeps what it has granted there: a file for each volume.
+    path = rig.home.site.state / rig.home.name / f"{bad.uuid}.json"
+    for nonsense in (b"{", b"[]", b"\0"):
+        whole = rig.swap(path, nonsense)
+        try:
+            found = rig.home.look_exports()
+            assert found.exports == [expected]
+            (finding,) = found.damaged
+            assert str(path) in finding.message and "damaged" in finding.message and finding.hint
+            assert rig.home.look_exports([good.uuid]).damaged == []
+            assert rig.home.find_exports([good.uuid]) == [expected]
+            with pytest.raises(Unsafe, match="is damaged"):
+                rig.home.find_exports()
+        finally:
+            rig.swap(path, whole)
+    assert rig.home.look_exports().damaged == [] and len(rig.home.find_exports()) == 2
+
+
 def test_every_record_crosses_to_another_host_as_json(rig: Rig) -> None:
     volume = rig.volume("v")
     there = both(rig, volume)[1]

@@ -163,14 +163,20 @@ def test_status_shows_what_is_attached_of_a_host_that_is_down(world: World) -> N
 
 def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
     """Of an export, of an attachment, of a guest: what can be shown is shown, and what cannot is named."""
-    for name, home in (("web", "a"), ("log", "b")):
+    world.storkit("volume", "create", "new", "1MiB", "--pool", "three")
+    for name, home in (("web", "a"), ("log", "b"), ("new", "b")):
         world.storkit("attach", name, "--on", home)
-    (grant,) = (world.directory / "b/nbd").glob("*.json")
+    log = world.storkit("--json", "volume", "show", "log").json["uuid"]
+    grant = world.directory / f"b/nbd/{log}.json"
     grant.write_text("{")
     (world.directory / "guests/front.toml").write_text("=")
     shown = world.storkit("status")
     rows = [line.split() for line in shown.stdout.partition("\n\n")[0].splitlines()[1:]]
-    assert rows == [["web", "a", "a", "writes", "attached"], ["log", "unknown", "b", "unknown", "attached"]]
+    assert rows == [
+        ["web", "a", "a", "writes", "attached"],
+        ["new", "b", "b", "writes", "attached"],
+        ["log", "unknown", "b", "unknown", "attached"],
+    ]
     assert "host b cannot say all of what nbd has there" in shown.stderr and grant.name in shown.stderr
     assert [(one["host"], one["transport"]) for one in world.storkit("--json", "status").json["unread"]] == [
         ("b", "nbd")
@@ -184,6 +190,8 @@ def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
     world.storkit("detach", "web", "--on", "a")
     world.storkit("guest", "show", "front", ok=2)
 
-    (attachment,) = (world.directory / "b/nbd/attached").glob("*.json")
+    attachment = world.directory / f"b/nbd/attached/{log}.json"
     attachment.write_text("[]")
-    assert "host b cannot say all of what nbd has there" in world.storkit("status").stderr
+    shown = world.storkit("--json", "status")
+    assert "host b cannot say all of what nbd has there" in shown.stderr
+    assert [one["volume"] for one in shown.json["attachments"]["b"]] == ["new"]

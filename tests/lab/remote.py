@@ -23,7 +23,7 @@ from storkit.core import codec, errors, registry
 from storkit.core.backend import Client, Site, Transport
 from storkit.core.errors import HostUnreachable, StorkitError, TimedOut
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Evidence, Export, Exported, Offer, Volume
 from storkit.hosts.remote.ssh import SshConnection
 from tests.contract.access import Access
 from tests.contract.rig import Rig
@@ -189,6 +189,14 @@ class RemoteTransport(Transport):
     def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
         return list(self._call(list[Export], "find_exports", volumes=volumes))
 
+    def look_exports(self, volumes: list[str] | None = None) -> Exported:
+        found: Exported = self._call(Exported, "look_exports", volumes=volumes)
+        return found
+
+    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
+        found: AttachedHere = self._call(AttachedHere, "look_attachments", volumes=volumes)
+        return found
+
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         return list(self._call(list[Offer], "offers", volumes=volumes, client=client))
 
@@ -308,6 +316,12 @@ class LabRig(Rig):
         pools = {"tested": PoolConfig("tested", "a", self.pool, pool)}
         made = Inventory(hosts, pools, {self.transport: dict(self.settings)})
         return self._hosts.inventories.setdefault(repr((hosts, self.pool, pool, made.transports)), made)
+
+    def swap(self, path: Path, data: bytes) -> bytes:
+        host = self._machines["a"].host
+        before = host.get(str(path))
+        host.put(data, str(path), 0o600)
+        return before
 
     def _address(self, name: str) -> str:
         return self._machines[name].host.address()

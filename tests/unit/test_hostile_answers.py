@@ -78,6 +78,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "capacity"): ({}, USAGE),
     ("transport", "export"): ({**ONE, "clients": [CLIENT]}, [EXPORT]),
     ("transport", "find_exports"): ({"volumes": [UUID]}, [EXPORT]),
+    ("transport", "look_exports"): ({"volumes": [UUID]}, {"exports": [EXPORT], "damaged": [FINDING]}),
+    ("transport", "look_attachments"): ({"volumes": [UUID]}, {"attachments": [ATTACHMENT], "damaged": [FINDING]}),
     ("transport", "offers"): ({**ONE, "client": "c"}, [OFFER]),
     ("transport", "attach"): ({"offers": [OFFER]}, [ATTACHMENT]),
     ("transport", "find_attachments"): ({"volumes": [UUID]}, [ATTACHMENT]),
@@ -101,7 +103,8 @@ CONTRACTS = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
 TARGETS = {"pool": "pool:p", "transport": "transport:t", "hypervisor": "hypervisor:q"}
 FREE = {
     # Which of its clients and guests there are, only the host knows, and of what size its disks are.
-    "find_exports": {"client", "volume"}, "export": {"volume"}, "fence": {"uuid", "volume"},
+    "find_exports": {"client", "volume"}, "look_exports": {"client", "volume"}, "look_attachments": {"size"},
+    "export": {"volume"}, "fence": {"uuid", "volume"},
     "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},

@@ -92,6 +92,10 @@ def _find_exports(host: str, transport: str, args: Record, result: list[Record])
     yield from _among(result, "uuid", args.get("volumes"))
 
 
+def _look_exports(host: str, transport: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _find_exports(host, transport, args, result["exports"])
+
+
 def _export(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _told(result, transport=transport)
     yield from _among(result, "uuid", _uuids(args))
@@ -111,6 +115,10 @@ def _attach(host: str, transport: str, args: Record, result: list[Record]) -> It
 def _find_attachments(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _attachments(host, transport, result)
     yield from _among(result, "uuid", args.get("volumes"))
+
+
+def _look_attachments(host: str, transport: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _find_attachments(host, transport, args, result["attachments"])
 
 
 def _attachments(host: str, transport: str, result: list[Record]) -> Iterator[str]:
@@ -174,10 +182,12 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "relabel"): _made,
     ("pool", "capacity"): _capacity,
     ("transport", "find_exports"): _find_exports,
+    ("transport", "look_exports"): _look_exports,
     ("transport", "export"): _export,
     ("transport", "offers"): _offers,
     ("transport", "attach"): _attach,
     ("transport", "find_attachments"): _find_attachments,
+    ("transport", "look_attachments"): _look_attachments,
     ("transport", "evidence"): _evidence,
     ("transport", "fence"): _fence,
     ("transport", "restore"): _restore,

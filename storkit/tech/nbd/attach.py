@@ -26,7 +26,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
+from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system.block.fingerprint import BLOCK, digests, wanted
 from storkit.system.files import PARTIAL, make_private, write_atomic
 from storkit.system.parallel import every
@@ -38,7 +38,7 @@ from storkit.tech.nbd import wire as nbd_wire
 from storkit.tech.nbd.kernel import KernelDevices, Link, read_device
 from storkit.tech.nbd.names import export_name
 from storkit.tech.nbd.server import NbdSettings, check_x509
-from storkit.tech.records import RecordFiles, refuse_renamed
+from storkit.tech.records import RecordFiles, damaged, refuse_renamed
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
 _TOOL_TIMEOUT = scaled(30.0)
@@ -249,10 +249,13 @@ class NbdAttachments:
         except StorkitError:
             return False
 
-    def find(self, volumes: list[str] | None) -> list[Attachment]:
+    def look(self, volumes: list[str] | None) -> AttachedHere:
+        records, problems = self._records.find(volumes)
         # By the name that this host has now: a record may be older than the inventory.
-        found = [replace(record.attachment, host=self.site.host) for record in self._find(volumes)]
-        return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
+        found = [replace(record.attachment, host=self.site.host) for record in records.values()]
+        return AttachedHere(
+            sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)), damaged(problems)
+        )
 
     def restore(self) -> None:
         """Make the stable paths and block devices again: /dev is empty after a reboot. Devices whose server or relay

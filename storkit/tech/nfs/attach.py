@@ -29,7 +29,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.identities import check_path
-from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
+from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system.block import fingerprint
 from storkit.system.files import PARTIAL, explain, make_private
 from storkit.system.parallel import every
@@ -39,7 +39,7 @@ from storkit.tech.images import qcow2
 from storkit.tech.nfs.layout import IDENTITY, stated
 from storkit.tech.nfs.names import NfsSettings
 from storkit.tech.nfs.server import unescape
-from storkit.tech.records import RecordFiles, refuse_renamed
+from storkit.tech.records import RecordFiles, damaged, refuse_renamed
 
 PACKAGE = "nfs-common"
 PORT = 2049
@@ -346,10 +346,13 @@ class NfsAttachments:
             return False
         return True
 
-    def find(self, volumes: list[str] | None) -> list[Attachment]:
+    def look(self, volumes: list[str] | None) -> AttachedHere:
+        records, problems = self._records.find(volumes)
         # By the name that this host has now: a record may be older than the inventory.
-        found = [replace(record.attachment, host=self.site.host) for record in self._find(volumes)]
-        return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
+        found = [replace(record.attachment, host=self.site.host) for record in records.values()]
+        return AttachedHere(
+            sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)), damaged(problems)
+        )
 
     def restore(self) -> None:
         """Mount again what was attached before a reboot, if it is still the same."""

@@ -45,6 +45,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "set_writers": lambda args: f"let {_clients(args['hosts']) or 'nobody'} write {_of(args['volumes'])}",
     "fence": lambda args: f"fence {args['client']}",
     "unfence": lambda args: f"unfence {args['client']}",
+    "restore": lambda args: "give again what was given before",
     "declare_off": lambda args: f"take {args['client']} for off, by the word of {args['by']}",
     "withdraw_off": lambda args: f"take {args['client']} for off no longer",
 }
@@ -58,12 +59,28 @@ def words(target: str, verb: str, args: dict[str, Any]) -> str:
     return _WORDS[verb](args) + (f" by {name}" if name else "")
 
 
+def _restored(exports: Iterable[Any]) -> str:
+    """Who has what after a `restore`; empty: nobody, and there is nothing to log."""
+    rights = {(each.client, each.writable, each.volume, each.uuid) for each in exports if each.live}
+    return ", ".join(
+        f"{client} {'write' if writes else 'read'} {volume} ({uuid})" for client, writes, volume, uuid in sorted(rights)
+    )
+
+
 @contextmanager
-def logged(target: str, verb: str, args: dict[str, Any], asked: str) -> Iterator[None]:
-    """Log what a verb has done to rights, also when it failed: it may have come half-way."""
+def logged(target: str, verb: str, args: dict[str, Any], asked: str) -> Iterator[Callable[[Any], None]]:
+    """Log what a verb has done to rights, also when it failed: it may have come half-way. Its result is told to the
+    function that is yielded."""
     said = words(target, verb, args)
+
+    def told(result: Any) -> None:
+        nonlocal said
+        if said and verb == "restore":
+            again = _restored(result)
+            said = f"let again {again} by {target.partition(':')[2]}" if again else ""
+
     try:
-        yield
+        yield told
     except StorkitError as error:
         if said:
             syslog.log(f"{said}: FAILED: {error.message}; asked by {asked}")

@@ -137,8 +137,9 @@ class Performer:
         kind = target.partition(":")[0]
         with self.limits.paths(kind, verb, values) if self.limits else nullcontext(_same) as shown:
             try:
-                with rights.logged(target, verb, values, self.asked):
+                with rights.logged(target, verb, values, self.asked) as told:
                     result = method(**values)
+                    told(result)
             except OSError as error:
                 raise files.explain(error, files.place(error, self.site.state)) from error
         return shown(codec.dump(result, reveal=verb in SECRET_VERBS))

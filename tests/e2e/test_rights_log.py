@@ -64,6 +64,28 @@ def test_what_is_given_taken_and_fenced(make_world: Callable[..., World], log: L
     assert any("unfence b by nbd" in line for line in log.said())
 
 
+def test_what_is_given_again_by_a_restore(make_world: Callable[..., World], log: Log) -> None:
+    """By a command and, as at a boot, by the host itself; nothing is said where nobody had a right."""
+    world = make_world()
+    world.storkit("host", "restore")
+    world.storkit("volume", "create", "v", "1MiB")
+    assert log.said() == []
+    world.storkit("attach", "v", "--on", "b")
+    uuid = world.storkit("--json", "volume", "show", "v").json["uuid"]
+    log.said()
+    given = f"let again b write v ({uuid}) by nbd; asked by "
+    world.storkit("host", "restore", "a")
+    (line,) = log.said()
+    assert line.partition("]: ")[2] == given + rights.asker()
+    world.storkit("--state", world.directory / "a", "host", "restore", "--boot")
+    (line,) = log.said()
+    assert line.partition("]: ")[2].startswith(given)
+    (world.directory / f"a/nbd/{uuid}.json").write_text("{")
+    world.storkit("host", "restore", "a", ok=9)
+    (line,) = log.said()
+    assert "give again what was given before by nbd: FAILED: " in line and "is damaged" in line
+
+
 def test_a_log_that_is_full_or_missing_stops_nobody(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syslog, "PATIENCE", 0.01)
     kept = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())  # what a socket keeps: unix(7)

@@ -94,6 +94,7 @@ def _restore_at_boot(session: Session, options: Namespace) -> None:
         limits = None if (who := teller(state)) == LOCAL else accept.limits(who, file)
         given = limits.setup(given) if limits else given
         performer = Performer(given, site(given), limits)
+        session.acted = True
         for target in given.served_by:
             try:
                 back += performer.perform(target, "restore", {})

@@ -12,7 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitError, in_a_line
+from storkit.core.errors import (
+    NOTHING_CHANGED,
+    PUT_BACK,
+    Conflict,
+    Interrupted,
+    StepFailed,
+    StorkitError,
+    in_a_line,
+)
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory, PoolConfig
@@ -36,6 +44,8 @@ class Session:
         self.survey = Survey(self.connections, Hints(self.state))
         self._changed = False
         """Whether a plan was begun: then an error of the next one does not say that nothing was changed."""
+        self.acted = False
+        """Whether this command has begun to change something by other means than its connections."""
 
     @property
     def inventory(self) -> Inventory:
@@ -122,11 +132,17 @@ class Session:
         except StorkitError as error:
             if not self._changed:
                 error.left = NOTHING_CHANGED
-            elif changed and error.left == NOTHING_CHANGED:
+            elif changed and error.left in (NOTHING_CHANGED, PUT_BACK):  # that is true of the last plan alone
                 error.left = ""
             raise
         finally:
             self.connections.unlock()
+
+    def changed(self, error: StorkitError) -> bool | None:
+        """Whether a command that fails so has changed something that is not as it was; None: that is not known."""
+        if error.left in (NOTHING_CHANGED, PUT_BACK) or not (self.acted or self.connections.acted):
+            return False
+        return True if isinstance(error, StepFailed) else None
 
     def show_plan(self, plan: Plan) -> None:
         """Print a plan that is not run."""
@@ -218,9 +234,9 @@ def run(options: Namespace) -> int:
         sys.stdout.flush()
         return status
     except StorkitError as error:
-        return failed(error, options.json)
+        return failed(error, options.json, session)
     except KeyboardInterrupt:
-        return failed(Interrupted("interrupted", "storkit plan list"), options.json)
+        return failed(Interrupted("interrupted", "storkit plan list"), options.json, session)
     except Exception as error:
         from storkit.system import files
 
@@ -230,12 +246,12 @@ def run(options: Namespace) -> int:
             return 0
         if isinstance(error, OSError) and (error.filename or error.errno in files.MEANINGS):
             place = files.place(error, session.state if session else Path())
-            return failed(files.explain(error, place), options.json)
+            return failed(files.explain(error, place), options.json, session)
         import traceback
 
         traceback.print_exc()
         bug = StorkitError(f"a bug in storkit: {type(error).__name__}: {error}", "report it; storkit plan list")
-        return failed(bug, options.json)
+        return failed(bug, options.json, session)
     finally:
         if session is not None:
             session.survey.hints.save()
@@ -252,14 +268,15 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def failed(error: StorkitError, json: bool) -> int:
-    """Tell an error, for scripts too if they asked for JSON; its exit status."""
+def failed(error: StorkitError, json: bool, session: Session | None = None) -> int:
+    """Tell an error, for scripts too if they asked for JSON; its exit status. Without a session nothing was begun."""
     from json import dumps
 
     from storkit.cli import output
 
     if json:
         with suppress(Conflict):  # stderr has it as well
-            out(dumps({"error": error.to_json()}, indent=2))
+            changed = session.changed(error) if session else False
+            out(dumps({"error": {**error.to_json(), "changed": changed}}, indent=2))
     output.explain(error)
     return error.exit_code

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 NOTHING_CHANGED = "nothing was changed"
+PUT_BACK = "everything was put back"
 
 
 class StorkitError(Exception):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storkit.core.backend import RIGHTS
+from storkit.core.deadlines import QUESTIONS
 from storkit.core.errors import HostUnreachable
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts import rights
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from storkit.hosts.doors import Doors
 
 T = TypeVar("T")
+_ASKING = QUESTIONS | {"inspect", "evidence"}
+"""Verbs that change nothing, whatever becomes of them."""
 Progress = Callable[[float, str], None]
 Titles = dict[str, str] | None
 
@@ -30,11 +33,17 @@ class Connection(ABC):
         """The plan that calls are made for now."""
         self.epoch = 0
         """By which the host tells this command's changes of rights from an earlier one's: drawn with its lock."""
+        self.acted = False
+        """Whether a verb was called that may change something there."""
 
     @property
     def asked(self) -> str:
         """Who asks for what is called, for the host's log."""
         return rights.asker() + (f", plan {self.plan}" if self.plan else "")
+
+    def about_to(self, verb: str) -> None:
+        """Note what is called, before it is."""
+        self.acted = self.acted or verb not in _ASKING
 
     @property
     def silent(self) -> HostUnreachable | None:
@@ -116,6 +125,7 @@ class LocalConnection(Connection):
         self._doors: Doors | None = None
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        self.about_to(verb)
         self._performer.asked = self.asked
         epoch = self.epoch or self._guard.epoch() if verb in RIGHTS else 0
         return self._performer.perform(target, verb, args, progress, epoch)

@@ -99,6 +99,11 @@ class Connections:
         config = self.find(name)
         return config.reach if config else ""
 
+    @property
+    def acted(self) -> bool:
+        """Whether anything was asked of any host that may have changed something."""
+        return any(connection.acted for connection in list(self._open.values()))
+
     def unlock(self) -> None:
         for connection in list(self._open.values()):
             connection.unlock()

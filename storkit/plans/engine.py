@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 from storkit.core.errors import (
     NOTHING_CHANGED,
+    PUT_BACK,
     Conflict,
     HostUnreachable,
     Interrupted,
@@ -228,7 +229,7 @@ class Engine:
                 if not left:
                     journal.end("failed and rolled back")
                     self._unmark(plan)
-                    error.left = "everything was put back"
+                    error.left = PUT_BACK
                     raise error
             again = f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}"
         raise StepFailed(

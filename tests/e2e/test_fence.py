@@ -27,7 +27,8 @@ def test_a_fence_that_one_store_refuses_stays_at_the_other(make_world: Callable[
         world.storkit("attach", name, "--on", "b")
     mark = world.directory / "c/nbd/fenced"
     mark.write_text("in the way of a directory")
-    refused = world.storkit("fence", "b", ok=10)
+    refused = world.storkit("--json", "fence", "b", ok=10)
+    assert refused.json["error"]["changed"] is True
     assert "fence b at c (nbd): " in refused.stderr and "next: storkit fence b" in refused.stderr
     assert "b has lost v" in refused.stderr
     assert writers(world, "v") == [] and writers(world, "w") == ["b"]
@@ -66,7 +67,9 @@ def test_a_person_s_word_frees_what_no_storage_holds(make_world: Callable[..., W
 def test_a_fence_that_no_store_answers(make_world: Callable[..., World]) -> None:
     """Nothing is cut off, so it is said what is left to a person; and then that passes over who is silent."""
     world = make_world(inventory=SILENT_B.replace('"local:a"', '"ssh://127.0.0.7:1"') + '[hosts.c]\nurl = "local:c"\n')
-    failed = world.storkit("fence", "b", ok=10).stderr
+    refused = world.storkit("--json", "fence", "b", ok=10)
+    assert refused.json["error"]["changed"] is False
+    failed = refused.stderr
     assert "fence b at a (nbd): host a cannot be reached" in failed and "next: storkit fence b; " in failed
     assert "once you have seen that it is off: storkit fence b --confirmed-off" in failed
     done = world.storkit("fence", "b", "--confirmed-off")

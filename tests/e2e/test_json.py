@@ -98,7 +98,9 @@ def test_the_page_names_every_status_and_kind() -> None:
 def test_errors_have_the_keys_of_the_page() -> None:
     base = {"kind", "message", "hint"}
     problem = errors.NotFound("there is no volume web", "storkit volume list")
-    assert json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]) == {"error": problem.to_json()}
+    assert json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]) == {
+        "error": {**problem.to_json(), "changed": False}
+    }
     for error, more in (
         (errors.CommandFailed(["lvs"], 5), {"argv", "status", "stderr", "host"}),
         (errors.StepFailed("x", cause=problem), {"plan", "cause"}),
@@ -199,9 +201,30 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     shown = storkit("plan", "show", plans[-1]["id"])
     assert shown["plan"].keys() == record("Plan") and shown["plan"]["stages"][0][0].keys() == record("Step")
     storkit("volume", "delete", "g", "other", "golden", "data", "kept")
-    assert storkit("volume", "show", "g", status=4)["error"].keys() == {"kind", "message", "hint"}
+    assert storkit("volume", "show", "g", status=4)["error"].keys() == {"kind", "message", "hint", "changed"}
     checked = storkit.checked  # type: ignore[attr-defined]
     assert shapes().keys() - checked == {"plan resume", "plan rollback"}
+
+
+def test_an_error_says_whether_anything_is_changed(storkit: Run) -> None:
+    storkit("volume", "create", "v", "1MiB")
+    storkit("attach", "v", "--on", "b")
+    for words, status in (
+        (("volume", "create", "v", "1MiB"), 5),
+        (("volume", "create", "a/b", "0", "--pool", "none"), 2),
+        (("volume", "resize", "v", "2MiB"), 5),
+        (("volume", "export", "v", "/none/x"), 2),
+        (("volume", "import", "/none", "w"), 4),
+        (("attach", "v", "--on", "nowhere"), 4),
+        (("migrate", "run", "none", "--to", "b"), 4),
+        (("frobnicate",), 2),
+    ):
+        assert storkit(*words, status=status)["error"]["changed"] is False, words
+    # One that cannot say, since it was in the middle of a verb.
+    (uuid,) = {path.stem for path in Path("a/nbd").glob("*.json")}
+    Path(f"a/nbd/{uuid}.json").write_text("{")
+    assert storkit("host", "restore", "a", status=9)["error"]["changed"] is None
+    assert storkit("detach", "v", "--on", "b", status=9)["error"]["changed"] is False
 
 
 def test_a_dry_run_prints_the_plan(storkit: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,8 +282,9 @@ def test_failed_migration_leaves_the_guest_at_its_source(world: World) -> None:
                     "exec /usr/bin/qemu-system-x86_64 \"$@\"\n")  # fmt: skip
     fake.chmod(0o755)
     world.environment["PATH"] = f"{binary}:{os.environ['PATH']}"
-    done = world.storkit("migrate", "run", "g", "--to", "b", ok=None)
+    done = world.storkit("--json", "migrate", "run", "g", "--to", "b", ok=None)
     assert done.status == 6 and "out of luck" in done.stderr, done.stderr
+    assert done.json["error"]["changed"] is False and "everything was put back" in done.stderr
     status = world.status()
     assert status["places"] == {"a": "running"} and status["writers"] == ["a"]
     assert [export["client"] for export in status["exports"]] == ["a"]

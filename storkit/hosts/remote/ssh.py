@@ -83,6 +83,7 @@ class SshConnection(Connection):
         return self._talk.silent
 
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
+        self.about_to(verb)
         if self.protocol < 2:
             args = wire.for_version_1(verb, args)
         message: dict[str, Any] = {"do": "call", "target": target, "verb": verb, "args": args, "asked": self.asked}

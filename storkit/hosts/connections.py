@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storkit.core.errors import HostUnreachable, StorkitError, raise_problems
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.connection import Connection, LocalConnection
+
+if TYPE_CHECKING:
+    from storkit.core.model import Door
 
 T = TypeVar("T")
 
@@ -98,6 +101,19 @@ class Connections:
         """Where a host comes from, as the inventory has it; empty: it says nothing, or does not know the host."""
         config = self.find(name)
         return config.reach if config else ""
+
+    def doors(self, name: str, target: str) -> list[Door]:
+        """Where the servers of a transport are on a host, as the inventory has it (Transport.doors)."""
+        from pathlib import Path
+
+        from storkit.core import codec, registry
+        from storkit.core.backend import Site
+
+        nowhere = Path("/nonexistent")  # nothing is asked of that host, and nothing done here
+        transport = registry.transport(target.partition(":")[2])
+        given = self.inventory.transports.get(transport.name, {})
+        settings: Any = codec.load(transport.Settings, given, target)
+        return transport(Site(name, nowhere, nowhere, nowhere, self.address(name)), settings).doors()
 
     @property
     def acted(self) -> bool:

@@ -25,6 +25,7 @@ from storkit.core.errors import (
     together,
 )
 from storkit.core.inventory import HostConfig
+from storkit.core.model import Door
 from storkit.hosts.connections import Connections
 from storkit.hosts.guard import Claim
 from storkit.plans.journal import Journal, Journals, NotWritten, Unwritten
@@ -411,6 +412,9 @@ class _Run:
 
     def address(self, host: str) -> str:
         return self._engine.connections.address(host)
+
+    def doors(self, host: str, target: str) -> list[Door]:
+        return self._engine.connections.doors(host, target)
 
     def source(self, host: str, towards: str) -> str:
         address = self.address(towards)

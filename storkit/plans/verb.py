@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
+from storkit.core.model import Door
 from storkit.plans.plan import Step
 
 
@@ -25,6 +26,9 @@ class Run(Protocol):
 
     def address(self, host: str) -> str:
         """Where a host comes from, as the inventory has it; empty: it says nothing."""
+
+    def doors(self, host: str, target: str) -> list[Door]:
+        """Where a transport's servers of a host are, as the inventory has it; none: they are not of this host."""
 
     def source(self, host: str, towards: str) -> str:
         """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""

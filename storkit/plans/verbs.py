@@ -11,6 +11,7 @@ from storkit.core import codec, registry
 from storkit.core.backend import Client
 from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Evidence, guest_of
+from storkit.plans import elsewhere
 from storkit.plans.moves import Confirm, Receive, Send
 from storkit.plans.plan import Step
 from storkit.plans.proof import Comparison, same_disk
@@ -151,11 +152,14 @@ class Attach(Verb):
     def _attach(self, run: Run, step: Step, volumes: list[Any]) -> Any:
         offers = run.call(step.peer, step.target, "offers", volumes=volumes, client=step.host)
         strange = [offer["socket"] or offer["path"] for offer in offers if offer["socket"] or offer["path"]]
-        if strange and not run.same_machine(step.peer, step.host):
+        same = run.same_machine(step.peer, step.host)
+        if strange and not same:
             raise Unsafe(
                 f"host {step.peer} offers {strange[0]} to host {step.host}, which is on another machine",
                 "believe nothing that it says until you know why",
             )
+        for offer in offers:
+            elsewhere.refuse(offer, run.doors(step.peer, step.target), step.peer, step.host, same)
         return run.call(step.host, step.target, "attach", offers=offers)
 
     def _detach(self, run: Run, step: Step) -> Any:

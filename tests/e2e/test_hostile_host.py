@@ -121,6 +121,17 @@ def test_no_right_is_taken_up_that_was_not_asked_for(world: Beside) -> None:
     world.storkit("attach", "web", "--on", "c")
 
 
+def test_a_client_is_sent_to_no_other_server(world: Beside) -> None:
+    for lie in (Lie("offers", "server", "127.0.0.9"), Lie("offers", "portals", ["127.0.0.9:3260"])):
+        world.tell(lie)
+        done = world.ask("attach", "web", "--on", "c", ok=9)
+        assert "host b sends host c to 127.0.0.9 for volume web" in done.stderr
+        assert "the inventory, which has" in done.stderr
+        assert "everything was put back" in done.stderr
+    world.tell()
+    world.storkit("attach", "web", "--on", "c")
+
+
 def test_a_client_that_lies_is_not_believed(world: Beside) -> None:
     for lie in lies(world, "attach", "attachment"):
         world.tell(lie)

@@ -1,0 +1,79 @@
+"""Where an offer sends a client, compared with what the inventory says of its server, for every transport."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storkit.core import inventory, registry
+from storkit.core.backend import Transport
+from storkit.core.errors import Unsafe
+from storkit.core.model import Door
+from storkit.hosts.connections import Connections
+from storkit.plans import elsewhere
+
+SERVER = "10.0.0.1"
+
+
+def offer(*addresses: str, portals: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"volume": "web", "server": addresses[0] if addresses else "", "portals": list(portals)}
+
+
+def refused(one: dict[str, Any], *known: str, same: bool = False) -> bool:
+    try:
+        elsewhere.refuse(one, [Door(address, 1, 2) for address in known], "s", "c", same)
+    except Unsafe as error:
+        assert "host s sends host c to" in error.message and "web" in error.message and error.hint
+        assert all(address in error.message for address in known)
+        return True
+    return False
+
+
+def test_an_address_is_the_server_s_own_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (SERVER, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
+    assert not refused(offer(SERVER), SERVER) and not refused(offer("store"), "Store")
+    assert not refused(offer(SERVER), "store"), "its name, looked up"
+    assert not refused(offer("fd00::1"), "fd00:0::1")
+    assert not refused(offer(SERVER, portals=(f"{SERVER}:3260", "[fd00::1]:3260")), SERVER, "fd00::1")
+    for said in ("10.0.0.2", "evil.example", "fd00::2", "127.0.0.1", "169.254.169.254"):
+        assert refused(offer(said), SERVER) and refused(offer(said), "store"), said
+        portal = f"[{said}]:3260" if ":" in said else f"{said}:3260"
+        assert refused(offer(SERVER, portals=(f"{SERVER}:3260", portal)), SERVER), "one of several ways is enough"
+
+
+def test_what_cannot_be_compared_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror("no such name here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert not refused(offer("10.0.0.2"), "store"), "a name of ssh's configuration alone"
+    assert not refused(offer("10.0.0.2")), "somebody else's server"
+    assert refused(offer("evil.example"), "store")
+
+
+def test_on_its_own_machine_a_server_is_at_a_loopback_too() -> None:
+    assert not refused(offer(), same=True) and not refused(offer("127.0.0.1"), same=True)
+    assert not refused(offer("127.0.0.1"), SERVER, same=True) and not refused(offer("::1"), SERVER, same=True)
+    assert refused(offer("10.0.0.2"), same=True) and refused(offer("127.0.0.1"), SERVER)
+
+
+@pytest.mark.parametrize("name", registry.names(Transport))  # type: ignore[type-abstract]
+def test_every_transport_says_where_its_servers_are_without_asking_them(name: str) -> None:
+    """Of the inventory alone: their host may lie. A transport whose settings name other places says those."""
+    text = f'[hosts.s]\nurl = "ssh://s"\naddress = "{SERVER}"\n[hosts.c]\nurl = "ssh://c"\n'
+    connections = Connections(inventory.parse(text, Path("inventory.toml")))
+    doors = connections.doors("s", f"transport:{name}")
+    assert [door.address for door in doors] == [SERVER]
+    assert [door.address for door in connections.doors("c", f"transport:{name}")] == ["c"]
+
+
+def test_portals_of_the_inventory_are_where_it_says() -> None:
+    text = (
+        f'[hosts.s]\nurl = "ssh://s"\naddress = "{SERVER}"\n[transports.iscsi]\nportals = ["10.1.0.1", "[fd00::1]:9"]\n'
+    )
+    doors = Connections(inventory.parse(text, Path("inventory.toml"))).doors("s", "transport:iscsi")
+    assert [door.address for door in doors] == ["10.1.0.1", "fd00::1"]

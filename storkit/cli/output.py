@@ -72,8 +72,9 @@ def explain(error: StorkitError) -> None:
     while isinstance(cause, StepFailed):
         cause = cause.cause
     if isinstance(cause, CommandFailed):
+        host = f"{cause.said_by} " if cause.said_by else ""
         for line in cause.stderr.splitlines()[:-1][-20:]:
-            say(f"  | {line}")
+            say(f"  {host}| {line}")
     if error.left:
         say(f"  {error.left}")
     advise(error.hint, error.said_by)

@@ -12,7 +12,7 @@ from uuid import uuid4
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Export, Volume, check_name, guest_of
 from storkit.core.units import format_size, parse_size
@@ -219,7 +219,7 @@ def list_(session: Session, options: Namespace) -> None:
     header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE")
     data = codec.dump(volumes) if session.options.json else []
     data += [
-        {"name": each.name, "pool": each.pool, "host": each.host, "error": Unsafe(each.message, each.hint).to_json()}
+        {"name": each.name, "pool": each.pool, "host": each.host, "error": session.survey.of_damaged(each).to_json()}
         for each in damaged
     ]
     session.result(data, output.table(header, rows))

@@ -221,7 +221,16 @@ def from_json(data: dict[str, Any], host: str = "") -> StorkitError:
     """The error that `host` reported, of the same kind as it was there; or one that was kept, whoever said it."""
     error = _of_kind(data, host)
     error.said_by = host or str(data.get("said_by", ""))
+    # Those of several are marked each; a failed command's message is made of its parts, which are not marked.
+    if (host and not isinstance(error, Problems)) or isinstance(error, CommandFailed):
+        error.message = quoted(error.message, error.said_by)
+        error.args = (error.message,)
     return error
+
+
+def quoted(words: str, host: str) -> str:
+    """What another host says, marked as its own words, wherever they are shown or quoted. Empty: it is this one."""
+    return f"{host}: {words}" if host else words
 
 
 def _of_kind(data: dict[str, Any], said_by: str) -> StorkitError:

@@ -16,7 +16,6 @@ from storkit.core.errors import (
     NotFound,
     ServiceUnreachable,
     StorkitError,
-    Unsafe,
     in_a_line,
     raise_problems,
 )
@@ -38,6 +37,7 @@ class Pools(Protocol):
     def of_pools(self, wanted: Mapping[PoolConfig, list[str] | None]) -> list[Volume]: ...
     def volumes(self, names: list[str] | None = None) -> list[Volume]: ...
     def refuse_damaged(self, names: Iterable[str]) -> None: ...
+    def of_damaged(self, volume: Damaged) -> StorkitError: ...
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def _why_not(pools: Pools, pool: PoolConfig, name: str, said: bool) -> StorkitEr
     if reason := pools.failed.get(pool.name):
         return Conflict(f"{what} cannot be looked for: {in_a_line(reason)}", reason.each[0].advice)
     if damaged := pools.damaged.get((pool.name, name)):
-        return Unsafe(damaged.message, damaged.hint)
+        return pools.of_damaged(damaged)
     return (
         NotFound(f"pool {pool.name} has no volume {name}", f"storkit volume list --pool {pool.name}") if said else None
     )

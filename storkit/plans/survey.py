@@ -15,6 +15,7 @@ from storkit.core.errors import (
     Unsafe,
     Unsupported,
     UsageError,
+    quoted,
     raise_problems,
 )
 from storkit.core.inventory import Inventory, PoolConfig
@@ -101,7 +102,18 @@ class Survey:
     def refuse_damaged(self, names: Iterable[str]) -> None:
         """Raise Unsafe for those of `names` that a damaged volume has."""
         wanted = set(names)
-        raise_problems([Unsafe(each.message, each.hint) for each in self.damaged.values() if each.name in wanted])
+        raise_problems([self.of_damaged(each) for each in self.damaged.values() if each.name in wanted])
+
+    def of_damaged(self, volume: Damaged) -> StorkitError:
+        """The error of a command that needs a damaged volume. The words are its host's."""
+        error = Unsafe(volume.message, volume.hint)
+        error.said_by = self._speaker(volume.host)
+        return error
+
+    def _speaker(self, host: str) -> str:
+        """The host that words are to be marked as of; empty: this machine."""
+        config = self.connections.find(host)
+        return "" if config and config.machine == "local" else host
 
     def _look(self, pool: PoolConfig, names: list[str] | None, reason: StorkitError) -> list[Volume]:
         """The good volumes of a pool that could not be asked for all; raises `reason` where it is the pool itself."""
@@ -113,7 +125,8 @@ class Survey:
             raise reason from None
         seen = codec.load(Found, found, f"pool {pool.name}")
         for each in seen.damaged:
-            self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host)
+            message = quoted(each.message, self._speaker(pool.host))
+            self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host, message=message)
         return seen.volumes
 
     @contextmanager
@@ -259,7 +272,8 @@ class Survey:
         def ask(pool: PoolConfig) -> Usage | None:
             connection = self.connections.to(pool.host)
             with self._noted(pool):
-                return codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
+                found = codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
+                return replace(found, warnings=[quoted(each, self._speaker(pool.host)) for each in found.warnings])
             return None
 
         wanted = list(self.connections.inventory.pools.values() if pools is None else pools)

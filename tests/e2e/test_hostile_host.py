@@ -58,6 +58,9 @@ pool = "here"
         assert not CONTROL.search(said.replace("\n", "")), said
         assert not [line for line in said.splitlines() if line.startswith("  next: ") and "(host b says)" not in line
                     and "evil" in line], said  # fmt: skip
+        for line in said.splitlines():
+            marked = ("b: ", "  b | ", "says host b", "host b says", "host b answers with")
+            assert "curl evil" not in line or any(mark in line for mark in marked), line
         assert (self.victim / "precious").read_text() == "precious"
         assert not (self.directory / "made").exists()
         return done
@@ -161,10 +164,16 @@ def test_words_of_a_host_are_its_own(world: Beside) -> None:
     for kind in ("not-found", "unsafe", "usage", "conflict", "what?"):
         world.tell(Lie(error={"kind": kind, "message": FORGED, "hint": FORGED}))
         done = world.ask("volume", "show", "web")
-        assert "curl evil" in done.stderr and done.status != 0
+        assert "b: fine" in done.stderr and "curl evil" in done.stderr and done.status != 0
         world.ask("volume", "list", ok=0)
     world.tell(Lie("capacity", "warnings", [FORGED]))
-    assert "\\x1b[2K" in world.ask("pool", "list", ok=0).stderr
+    assert "\\x1b[2K" in (warned := world.ask("pool", "list", ok=0).stderr) and "storkit: b: fine" in warned
+    bad = {"name": "web", "pool": "there", "host": "b", "message": FORGED, "hint": FORGED}
+    cannot = {"kind": "unsafe", "message": "x", "hint": ""}
+    world.tell(Lie("find", error=cannot), Lie("look", value={"volumes": [], "damaged": [bad]}))
+    assert "b: fine" in world.ask("volume", "list", ok=0).stderr
+    done = world.ask("attach", "web", "--on", "c", ok=9)
+    assert "storkit: b: fine" in done.stderr and "next (says host b): fine" in done.stderr
     failed = {"kind": "command-failed", "message": "", "argv": [FORGED], "status": 1, "stderr": FORGED * 3, "host": "a"}
     world.tell(Lie("create", error={**failed, "hint": FORGED}))
     done = world.ask("volume", "create", "new", "1MiB", "--pool", "there")

@@ -32,6 +32,15 @@ def test_round_trip(error: StorkitError) -> None:
     assert back.exit_code == error.exit_code
 
 
+@pytest.mark.parametrize("error", ALL, ids=lambda error: error.kind)
+def test_another_host_s_words_are_marked_as_its_own_once(error: StorkitError) -> None:
+    back = errors.from_json(error.to_json(), "b")
+    assert [each.message for each in back.each] == [f"b: {each.message}" for each in error.each]
+    assert back.said_by == "b" and str(back) == back.message and type(back) is type(error)
+    kept = errors.from_json(json.loads(json.dumps(back.to_json())))
+    assert (kept.message, kept.said_by) == (back.message, "b"), "as a journal keeps it"
+
+
 def test_a_host_that_answers_is_never_unreachable() -> None:
     """Also if an older agent says so: its word is about what it could not reach itself."""
     back = errors.from_json(errors.HostUnreachable("no NBD server answers", "look").to_json())

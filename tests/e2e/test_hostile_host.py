@@ -150,7 +150,9 @@ def test_exports_that_are_none_make_their_host_unknown_and_strange_clients_are_o
     for lie in lies(world, "find_exports", "export"):
         world.tell(lie)
         done = world.ask("status", ok=0)
-        assert "host b" in done.stderr and "web" not in done.stdout, (lie, done.stdout, done.stderr)
+        shown = [line.split() for line in done.stdout.splitlines()[1:]]
+        assert "host b" in done.stderr, (lie, done.stderr)
+        assert shown == [["web", "unknown", "c", "unknown", "attached"]], (lie, done.stdout)  # c's word alone
     made = f"local:{world.directory}/made"
     for client in (made, "ssh://root@127.0.0.99", "nobody"):
         world.tell(Lie("find_exports", "client", client))

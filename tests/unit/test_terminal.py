@@ -75,9 +75,9 @@ def test_an_error_of_another_host_forges_no_line(
         assert not ours or line == "  next: storkit plan resume 1"
 
 
-def test_a_hint_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_and_a_hint_say_whose_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     output.explain(from_json({"kind": "not-found", "message": "m", "hint": "do this"}, "b"))
-    assert capsys.readouterr().err == "storkit: m\n  next (says host b): do this\n"
+    assert capsys.readouterr().err == "storkit: b: m\n  next (says host b): do this\n"
     output.explain(NotFound("m", "do this"))
     assert capsys.readouterr().err == "storkit: m\n  next: do this\n"
 

@@ -146,7 +146,7 @@ def status(session: Session, options: Namespace) -> None:
     rows = []
     for home, group in exports.items():
         for export in group:
-            attached = any(a.uuid == export.uuid for a in attachments.get(export.client, []))
+            states = [a.state for a in attachments.get(export.client, []) if a.uuid == export.uuid]
             unread = (export.client, f"transport:{export.transport}") in session.survey.unread
             state = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
             if guest_of(export.client):
@@ -154,7 +154,7 @@ def status(session: Session, options: Namespace) -> None:
             elif export.client not in attachments:
                 there = "unknown" if session.connections.find(export.client) else "unknown (not in the inventory)"
             else:
-                there = "attached" if attached else "unknown" if unread else "not attached"
+                there = states[0] if states else "unknown" if unread else "not attached"
             rows.append((export.volume, home, export.client, state, there))
     # Who holds what a silent or unreadable home would tell of is not passed over.
     told = {(export.uuid, export.client) for group in exports.values() for export in group}

@@ -254,7 +254,9 @@ def show(session: Session, options: Namespace) -> None:
         (f"on {e.client}", ("writes" if e.writable else "reads") + ("" if e.live else ", but its server is down"))
         for e in exports
     ]
-    lines += [(f"at {a.host}", a.path) for group in attached.values() for a in group]
+    lines += [
+        (f"at {a.host}", f"{a.path} ({a.state})" if a.broken else a.path) for group in attached.values() for a in group
+    ]
     session.result(data, output.fields(lines))
 
 

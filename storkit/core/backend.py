@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from storkit.core.errors import Unsafe, Unsupported, raise_problems
+from storkit.core.errors import ServiceUnreachable, Unsafe, Unsupported, raise_problems
 from storkit.core.identities import ClientName, GuestName, Line, MaybeAddress, Size, Uuid, VolumeName, Word, Words
 from storkit.core.model import (
     AttachedHere,
@@ -331,6 +331,20 @@ class Transport(Backend):
     @abstractmethod
     def unfence(self, client: ClientName) -> None:
         """Let a fenced host be exported to again; it gets no export back by itself."""
+
+
+def refuse_broken(attachments: Iterable[Attachment]) -> None:
+    """Raise ServiceUnreachable for those of these attachments that do not work, and are needed."""
+    raise_problems(
+        [
+            ServiceUnreachable(
+                f"volume {each.volume} is attached on {each.host}, and that is broken: {each.broken}",
+                f"storkit attach {each.volume} --on {each.host}{'' if each.writable else ' --read-only'}",
+            )
+            for each in attachments
+            if each.broken
+        ]
+    )
 
 
 class Hypervisor(Backend):

@@ -215,6 +215,9 @@ class DiskSource:
         return f"{scheme}://{host}:{self.port}/{self.export}"
 
 
+ATTACHED = "attached"
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """An export on one host, at its stable path."""
@@ -229,6 +232,13 @@ class Attachment:
     size: Size
     writable: bool
     """What this host asked for; what the server grants is in its exports."""
+    state: Words = ATTACHED
+    """`attached`, or `broken: ` and why, as this host's kernel says without asking the disk."""
+
+    @property
+    def broken(self) -> str:
+        """Why it does not work; empty if it does, as far as the kernel knows."""
+        return "" if self.state == ATTACHED else self.state.removeprefix("broken: ")
 
 
 @dataclass(frozen=True, slots=True)

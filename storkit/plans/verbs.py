@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from storkit.core import codec, registry
-from storkit.core.backend import Client
+from storkit.core.backend import Client, refuse_broken
 from storkit.core.errors import Conflict, Unsafe
-from storkit.core.model import Evidence, guest_of
-from storkit.plans import elsewhere
+from storkit.core.model import Attachment, Evidence, guest_of
 from storkit.plans.moves import Confirm, Receive, Send
 from storkit.plans.plan import Step
 from storkit.plans.proof import Comparison, same_disk
@@ -229,6 +228,7 @@ class Define(Verb):
         gone = [volume["name"] for volume in step.args["volumes"] if volume["uuid"] not in sources]
         if gone:
             raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
+        refuse_broken(codec.load(list[Attachment], found, step.host, strict=False))
         disks = [sources[uuid] for uuid in uuids(step)]
         return run.call(
             step.host, step.target, "define", guest=step.args["guest"], disks=disks, machine=step.args["machine"]

@@ -43,6 +43,10 @@ class Rig(ABC):
     def kill_servers(self) -> None:
         """End everything that serves volumes at once, as kill -9 or a power cut does, and wait until it is gone."""
 
+    def disconnect(self, attachment: Attachment) -> None:
+        """Take away what the kernel of its host has of an attachment, as a fault or a hand does; its record stays."""
+        raise NotImplementedError(f"nothing is known of how {attachment.transport} loses a connection")
+
     @abstractmethod
     def leftovers(self) -> list[str]:
         """Processes, files, links and sockets that the transport has left on either host."""

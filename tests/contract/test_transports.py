@@ -18,7 +18,7 @@ import pytest
 from storkit.core import codec, registry
 from storkit.core.backend import Client, Transport
 from storkit.core.errors import NotFound, StorkitError, Unsafe
-from storkit.core.model import Attachment, Evidence, Export, Offer, Volume
+from storkit.core.model import ATTACHED, Attachment, Evidence, Export, Offer, Volume
 from tests.contract.rig import BLOCK, Rig, RigSetup
 
 REFUSED = (OSError, StorkitError)
@@ -283,6 +283,28 @@ def test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk(rig: Rig) -
     assert later.blocks.keys() == {"0"} and later.blocks["0"] != there.blocks["0"]  # never from a cache
     with pytest.raises(NotFound):
         rig.far.evidence([rig.volume("unattached")])
+
+
+def test_an_attachment_that_has_lost_its_connection_is_said_to_be_broken_and_attach_mends_it(rig: Rig) -> None:
+    volume, other = rig.volume("v"), rig.volume("other")
+    rig.home.export([volume, other], [rig.b])
+    rig.set_writers([volume], ["b"])
+    there, well = attach(rig, [volume, other], rig.b)
+    assert can_write(rig, there, 1)
+    rig.disconnect(there)
+    found = {attachment.volume: attachment for attachment in rig.far.find_attachments()}
+    assert found["v"].broken and replace(found["v"], state=ATTACHED) == there and found["other"] == well
+    with pytest.raises(StorkitError) as refused:
+        rig.far.evidence([volume, other])
+    assert refused.value.message == f"volume v is attached on b, and that is broken: {found['v'].broken}"
+    assert refused.value.hint == "storkit attach v --on b"
+    rig.set_writers([volume], ["b"])  # as `attach` does before
+    assert attach(rig, [volume], rig.b) == [there] and rig.far.find_attachments([volume.uuid]) == [there]
+    assert rig.far.evidence([volume])[0].size == volume.size
+    assert can_write(rig, there, 2)
+    rig.disconnect(there)
+    rig.far.detach([volume])
+    assert rig.far.find_attachments() == [well] and not rig.has_path(rig.far, "v")
 
 
 def test_a_fenced_host_is_cut_off_and_kept_out(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from storkit.core.model import Attachment
 from tests.lab import services
 from tests.lab.host import Host
 from tests.lab.remote import LabRig, LabSetup, lab_rig
@@ -27,6 +28,9 @@ class IscsiThick(LabRig):
 
     def fill(self, host: Host) -> None:
         """Make what volumes come from."""
+
+    def disconnect(self, attachment: Attachment) -> None:
+        self.run(attachment.host, "iscsiadm", "-m", "node", "-T", f"iqn.2026-11.org.storkit:{attachment.uuid}", "-u")
 
 
 class IscsiThin(IscsiThick):

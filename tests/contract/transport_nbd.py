@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from storkit.core.backend import Client
-from storkit.core.model import Volume
+from storkit.core.model import Attachment, Volume
 from storkit.system import locks
 from tests.contract.rig import Rig, RigSetup
 from tests.e2e.nbdhosts import Hosts, wait_until
@@ -37,6 +37,10 @@ class NbdRig(Rig):
             os.kill(pid, signal.SIGKILL)
         # A process loses its command line first, and its last thread closes its files, and with them its locks, later.
         wait_until(lambda: not any(map(locks.held, self._hosts.root.rglob("*.lock"))))
+
+    def disconnect(self, attachment: Attachment) -> None:
+        """QEMU itself is the client: what this host has is the path alone."""
+        Path(attachment.path).unlink()
 
     def leftovers(self) -> list[str]:
         return [f"process {pid}" for pid in self._hosts.servers()] + self._hosts.leftovers()
@@ -62,6 +66,9 @@ class NbdLabRig(LabRig):
     def prepare(self, host: Host) -> None:
         """User space alone: there is nothing to start."""
 
+    def disconnect(self, attachment: Attachment) -> None:
+        self.run(attachment.host, "rm", attachment.path)
+
 
 class NbdKernelLabRig(NbdLabRig):
     """Block devices: on the server's own machine straight from its socket, on the other through a relay."""
@@ -72,6 +79,10 @@ class NbdKernelLabRig(NbdLabRig):
         # Otherwise the first attach loads it, and its 16 idle devices stay.
         host.run(["modprobe", "-a", "nbd", "dm-mod"])
         host.run(["udevadm", "settle"])
+
+    def disconnect(self, attachment: Attachment) -> None:
+        script = 'for n in /sys/block/nbd*; do grep -qs "$1" $n/backend && nbd-client -d /dev/${n##*/}; done'
+        self.run(attachment.host, "sh", "-c", script, "sh", f"storkit:{attachment.uuid}:")
 
 
 def lab_setups() -> dict[str, LabSetup]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from storkit.core.model import Attachment
 from tests.lab.host import Host
 from tests.lab.remote import LabRig, LabSetup, lab_rig
 
@@ -29,6 +30,9 @@ class NfsRig(LabRig):
         host.put(NFS_CONF, "/etc/nfs.conf")
         host.run(["modprobe", "-a", "nfsd", "nfs", "nfsv4"])
         host.run(["mkdir", "-p", "/var/lib/nfs/v4recovery"])
+
+    def disconnect(self, attachment: Attachment) -> None:
+        self.run(attachment.host, "umount", "-l", f"/run/storkit/nfs/{attachment.uuid}")
 
 
 def lab_setups() -> dict[str, LabSetup]:

@@ -367,6 +367,10 @@ class LabRig(Rig):
             self._hosts.give_back()
         return found
 
+    def run(self, name: str, *argv: str) -> str:
+        """What a command on one of the hosts prints."""
+        return self._machines[name].host.run(list(argv)).stdout
+
     def access(self, attachment: Attachment) -> AbstractContextManager[Access]:
         return self._machines[attachment.host].open(attachment)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storkit.core.model import DiskSource
-from storkit.tech.nbd.kernel import Link, read_device, relay_arguments
+from storkit.tech.nbd.kernel import Link, relay_arguments
 from storkit.tech.nbd.netlink import Device, attribute, attributes, devices, message, messages, sockets_attribute
 
 # What Linux 6.1 answered: to NBD_CMD_CONNECT the device's number, then an acknowledgement; to NBD_CMD_RECONFIGURE with
@@ -75,14 +75,3 @@ def test_a_relay_has_the_right_of_its_link_and_its_secrets_in_files(writable: bo
     assert f'"read-only": {"false" if writable else "true"}' in words[3]
     assert f'"writable": {"true" if writable else "false"}' in words[-1]
     assert '"tls-creds": "tls0"' in words[3]
-
-
-def test_blocks_are_read_where_they_are(tmp_path: Path) -> None:
-    file = tmp_path / "disk"
-    file.write_bytes(b"a" * 4096 + b"b" * 4096)
-    try:
-        assert read_device(str(file), [(4096, 4096), (0, 4096)]) == [b"b" * 4096, b"a" * 4096]
-    except Exception as error:
-        if "Invalid argument" in str(error):
-            pytest.skip("this file system has no O_DIRECT")
-        raise

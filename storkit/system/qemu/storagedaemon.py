@@ -30,6 +30,8 @@ SOCKET_PATH_MAX = 107
 """Bytes in the path of a Unix socket: sun_path has 108, one of them NUL (unix(7))."""
 STOP_TIMEOUT = scaled(120.0)
 """Seconds, half of them for ending by itself: closing an image flushes all that was written to it."""
+_ACCEPTS = 1 << 16
+"""A socket that listens, among the flags of /proc/net/unix (__SO_ACCEPTCON)."""
 _TICK = 0.005
 
 
@@ -128,6 +130,16 @@ def listen_unix(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def listening_sockets() -> set[str]:
+    """The Unix sockets that somebody listens at, as the kernel has them (proc(5)): nobody is connected to."""
+    found = set()
+    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if len(words) == 8 and int(words[3], 16) & _ACCEPTS:
+            found.add(words[7])
+    return found
 
 
 def check_socket_path(path: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,25 +23,30 @@ from storkit.core.errors import (
     NotFound,
     ServiceUnreachable,
     StorkitError,
+    TimedOut,
     Unsafe,
-    UsageError,
     raise_problems,
 )
-from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Offer, Volume, check_name
-from storkit.system.block.fingerprint import BLOCK, digests, wanted
-from storkit.system.files import PARTIAL, make_private, write_atomic
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume
+from storkit.system.block import reading
+from storkit.system.block.fingerprint import digests, wanted
+from storkit.system.files import make_private, write_atomic
 from storkit.system.parallel import every
-from storkit.system.qemu.storagedaemon import check_socket_path
+from storkit.system.qemu.storagedaemon import check_socket_path, listening_sockets
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
+from storkit.tech.attachments import Attaching, Attachments, Detaching
+from storkit.tech.grants import short
 from storkit.tech.nbd import keepalive
 from storkit.tech.nbd import wire as nbd_wire
-from storkit.tech.nbd.kernel import KernelDevices, Link, read_device
+from storkit.tech.nbd.kernel import KernelDevices, Link
 from storkit.tech.nbd.names import export_name
 from storkit.tech.nbd.server import NbdSettings, check_x509
-from storkit.tech.records import RecordFiles, damaged, refuse_renamed
+from storkit.tech.records import RecordFiles
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
+KEYS = "keys.psk"
+"""As QEMU's tls-creds-psk names it."""
 _TOOL_TIMEOUT = scaled(30.0)
 
 
@@ -64,70 +70,37 @@ class NbdAttached:
         return Link(it.volume, it.uuid, it.size, it.writable, self.wire, credential)
 
 
-@dataclass(slots=True)
-class _NbdAttaching:
-    offer: Offer
-    record: NbdAttached
-    known: NbdAttached | None
-    """The record of a volume that was attached before."""
-
-
-class NbdAttachments:
+class NbdAttachments(Attachments[NbdAttached]):
     """The attachments of one host."""
 
+    transport = "nbd"
+
     def __init__(self, site: Site, settings: NbdSettings) -> None:
-        self.site = site
-        self.settings = settings
         self._directory = site.state / "nbd" / "attached"
-        self._records = RecordFiles(self._directory, NbdAttached, "the attachment")
+        super().__init__(site, RecordFiles(self._directory, NbdAttached, "the attachment"))
+        self.settings = settings
         self._devices = KernelDevices(site)
 
-    def attach(self, offers: list[Offer]) -> list[Attachment]:
-        before = {record.attachment.uuid: record for record in self._find(None)}
-        names = {record.attachment.volume: uuid for uuid, record in before.items()}
-        pending: list[_NbdAttaching] = []
-        problems: list[StorkitError] = []
-        for offer in offers:
-            try:
-                refuse_renamed(before.get(offer.uuid), offer, self.site.host)
-                self._check(offer, names.get(offer.volume, ""))
-                pending.append(_NbdAttaching(offer, self._plan(offer), before.get(offer.uuid)))
-                self._check_kind(pending[-1])
-            except StorkitError as error:
-                problems.append(error)
-        raise_problems(problems)
-        for directory in (self._directory.parent, self._directory, self.site.dev):
-            make_private(directory)
-        every(self._verify, pending)
-        self._records.save({one.offer.uuid: one.record for one in pending})
-        self._connect([one.record for one in pending])
-        return [one.record.attachment for one in pending]
+    def _attachment(self, record: NbdAttached) -> Attachment:
+        return record.attachment
 
-    def _check(self, offer: Offer, owner: str) -> None:
-        check_name("volume", offer.volume)
-        path = self.site.dev / offer.volume
+    def _refused(self, offer: Offer, known: NbdAttached | None) -> Iterator[StorkitError]:
         if offer.socket:
-            check_socket_path(path)
-        if owner not in ("", offer.uuid):
-            hint = f"storkit detach {offer.volume} --on {self.site.host}"
-            raise Conflict(f"another volume {offer.volume}, {owner}, is attached on {self.site.host}", hint)
-        if not owner and (path.is_symlink() or path.exists()):
-            raise Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
+            check_socket_path(self.path(offer.volume))
         if offer.credential and offer.credential.method == "x509":
             check_x509(Path(self.settings.tls_dir or "."), X509_CLIENT_FILES)
-
-    def _check_kind(self, one: _NbdAttaching) -> None:
-        if one.known is not None and (one.known.wire is None) != (one.record.wire is None):
-            was = "in user space" if one.known.wire is None else "as a block device"
-            raise Conflict(
-                f"volume {one.offer.volume} is attached {was} on {self.site.host}; nbd's `attach` has changed since",
-                f"storkit detach {one.offer.volume} --on {self.site.host}",
+        kernel = self.settings.attach == "kernel"
+        if known is not None and (known.wire is not None) != kernel:
+            was = "in user space" if known.wire is None else "as a block device"
+            yield Conflict(
+                f"volume {offer.volume} is attached {was} on {self.site.host}; nbd's `attach` has changed since",
+                f"storkit detach {offer.volume} --on {self.site.host}",
             )
-        if one.record.link is not None:
-            self._devices.check(one.record.link)
+        if link := self._planned(offer).link:
+            self._devices.check(link)
 
-    def _plan(self, offer: Offer) -> NbdAttached:
-        path = str(self.site.dev / offer.volume)
+    def _planned(self, offer: Offer) -> NbdAttached:
+        path = str(self.path(offer.volume))
         kernel = self.settings.attach == "kernel"
         source = DiskSource("network", protocol="nbd", export=offer.name)
         if offer.socket:
@@ -156,56 +129,100 @@ class NbdAttachments:
         )
         return NbdAttached(attachment, "", source) if kernel else NbdAttached(attachment, offer.socket or source.uri)
 
-    def _verify(self, one: _NbdAttaching) -> None:
-        """Ask the server who it is, and raise Unsafe unless it is who the offer says.
+    # Connections
 
-        The credential is written first: the question is asked with it. A volume that was attached keeps its own.
-        """
-        offer, source = one.offer, one.record.wire or one.record.attachment.source
-        secret = offer.credential.secret if offer.credential else None
-        try:
-            if secret is not None:
-                keys = make_private(self._directory / offer.uuid) / "keys.psk"
-                write_atomic(keys, f"{source.tls_user}:{secret.reveal()}\n")
-            info = stated(source, offer.socket)
-            hint = "leave it alone until you know what serves there: storkit status"
-            if not offer.identity.startswith(f"storkit:{offer.uuid}:") or info.description != offer.identity:
-                raise Unsafe(
-                    f"the server of volume {offer.volume} is {offer.identity!r}, and what answers is "
-                    f"{info.description!r}",
-                    hint,
-                )
-            if info.size != offer.size:
-                raise Unsafe(f"volume {offer.volume} has {offer.size} bytes, and the server serves {info.size}", hint)
-        except StorkitError:
-            if one.known is None:
-                shutil.rmtree(self._directory / offer.uuid, ignore_errors=True)
-            raise
+    def _open(self, batch: Sequence[Attaching[NbdAttached]]) -> None:
+        """Ask each server who it is. What has been asked once, QEMU finds by itself after a reboot."""
+        make_private(self._directory.parent)
+        make_private(self._directory)
+        every(self._verify, batch)
 
-    def _connect(self, records: list[NbdAttached]) -> None:
-        """Make the stable paths, and the block devices that they lead to."""
-        servers = {(record.wire or record.attachment.source).server for record in records}
-        keepalive.hasten(servers, self.settings.keepalive_time)
-        paths = self._devices.connect([record.link for record in records if record.link is not None])
-        for record in records:
-            self._point(Path(record.attachment.path), paths.get(record.attachment.uuid, record.target))
-
-    def _point(self, path: Path, target: str) -> None:
-        """Make a stable path; one that leads elsewhere is of an earlier attachment of the same volume."""
-        if path.is_symlink() and str(path.readlink()) == target:
+    def _verify(self, one: Attaching[NbdAttached]) -> None:
+        """The credential is written first: the question is asked with it. A volume that was attached keeps its own."""
+        one.fresh = one.known is None
+        if one.offer is None:
+            if one.record.wire is not None:
+                self._identity(one.record)
             return
-        partial = path.with_name(path.name + PARTIAL)
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(target)
-        partial.rename(path)
+        offer, source = one.offer, one.record.wire or one.record.attachment.source
+        if offer.credential is not None and offer.credential.secret is not None:
+            keys = make_private(self._directory / offer.uuid) / KEYS
+            write_atomic(keys, f"{source.tls_user}:{offer.credential.secret.reveal()}\n")
+        info = stated(source, offer.socket)
+        hint = "leave it alone until you know what serves there: storkit status"
+        if not offer.identity.startswith(f"storkit:{offer.uuid}:") or info.description != offer.identity:
+            said = f"the server of volume {offer.volume} is {offer.identity!r}"
+            raise Unsafe(f"{said}, and what answers is {info.description!r}", hint)
+        if info.size != offer.size:
+            raise Unsafe(f"volume {offer.volume} has {offer.size} bytes, and the server serves {info.size}", hint)
+
+    def _place(self, batch: Sequence[Attaching[NbdAttached]]) -> None:
+        """Make the block devices, or give those that are there new connections."""
+        servers = {(one.record.wire or one.record.attachment.source).server for one in batch}
+        keepalive.hasten(servers, self.settings.keepalive_time)
+        paths = self._devices.connect([link for one in batch if (link := one.record.link)])
+        for one in batch:
+            one.target = paths.get(one.record.attachment.uuid, one.record.target)
+
+    def _abandon(self, fresh: Sequence[Attaching[NbdAttached]]) -> None:
+        for one in fresh:
+            if link := one.record.link:
+                with suppress(StorkitError):
+                    self._devices.disconnect(link, lambda: False)
+            if one.known is None:
+                shutil.rmtree(self._directory / one.record.attachment.uuid, ignore_errors=True)
+
+    def _close(self, batch: Sequence[Detaching[NbdAttached]]) -> None:
+        every(self._disconnect, batch)
+
+    def _disconnect(self, one: Detaching[NbdAttached]) -> None:
+        if (record := one.record) and (link := record.link):
+            self._devices.disconnect(link, lambda: self._serves(record))
+        one.gone = True
+
+    def _released(self, gone: Sequence[Detaching[NbdAttached]]) -> None:
+        for one in gone:
+            shutil.rmtree(self._directory / one.volume.uuid, ignore_errors=True)
+
+    def _ours(self, target: str, name: str, uuid: str, record: NbdAttached | None) -> bool:
+        if record is None:
+            return False
+        if record.wire is not None:
+            return self._devices.makes(target, name)
+        # An earlier attachment of the same volume, which a kill kept from being replaced, had another port.
+        earlier = target.startswith(("nbd:", "nbds:")) or target.endswith(f"/{short(uuid)}.sock")
+        return earlier or target == record.target
+
+    def _broken(self, records: Mapping[str, NbdAttached]) -> dict[str, str]:
+        found = self._devices.broken([link for record in records.values() if (link := record.link)])
+        listening = listening_sockets()
+        for uuid, record in records.items():
+            source = record.wire or record.attachment.source
+            socket = source.socket and (source.socket if record.wire else record.target)
+            if socket and socket not in listening:
+                found[uuid] = f"nobody listens at its server's socket {socket}"
+            elif source.tls == "psk" and not Path(source.tls_dir, KEYS).exists():
+                found[uuid] = f"its credential is gone from {source.tls_dir}"
+        return found
 
     def claim(self, volumes: list[Volume]) -> None:
         """Have block devices that may be written; in user space QEMU sees for itself what the server lets it do."""
-        before = [record for record in self._find([volume.uuid for volume in volumes]) if record.wire is not None]
-        records = [self._writable(record) for record in before]
-        changed = [new for old, new in zip(before, records, strict=True) if new != old or not self._device(new)]
-        self._records.save({record.attachment.uuid: record for record in changed})
-        self._connect(changed)
+        with self._locked(volume.uuid for volume in volumes):
+            found, problems = self._records.find([volume.uuid for volume in volumes])
+            raise_problems(problems)
+            before = [record for record in found.values() if record.wire is not None]
+            records = [self._writable(record) for record in before]
+            broken = self._devices.broken([link for record in records if (link := record.link)])
+            self._bring_again(
+                [new for old, new in zip(before, records, strict=True) if new != old or new.attachment.uuid in broken]
+            )
+
+    def _bring_again(self, records: Sequence[NbdAttached]) -> None:
+        batch = [Attaching(record, record, None) for record in records]
+        self._records.save({record.attachment.uuid: record for record in records})
+        self._place(batch)
+        for one in batch:
+            self._link(one.record.attachment.volume, one.target)
 
     def _writable(self, record: NbdAttached) -> NbdAttached:
         """The record with this host's export as the server has it now: it may have another name."""
@@ -217,30 +234,7 @@ class NbdAttachments:
             raise Unsafe(f"the server of volume {it.volume} does not let {self.site.host} write", "storkit status")
         return replace(record, attachment=replace(it, writable=True), wire=replace(wire, export=found[0].name))
 
-    def _device(self, record: NbdAttached) -> str:
-        return self._devices.path(record.link) if record.link is not None else ""
-
-    def detach(self, volumes: list[Volume]) -> None:
-        records = self._find([volume.uuid for volume in volumes])
-        problems: list[StorkitError] = []
-        kept: set[str] = set()
-        for record in records:
-            try:
-                if record.link is not None:
-                    self._devices.disconnect(record.link, lambda record=record: self._serves(record))  # type: ignore[misc]
-            except StorkitError as error:
-                problems.append(error)
-                kept.add(record.attachment.uuid)
-                continue
-            path = Path(record.attachment.path)
-            path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
-            if path.is_symlink():
-                path.unlink()
-        gone = {volume.uuid for volume in volumes} - kept
-        for uuid in gone:
-            shutil.rmtree(self._directory / uuid, ignore_errors=True)
-        self._records.forget(gone)
-        raise_problems(problems)
+    # What the server says
 
     def _serves(self, record: NbdAttached) -> bool:
         """Whether the server of an attachment answers, and still has this export for this host."""
@@ -248,26 +242,6 @@ class NbdAttachments:
             return self._identity(record).writable or not record.attachment.writable
         except StorkitError:
             return False
-
-    def look(self, volumes: list[str] | None) -> AttachedHere:
-        records, problems = self._records.find(volumes)
-        # By the name that this host has now: a record may be older than the inventory.
-        found = [replace(record.attachment, host=self.site.host) for record in records.values()]
-        return AttachedHere(
-            sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)), damaged(problems)
-        )
-
-    def restore(self) -> None:
-        """Make the stable paths and block devices again: /dev is empty after a reboot. Devices whose server or relay
-        has died get new connections. All that fails is raised at the end."""
-        make_private(self.site.dev)
-
-        def again(record: NbdAttached) -> None:
-            if record.wire is not None:
-                self._identity(record)
-            self._connect([record])
-
-        every(again, self._find(None))
 
     def _identity(self, record: NbdAttached) -> nbd_wire.ExportInfo:
         """What the server of an attachment says, if it is that volume's; Unsafe otherwise."""
@@ -282,28 +256,6 @@ class NbdAttachments:
             )
         return info
 
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
-        problems: list[StorkitError] = [
-            NotFound(
-                f"volume {volume.name} is not attached on {self.site.host}",
-                f"storkit attach {volume.name} --on {self.site.host}",
-            )
-            for volume in volumes
-            if volume.uuid not in records
-        ]
-        for record in records.values():
-            if any(offset % BLOCK or not 0 <= offset < record.attachment.size for offset in offsets or ()):
-                problems.append(UsageError(f"offsets are multiples of {BLOCK} below {record.attachment.size}"))
-        raise_problems(problems)
-        found: dict[str, Evidence] = {}
-
-        def look(record: NbdAttached) -> None:
-            found[record.attachment.uuid] = self._look(record, offsets)
-
-        every(look, list(records.values()))
-        return [found[volume.uuid] for volume in volumes]
-
     def _look(self, record: NbdAttached, offsets: list[int] | None) -> Evidence:
         attachment, source = record.attachment, record.wire or record.attachment.source
         if record.wire is None and not source.tls:
@@ -315,13 +267,19 @@ class NbdAttachments:
         else:
             info = self._identity(record)
             ranges = wanted(attachment.uuid, info.size, offsets)
-            blocks = _read_by_tool(source, ranges) if record.wire is None else read_device(self._device(record), ranges)
+            blocks = _read_by_tool(source, ranges) if record.wire is None else self._read_device(record, ranges)
         return Evidence(attachment.volume, self.site.host, info.description, info.size, digests(ranges, blocks))
 
-    def _find(self, volumes: Iterable[str] | None) -> list[NbdAttached]:
-        records, problems = self._records.find(volumes)
-        raise_problems(problems)
-        return list(records.values())
+    def _read_device(self, record: NbdAttached, ranges: list[tuple[int, int]]) -> list[bytes]:
+        assert record.link is not None
+        path = self._devices.path(record.link)
+        try:
+            return reading.read(path, ranges).blocks
+        except OSError as error:
+            raise ServiceUnreachable(f"{path} cannot be read: {error.strerror}", "storkit host restore") from error
+        except TimedOut as error:
+            # Its server has gone away, and it holds the reads until that is back.
+            raise TimedOut(error.message, "storkit host restore, on both hosts") from error
 
 
 def stated(source: DiskSource, socket: str = "") -> nbd_wire.ExportInfo:

@@ -17,7 +17,7 @@ place below the node.
 from __future__ import annotations
 
 import json
-import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, ServiceUnreachable, TimedOut, Unsupported
+from storkit.core.errors import Conflict, Unsupported
 from storkit.core.model import DiskSource
 from storkit.system import locks
 from storkit.system.block import devmapper
@@ -42,7 +42,6 @@ from storkit.tech.nbd.server import FOREVER
 CLOSE_TIMEOUT = scaled(10.0)
 """Seconds that a user whose I/O has failed gets to close the device."""
 _GUARD_TIMEOUT = scaled(60.0)
-_READ_TIMEOUT = scaled(30.0)
 _SECTOR = 512
 
 
@@ -129,8 +128,46 @@ class KernelDevices:
 
     def path(self, link: Link) -> str:
         """The block device of a link that is connected; empty if it is not."""
-        wanted = self._identifier(link)
-        return next((device.path for device in devices() if device.backend == wanted), "")
+        wanted = [device for device in devices() if device.backend == self._identifier(link)]
+        if not wanted:
+            return ""
+        with Netlink() as kernel:
+            return next((device.path for device in wanted if kernel.connected(device)), "")
+
+    def broken(self, links: Sequence[Link]) -> dict[str, str]:
+        """By UUID, why devices do not work, as the kernel says: nothing is read from them."""
+        if not links:
+            return {}
+        nodes = {node.uuid: node for node in devmapper.find()}
+        found = {}
+        for link in links:
+            node = nodes.get(devmapper.node_uuid(link.uuid, self._role))
+            if why := self._fault(link, self.path(link), node):
+                found[link.uuid] = why
+        return found
+
+    def _fault(self, link: Link, device: str, node: devmapper.MappedNode | None) -> str:
+        path = self.site.dev / link.volume
+        leads = str(path.readlink()) if path.is_symlink() else ""
+        if not device:
+            return "its block device is not connected any more"
+        if not link.wire.socket and not self._relay(link).runs():
+            return "its relay does not run any more"
+        if node is None:
+            if leads == self.node(link.volume):
+                return f"{leads} is gone"
+            return f"{path} leads to {leads}, and its block device is {device}" if leads not in ("", device) else ""
+        if node.table != devmapper.linear(device, link.size):
+            return f"{node.path} does not lead to its block device {device}"
+        return f"{node.path} is suspended" if node.suspended else ""
+
+    def node(self, volume: str) -> str:
+        """The device-mapper node that a stable path leads to."""
+        return devmapper.node_path(devmapper.node_name(volume, self._role))
+
+    def makes(self, target: str, volume: str) -> bool:
+        """Whether a volume's stable path of this host may lead there; without device-mapper, to the device itself."""
+        return target == self.node(volume) or re.fullmatch(r"/dev/nbd\d+", target) is not None
 
     # One device
 
@@ -160,7 +197,7 @@ class KernelDevices:
             handed = connection.hand_over()
             try:
                 for device in devices():
-                    if device.backend == wanted:
+                    if device.backend == wanted and kernel.connected(device):
                         kernel.reconnect(device, [handed])
                         return device
                 block = max(_SECTOR, info.minimum_block)
@@ -227,6 +264,9 @@ class _Relay:
         self.socket = run / f"{stem}.sock"
         self._daemon = Daemon(f"the NBD relay of volume {volume}", run / f"{stem}.pid", run / f"{stem}.lock")
 
+    def runs(self) -> bool:
+        return self._daemon.running()
+
     def start(self, arguments: list[str]) -> None:
         if self._daemon.running() and self._daemon.arguments():
             return
@@ -245,43 +285,6 @@ class _Relay:
         self._daemon.stop(kill=True)
         for path in (self.socket, self._daemon.pidfile, self._daemon.lock):
             path.unlink(missing_ok=True)
-
-
-def read_device(path: str, ranges: Sequence[tuple[int, int]], timeout: float = _READ_TIMEOUT) -> list[bytes]:
-    """Blocks of a device, past this host's page cache. Offsets and lengths are multiples of 512.
-
-    Raises TimedOut: its server has gone away, and it holds the reads until that is back.
-    """
-    import mmap
-    import threading
-
-    blocks: list[bytes] = []
-    failed: list[OSError] = []
-
-    def read() -> None:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-            try:
-                for offset, length in ranges:
-                    with mmap.mmap(-1, length) as buffer:
-                        os.preadv(descriptor, [buffer], offset)
-                        blocks.append(buffer[:])
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            failed.append(error)
-
-    # A read that the kernel holds cannot be interrupted: leave it behind.
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(timeout)
-    if reader.is_alive():
-        raise TimedOut(
-            f"{path or 'the device'} does not answer within {timeout:g} s", "storkit host restore, on both hosts"
-        )
-    if failed:
-        raise ServiceUnreachable(f"{path or 'the device'} cannot be read: {failed[0].strerror}", "storkit host restore")
-    return blocks
 
 
 def relay_arguments(link: Link) -> list[str]:

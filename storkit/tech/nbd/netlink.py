@@ -166,6 +166,17 @@ class Netlink:
             f"give {device.path} a new connection",
         )
 
+    def connected(self, device: Device) -> bool:
+        """Whether a device takes requests. One that was disconnected keeps its identifier, in sysfs as well, for as
+        long as anybody has it open, and fails them all; to change nothing of it is refused then (nbd_genl_reconfigure).
+        """
+        what = attribute(_INDEX, struct.pack("=I", device.index))
+        try:
+            self._exchange(self._family, _RECONFIGURE, what + attribute(_BACKEND, device.backend.encode() + b"\0"))
+        except OSError as error:
+            return error.errno != errno.EINVAL
+        return True
+
     def disconnect(self, device: Device) -> None:
         """Cut a device off: what it holds fails (EIO), and so does what comes later. Gone already is fine."""
         try:

@@ -10,9 +10,9 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.backend import Site
@@ -26,20 +26,20 @@ from storkit.core.errors import (
     Unsafe,
     Unsupported,
     UsageError,
-    raise_problems,
 )
 from storkit.core.identities import check_path
-from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Offer, Volume, check_name
-from storkit.system.block import fingerprint
-from storkit.system.files import PARTIAL, explain, make_private
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer
+from storkit.system.block import fingerprint, reading
+from storkit.system.files import explain, make_private
 from storkit.system.parallel import every
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
+from storkit.tech.attachments import Attaching, Attachments, Detaching
 from storkit.tech.images import qcow2
 from storkit.tech.nfs.layout import IDENTITY, stated
 from storkit.tech.nfs.names import NfsSettings
 from storkit.tech.nfs.server import unescape
-from storkit.tech.records import RecordFiles, damaged, refuse_renamed
+from storkit.tech.records import RecordFiles
 
 PACKAGE = "nfs-common"
 PORT = 2049
@@ -199,63 +199,34 @@ class NfsAttached:
     identity: str
 
 
-class NfsAttachments:
+class NfsAttachments(Attachments[NfsAttached]):
     """The attachments of one host."""
 
+    transport = "nfs"
+
     def __init__(self, site: Site, settings: NfsSettings) -> None:
-        self.site = site
+        super().__init__(site, RecordFiles(site.state / "nfs" / "attached", NfsAttached, "the attachment"))
         self.settings = settings
-        self._records = RecordFiles(site.state / "nfs" / "attached", NfsAttached, "the attachment")
         self._mounts = site.run / "nfs"
 
-    def attach(self, offers: list[Offer]) -> list[Attachment]:
-        before = {record.attachment.uuid: record for record in self._find(None)}
-        names = {record.attachment.volume: uuid for uuid, record in before.items()}
-        problems: list[StorkitError] = []
-        for offer in offers:
-            try:
-                refuse_renamed(before.get(offer.uuid), offer, self.site.host)
-                self._check(offer, names.get(offer.volume, ""))
-            except StorkitError as error:
-                problems.append(error)
-        raise_problems(problems)
-        for directory in (self._mounts, self.site.dev):
-            make_private(directory)
-        made: dict[str, NfsAttached] = {}
+    def _attachment(self, record: NfsAttached) -> Attachment:
+        return record.attachment
 
-        def attach(offer: Offer) -> None:
-            made[offer.uuid] = self._mount(self._plan(offer), before.get(offer.uuid))
-
-        try:
-            every(attach, offers)
-        finally:
-            self._records.save(made)
-            for record in made.values():
-                self._link(record)
-        return [made[offer.uuid].attachment for offer in offers]
-
-    def _check(self, offer: Offer, owner: str) -> None:
-        check_name("volume", offer.volume)
-        path = self.site.dev / offer.volume
-        if owner not in ("", offer.uuid):
-            hint = f"storkit detach {offer.volume} --on {self.site.host}"
-            raise Conflict(f"another volume {offer.volume}, {owner}, is attached on {self.site.host}", hint)
-        if not owner and (path.is_symlink() or path.exists()):
-            raise Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
+    def _refused(self, offer: Offer, known: NfsAttached | None) -> Iterator[StorkitError]:
         file, format = offer.options.get("file", ""), offer.options.get("format", "")
         if not file or "/" in file or file.startswith("."):
-            raise Unsafe(f"the offer of volume {offer.volume} names no file: {file!r}", "storkit status")
+            yield Unsafe(f"the offer of volume {offer.volume} names no file: {file!r}", "storkit status")
         if format not in ("raw", "qcow2"):
-            raise Unsafe(f"the offer of volume {offer.volume} names no format: {format!r}", "storkit status")
+            yield Unsafe(f"the offer of volume {offer.volume} names no format: {format!r}", "storkit status")
         try:
             check_path(offer.name)
         except UsageError as error:
-            raise Unsafe(f"the offer of volume {offer.volume}: {error.message}", "storkit status") from None
+            yield Unsafe(f"the offer of volume {offer.volume}: {error.message}", "storkit status")
         if not offer.server:
-            raise Unsafe(f"the offer of volume {offer.volume} names no server", "storkit status")
+            yield Unsafe(f"the offer of volume {offer.volume} names no server", "storkit status")
 
-    def _plan(self, offer: Offer) -> NfsAttached:
-        path, file = self.site.dev / offer.volume, offer.options["file"]
+    def _planned(self, offer: Offer) -> NfsAttached:
+        path, file = self.path(offer.volume), offer.options["file"]
         # QEMU looks for the file that an overlay stands on where the path says, not where a link leads.
         shown = self._point(offer.uuid) / file if offer.options.get("backing") else path
         disk = DiskSource("file", path=str(shown), format=offer.options["format"])
@@ -267,138 +238,129 @@ class NfsAttachments:
     def _point(self, uuid: str) -> Path:
         return self._mounts / uuid
 
-    def _mount(self, record: NfsAttached, before: NfsAttached | None) -> NfsAttached:
-        """Mount what was offered, and raise Unsafe unless it is the volume."""
-        point = self._point(record.attachment.uuid)
-        old = before is not None and replace(before, attachment=record.attachment) == record
-        if self._mounted(point) and not old:
-            unmount(point)
-        fresh = not self._mounted(point)
-        if fresh:
+    # Mounts
+
+    def _open(self, batch: Sequence[Attaching[NfsAttached]]) -> None:
+        make_private(self._mounts)
+        every(self._mount, batch)
+
+    def _mount(self, one: Attaching[NfsAttached]) -> None:
+        record, point = one.record, self._point(one.record.attachment.uuid)
+        there = mounted_at(point, mounts())
+        if there is not None and there.source != source(record.server, record.path):
+            _unmount_own(point, there)
+            there = None
+        if there is None:
             mount(record.server, record.path, point, mount_options(self.settings))
-        try:
-            self._verify(record)
-        except StorkitError:
-            if fresh:
-                unmount(point)
-            raise
-        return record
+            one.fresh = True
+        self._verify(record)
 
-    def _mounted(self, point: Path) -> bool:
-        return any(mount.point == str(point) for mount in mounts())
+    def _place(self, batch: Sequence[Attaching[NfsAttached]]) -> None:
+        for one in batch:
+            one.target = str(self._point(one.record.attachment.uuid) / one.record.file)
 
-    def _verify(self, record: NfsAttached) -> tuple[str, int]:
-        """What the server says the volume is, and its size. Raises Unsafe unless it is the one in the record;
-        ServiceUnreachable, since who asks a mount whose server is away is not given back."""
+    def _abandon(self, fresh: Sequence[Attaching[NfsAttached]]) -> None:
+        with suppress(StorkitError):
+            every(lambda one: unmount(self._point(one.record.attachment.uuid)), fresh)
+
+    def _close(self, batch: Sequence[Detaching[NfsAttached]]) -> None:
+        every(self._unmount, batch)
+
+    def _unmount(self, one: Detaching[NfsAttached]) -> None:
+        point = self._point(one.volume.uuid)
+        there = mounted_at(point, mounts())
+        if there is not None:
+            _unmount_own(point, there, abort=not _reachable(one.record))
+        with suppress(FileNotFoundError):
+            point.rmdir()
+        one.gone = True
+
+    def _ours(self, target: str, name: str, uuid: str, record: NfsAttached | None) -> bool:
+        return target.startswith(f"{self._point(uuid)}/")
+
+    def _broken(self, records: Mapping[str, NfsAttached]) -> dict[str, str]:
+        there, found = mounts(), dict[str, str]()
+        for uuid, record in records.items():
+            mount = mounted_at(self._point(uuid), there)
+            if mount is None:
+                found[uuid] = f"{source(record.server, record.path)} is not mounted any more"
+            elif mount.source != source(record.server, record.path):
+                found[uuid] = f"{mount.source} is mounted in its place, at {mount.point}"
+        return found
+
+    # What the server shows
+
+    def _verify(self, record: NfsAttached, ranges: Sequence[tuple[int, int]] = ()) -> tuple[str, list[bytes]]:
+        """What the server says the volume is, and blocks of its file. Raises Unsafe unless it is the one in the record.
+
+        ServiceUnreachable: who asks a mount whose server is away is not given back, so the server is asked first; and
+        a child looks, since the server may go meanwhile.
+        """
         _answers(record.server)
-        name, point = record.attachment.volume, self._point(record.attachment.uuid)
+        name, uuid, point = record.attachment.volume, record.attachment.uuid, self._point(record.attachment.uuid)
         file = point / record.file
+        head = [(0, fingerprint.BLOCK)]
         try:
-            label = fingerprint.read_direct(point / IDENTITY, [(0, fingerprint.BLOCK)])[0].decode(errors="replace")
-            descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                there = os.fstat(descriptor)
-            finally:
-                os.close(descriptor)
-            size = there.st_size if record.attachment.source.format == "raw" else _qcow2_size(file)
+            seen = reading.read_all(
+                {
+                    "label": reading.Asked(point / IDENTITY, head, follow=False),
+                    "file": reading.Asked(file, [*head, *ranges], follow=False),
+                }
+            )
+            label, there = reading.answered(seen["label"]), reading.answered(seen["file"])
         except FileNotFoundError as error:
             message = f"the NFS server {record.server} shows no volume {name} in {record.path}"
             raise Unsafe(message, f"storkit detach {name} --on {self.site.host}, then attach it again") from error
         except OSError as error:
             raise _read_error(error, file, record.server) from error
+        except TimedOut as error:
+            hint = f"see whether it runs: rpcinfo -t {record.server} nfs 4"
+            message = f"the NFS server {record.server} does not answer for volume {name}: {error.message}"
+            raise ServiceUnreachable(message, hint) from error
         hint = "leave it alone until you know what serves there: storkit status"
-        uuid, instance = record.attachment.uuid, label.strip().rpartition(":")[2].partition(".")[0]
-        says = label.strip() if not label.startswith(f"storkit:{uuid}:") else stated(uuid, instance, there.st_ino)
-        if not stat.S_ISREG(there.st_mode) or label.strip() != record.identity or says != record.identity:
+        label_text = label.blocks[0].decode(errors="replace").strip()
+        instance = label_text.rpartition(":")[2].partition(".")[0]
+        says = label_text if not label_text.startswith(f"storkit:{uuid}:") else stated(uuid, instance, there.inode)
+        if not stat.S_ISREG(there.mode) or label_text != record.identity or says != record.identity:
             raise Unsafe(f"volume {name} is {record.identity}, and what the NFS server shows is {says}", hint)
+        raw = record.attachment.source.format == "raw"
+        size = there.size if raw else _qcow2_size(file, there.blocks[0])
         if size != record.attachment.size:
             raise Unsafe(f"volume {name} has {record.attachment.size} bytes, and the NFS server shows {size}", hint)
-        return says, size
-
-    def _link(self, record: NfsAttached) -> None:
-        path, target = Path(record.attachment.path), self._point(record.attachment.uuid) / record.file
-        if path.is_symlink() and path.readlink() == target:
-            return
-        partial = path.with_name(path.name + PARTIAL)
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(target)
-        partial.rename(path)
-
-    def detach(self, volumes: list[Volume]) -> None:
-        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
-
-        def detach(volume: Volume) -> None:
-            unmount(self._point(volume.uuid), abort=not self._reachable(records.get(volume.uuid)))
-            if record := records.get(volume.uuid):
-                path = Path(record.attachment.path)
-                path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
-                if path.is_symlink():
-                    path.unlink()
-            self._records.forget([volume.uuid])
-
-        every(detach, volumes)
-
-    def _reachable(self, record: NfsAttached | None) -> bool:
-        try:
-            if record is not None and self._mounted(self._point(record.attachment.uuid)):
-                _answers(record.server)
-        except ServiceUnreachable:
-            return False
-        return True
-
-    def look(self, volumes: list[str] | None) -> AttachedHere:
-        records, problems = self._records.find(volumes)
-        # By the name that this host has now: a record may be older than the inventory.
-        found = [replace(record.attachment, host=self.site.host) for record in records.values()]
-        return AttachedHere(
-            sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)), damaged(problems)
-        )
-
-    def restore(self) -> None:
-        """Mount again what was attached before a reboot, if it is still the same."""
-        records = self._find(None)
-        if records:
-            make_private(self._mounts)
-            make_private(self.site.dev)
-        every(lambda record: self._link(self._mount(record, record)), records)
-
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        records = {record.attachment.uuid: record for record in self._find([volume.uuid for volume in volumes])}
-        problems: list[StorkitError] = []
-        for volume in volumes:
-            if volume.uuid not in records:
-                hint = f"storkit attach {volume.name} --on {self.site.host}"
-                problems.append(NotFound(f"volume {volume.name} is not attached on {self.site.host}", hint))
-        for record in records.values():
-            if not self._mounted(self._point(record.attachment.uuid)):
-                message = f"volume {record.attachment.volume} is not mounted on {self.site.host}"
-                problems.append(NotFound(message, f"storkit host restore {self.site.host}"))
-            if any(offset % fingerprint.BLOCK or not 0 <= offset < record.attachment.size for offset in offsets or ()):
-                message = f"offsets are multiples of {fingerprint.BLOCK} below {record.attachment.size}"
-                problems.append(UsageError(message))
-        raise_problems(problems)
-        return [self._look(records[volume.uuid], offsets) for volume in volumes]
+        return says, there.blocks[1:]
 
     def _look(self, record: NfsAttached, offsets: list[int] | None) -> Evidence:
-        says, size = self._verify(record)
-        file = self._point(record.attachment.uuid) / record.file
+        it = record.attachment
         # Of a qcow2 file the bytes as they lie are compared, empty where it is not that long yet.
-        ranges = fingerprint.wanted(record.attachment.uuid, size, offsets)
-        try:
-            blocks = fingerprint.read_direct(file, ranges)
-        except OSError as error:
-            raise _read_error(error, file, record.server) from error
-        return Evidence(record.attachment.volume, self.site.host, says, size, fingerprint.digests(ranges, blocks))
-
-    def _find(self, volumes: Iterable[str] | None) -> list[NfsAttached]:
-        records, problems = self._records.find(volumes)
-        raise_problems(problems)
-        return list(records.values())
+        ranges = fingerprint.wanted(it.uuid, it.size, offsets)
+        says, blocks = self._verify(record, ranges)
+        return Evidence(it.volume, self.site.host, says, it.size, fingerprint.digests(ranges, blocks))
 
 
-def _qcow2_size(file: Path) -> int:
+def mounted_at(point: Path, among: Iterable[Mount]) -> Mount | None:
+    """What is mounted on a directory, the last on top of the others."""
+    return next((mount for mount in reversed(list(among)) if mount.point == str(point)), None)
+
+
+def _unmount_own(point: Path, there: Mount, abort: bool = False) -> None:
+    """Take a mount of storkit's away. Raises Conflict: somebody has mounted something else there."""
+    if not there.type.startswith("nfs"):
+        raise Conflict(f"{there.source} ({there.type}) is mounted over {point}", f"umount {point}")
+    unmount(point, abort)
+
+
+def _reachable(record: NfsAttached | None) -> bool:
     try:
-        return qcow2.parse(fingerprint.read_direct(file, [(0, fingerprint.BLOCK)])[0]).size
+        if record is not None:
+            _answers(record.server)
+    except ServiceUnreachable:
+        return False
+    return True
+
+
+def _qcow2_size(file: Path, head: bytes) -> int:
+    try:
+        return qcow2.parse(head).size
     except ValueError as error:
         raise Unsafe(f"{file} is damaged: {error}", f"qemu-img check {file}") from error
 

@@ -31,8 +31,9 @@ from storkit.core.errors import (
 )
 from storkit.core.model import ATTACHED, Attachment, Evidence, Offer, Volume, check_name
 from storkit.system import locks
-from storkit.system.block import reading
+from storkit.system.block import holders, reading
 from storkit.system.block.fingerprint import BLOCK
+from storkit.system.block.holders import Holder
 from storkit.system.files import PARTIAL, make_private
 from storkit.system.parallel import every
 from storkit.system.timeouts import scaled
@@ -125,6 +126,14 @@ class Attachments(ABC, Generic[R]):
     def _look(self, record: R, offsets: list[int] | None) -> Evidence:
         """Evidence of one attachment: see `Transport.evidence`."""
 
+    def _below(self, record: R) -> list[str]:
+        """The block devices below an attachment's own: others may grab them, who do not know that they are taken."""
+        return []
+
+    def _users(self, record: R) -> list[Holder]:
+        """What others have made on an attachment's devices."""
+        return holders.find([str(self.path(self._attachment(record).volume)), *self._below(record)])
+
     def _bare(self, volume: Volume) -> R | None:
         """What is known of an attachment whose record is lost or damaged."""
         return None
@@ -162,7 +171,7 @@ class Attachments(ABC, Generic[R]):
             hint = f"storkit detach {offer.volume} --on {host}"
             yield Conflict(f"another volume {offer.volume}, {owner}, is attached on {host}", hint)
         elif (path.is_symlink() or path.exists()) and not self._leads_here(path, offer.volume, offer.uuid, known):
-            yield Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
+            yield foreign(path)
 
     def _bring(self, batch: Sequence[Attaching[R]]) -> None:
         """Attach all of these, or none: what was connected for it is taken back."""
@@ -173,15 +182,22 @@ class Attachments(ABC, Generic[R]):
             self._place(batch)
             for one in batch:
                 self._link(self._attachment(one.record).volume, one.target)
+            raise_problems([problem for one in batch for problem in self._grabbed(one.record)])
             self._try([one.record for one in batch if one.offer is not None])
         except BaseException:
-            fresh = [one for one in batch if one.fresh]
+            # What somebody else stands on is not taken from under them: it stays attached, for them to let go.
+            fresh = [one for one in batch if one.fresh and not list(self._grabbed(one.record))]
             new = [one.record for one in fresh if one.known is None]
             for record in new:
                 self._unlink(self._attachment(record).volume, self._attachment(record).uuid, record)
             self._abandon(fresh)
             self._records.forget(self._attachment(record).uuid for record in new)
             raise
+
+    def _grabbed(self, record: R) -> Iterator[StorkitError]:
+        """Who has taken the device below, as multipathd may, and LVM. Users of the path are welcome."""
+        if held := holders.find(self._below(record), through=False):
+            yield holders.conflict(self._attachment(record).volume, self.site.host, held)
 
     def _try(self, records: Sequence[R]) -> None:
         """Read a block through each path that this host's kernel serves."""
@@ -235,8 +251,11 @@ class Attachments(ABC, Generic[R]):
         with self._locked(volume.uuid for volume in volumes):
             known, problems = self._records.find(volume.uuid for volume in volumes)
             batch = [Detaching(volume, known.get(volume.uuid) or self._bare(volume)) for volume in volumes]
-            if not all(one.record for one in batch):
-                raise_problems(problems)
+            if all(one.record for one in batch):
+                problems = []  # a damaged record is no hindrance where enough is known without it
+            held = {one.volume.name: users for one in batch if one.record and (users := self._users(one.record))}
+            problems += [holders.conflict(name, self.site.host, users) for name, users in held.items()]
+            raise_problems(problems)
             try:
                 self._close(batch)
             finally:
@@ -324,6 +343,10 @@ def point_at(path: Path, target: str) -> None:
         partial.unlink()
     partial.symlink_to(target)
     partial.rename(path)
+
+
+def foreign(path: Path) -> Conflict:
+    return Conflict(f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}")
 
 
 def check_offsets(size: int, offsets: Iterable[int] | None) -> None:

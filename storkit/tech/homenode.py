@@ -14,12 +14,13 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from storkit.core.backend import Site
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.backend import Site, refuse_broken
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import files
-from storkit.system.block import devmapper, fingerprint
+from storkit.system.block import devmapper, fingerprint, holders, reading
 from storkit.system.block.devmapper import Wanted
+from storkit.tech.attachments import check_offsets, point_at, state
 from storkit.tech.iscsi import target
 from storkit.tech.iscsi.configfs import FABRIC
 from storkit.tech.iscsi.names import IscsiGrant, identity, naa, stated
@@ -94,36 +95,47 @@ class LocalNodes:
         if path.is_symlink() or path.exists():
             node = there.get(devmapper.node_uuid(offer.uuid, ROLE))
             if not path.is_symlink() or (str(path.readlink()) != self._node(offer.volume) and node is None):
-                yield Conflict(f"{path} exists and is not this volume's", f"ls -l {path}")
+                yield Conflict(
+                    f"{path} exists, and storkit did not make it", f"look at it, then remove it: ls -ld {path}"
+                )
 
     def detach(self, volumes: Iterable[Volume]) -> None:
         """Remove nodes and stable paths. Raises Conflict: one is in use."""
-        uuids = {devmapper.node_uuid(volume.uuid, ROLE): volume for volume in volumes}
-        nodes = [node for node in self._nodes() if node.uuid in uuids]
-        if nodes:
-            devmapper.remove([node.name for node in nodes])
-        names = {_volume(node) for node in nodes} | {volume.name for volume in uuids.values()}
-        for path in map(self.path, names):
+        nodes, wanted = devmapper.of_role(ROLE), {volume.uuid: volume for volume in volumes}
+        mine = [nodes[uuid] for uuid in wanted if uuid in nodes]
+        held = {node.volume: found for node in mine if (found := holders.find([node.path]))}
+        raise_problems([holders.conflict(name, self.site.host, found) for name, found in held.items()])
+        if mine:
+            devmapper.remove([node.name for node in mine])
+        for path in map(self.path, {node.volume for node in mine} | {volume.name for volume in wanted.values()}):
             # a link that was left by a kill has no node; one of another attachment points elsewhere
             if path.is_symlink() and str(path.readlink()) == self._node(path.name):
                 path.unlink()
 
     def find(self, uuids: Iterable[str] | None = None) -> list[Attachment]:
-        chosen = None if uuids is None else {devmapper.node_uuid(uuid, ROLE) for uuid in uuids}
-        return [self._attachment(node) for node in self._nodes() if chosen is None or node.uuid in chosen]
+        chosen = None if uuids is None else set(uuids)
+        nodes = devmapper.of_role(ROLE).items()
+        return [self._attachment(uuid, node) for uuid, node in nodes if chosen is None or uuid in chosen]
 
-    def _nodes(self) -> list[devmapper.MappedNode]:
-        # without a process on hosts that are nobody's home
-        if not any(Path("/dev/mapper").glob(devmapper.node_name("*", ROLE))):
-            return []
-        return [node for node in devmapper.find() if node.uuid.endswith(f"-{ROLE}")]
-
-    def _attachment(self, node: devmapper.MappedNode) -> Attachment:
-        uuid = node.uuid.removeprefix(devmapper.PREFIX).removesuffix(f"-{ROLE}")
-        path = str(self.path(_volume(node)))
+    def _attachment(self, uuid: str, node: devmapper.MappedNode) -> Attachment:
+        path, where = str(self.path(node.volume)), state(self._fault(node))
+        disk = DiskSource("block", path)
         return Attachment(
-            _volume(node), uuid, self.site.host, "iscsi", path, DiskSource("block", path), node.size, _writable(node)
-        )
+            node.volume, uuid, self.site.host, "iscsi", path, disk, node.size, _writable(node), where
+        )  # fmt: skip
+
+    def _fault(self, node: devmapper.MappedNode) -> str:
+        """Why a node does not work; empty if it does, as far as the kernel tells."""
+        path = self.path(node.volume)
+        if node.table.endswith(" error"):
+            return "its export to this host has been taken back"
+        if not devmapper.below(node):
+            return f"the device below {node.path} is gone"
+        if node.suspended:
+            return f"{node.path} is suspended"
+        if not path.is_symlink() or str(path.readlink()) != node.path:
+            return f"{path} leads elsewhere" if path.is_symlink() or path.exists() else f"{path} is gone"
+        return ""
 
     def allow(self, grants: Iterable[IscsiGrant], *, giving: bool = True) -> None:
         """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
@@ -160,6 +172,7 @@ class LocalNodes:
         volume = grant.volume
         nodes = {node.uuid: node for node in devmapper.find()}
         node = nodes[devmapper.node_uuid(volume.uuid, ROLE)]
+        refuse_broken([self._attachment(volume.uuid, node)])
         exported = nodes.get(devmapper.node_uuid(volume.uuid, EXPORT_ROLE))
         seen = target.observe(grant.iqn) if grant.iqn and FABRIC.is_dir() else None
         serial, keys = volume.uuid, None
@@ -169,11 +182,10 @@ class LocalNodes:
                 message = f"the target of volume {volume.name} does not stand on the device of {node.path}"
                 raise Unsafe(message, f"dmsetup table {node.name} {export_node(volume)}")
             keys = sorted(set(target.registrations(seen.backstore).values()))
-        if any(offset % fingerprint.BLOCK or not 0 <= offset < node.size for offset in offsets or ()):
-            raise UsageError(f"offsets are multiples of {fingerprint.BLOCK} below {node.size}")
+        check_offsets(node.size, offsets)
         ranges = fingerprint.wanted(volume.uuid, node.size, offsets)
         try:
-            blocks = fingerprint.digests(ranges, fingerprint.read_direct(node.path, ranges))
+            blocks = fingerprint.digests(ranges, reading.read(node.path, ranges).blocks)
         except OSError as error:
             raise Conflict(f"{node.path} cannot be read: {error.strerror}", f"dmsetup table {node.name}") from error
         said = stated(naa(serial), serial)
@@ -187,11 +199,7 @@ class LocalNodes:
         return devmapper.node_path(devmapper.node_name(volume, ROLE))
 
     def _link(self, volume: str) -> None:
-        path, partial = self.path(volume), self.site.dev / f".{volume}.partial"
-        files.make_private(path.parent)
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(self._node(volume))
-        partial.rename(path)
+        point_at(files.make_private(self.site.dev) / volume, self._node(volume))
 
     def _attached(self, grant: IscsiGrant) -> bool:
         return self.site.host in grant.clients and grant.clients[self.site.host].attached
@@ -207,10 +215,6 @@ class LocalNodes:
         if self._may_write(grant):
             return Wanted(name, uuid, devmapper.linear(volume.path, volume.size))
         return Wanted(name, uuid, devmapper.refuse_writes(volume.path, volume.size), volume.kind != "disk")
-
-
-def _volume(node: devmapper.MappedNode) -> str:
-    return node.name.split(":")[1]
 
 
 def _writable(node: devmapper.MappedNode) -> bool:

@@ -81,7 +81,7 @@ class NbdKernelLabRig(NbdLabRig):
         host.run(["udevadm", "settle"])
 
     def disconnect(self, attachment: Attachment) -> None:
-        script = 'for n in /sys/block/nbd*; do grep -qs "$1" $n/backend && nbd-client -d /dev/${n##*/}; done'
+        script = 'for n in /sys/block/nbd*; do if grep -qs "$1" $n/backend; then nbd-client -d /dev/${n##*/}; fi; done'
         self.run(attachment.host, "sh", "-c", script, "sh", f"storkit:{attachment.uuid}:")
 
 

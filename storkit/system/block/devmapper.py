@@ -68,6 +68,11 @@ class MappedNode:
     def path(self) -> str:
         return node_path(self.name)
 
+    @property
+    def volume(self) -> str:
+        """The volume's name, in that of a node of storkit's."""
+        return self.name.split(":")[1] if self.name.count(":") == 2 else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -144,6 +149,21 @@ def concise(wanted: Sequence[Wanted]) -> str:
 def find(prefix: str = PREFIX) -> list[MappedNode]:
     """The nodes whose UUID starts with `prefix`, by name order; it costs no process."""
     return [_node(mapped) for mapped in dmioctl.every(prefix)]
+
+
+def of_role(role: str) -> dict[str, MappedNode]:
+    """The nodes of one role, by their volumes' UUIDs; whoever has none needs no right to ask."""
+    if not any(Path("/dev/mapper").glob(node_name("*", role))):
+        return {}
+    nodes = [node for node in find() if node.uuid.endswith(f"-{role}") and node.name == node_name(node.volume, role)]
+    return {node.uuid.removeprefix(PREFIX).removesuffix(f"-{role}"): node for node in nodes}
+
+
+def below(node: MappedNode) -> list[str]:
+    """The devices that a node's table names, as /dev/NAME; one that is gone is left out."""
+    numbers = re.findall(r"(?<= )\d+:\d+(?= |$)", node.table, re.MULTILINE)
+    places = [Path(f"/sys/dev/block/{number}") for number in numbers]
+    return [f"/dev/{place.resolve().name}" for place in places if place.exists()]
 
 
 def _node(mapped: dmioctl.Mapped) -> MappedNode:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storkit.core.errors import Unsupported
+
 CONTROL = Path("/dev/mapper/control")
 
 _HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7x")
@@ -56,7 +58,8 @@ def _control() -> Iterator[int | None]:
     try:
         descriptor = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
-        raise
+        message = "device-mapper tells only root what there is, which this user is not"
+        raise Unsupported(message, "reach this host as root") from None
     except OSError:  # no such file, or no driver behind it
         yield None
         return

@@ -4,16 +4,17 @@ An attachment is a session of its own, its logical unit 0, a device-mapper node 
 node. They are made in this order, so that a path that exists leads to a verified disk, and taken away in the other:
 
     open-iscsi's record, session, disk (identity, size), reservation if writable, our record, node, path
+
+Our record is the offer without its secrets, which open-iscsi's own record has.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from storkit.core.backend import Site
 from storkit.core.errors import (
@@ -21,22 +22,21 @@ from storkit.core.errors import (
     NotFound,
     ServiceUnreachable,
     StorkitError,
+    TimedOut,
     Unsafe,
     UsageError,
-    collected,
     raise_problems,
 )
 from storkit.core.identities import check_secret
-from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume, check_name
-from storkit.system import locks
-from storkit.system.block import devmapper, reservations
-from storkit.system.block.devmapper import Wanted, node_name, node_path, node_uuid
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume
+from storkit.system.block import devmapper, reading, reservations, scsi
+from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
+from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.block.openers import only_killed
-from storkit.system.files import PARTIAL, make_private
 from storkit.system.parallel import every
-from storkit.system.timeouts import scaled
-from storkit.tech.iscsi import initiator, sessiondisk
-from storkit.tech.iscsi.attached import ROLE, AttachedNode, IscsiAttached, find_nodes
+from storkit.tech.attachments import Attaching, Attachments, Detaching
+from storkit.tech.iscsi import attached, initiator, sessiondisk
+from storkit.tech.iscsi.attached import ROLE
 from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import (
     Chapped,
@@ -46,127 +46,144 @@ from storkit.tech.iscsi.names import (
     is_target,
     portal,
     portal_name,
+    target_iqn,
 )
-from storkit.tech.iscsi.sessiondisk import Lun
-
-_BUSY = scaled(60.0)
-Login = Callable[[Offer], None]
-"""How an attachment's session is opened."""
+from storkit.tech.records import RecordFiles
 
 
-@dataclass(slots=True)
-class _Attaching:
-    """One volume on its way to or from its path."""
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What the kernel has of an attachment."""
 
-    offer: Offer
-    node: AttachedNode | None
-    """The node that the volume has already."""
-    session: IscsiSession | None = None
-    disk: Lun | None = None
-    ours: bool = False
-    """Whether this call logged in."""
+    record: Offer
+    node: MappedNode | None
+    session: IscsiSession | None
+
+    @property
+    def alive(self) -> bool:
+        return self.session is not None and self.session.alive
 
 
-class IscsiAttachments:
+class IscsiAttachments(Attachments[Offer]):
     """The iSCSI attachments of one host."""
 
+    transport = "iscsi"
+
     def __init__(self, site: Site, settings: IscsiSettings) -> None:
-        self.site = site
+        super().__init__(site, RecordFiles(site.state / "iscsi-attached", Offer, "the attachment"))
         self.settings = settings
-        self._attached = IscsiAttached(site, settings.prefix)
+        self._until = 0.0
+        """Until when a restore waits for sessions that are being recovered."""
+
+    def _attachment(self, record: Offer) -> Attachment:
+        path = str(self.path(record.volume))
+        return Attachment(
+            record.volume, record.uuid, self.site.host, "iscsi", path, DiskSource("block", path), record.size,
+            record.writable,
+        )  # fmt: skip
+
+    def _planned(self, offer: Offer) -> Offer:
+        return replace(offer, credential=None)
+
+    def _bare(self, volume: Volume) -> Offer:
+        name = target_iqn(self.settings.prefix, volume.uuid)
+        return Offer(volume.name, volume.uuid, volume.size, self.site.host, "iscsi", name, "", False)
+
+    def _below(self, record: Offer) -> list[str]:
+        session = attached.session(record)
+        return [disk] if session and (disk := sessiondisk.find(session)) else []
+
+    def _nodes(self) -> dict[str, MappedNode]:
+        """The nodes of volumes that are attached over iSCSI, by UUID."""
+        ours, targets = set(self._records.uuids()), {session.target for session in initiator.find_sessions()}
+        nodes = devmapper.of_role(ROLE).items()
+        return {uuid: node for uuid, node in nodes if uuid in ours or self._target(uuid) in targets}
+
+    def _target(self, uuid: str) -> str:
+        return target_iqn(self.settings.prefix, uuid)
+
+    def _unrecorded(self, known: Mapping[str, Offer], volumes: list[str] | None) -> dict[str, Offer]:
+        return {
+            uuid: replace(self._bare(Volume(node.volume, uuid, node.size)), writable=not node.readonly)
+            for uuid, node in self._nodes().items()
+            if uuid not in known and (volumes is None or uuid in volumes)
+        }
+
+    def _refused(self, offer: Offer, known: Offer | None) -> Iterator[StorkitError]:
+        for uuid, node in devmapper.of_role(ROLE).items():
+            if node.volume == offer.volume and uuid != offer.uuid:
+                hint = f"storkit detach {offer.volume} --on {self.site.host}"
+                yield Conflict(f"another volume {offer.volume}, {uuid}, is attached on {self.site.host}", hint)
+        if not is_target(offer.name, offer.uuid) or offer.identity != identity(offer.uuid):
+            message = f"the offer of volume {offer.volume} is for another target or disk: {offer.name}"
+            yield Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is")
+        if not offer.portals:
+            yield UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status")
+        for text in offer.portals:
+            try:
+                portal(text)
+            except UsageError as error:
+                yield error
+
+    def _ours(self, target: str, name: str, uuid: str, record: Offer | None) -> bool:
+        return target == node_path(node_name(name, ROLE))
 
     # attach
 
-    def attach(self, offers: list[Offer]) -> list[Attachment]:
-        self._check(offers)
-        initiator.check_daemon()
-        with self._locked(offer.uuid for offer in offers):
-            nodes = self._attached.nodes()
-            pending = [_Attaching(offer, nodes.get(offer.uuid)) for offer in offers]
-            self._attach(pending, self._write_login, _patience())
-            return [self._attachment(it.volume, it.uuid, it.size, it.writable) for it in offers]
-
     def restore(self) -> None:
-        """Attach again what was attached before a reboot. A target that is silent is named, and the others go on."""
-        offers, problems = self._attached.offers()
-        if offers:
+        """As everywhere; the time for sessions that are being recovered is one for all: a host that was cut off has
+        many that will not come back."""
+        if self._records.uuids():
             initiator.check_daemon()
-        deadline = _patience()  # one for all: a host that was cut off has many that will not come back
-
-        def again(offer: Offer) -> None:
-            with self._locked([offer.uuid]):
-                pending = [_Attaching(offer, self._attached.nodes().get(offer.uuid))]
-                self._attach(pending, self._recorded_login, deadline)
-
-        with collected(problems):
-            every(again, offers)
-        raise_problems(problems)
-
-    def _check(self, offers: list[Offer]) -> None:
-        """What can be refused before anything changes."""
-        problems: list[StorkitError] = []
-        owners = {node.volume: node.uuid for node in find_nodes()}
-        names = {uuid: volume for volume, uuid in owners.items()}
-        for offer in offers:
-            check_name("volume", offer.volume)
-            owner, path = owners.get(offer.volume, ""), self.site.dev / offer.volume
-            if owner not in ("", offer.uuid):
-                hint = f"storkit detach {offer.volume} --on {self.site.host}"
-                problems.append(
-                    Conflict(f"another volume {offer.volume}, {owner}, is attached on {self.site.host}", hint)
-                )
-            elif (path.is_symlink() or path.exists()) and not _leads_to_node(path, offer.volume):
-                hint = f"look at it, then remove it: ls -ld {path}"
-                problems.append(Conflict(f"{path} exists, and storkit did not make it", hint))
-            if names.get(offer.uuid, offer.volume) != offer.volume:
-                message = f"volume {names[offer.uuid]} on {self.site.host} is offered as {offer.volume}"
-                hint = f"storkit detach {names[offer.uuid]} --on {self.site.host}"
-                problems.append(Conflict(f"{message}, with the same UUID", hint))
-            if not is_target(offer.name, offer.uuid) or offer.identity != identity(offer.uuid):
-                message = f"the offer of volume {offer.volume} is for another target or disk: {offer.name}"
-                problems.append(Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is"))
-            if not offer.portals:
-                problems.append(UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status"))
-            for text in offer.portals:
-                try:
-                    portal(text)
-                except UsageError as error:
-                    problems.append(error)
-        raise_problems(problems)
-
-    def _attach(self, pending: list[_Attaching], login: Login, deadline: float) -> None:
-        """All or none. Sessions that are being recovered are waited for until `deadline`."""
+        self._until = _patience()
         try:
-            every(lambda one: self._connect(one, login, deadline), pending)
-            if login == self._recorded_login:
-                self._heed_target(pending)
-            raise_problems([problem for one in pending for problem in self._duplicates(one)])
-            every(self._take_right, [one for one in pending if one.offer.writable])
-            self._attached.save(one.offer for one in pending)
-            self._make_paths(pending)
-        except BaseException:
-            self._abandon([one for one in pending if one.ours and one.node is None], login)
-            raise
+            super().restore()
+        finally:
+            self._until = 0.0
 
-    def _connect(self, one: _Attaching, login: Login, deadline: float) -> None:
-        """Have a session, and in it the disk that the offer speaks of."""
-        session = self._attached.session(one.offer)
+    def _open(self, batch: Sequence[Attaching[Offer]]) -> None:
+        initiator.check_daemon()
+        nodes, deadline = self._nodes(), self._until or _patience()
+        every(lambda one: self._connect(one, nodes.get(one.record.uuid), deadline), batch)
+        for one in batch:
+            if one.offer is None:
+                self._heed_target(one)
+        raise_problems([problem for one in batch for problem in self._duplicates(one.record)])
+        every(lambda one: self._take_right(one), [one for one in batch if one.record.writable])
+
+    def _connect(self, one: Attaching[Offer], node: MappedNode | None, deadline: float) -> None:
+        """Have a session, and in it the disk that the offer speaks of. Where the volume has a node, that keeps the new
+        session, whatever fails: whoever has the node open needs it."""
+        record = one.record
+        session = attached.session(record)
         if session is not None and not session.alive:
-            if one.node is not None and _opens(one.node) and not only_killed(one.node.path):
-                self._wait_for(one.offer, session, deadline)
-                session = self._attached.alive(one.offer)
+            if node is not None and node.opens and not only_killed(node.path):
+                self._wait_for(record, session, deadline)
+                session = attached.alive(record, self.site.host)
             else:
                 # The target may have other secrets by now, which a session that exists never learns.
-                self._hang_up(one.offer)
+                _hang_up(record)
                 session = None
         if session is None:
-            one.ours = True
-            login(one.offer)
-            session = self._attached.alive(one.offer)
-        one.session = session
-        one.disk = sessiondisk.attach(session, one.offer.volume, one.offer.identity, one.offer.size)
+            one.fresh = node is None
+            self._log_in(one)
+            session = attached.alive(record, self.site.host)
+        elif path := sessiondisk.find(session):
+            self._must_answer(record, path)
+        one.device = sessiondisk.attach(session, record.volume, record.identity, record.size).path
 
-    def _wait_for(self, offer: Offer, session: IscsiSession, deadline: float) -> None:
+    def _must_answer(self, record: Offer, path: str, ranges: Sequence[tuple[int, int]] = reading.PROBE) -> list[bytes]:
+        """Read from a disk before anything is asked of it that no child can ask. Raises ServiceUnreachable: its target
+        has gone away, which the kernel has not noticed yet."""
+        try:
+            return reading.read(path, ranges).blocks
+        except TimedOut as error:
+            message = f"the target {record.name} of volume {record.volume} does not answer: {error.message}"
+            raise ServiceUnreachable(message, "storkit status") from error
+        except OSError:
+            return []  # what the disk is, and why it fails, SCSI tells better
+
+    def _wait_for(self, record: Offer, session: IscsiSession, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
         Raises ServiceUnreachable: the target is still away.
@@ -176,35 +193,32 @@ class IscsiAttachments:
             reason = "its port is open, and the session does not go on"
         if reason:
             raise ServiceUnreachable(
-                f"volume {offer.volume} is in use on {self.site.host}, and its target {session.target} at "
+                f"volume {record.volume} is in use on {self.site.host}, and its target {session.target} at "
                 f"{session.portal} is away ({reason})",
                 "it goes on when the target is back: storkit status",
             )
 
-    def _heed_target(self, pending: list[_Attaching]) -> None:
+    def _heed_target(self, one: Attaching[Offer]) -> None:
         """After a reboot this host writes only what it wrote before and the target still lets it write."""
-        for one in pending:
-            if not one.offer.writable or one.disk is None:
-                continue
-            sessiondisk.rescan(one.disk.path)
-            if sessiondisk.readonly(one.disk.path):
-                one.offer = replace(one.offer, writable=False)
+        if one.record.writable:
+            sessiondisk.rescan(one.device)
+            if sessiondisk.readonly(one.device):
+                one.record = replace(one.record, writable=False)
 
-    def _write_login(self, offer: Offer) -> None:
-        """Log in with the secrets of the offer."""
-        node = self._login_node(offer, [portal(text) for text in offer.portals])
-        initiator.write_record(node)
+    def _log_in(self, one: Attaching[Offer]) -> None:
+        """With the secrets of the offer, or with those of open-iscsi's record: our own has none."""
+        if one.offer is not None:
+            node = self._login_node(one.offer, [portal(text) for text in one.offer.portals])
+            initiator.write_record(node)
+        else:
+            portals = initiator.find_records(one.record.name)
+            if not portals:
+                raise NotFound(
+                    f"the record of volume {one.record.volume} is gone from {initiator.database()}",
+                    f"storkit attach {one.record.volume} --on {self.site.host}",
+                )
+            node = self._login_node(one.record, portals)
         initiator.login(node)
-
-    def _recorded_login(self, offer: Offer) -> None:
-        """Log in with the secrets of open-iscsi's record: our own has none."""
-        portals = initiator.find_records(offer.name)
-        if not portals:
-            raise NotFound(
-                f"the record of volume {offer.volume} is gone from {initiator.database()}",
-                f"storkit attach {offer.volume} --on {self.site.host}",
-            )
-        initiator.login(self._login_node(offer, portals))
 
     def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> initiator.InitiatorRecord:
         """The first portal where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
@@ -225,169 +239,144 @@ class IscsiAttachments:
         message = f"no portal of volume {offer.volume} answers ({'; '.join(silent)})"
         raise ServiceUnreachable(message, "storkit host check")
 
-    def _duplicates(self, one: _Attaching) -> Iterator[StorkitError]:
-        if others := sessiondisk.others(one.offer.uuid.lower(), one.offer.name):
+    def _duplicates(self, record: Offer) -> Iterator[StorkitError]:
+        if others := sessiondisk.others(record.uuid.lower(), record.name):
             yield Unsafe(
-                f"the serial number of volume {one.offer.volume} is also that of {', '.join(others)} on "
+                f"the serial number of volume {record.volume} is also that of {', '.join(others)} on "
                 f"{self.site.host}, which comes from elsewhere: one of the two is another disk",
                 f"find out which, and give it another serial number: lsblk --scsi -o NAME,SERIAL,TRAN /dev/{others[0]}",
             )
 
-    def _take_right(self, one: _Attaching, writers: list[str] | None = None) -> None:
+    def _take_right(self, one: Attaching[Offer], writers: list[str] | None = None) -> None:
         """As a writer: be registered, and see to it that the unregistered cannot write."""
-        assert one.disk is not None
-        offer, path = one.offer, one.disk.path
-        sessiondisk.rescan(path)
-        if sessiondisk.readonly(path):
+        uuid = one.record.uuid
+        sessiondisk.rescan(one.device)
+        if sessiondisk.readonly(one.device):
             raise Conflict(
-                f"the target of volume {offer.volume} lets host {self.site.host} read only", "storkit status"
+                f"the target of volume {one.record.volume} lets host {self.site.host} read only", "storkit status"
             )
-        keys = None if writers is None else [reservations.key_for(offer.uuid, host) for host in writers]
-        reservations.hold(path, reservations.key_for(offer.uuid, self.site.host), keys)
+        keys = None if writers is None else [reservations.key_for(uuid, host) for host in writers]
+        reservations.hold(one.device, reservations.key_for(uuid, self.site.host), keys)
 
-    def _make_paths(self, pending: list[_Attaching]) -> None:
-        wanted = []
-        for one in pending:
-            assert one.disk is not None
-            offer, table = one.offer, devmapper.linear(one.disk.path, one.offer.size)
-            name, uuid = node_name(offer.volume, ROLE), node_uuid(offer.uuid, ROLE)
-            wanted.append(Wanted(name, uuid, table, not offer.writable))
-        devmapper.ensure(wanted)
-        make_private(self.site.dev)
-        for one in pending:
-            self._link(one.offer.volume)
+    def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
+        nodes = []
+        for one in batch:
+            record, table = one.record, devmapper.linear(one.device, one.record.size)
+            name, uuid = node_name(record.volume, ROLE), node_uuid(record.uuid, ROLE)
+            nodes.append(Wanted(name, uuid, table, not record.writable))
+            one.target = node_path(name)
+        devmapper.ensure(nodes)
 
-    def _link(self, volume: str) -> None:
-        path = self.site.dev / volume
-        if not _leads_to_node(path, volume):
-            partial = path.with_name(path.name + PARTIAL)
-            partial.unlink(missing_ok=True)
-            partial.symlink_to(node_path(node_name(volume, ROLE)))
-            partial.rename(path)
-
-    def _abandon(self, fresh: list[_Attaching], login: Login) -> None:
-        """Log out of what this call logged in to. The error that counts is the first one, not one of these."""
-        with contextlib.suppress(StorkitError):
-            devmapper.remove([node_name(one.offer.volume, ROLE) for one in fresh])
+    def _abandon(self, fresh: Sequence[Attaching[Offer]]) -> None:
+        with suppress(StorkitError):
+            devmapper.remove([node_name(one.record.volume, ROLE) for one in fresh])
+        with suppress(StorkitError):
+            every(lambda one: _hang_up(one.record), fresh)
         for one in fresh:
-            self._unlink(one.offer.volume)
-        with contextlib.suppress(StorkitError):
-            every(lambda one: self._hang_up(one.offer), fresh)
-        if login == self._write_login:
-            self._attached.forget(one.offer for one in fresh)
+            if one.offer is not None:
+                initiator.delete_records(one.record.name)
 
     # detach
 
-    def detach(self, volumes: list[Volume]) -> None:
-        with self._locked(volume.uuid for volume in volumes):
-            offers = {offer.uuid: offer for offer in self._attached.offers(volume.uuid for volume in volumes)[0]}
-            nodes = self._attached.nodes()
-            todo = []
-            for volume in volumes:
-                offer = offers.get(volume.uuid) or self._attached.bare_offer(volume)
-                todo.append(_Attaching(offer, nodes.get(volume.uuid), self._attached.session(offer)))
-            if any(one.session for one in todo):
-                initiator.check_daemon()
-            self._check_unused([one for one in todo if one.node])
-            alive = [one for one in todo if one.session and one.session.alive]
-            every(self._flush, [one for one in alive if one.node and not one.node.readonly])
-            for one in todo:
-                self._unlink(one.offer.volume)
-            # What was sent to a target that is away comes back only at the end of its session.
-            every(lambda one: self._hang_up(one.offer), [one for one in todo if one.session and one not in alive])
-            devmapper.remove([one.node.name for one in todo if one.node])
-            every(self._let_go, alive)
-            self._attached.forget(one.offer for one in todo)
+    def _close(self, batch: Sequence[Detaching[Offer]]) -> None:
+        nodes = self._nodes()
+        records = [one.record or self._bare(one.volume) for one in batch]
+        here = [_Here(record, nodes.get(record.uuid), attached.session(record)) for record in records]
+        if any(each.session for each in here):
+            initiator.check_daemon()
+        raise_problems([problem for each in here for problem in self._in_use(each)])
+        every(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
+        # What was sent to a target that is away comes back only at the end of its session.
+        every(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
+        devmapper.remove([each.node.name for each in here if each.node])
+        every(self._let_go, [each for each in here if each.alive])
+        for one in batch:
+            one.gone = True
 
-    def _check_unused(self, todo: list[_Attaching]) -> None:
-        opens = {node.name: node.opens for node in devmapper.find()} if todo else {}
-        problems: list[StorkitError] = []
-        for one in todo:
-            assert one.node is not None
-            stalled = one.session is not None and not one.session.alive
-            if opens.get(one.node.name) and not (stalled and only_killed(one.node.path)):
-                hint = f"see who has it: lsblk {one.node.path}; fuser -v {one.node.path}"
-                problems.append(Conflict(f"volume {one.offer.volume} is in use on {self.site.host}", hint))
-        raise_problems(problems)
+    def _in_use(self, here: _Here) -> Iterator[StorkitError]:
+        node = here.node
+        if node is not None and node.opens and not (here.session and not here.alive and only_killed(node.path)):
+            hint = f"see who has it: lsblk {node.path}; fuser -v {node.path}"
+            yield Conflict(f"volume {here.record.volume} is in use on {self.site.host}", hint)
 
-    def _flush(self, one: _Attaching) -> None:
-        """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this
-        host may write it, does not take it: tried again, it may."""
-        assert one.node is not None and one.session is not None
-        descriptor = os.open(one.node.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if sessiondisk.writable(one.session, one.offer.identity):
-                message = f"volume {one.offer.volume} cannot be flushed: {error.strerror}"
-                raise ServiceUnreachable(message, "storkit status") from error
-        finally:
-            os.close(descriptor)
-
-    def _unlink(self, volume: str) -> None:
-        for path in (self.site.dev / (volume + PARTIAL), self.site.dev / volume):
-            if _leads_to_node(path, volume):
-                path.unlink()
-
-    def _let_go(self, one: _Attaching) -> None:
+    def _let_go(self, here: _Here) -> None:
         """Take back this host's registration, if it may still write, and log out."""
-        assert one.session is not None
-        if one.node is not None and not one.node.readonly and sessiondisk.writable(one.session, one.offer.identity):
-            with contextlib.suppress(StorkitError):
-                reservations.register(sessiondisk.find(one.session), 0)
-        self._hang_up(one.offer)
+        assert here.session is not None
+        if here.node and not here.node.readonly and sessiondisk.writable(here.session, here.record.identity):
+            with suppress(StorkitError):
+                reservations.register(sessiondisk.find(here.session), 0)
+        _hang_up(here.record)
 
-    def _hang_up(self, offer: Offer) -> None:
-        while session := self._attached.session(offer):
-            initiator.logout(session)
+    def _released(self, gone: Sequence[Detaching[Offer]]) -> None:
+        # Before our own records: as long as those are there, they name what may be left.
+        for one in gone:
+            initiator.delete_records((one.record or self._bare(one.volume)).name)
 
     # claim
 
     def claim(self, volumes: list[Volume], writers: list[str]) -> None:
-        """Take up the right to write that the target has given, under whoever has the path open."""
+        """Take up the right to write that the target has given, under whoever has the path open.
+
+        A session that was lost is made again; where that fails and nobody has the path open, `attach` is to do it.
+        """
         with self._locked(volume.uuid for volume in volumes):
-            nodes = self._attached.nodes()
-            offers, problems = self._attached.offers(volume.uuid for volume in volumes)
+            known, problems = self._records.find(volume.uuid for volume in volumes)
             raise_problems(problems)
-            pending = [
-                _Attaching(replace(offer, writable=True), nodes[offer.uuid]) for offer in offers if offer.uuid in nodes
+            nodes, deadline = self._nodes(), _patience()
+            batch = [
+                Attaching(replace(record, writable=True), record, None)
+                for uuid, record in known.items()
+                if uuid in nodes
             ]
 
-            def take(one: _Attaching) -> None:
-                one.session = self._attached.alive(one.offer)
-                one.disk = sessiondisk.attach(one.session, one.offer.volume, one.offer.identity, one.offer.size)
-                self._take_right(one, writers)
+            def take(one: Attaching[Offer]) -> None:
+                node = nodes[one.record.uuid]
+                try:
+                    self._connect(one, node, deadline)
+                except StorkitError:
+                    if node.opens:
+                        raise
+                else:
+                    self._take_right(one, writers)
 
-            every(take, pending)
-            self._attached.save(one.offer for one in pending)
-            self._make_paths(pending)
+            every(take, batch)
+            if taken := [one for one in batch if one.device]:
+                self._records.save({one.record.uuid: one.record for one in taken})
+                self._place(taken)
+            for one in taken:
+                self._link(one.record.volume, one.target)
 
     # what is there
 
-    def find(self, volumes: list[str] | None) -> list[Attachment]:
-        return [
-            self._attachment(node.volume, uuid, node.size, not node.readonly)
-            for uuid, node in self._attached.nodes().items()
-            if volumes is None or uuid in volumes
-        ]
+    def _broken(self, records: Mapping[str, Offer]) -> dict[str, str]:
+        nodes, sessions = devmapper.of_role(ROLE), initiator.find_sessions()
+        faults = {
+            uuid: attached.fault(record, nodes.get(uuid), [each for each in sessions if each.target == record.name])
+            for uuid, record in records.items()
+        }
+        return {uuid: why for uuid, why in faults.items() if why}
 
-    def _attachment(self, volume: str, uuid: str, size: int, writable: bool) -> Attachment:
-        path = str(self.site.dev / volume)
-        return Attachment(volume, uuid, self.site.host, "iscsi", path, DiskSource("block", path), size, writable)
-
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None) -> list[Evidence]:
-        return self._attached.evidence(volumes, offsets)
-
-    @contextlib.contextmanager
-    def _locked(self, uuids: Iterable[str]) -> Iterator[None]:
-        """Keep other commands from these attachments meanwhile."""
-        directory = make_private(self.site.run / "iscsi-attach")
-        with contextlib.ExitStack() as stack:
-            for uuid in sorted(set(uuids)):
-                what = f"the attachment of volume {uuid}"
-                lock = locks.acquire(directory / uuid, what, holder=f"process {os.getpid()}", wait=_BUSY)
-                stack.callback(lock.release, remove=True)
-            yield
+    def _look(self, record: Offer, offsets: list[int] | None) -> Evidence:
+        session = attached.alive(record, self.site.host)
+        # A session is lost ten seconds after its target: who asks the disk meanwhile waits until that is back.
+        if reason := initiator.probe(*portal(session.portal)):
+            message = f"the target of volume {record.volume} does not answer {self.site.host} at {session.portal}"
+            raise ServiceUnreachable(f"{message}: {reason}", "storkit status")
+        path = sessiondisk.find(session)
+        ranges = wanted(record.uuid, record.size, offsets)
+        seen = self._must_answer(record, path, ranges)
+        disk = sessiondisk.read(path)
+        if disk.identity != record.identity:
+            message = f"what answers for volume {record.volume} on {self.site.host} is {disk.identity}"
+            raise Unsafe(message, f"storkit detach {record.volume} --on {self.site.host}")
+        if not seen:
+            raise ServiceUnreachable(f"{path}, of volume {record.volume}, cannot be read", "storkit status")
+        with scsi.ScsiDisk(path) as asked:
+            keys = {reservations.key_text(key) for key in asked.registered_keys()}
+        own = reservations.key_text(reservations.key_for(record.uuid, self.site.host))
+        key = own if own in keys else ""
+        blocks = digests(ranges, seen)
+        return Evidence(record.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
 
 
 def _patience() -> float:
@@ -395,13 +384,24 @@ def _patience() -> float:
     return time.monotonic() + initiator.RECOVERY
 
 
-def _leads_to_node(path: Path, volume: str) -> bool:
-    return path.is_symlink() and str(path.readlink()) == node_path(node_name(volume, ROLE))
+def _hang_up(record: Offer) -> None:
+    while session := attached.session(record):
+        initiator.logout(session)
 
 
-def _opens(node: AttachedNode) -> int:
-    """How many have a node open."""
-    return sum(found.opens for found in devmapper.find(node_uuid(node.uuid, ROLE)))
+def _flush(here: _Here) -> None:
+    """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this host
+    may write it, does not take it: tried again, it may."""
+    assert here.node is not None and here.session is not None
+    descriptor = os.open(here.node.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if sessiondisk.writable(here.session, here.record.identity):
+            message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
+            raise ServiceUnreachable(message, "storkit status") from error
+    finally:
+        os.close(descriptor)
 
 
 def _chap(offer: Offer) -> Chapped | None:

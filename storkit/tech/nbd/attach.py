@@ -79,7 +79,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         self._directory = site.state / "nbd" / "attached"
         super().__init__(site, RecordFiles(self._directory, NbdAttached, "the attachment"))
         self.settings = settings
-        self._devices = KernelDevices(site)
+        self._kernel = KernelDevices(site)
 
     def _attachment(self, record: NbdAttached) -> Attachment:
         return record.attachment
@@ -97,7 +97,7 @@ class NbdAttachments(Attachments[NbdAttached]):
                 f"storkit detach {offer.volume} --on {self.site.host}",
             )
         if link := self._planned(offer).link:
-            self._devices.check(link)
+            self._kernel.check(link)
 
     def _planned(self, offer: Offer) -> NbdAttached:
         path = str(self.path(offer.volume))
@@ -128,6 +128,9 @@ class NbdAttachments(Attachments[NbdAttached]):
             offer.volume, offer.uuid, self.site.host, offer.transport, path, seen, offer.size, offer.writable
         )
         return NbdAttached(attachment, "", source) if kernel else NbdAttached(attachment, offer.socket or source.uri)
+
+    def _below(self, record: NbdAttached) -> list[str]:
+        return self._kernel.of(record.attachment.uuid) if record.wire else []
 
     # Connections
 
@@ -160,7 +163,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         """Make the block devices, or give those that are there new connections."""
         servers = {(one.record.wire or one.record.attachment.source).server for one in batch}
         keepalive.hasten(servers, self.settings.keepalive_time)
-        paths = self._devices.connect([link for one in batch if (link := one.record.link)])
+        paths = self._kernel.connect([link for one in batch if (link := one.record.link)])
         for one in batch:
             one.target = paths.get(one.record.attachment.uuid, one.record.target)
 
@@ -168,7 +171,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         for one in fresh:
             if link := one.record.link:
                 with suppress(StorkitError):
-                    self._devices.disconnect(link, lambda: False)
+                    self._kernel.disconnect(link, lambda: False)
             if one.known is None:
                 shutil.rmtree(self._directory / one.record.attachment.uuid, ignore_errors=True)
 
@@ -177,7 +180,7 @@ class NbdAttachments(Attachments[NbdAttached]):
 
     def _disconnect(self, one: Detaching[NbdAttached]) -> None:
         if (record := one.record) and (link := record.link):
-            self._devices.disconnect(link, lambda: self._serves(record))
+            self._kernel.disconnect(link, lambda: self._serves(record))
         one.gone = True
 
     def _released(self, gone: Sequence[Detaching[NbdAttached]]) -> None:
@@ -188,13 +191,13 @@ class NbdAttachments(Attachments[NbdAttached]):
         if record is None:
             return False
         if record.wire is not None:
-            return self._devices.makes(target, name)
+            return self._kernel.makes(target, name)
         # An earlier attachment of the same volume, which a kill kept from being replaced, had another port.
         earlier = target.startswith(("nbd:", "nbds:")) or target.endswith(f"/{short(uuid)}.sock")
         return earlier or target == record.target
 
     def _broken(self, records: Mapping[str, NbdAttached]) -> dict[str, str]:
-        found = self._devices.broken([link for record in records.values() if (link := record.link)])
+        found = self._kernel.broken([link for record in records.values() if (link := record.link)])
         listening = listening_sockets()
         for uuid, record in records.items():
             source = record.wire or record.attachment.source
@@ -212,7 +215,7 @@ class NbdAttachments(Attachments[NbdAttached]):
             raise_problems(problems)
             before = [record for record in found.values() if record.wire is not None]
             records = [self._writable(record) for record in before]
-            broken = self._devices.broken([link for record in records if (link := record.link)])
+            broken = self._kernel.broken([link for record in records if (link := record.link)])
             self._bring_again(
                 [new for old, new in zip(before, records, strict=True) if new != old or new.attachment.uuid in broken]
             )
@@ -272,7 +275,7 @@ class NbdAttachments(Attachments[NbdAttached]):
 
     def _read_device(self, record: NbdAttached, ranges: list[tuple[int, int]]) -> list[bytes]:
         assert record.link is not None
-        path = self._devices.path(record.link)
+        path = self._kernel.path(record.link)
         try:
             return reading.read(path, ranges).blocks
         except OSError as error:

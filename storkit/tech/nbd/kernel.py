@@ -134,6 +134,10 @@ class KernelDevices:
         with Netlink() as kernel:
             return next((device.path for device in wanted if kernel.connected(device)), "")
 
+    def of(self, uuid: str) -> list[str]:
+        """The block devices that are connected for a volume."""
+        return [device.path for device in self._devices(uuid)]
+
     def broken(self, links: Sequence[Link]) -> dict[str, str]:
         """By UUID, why devices do not work, as the kernel says: nothing is read from them."""
         if not links:

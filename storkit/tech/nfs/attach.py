@@ -29,7 +29,8 @@ from storkit.core.errors import (
 )
 from storkit.core.identities import check_path
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer
-from storkit.system.block import fingerprint, reading
+from storkit.system.block import fingerprint, holders, reading
+from storkit.system.block.holders import Holder
 from storkit.system.files import explain, make_private
 from storkit.system.parallel import every
 from storkit.system.run import run
@@ -237,6 +238,9 @@ class NfsAttachments(Attachments[NfsAttached]):
 
     def _point(self, uuid: str) -> Path:
         return self._mounts / uuid
+
+    def _users(self, record: NfsAttached) -> list[Holder]:
+        return holders.on_file(str(self._point(record.attachment.uuid) / record.file))
 
     # Mounts
 

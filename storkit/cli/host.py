@@ -160,7 +160,7 @@ def status(session: Session, options: Namespace) -> None:
     told = {(export.uuid, export.client) for group in exports.values() for export in group}
     right = "unknown" if session.survey.silent or session.survey.unread else "not exported"
     rows += [
-        (attachment.volume, "unknown", host, right, "attached")
+        (attachment.volume, "unknown", host, right, attachment.state)
         for host, group in attachments.items()
         for attachment in group
         if (attachment.uuid, host) not in told

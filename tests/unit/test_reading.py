@@ -10,7 +10,7 @@ import pytest
 
 from storkit.core.errors import TimedOut
 from storkit.system.block import reading
-from storkit.system.block.reading import Asked, Seen
+from storkit.system.block.reading import Asked, DiskRead
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_what_cannot_be_read_says_why_and_keeps_no_other_from_being_read(disk: P
             "odd": Asked(tmp_path / "link", follow=False),
         }
     )
-    assert isinstance(found["disk"], Seen) and isinstance(found["link"], Seen)
+    assert isinstance(found["disk"], DiskRead) and isinstance(found["link"], DiskRead)
     assert [getattr(found[key], "errno", 0) for key in ("none", "odd")] == [errno.ENOENT, errno.ELOOP]
     with pytest.raises(FileNotFoundError, match="none"):
         reading.read(tmp_path / "none", [])
@@ -50,7 +50,7 @@ def test_a_disk_that_hangs_is_given_up_at_the_deadline_and_no_other_with_it(disk
     # As an NFS file whose server is gone, a pipe that nobody writes holds who opens it.
     os.mkfifo(tmp_path / "hangs")
     found = reading.read_all({"hangs": Asked(tmp_path / "hangs"), "disk": Asked(disk)}, timeout=1)
-    assert isinstance(found["disk"], Seen)
+    assert isinstance(found["disk"], DiskRead)
     hangs = found["hangs"]
     assert isinstance(hangs, TimedOut) and "hangs does not answer within 1 s" in hangs.message
     assert reading.read_all({}) == {}

@@ -55,7 +55,7 @@ for key, words in json.load(sys.stdin).items():
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DiskRead:
     """What a file or a device showed, past this host's page cache."""
 
     mode: int
@@ -78,23 +78,23 @@ class Asked:
     """Whether the path may be a symbolic link: not where others make them."""
 
 
-def read(path: str | Path, ranges: Sequence[tuple[int, int]], timeout: float = TIMEOUT) -> Seen:
+def read(path: str | Path, ranges: Sequence[tuple[int, int]], timeout: float = TIMEOUT) -> DiskRead:
     """Look at one device. Raises OSError as open(2) and read(2) do; TimedOut: it does not answer."""
     return answered(read_all({"it": Asked(path, ranges)}, timeout)["it"])
 
 
-def answered(answer: Seen | OSError | TimedOut) -> Seen:
+def answered(answer: DiskRead | OSError | TimedOut) -> DiskRead:
     """What was seen. Raises why nothing was."""
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def read_all(wanted: Mapping[str, Asked], timeout: float = TIMEOUT) -> dict[str, Seen | OSError | TimedOut]:
+def read_all(wanted: Mapping[str, Asked], timeout: float = TIMEOUT) -> dict[str, DiskRead | OSError | TimedOut]:
     """Look at many at the same time, by one child: what each showed, or why it did not."""
     if not wanted:
         return {}
-    found: dict[str, Seen | OSError | TimedOut] = {}
+    found: dict[str, DiskRead | OSError | TimedOut] = {}
     words = {key: (str(one.path), list(one.ranges), 0 if one.follow else os.O_NOFOLLOW) for key, one in wanted.items()}
     for answer in _answers(words, timeout):
         key = answer["key"]
@@ -102,7 +102,7 @@ def read_all(wanted: Mapping[str, Asked], timeout: float = TIMEOUT) -> dict[str,
             found[key] = OSError(answer["errno"], os.strerror(answer["errno"]), str(wanted[key].path))
         else:
             blocks = [bytes.fromhex(block) for block in answer["blocks"]]
-            found[key] = Seen(answer["mode"], answer["size"], answer["inode"], blocks)
+            found[key] = DiskRead(answer["mode"], answer["size"], answer["inode"], blocks)
     for key in wanted.keys() - found.keys():
         found[key] = TimedOut(f"{wanted[key].path} does not answer within {timeout:g} s", "storkit status")
     return found

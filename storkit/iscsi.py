@@ -43,6 +43,11 @@ class Iscsi(HomeSide):
             found.append(Finding(message, "reach this host as root"))
         if attaches and (problem := missing_daemon()):
             found.append(Finding(problem.message, problem.hint))
+        if attaches:
+            from storkit.system.block import grabbers
+            from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
+
+            found += grabbers.findings(sample(), LVM_FILTER, MULTIPATH_BLACKLIST)
         return found
 
     def doors(self) -> list[Door]:

@@ -46,6 +46,10 @@ class Nbd(HomeSide):
         if self.settings.attach == "kernel" and not modules.there("nbd"):
             hint = 'apt install linux-image-amd64; or set attach = "qemu" for nbd'
             found.append(Finding("this kernel has no module nbd", hint))
+        if self.settings.attach == "kernel" and (serves or attaches):
+            from storkit.system.block import grabbers
+
+            found += grabbers.findings(grabbers.Disk("nbd15"), '"r|^/dev/nbd|", "r|^/dev/mapper/storkit:|"')
         return found
 
     def doors(self) -> list[Door]:

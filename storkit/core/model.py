@@ -299,6 +299,8 @@ class Finding:
 
     message: Words
     hint: Words = ""
+    warning: bool = False
+    """Whether the host is ready all the same: what may go wrong some other day."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,9 @@ class Checkup:
         """Add what a host has found, each thing once."""
         known = {(problem.message, problem.hint) for problem in report.problems}
         for each in findings:
-            if (each.message, each.hint) not in known:
+            if each.warning:
+                report.warnings += [text] if (text := f"{each.message}: {each.hint}") not in report.warnings else []
+            elif (each.message, each.hint) not in known:
                 report.problems.append(Problem(each.message, each.hint, self._speaker(report.host)))
 
     def _speaker(self, host: str) -> str:

@@ -1,0 +1,180 @@
+"""Programs of this host that take disks for themselves: whether multipathd and LVM would take storkit's.
+
+Both decide by their own settings, which are asked of themselves: `multipath -t` and `lvmconfig --type full` print what
+is in force, defaults included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storkit.core.errors import StorkitError
+from storkit.core.model import Finding
+from storkit.system.run import run, which
+
+_MULTIPATHD = "@/org/kernel/linux/storage/multipathd"
+_TAKES = {"off", "no", "greedy", "smart"}
+"""The values of find_multipaths (multipath.conf(5)) by which a disk with one path becomes a map."""
+_DEVICES_FILE = Path("/etc/lvm/devices/system.devices")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of storkit's as those programs see it."""
+
+    name: str
+    """The kernel's."""
+    links: tuple[str, ...] = ()
+    """Its other names below /dev."""
+    vendor: str = ""
+    product: str = ""
+    wwid: str = ""
+    protocol: str = ""
+    properties: tuple[str, ...] = ()
+    """Those that storkit's rule for udevd gives it."""
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"/dev/{self.name}", *self.links]
+
+
+@dataclass(slots=True)
+class Section:
+    """A section of multipath's configuration: settings, and sections in it, in their order."""
+
+    settings: list[tuple[str, str]] = field(default_factory=list)
+    sections: list[tuple[str, Section]] = field(default_factory=list)
+
+    def values(self, key: str) -> list[str]:
+        return [value for name, value in self.settings if name == key]
+
+    def inner(self, key: str) -> list[Section]:
+        return [section for name, section in self.sections if name == key]
+
+
+def parse_multipath(text: str) -> Section:
+    """The output of `multipath -t`."""
+    stack = [Section()]
+    for line in text.splitlines():
+        words = line.strip().split(None, 1)
+        if not words or words[0][0] in "#!":
+            continue
+        if words[-1] == "{" or words[-1].endswith(" {"):
+            inner = Section()
+            stack[-1].sections.append((words[0], inner))
+            stack.append(inner)
+        elif words[0] == "}":
+            stack.pop()
+        elif len(words) == 2:
+            stack[-1].settings.append((words[0], words[1].strip().strip('"')))
+    return stack[0]
+
+
+def multipath_takes(configuration: Section, disk: Disk) -> bool:
+    """Whether multipathd would make a map of a disk that has one path."""
+    finds = [value for section in configuration.inner("defaults") for value in section.values("find_multipaths")]
+    if (finds or ["strict"])[-1] not in _TAKES:
+        return False
+    blacklist, exceptions = configuration.inner("blacklist"), configuration.inner("blacklist_exceptions")
+    for kind, value in (("devnode", disk.name), ("wwid", disk.wwid), ("protocol", disk.protocol)):
+        if _names(blacklist, kind, value) and not _names(exceptions, kind, value):
+            return False
+    if _names_device(blacklist, disk) and not _names_device(exceptions, disk):
+        return False
+    for name in sorted(disk.properties):  # the first that is named anywhere decides
+        if _names(exceptions, "property", name):
+            break
+        if _names(blacklist, "property", name):
+            return False
+    return True
+
+
+def _names(sections: Iterable[Section], kind: str, value: str) -> bool:
+    return any(_match(pattern, value) for section in sections for pattern in section.values(kind))
+
+
+def _names_device(sections: Iterable[Section], disk: Disk) -> bool:
+    return any(
+        _match((device.values("vendor") or [".*"])[-1], disk.vendor)
+        and _match((device.values("product") or [".*"])[-1], disk.product)
+        for section in sections
+        for device in section.inner("device")
+    )
+
+
+def _match(pattern: str, value: str) -> bool:
+    """As multipath matches: anywhere, unless the expression says where; `!` before it turns it round."""
+    inverted = pattern.startswith("!")
+    try:
+        return bool(value) and (re.search(pattern.removeprefix("!"), value) is None) == inverted
+    except re.error:
+        return False
+
+
+def parse_lvmconfig(text: str) -> dict[str, list[str]]:
+    """The settings in the output of `lvmconfig`: each a list, of one element where it is none."""
+    found = {}
+    for line in text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals:
+            found[name] = re.findall(r'"((?:[^"\\]|\\.)*)"', value) if '"' in value else [value.strip()]
+    return found
+
+
+def lvm_takes(settings: Mapping[str, list[str]], disk: Disk, devices_file: bool) -> bool:
+    """Whether LVM's commands would look into a disk; `devices_file` says whether there is one (lvmdevices(8))."""
+    if settings.get("use_devicesfile") == ["1"] and devices_file:
+        return False
+    return all(_accepts(settings.get(name, []), disk.paths) for name in ("global_filter", "filter"))
+
+
+def _accepts(patterns: Iterable[str], paths: Iterable[str]) -> bool:
+    """As LVM's regex filter: any of a disk's names that is accepted is enough, then any that is rejected."""
+    rejected = False
+    for path in paths:
+        for pattern in patterns:
+            if len(pattern) > 2 and re.search(pattern[2 : pattern.rfind(pattern[1])], path):
+                if pattern[0] == "a":
+                    return True
+                rejected = True
+                break
+    return not rejected
+
+
+def findings(disk: Disk, lvm_filter: str, blacklist: str = "") -> list[Finding]:
+    """What this host's programs would do with such a disk, and what to write where, so that they leave it alone."""
+    found = []
+    if blacklist and found_multipathd(disk):
+        message = "multipathd takes every new disk, and so those that storkit attaches (find_multipaths)"
+        found.append(Finding(message, f"write into /etc/multipath.conf: {blacklist}; multipathd reconfigure"))
+    if found_lvm(disk):
+        message = "LVM's commands on this host see the volume groups in guests' disks, and `vgchange -ay` takes them"
+        hint = f"write into /etc/lvm/lvm.conf: devices {{ global_filter = [ {lvm_filter} ] }}"
+        found.append(Finding(message, hint, warning=True))
+    return found
+
+
+def found_multipathd(disk: Disk) -> bool:
+    """Whether a multipathd that runs on this host would take such a disk."""
+    if not any(line.endswith(_MULTIPATHD) for line in Path("/proc/net/unix").read_text().splitlines()):
+        return False
+    return any(multipath_takes(parse_multipath(text), disk) for text in _asked("multipath", "-t"))
+
+
+def found_lvm(disk: Disk) -> bool:
+    """Whether this host's LVM would look into such a disk."""
+    names = [f"devices/{name}" for name in ("use_devicesfile", "global_filter", "filter")]
+    asked = _asked("lvmconfig", "--type", "full", *names)
+    return any(lvm_takes(parse_lvmconfig(text), disk, _DEVICES_FILE.exists()) for text in asked)
+
+
+def _asked(*argv: str) -> Iterator[str]:
+    """What a program prints, where it is installed and can say."""
+    if which(argv[0]):
+        try:
+            yield run(argv, ok=range(256)).stdout
+        except StorkitError:
+            return

@@ -90,8 +90,9 @@ class Iscsi(HomeSide):
         self._attachments.detach(volumes)
 
     def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
-        found = [*self._exports.find_here(volumes), *self._attachments.find(volumes)]
-        return AttachedHere(sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid)))
+        seen = self._attachments.look(volumes)
+        found = [*self._exports.find_here(volumes), *seen.attachments]
+        return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), seen.damaged)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         here, there = self._divided(volumes)

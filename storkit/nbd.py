@@ -49,7 +49,7 @@ class Nbd(HomeSide):
         if self.settings.attach == "kernel" and (serves or attaches):
             from storkit.system.block import grabbers
 
-            found += grabbers.findings(grabbers.Disk("nbd15"), '"r|^/dev/nbd|", "r|^/dev/mapper/storkit:|"')
+            found += grabbers.findings(grabbers.GrabbableDisk("nbd15"), '"r|^/dev/nbd|", "r|^/dev/mapper/storkit:|"')
         return found
 
     def doors(self) -> list[Door]:

@@ -11,6 +11,7 @@ from storkit.core import codec, registry
 from storkit.core.backend import Client, refuse_broken
 from storkit.core.errors import Conflict, Unsafe
 from storkit.core.model import Attachment, Evidence, guest_of
+from storkit.plans import elsewhere
 from storkit.plans.moves import Confirm, Receive, Send
 from storkit.plans.plan import Step
 from storkit.plans.proof import Comparison, same_disk

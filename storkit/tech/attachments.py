@@ -29,7 +29,7 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.model import ATTACHED, Attachment, Evidence, Offer, Volume, check_name
+from storkit.core.model import ATTACHED, AttachedHere, Attachment, Evidence, Offer, Volume, check_name
 from storkit.system import locks
 from storkit.system.block import holders, reading
 from storkit.system.block.fingerprint import BLOCK
@@ -37,7 +37,7 @@ from storkit.system.block.holders import Holder
 from storkit.system.files import PARTIAL, make_private
 from storkit.system.parallel import every
 from storkit.system.timeouts import scaled
-from storkit.tech.records import RecordFiles
+from storkit.tech.records import RecordFiles, damaged
 
 R = TypeVar("R")
 
@@ -270,14 +270,14 @@ class Attachments(ABC, Generic[R]):
 
     # What is there
 
-    def find(self, volumes: list[str] | None = None) -> list[Attachment]:
-        """The attachments of these volumes (None: all), each with the state that the kernel knows."""
+    def look(self, volumes: list[str] | None = None) -> AttachedHere:
+        """The attachments of these volumes (None: all), each with the state that the kernel knows; and damaged
+        records."""
         known, problems = self._records.find(volumes)
         known |= self._unrecorded(known, volumes)
-        raise_problems(problems)
         broken = self._faults(known)
         found = [replace(self._shown(record), state=state(broken.get(uuid, ""))) for uuid, record in known.items()]
-        return sorted(found, key=lambda attachment: (attachment.volume, attachment.uuid))
+        return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), damaged(problems))
 
     def _unrecorded(self, known: Mapping[str, R], volumes: list[str] | None) -> dict[str, R]:
         """What is attached without a record."""

@@ -102,7 +102,7 @@ def test_a_disk_that_multipathd_has_taken_is_not_used_beside_it(targets: Targets
         assert refused.value.hint == "multipath -f mpatha"
     assert [one.volume for one in client.find()] == ["v1"], "it is not taken from under the map"
 
-    b.put(f"{CONFIGURATION}{MULTIPATH_BLACKLIST}\n", "/etc/multipath.conf")
+    b.put(f"{CONFIGURATION}blacklist {{\n{MULTIPATH_BLACKLIST}\n}}\n", "/etc/multipath.conf")
     client.sh("multipathd reconfigure; multipath -f mpatha")
     b.wait_for(lambda: "mpatha" not in client.sh("dmsetup ls"), "end of the map")
     assert "multipathd" not in b.python(WOULD_TAKE).stdout

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from storkit.system.block import grabbers
-from storkit.system.block.grabbers import Disk, lvm_takes, multipath_takes, parse_lvmconfig, parse_multipath
+from storkit.system.block.grabbers import GrabbableDisk, lvm_takes, multipath_takes, parse_lvmconfig, parse_multipath
 from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
 
 DATA = Path(__file__).parent / "data"
-NBD = Disk("nbd15")
+NBD = GrabbableDisk("nbd15")
 PRINTED = """\
 defaults {
 	verbosity 2
@@ -33,7 +33,7 @@ blacklist_exceptions {
 """
 
 
-def takes(finds: str = "off", blacklist: str = "", exceptions: str = "", disk: Disk | None = None) -> bool:
+def takes(finds: str = "off", blacklist: str = "", exceptions: str = "", disk: GrabbableDisk | None = None) -> bool:
     return multipath_takes(parse_multipath(PRINTED % (finds, blacklist, exceptions)), disk or sample())
 
 
@@ -48,7 +48,7 @@ def test_multipathd_takes_what_find_multipaths_lets_it(finds: str, taken: bool) 
 @pytest.mark.parametrize(
     "line",
     [
-        MULTIPATH_BLACKLIST.partition("{")[2].rpartition("}")[0].strip(),
+        MULTIPATH_BLACKLIST,
         'devnode "^sd"',
         'devnode ".*"',
         'wwid "36001405.*"',

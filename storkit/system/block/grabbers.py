@@ -22,7 +22,7 @@ _DEVICES_FILE = Path("/etc/lvm/devices/system.devices")
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class GrabbableDisk:
     """A disk of storkit's as those programs see it."""
 
     name: str
@@ -73,7 +73,7 @@ def parse_multipath(text: str) -> Section:
     return stack[0]
 
 
-def multipath_takes(configuration: Section, disk: Disk) -> bool:
+def multipath_takes(configuration: Section, disk: GrabbableDisk) -> bool:
     """Whether multipathd would make a map of a disk that has one path."""
     finds = [value for section in configuration.inner("defaults") for value in section.values("find_multipaths")]
     if (finds or ["strict"])[-1] not in _TAKES:
@@ -96,7 +96,7 @@ def _names(sections: Iterable[Section], kind: str, value: str) -> bool:
     return any(_match(pattern, value) for section in sections for pattern in section.values(kind))
 
 
-def _names_device(sections: Iterable[Section], disk: Disk) -> bool:
+def _names_device(sections: Iterable[Section], disk: GrabbableDisk) -> bool:
     return any(
         _match((device.values("vendor") or [".*"])[-1], disk.vendor)
         and _match((device.values("product") or [".*"])[-1], disk.product)
@@ -124,7 +124,7 @@ def parse_lvmconfig(text: str) -> dict[str, list[str]]:
     return found
 
 
-def lvm_takes(settings: Mapping[str, list[str]], disk: Disk, devices_file: bool) -> bool:
+def lvm_takes(settings: Mapping[str, list[str]], disk: GrabbableDisk, devices_file: bool) -> bool:
     """Whether LVM's commands would look into a disk; `devices_file` says whether there is one (lvmdevices(8))."""
     if settings.get("use_devicesfile") == ["1"] and devices_file:
         return False
@@ -144,12 +144,13 @@ def _accepts(patterns: Iterable[str], paths: Iterable[str]) -> bool:
     return not rejected
 
 
-def findings(disk: Disk, lvm_filter: str, blacklist: str = "") -> list[Finding]:
+def findings(disk: GrabbableDisk, lvm_filter: str, blacklist: str = "") -> list[Finding]:
     """What this host's programs would do with such a disk, and what to write where, so that they leave it alone."""
     found = []
     if blacklist and found_multipathd(disk):
         message = "multipathd takes every new disk, and so those that storkit attaches (find_multipaths)"
-        found.append(Finding(message, f"write into /etc/multipath.conf: {blacklist}; multipathd reconfigure"))
+        hint = f"write into the section blacklist of /etc/multipath.conf: {blacklist}; then: multipathd reconfigure"
+        found.append(Finding(message, hint))
     if found_lvm(disk):
         message = "LVM's commands on this host see the volume groups in guests' disks, and `vgchange -ay` takes them"
         hint = f"write into /etc/lvm/lvm.conf: devices {{ global_filter = [ {lvm_filter} ] }}"
@@ -157,14 +158,14 @@ def findings(disk: Disk, lvm_filter: str, blacklist: str = "") -> list[Finding]:
     return found
 
 
-def found_multipathd(disk: Disk) -> bool:
+def found_multipathd(disk: GrabbableDisk) -> bool:
     """Whether a multipathd that runs on this host would take such a disk."""
     if not any(line.endswith(_MULTIPATHD) for line in Path("/proc/net/unix").read_text().splitlines()):
         return False
     return any(multipath_takes(parse_multipath(text), disk) for text in _asked("multipath", "-t"))
 
 
-def found_lvm(disk: Disk) -> bool:
+def found_lvm(disk: GrabbableDisk) -> bool:
     """Whether this host's LVM would look into such a disk."""
     names = [f"devices/{name}" for name in ("use_devicesfile", "global_filter", "filter")]
     asked = _asked("lvmconfig", "--type", "full", *names)

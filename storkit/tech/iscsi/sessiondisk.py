@@ -15,7 +15,7 @@ from pathlib import Path
 from storkit.core.errors import NotFound, ServiceUnreachable, TimedOut, Unsafe
 from storkit.core.units import SECTOR
 from storkit.system.block import scsi, udev
-from storkit.system.block.grabbers import Disk
+from storkit.system.block.grabbers import GrabbableDisk
 from storkit.system.timeouts import scaled
 from storkit.tech.iscsi.initiator import INTERFACE, IscsiSession
 from storkit.tech.iscsi.names import naa, stated
@@ -36,7 +36,7 @@ SUBSYSTEM=="block", KERNEL=="sd*", KERNELS=="session[0-9]*", \\
   ENV{{DM_MULTIPATH_DEVICE_PATH}}="0", ENV{{SYSTEMD_READY}}="0", ENV{{UDISKS_IGNORE}}="1", OPTIONS:="nowatch", \\
   ENV{{{PROPERTY}}}="1", SYMLINK+="{LINKS}/%k"
 """
-MULTIPATH_BLACKLIST = f'blacklist {{ property "{PROPERTY}" }}'
+MULTIPATH_BLACKLIST = f'property "{PROPERTY}"'
 LVM_FILTER = f'"r|^/dev/{LINKS}/|", "r|^/dev/mapper/storkit:|"'
 COMMAND_TIMEOUT = 60
 """Seconds that a command may take before it is aborted: enough for a busy server under a guest's root disk."""
@@ -55,10 +55,10 @@ class Lun:
     """The logical block size, in bytes."""
 
 
-def sample() -> Disk:
+def sample() -> GrabbableDisk:
     """A disk of a session of storkit's, as multipathd and LVM would meet it."""
     wwid = "3" + naa("00000000-0000-4000-8000-000000000000")
-    return Disk("sdzz", (f"/dev/{LINKS}/sdzz",), "LIO-ORG", "IBLOCK", wwid, "scsi:iscsi", (PROPERTY, "ID_WWN"))
+    return GrabbableDisk("sdzz", (f"/dev/{LINKS}/sdzz",), "LIO-ORG", "IBLOCK", wwid, "scsi:iscsi", (PROPERTY, "ID_WWN"))
 
 
 def find(session: IscsiSession) -> str:

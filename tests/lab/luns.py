@@ -8,7 +8,7 @@ from typing import Any
 
 from storkit.core import codec
 from storkit.core.errors import from_json
-from storkit.core.model import Attachment, Credential, Evidence, Offer, Secret, Volume
+from storkit.core.model import AttachedHere, Attachment, Credential, Evidence, Offer, Secret, Volume
 from storkit.tech.iscsi import names
 from tests.lab import services
 from tests.lab.host import Command, Host
@@ -144,7 +144,7 @@ class Client:
         self._call("claim", volumes=[volume(number)], writers=list(writers))
 
     def find(self) -> list[Attachment]:
-        return codec.load(list[Attachment], self._call("find", volumes=None))
+        return codec.load(AttachedHere, self._call("look", volumes=None)).attachments
 
     def evidence(self, number: int) -> Evidence:
         return codec.load(list[Evidence], self._call("evidence", volumes=[volume(number)], offsets=None))[0]

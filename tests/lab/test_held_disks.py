@@ -34,7 +34,7 @@ def filtered(patterns: str) -> str:
 ONLY_THE_NODE = filtered('"a|^PATH$|", "r|.*|"')
 LVM = " && ".join(
     f"{step} {ONLY_THE_NODE}"
-    for step in ("pvcreate -qff -y PATH", "vgcreate -q guest-vg PATH", "lvcreate -qn x -l 1 guest-vg")
+    for step in ("pvcreate -qff -y PATH", "vgcreate -q guest-vg PATH", "lvcreate -q -y -n x -l 1 guest-vg")
 )
 HELD = [
     ("dmsetup create hand --table '0 2048 linear DISK 0'", "dmsetup remove hand"),
@@ -91,7 +91,7 @@ def test_a_disk_that_multipathd_has_taken_is_not_used_beside_it(targets: Targets
     targets.make(1, b, writable=True)
     b.put(CONFIGURATION, "/etc/multipath.conf")
     services.multipathd(b)
-    assert "multipathd" in b.python(WOULD_TAKE).stdout
+    assert "multipathd" in b.python(WOULD_TAKE)
     # It takes the disk a moment after that has come, which may be before the attach has ended.
     with suppress(Conflict):
         client.attach(targets.offer(1, b, writable=True))
@@ -105,7 +105,7 @@ def test_a_disk_that_multipathd_has_taken_is_not_used_beside_it(targets: Targets
     b.put(f"{CONFIGURATION}blacklist {{\n{MULTIPATH_BLACKLIST}\n}}\n", "/etc/multipath.conf")
     client.sh("multipathd reconfigure; multipath -f mpatha")
     b.wait_for(lambda: "mpatha" not in client.sh("dmsetup ls"), "end of the map")
-    assert "multipathd" not in b.python(WOULD_TAKE).stdout
+    assert "multipathd" not in b.python(WOULD_TAKE)
     client.attach(targets.offer(1, b, writable=True))
     assert client.write(1)
     client.detach(1)

@@ -316,8 +316,8 @@ def test_a_key_of_grade_read_is_enough_to_look(machines: Callable[[str], World])
     assert (status["exports"], status["plans"], status["silent"]) == ({"a": [], "b": []}, [], [])
     checked = world.storkit("--json", "host", "check").json
     (listens, reaches) = sorted(checked[1]["warnings"], reverse=True)
-    assert listens.startswith("whether other hosts reach b by nbd was not tried: a key of grade read")
-    assert reaches.startswith("whether b reaches other hosts' servers was not tried: a key of grade read")
+    assert listens.startswith("whether other hosts reach b by nbd was not tried: b: a key of grade read")
+    assert reaches.startswith("whether b reaches other hosts' servers was not tried: b: a key of grade read")
     assert not [path for path in (world.directory / "b").rglob("*") if path.is_file()]
 
 

@@ -63,7 +63,7 @@ def test_a_question_that_fails_leaves_no_plan(make_world: Callable[..., World]) 
     plans = world.storkit("--json", "plan", "list").json
     world.storkit("verify", "v")
     world.clear()
-    assert "no NBD server answers" in world.storkit("verify", "v", ok=11).stderr
+    assert "that is broken: nobody listens at" in world.storkit("verify", "v", ok=11).stderr
     assert world.storkit("--json", "plan", "list").json == plans
     world.storkit("host", "restore")
     world.storkit("detach", "v", "--on", "b")

@@ -16,6 +16,7 @@ FACES = "faces"
 FLOORS = ["core", "system", "tech", "guests", "hypervisors", FACES, "hosts", "plans", "api", "cli"]
 """From the ground up; the faces are the files of the package itself that are backends."""
 MOST_FILES = 17
+BELOW_TRANSPORTS = ["images", "files", "lvm"]
 OUTSIDE = {"storkit", "storkit.__main__"}
 
 
@@ -72,6 +73,20 @@ def test_technologies_do_not_know_each_others_faces() -> None:
     packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
     known = [f"{m} -> {o}" for m in MODULES for o in GRAPH[m] if o in faces - packages and m not in OUTSIDE]
     assert [edge for edge in known if not edge.startswith(("storkit.api", "storkit.cli"))] == []
+
+
+def test_rooms_build_on_what_lies_below_every_transport() -> None:
+    """images, then files, then lvm; a transport's room imports no other transport's, and nothing below imports one."""
+
+    def level(room: str) -> int:
+        return BELOW_TRANSPORTS.index(room) if room in BELOW_TRANSPORTS else len(BELOW_TRANSPORTS)
+
+    def room(module: str) -> str:
+        parts = module.split(".")
+        return parts[2] if parts[1:2] == ["tech"] and (PACKAGE / "tech" / "/".join(parts[2:3])).is_dir() else ""
+
+    both = [(m, o) for m in MODULES for o in GRAPH[m] if room(m) and room(o) and room(m) != room(o)]
+    assert not [f"{m} -> {o}" for m, o in both if level(room(o)) >= level(room(m))]
 
 
 def test_hypervisors_and_guests_know_no_storage_technology() -> None:

@@ -117,9 +117,9 @@ def test_users_of_the_path_are_told_from_who_has_taken_the_disk_below(machine: M
 def test_loop_devices_on_a_file(machine: Machine) -> None:
     machine.device("loop0", loop__backing_file="/run/storkit/nfs/u/web.raw")
     machine.node(1, "vg-lv", "LVM-x", "loop0")
-    commands = [holder.remove for holder in holders.on_file("/run/storkit/nfs/u/web.raw", machine.sys)]
+    commands = [holder.remove for holder in holders.on_file("/run/storkit/nfs/u/web.raw", machine.sys, machine.proc)]
     assert commands == ["vgchange -an vg", "losetup -d /dev/loop0"]
-    assert holders.on_file("/run/storkit/nfs/u/other.raw", machine.sys) == []
+    assert holders.on_file("/run/storkit/nfs/u/other.raw", machine.sys, machine.proc) == []
 
 
 @pytest.mark.parametrize(

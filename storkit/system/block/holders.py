@@ -67,9 +67,10 @@ def conflict(volume: str, host: str, held: list[Holder]) -> Conflict:
     return Conflict(f"volume {volume} is in use on {host}: by {who}", "; ".join(holder.remove for holder in held))
 
 
-def on_file(path: str, sys: Path = SYS) -> list[Holder]:
+def on_file(path: str, sys: Path = SYS, proc: Path = PROC) -> list[Holder]:
     """The loop devices that have a file (losetup(8)), each after what stands on it."""
-    return [holder for name in _loops({path}, sys) for holder in (*find([f"/dev/{name}"], sys=sys), _loop(name, path))]
+    loops = _loops({path}, sys)
+    return [one for name in loops for one in (*find([f"/dev/{name}"], sys=sys, proc=proc), _loop(name, path))]
 
 
 def _above(name: str, look: _Look, seen: frozenset[str]) -> Iterator[Holder]:

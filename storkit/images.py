@@ -283,7 +283,7 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
     def progress(part: float) -> None:
         site.progress(part, f"importing {volume.name}")
 
-    if not volumefile.is_device(target):
+    if not files.is_device(target):
         free = os.statvfs(target.parent)
         if info.required > free.f_bavail * free.f_frsize:
             needed = format_size(info.required)
@@ -309,7 +309,7 @@ def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: Im
 def _spooled(site: Site, volume: Volume, path: Path, kind: str, format: str, limit: int) -> Iterator[Path]:
     """The unpacked image while it is needed: beside the volume, or below the state directory for a device."""
     target = Path(volume.path)
-    directory = files.make_private(site.state / SPOOL) if volumefile.is_device(target) else target.parent
+    directory = files.make_private(site.state / SPOOL) if files.is_device(target) else target.parent
     partial = directory / f"{volume.name}.{SPOOL}{files.PARTIAL}"
     with _partial_file(partial, f"the import of {volume.name}") as descriptor:
 

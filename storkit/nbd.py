@@ -22,9 +22,10 @@ from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding
 from storkit.system import modules
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.tech.exports import HomeSide
+from storkit.tech.nbd.arguments import check_x509
 from storkit.tech.nbd.attach import X509_CLIENT_FILES, NbdAttachments
 from storkit.tech.nbd.exports import NbdExports
-from storkit.tech.nbd.server import X509_SERVER_FILES, NbdSettings, check_x509
+from storkit.tech.nbd.server import X509_SERVER_FILES, NbdSettings
 
 
 class Nbd(HomeSide):

@@ -44,6 +44,17 @@ def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
     return descriptor
 
 
+def is_device(path: Path) -> bool:
+    """Whether a volume is a block device, such as LVM's; a link to one in a pool's directory is none.
+
+    Raises Unsafe: it is neither that nor a file.
+    """
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") and path.is_block_device():
+        return True
+    os.close(open_plain(path, os.O_RDONLY))
+    return False
+
+
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
     """As `open_plain`, for a file that is going to be written over. Raises Unsafe also if it has a second name, which
     may be that of another file, or belongs to another user."""

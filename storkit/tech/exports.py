@@ -25,7 +25,7 @@ A fence marks the client first: from then on no command lets it in, and `restore
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Generic, Protocol
 
@@ -78,6 +78,8 @@ class HomeExports(ABC, Generic[G]):
                 message = f"volume {volume.name} is exported as it was before it changed"
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
         grants = self._extend(volumes, before, clients, problems)
+        if not problems:
+            problems += self._refuse_held([grant for grant in grants if not _within(grant, before)])
         raise_problems(problems)
         return grants
 
@@ -92,6 +94,7 @@ class HomeExports(ABC, Generic[G]):
                 problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds)
             if hosts:
                 problems += self._refuse_writers(grants)
+            problems += self._refuse_held([grant for grant in grants if not set(hosts) <= set(grant.writers)])
             raise_problems(problems)
             for grant in grants:
                 self._lose(grant, [writer for writer in grant.writers if writer not in hosts])
@@ -204,6 +207,10 @@ class HomeExports(ABC, Generic[G]):
         """Why nobody may write these volumes, whoever it is."""
         return ()
 
+    def _refuse_held(self, grants: Sequence[G]) -> Iterable[StorkitError]:
+        """Whoever else on this host has these volumes in use, so that nobody may get a right to them."""
+        return ()
+
     def _lose(self, grant: G, losers: Sequence[str]) -> None:
         """Change, unsaved, what the grant has of clients that lose the right to write."""
 
@@ -290,6 +297,11 @@ class HomeSide(Transport):
                 restore()
         raise_problems(problems)
         return self.find_exports()
+
+
+def _within(grant: G, before: Mapping[str, G]) -> bool:
+    """Whether a grant lets nobody in who was not let in before."""
+    return grant.volume.uuid in before and grant.clients.keys() <= before[grant.volume.uuid].clients.keys()
 
 
 def _image(volume: Volume) -> tuple[str, str, int, str]:

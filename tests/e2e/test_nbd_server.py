@@ -145,8 +145,8 @@ def test_the_right_is_gone_only_when_the_last_write_is_done(
     a.export([volume], [A])
     a.set_writers([volume], ["a"])
     connection = use(offer(a, volume, A))
-    connection.send(*((WRITE, number * MIB, b"a" * MIB) for number in range(4)))
-    wait_until(lambda: Path(volume.path).read_bytes()[:1] == b"a")  # the server has begun
+    connection.send(*((WRITE, number * MIB, b"a" * MIB) for number in range(12)))
+    wait_until(lambda: Path(volume.path).read_bytes()[:1] == b"a")  # the server has begun, and has seconds to go
     with monkeypatch.context() as impatient:
         impatient.setattr("storkit.tech.nbd.server._QMP_TIMEOUT", 0.2)
         with pytest.raises(TimedOut):

@@ -9,9 +9,9 @@ import pytest
 from storkit.core.errors import ServiceUnreachable, UsageError
 from storkit.system.block.fingerprint import spread
 from storkit.tech.grants import slug
+from storkit.tech.nbd.arguments import x509_authorization
 from storkit.tech.nbd.attach import parse_dump, parse_listing
 from storkit.tech.nbd.names import export_name
-from storkit.tech.nbd.server import x509_authorization
 
 DATA = Path(__file__).parent / "data"
 

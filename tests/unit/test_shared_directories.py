@@ -19,7 +19,7 @@ from storkit.directory import Directory, DirectorySettings
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import site
 from storkit.system import files, locks, ownership
-from storkit.tech.nbd.server import image_node
+from storkit.tech.nbd.arguments import image_node
 from storkit.tech.nfs import layout
 from tests.unit.directories import new
 

@@ -23,7 +23,7 @@ SAID = {
     "system/block/scsi.py: _LONGEST": "bytes",
     "tech/images/unpack.py: timeout": "copies of whole images",
     "tech/iscsi/sessiondisk.py: COMMAND_TIMEOUT": "the kernel's, which a disk keeps for its life",
-    "tech/nbd/server.py: FOREVER": "ends no wait",
+    "tech/nbd/arguments.py: FOREVER": "ends no wait",
     "tech/nfs/attach.py: _LOOK": "looks, does not wait",
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
     "cli/commands.py: timeout": "a person says it",

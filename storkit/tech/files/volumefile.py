@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.model import Volume
 from storkit.core.units import MAX_SIZE, SECTOR, format_size
 from storkit.system import files
@@ -15,17 +15,6 @@ from storkit.tech.images import qcow2
 
 FORMATS = ("raw", "qcow2", "tree")
 """What the name of a volume's file, or of a tree's directory, ends in."""
-
-
-def is_device(path: Path) -> bool:
-    """Whether a volume is a block device, such as LVM's; a link to one in a pool's directory is none.
-
-    Raises Unsafe: it is neither that nor a file.
-    """
-    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm") and path.is_block_device():
-        return True
-    os.close(files.open_plain(path, os.O_RDONLY))
-    return False
 
 
 def make_empty(descriptor: int, format: str, size: int) -> None:
@@ -81,6 +70,32 @@ def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
         package="qemu-utils",
         timeout=scaled(600),
     )
+
+
+def chain(path: Path, format: str) -> list[Path]:
+    """A volume's file and the files that it stands on, all in one directory.
+
+    Raises NotFound, Conflict: one is gone, or damaged. Unsupported: one is elsewhere.
+    """
+    found = [path]
+    while format == "qcow2":
+        try:
+            descriptor = files.open_plain(found[-1], os.O_RDONLY)
+            try:
+                header = qcow2.parse(os.pread(descriptor, qcow2.CLUSTER, 0))
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise NotFound(f"{path} stands on {found[-1]}, which is gone", f"qemu-img info {path}") from None
+        except ValueError as error:
+            raise Conflict(f"{found[-1]} is damaged: {error}", f"qemu-img check {found[-1]}") from error
+        if not header.backing:
+            break
+        if "/" in header.backing or len(found) > 32:
+            raise Unsupported(f"{path} stands on {header.backing}, outside of its pool", f"qemu-img info {path}")
+        found.append(path.parent / header.backing)
+        format = header.backing_format or "raw"
+    return found
 
 
 def flush(path: Path) -> None:

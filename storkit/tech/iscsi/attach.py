@@ -32,7 +32,7 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, 
 from storkit.system.block import devmapper, reading, reservations, scsi
 from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
 from storkit.system.block.fingerprint import digests, wanted
-from storkit.system.block.openers import only_killed
+from storkit.system.openers import only_killed
 from storkit.system.parallel import every
 from storkit.tech.attachments import Attaching, Attachments, Detaching
 from storkit.tech.iscsi import attached, initiator, sessiondisk

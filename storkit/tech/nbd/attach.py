@@ -39,9 +39,10 @@ from storkit.tech.attachments import Attaching, Attachments, Detaching
 from storkit.tech.grants import short
 from storkit.tech.nbd import keepalive
 from storkit.tech.nbd import wire as nbd_wire
+from storkit.tech.nbd.arguments import check_x509
 from storkit.tech.nbd.kernel import KernelDevices, Link
 from storkit.tech.nbd.names import export_name
-from storkit.tech.nbd.server import NbdSettings, check_x509
+from storkit.tech.nbd.server import NbdSettings
 from storkit.tech.records import RecordFiles
 
 X509_CLIENT_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")

@@ -86,6 +86,13 @@ class NbdExports(HomeExports[NbdGrant]):
     def _in_use(self, grant: NbdGrant) -> bool:
         return self._server(grant).daemon.running()
 
+    def _refuse_held(self, grants: Sequence[NbdGrant]) -> Iterable[StorkitError]:
+        problems: list[StorkitError] = []
+        for grant in grants:
+            with collected(problems):
+                self._server(grant).refuse_held()
+        return problems
+
     def _lose(self, grant: NbdGrant, losers: Sequence[str]) -> None:
         # A device that still holds writes connects again by itself: it must never find, under the name that it knows,
         # what a later grant lets write.

@@ -36,8 +36,8 @@ from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_
 from storkit.system.timeouts import scaled
 from storkit.tech.grants import short
 from storkit.tech.nbd import wire as nbd_wire
+from storkit.tech.nbd.arguments import FOREVER
 from storkit.tech.nbd.netlink import Device, Netlink, devices
-from storkit.tech.nbd.server import FOREVER
 
 CLOSE_TIMEOUT = scaled(10.0)
 """Seconds that a user whose I/O has failed gets to close the device."""

@@ -1,9 +1,9 @@
 """The servers of one volume at its home host.
 
-One storage daemon opens the image, holds the volume's use lock, and offers one NBD export per client host on a Unix
-socket: the right to write is a property of the export. For a client on another machine a second daemon, its front,
-takes TLS connections on a TCP port of that client's own and passes them on to the client's export: so a key opens one
-export and no other.
+One storage daemon opens the image, holds the volume's use lock and QEMU's locks on the image, and offers one NBD export
+per client host on a Unix socket: the right to write is a property of the export. For a client on another machine a
+second daemon, its front, takes TLS connections on a TCP port of that client's own and passes them on to the client's
+export: so a key opens one export and no other.
 
 Order matters everywhere below: a front dies before its export is deleted, and an export that may write is deleted, with
 its connections, before another one may write. BLOCK_EXPORT_DELETED comes when the last request has been completed.
@@ -16,23 +16,23 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from storkit.core.backend import Site, path_setting, word_setting
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import Volume
 from storkit.system import locks
 from storkit.system.files import make_private, write_atomic
-from storkit.system.qemu import qmp
+from storkit.system.qemu import imagelocks, qmp
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
 from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short
 from storkit.tech.nbd import wire
+from storkit.tech.nbd.arguments import check_x509, front_arguments, image_node, x509_authorization
 from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
 
 T = TypeVar("T")
@@ -44,8 +44,6 @@ PLAIN_TCP = "unencrypted and unauthenticated"
 X509_SERVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 DYING_TIMEOUT = scaled(5.0)
 """Seconds that a killed server gets to let go of its lock."""
-FOREVER = 10 * 365 * 86400
-"""Seconds that I/O is held for a server that went away: a guest stalls, and goes on when it is back."""
 _QMP_TIMEOUT = scaled(30.0)
 
 
@@ -121,6 +119,18 @@ class VolumeServer:
         if not Path(self.volume.path).exists():
             raise Conflict(f"volume {self.volume.name}: {self.volume.path} does not exist", "storkit volume list")
 
+    def refuse_held(self) -> None:
+        """Raise Conflict if another QEMU has the image in use; the storage daemon keeps them away while it runs."""
+        if not self.daemon.running():
+            with self._image_locks(time.monotonic() + DYING_TIMEOUT):
+                pass
+
+    def _image_locks(self, deadline: float) -> AbstractContextManager[list[int]]:
+        """The locks that keep every other QEMU of this host away from the image, and from what it stands on."""
+        images = volumefile.chain(Path(self.volume.path), self.volume.format)
+        writes = self.volume.kind == "disk"
+        return imagelocks.held(images, f"volume {self.volume.name}", writes=writes, deadline=deadline)
+
     def start(self) -> None:
         """Start the storage daemon if it does not run.
 
@@ -141,12 +151,16 @@ class VolumeServer:
                 if time.monotonic() > deadline:
                     raise
         try:
-            with listen_unix(self.socket) as nbd, listen_unix(self._monitor) as monitor:
-                self._launch(lock, nbd.fileno(), monitor.fileno())
+            with (
+                self._image_locks(deadline) as image,
+                listen_unix(self.socket) as nbd,
+                listen_unix(self._monitor) as monitor,
+            ):
+                self._launch(lock, image, nbd.fileno(), monitor.fileno())
         finally:
             lock.release()
 
-    def _launch(self, lock: locks.Lock, nbd: int, monitor: int) -> None:
+    def _launch(self, lock: locks.Lock, image: list[int], nbd: int, monitor: int) -> None:
         choices = ("io_uring", "threads") if self.settings.aio == "auto" else (self.settings.aio,)
         for aio in choices:
             node = "n" + secrets.token_hex(8)
@@ -156,7 +170,7 @@ class VolumeServer:
                 *("--blockdev", json.dumps(image_node(self.volume, node, self.settings.cache, aio))),
             ]
             try:
-                self.daemon.start(arguments, lock, [nbd, monitor])
+                self.daemon.start(arguments, lock, [nbd, monitor, *image])
                 return
             except CommandFailed as error:
                 if aio == choices[-1] or "io_uring" not in error.stderr.replace(json.dumps(aio), ""):
@@ -359,52 +373,3 @@ def export_id(client: str, write: bool, nonce: str) -> str:
     """QEMU's id of a client's export. It says whether it may write, and under which name: query-block-exports does
     not."""
     return f"{'rw' if write else 'ro'}.{short(client)}.{nonce}"
-
-
-def image_node(volume: Volume, node: str, cache: str, aio: str) -> dict[str, Any]:
-    """The --blockdev of a volume's image (qemu-storage-daemon(1)). Images and snapshots are opened for reading only."""
-    frozen = volume.kind != "disk"
-    rights: dict[str, Any] = {"read-only": frozen, "auto-read-only": not frozen, "discard": "unmap"}
-    rights["cache"] = {"direct": cache == "none", "no-flush": False}
-    block = volumefile.is_device(Path(volume.path))
-    file = {"driver": "host_device" if block else "file", "filename": volume.path, "aio": aio, **rights}
-    return {"driver": volume.format, "node-name": node, **rights, "file": file}
-
-
-def front_arguments(socket: Path, inner: wire.ExportInfo) -> list[str]:
-    """The arguments of a front that passes one export on, with its name, description and rights."""
-    node = {
-        "driver": "nbd",
-        "node-name": "inner",
-        "server": {"type": "unix", "path": str(socket)},
-        "export": inner.name,
-        # A server that died comes back under the same socket: until then its clients wait instead of failing.
-        "reconnect-delay": FOREVER,
-        "read-only": not inner.writable,
-        "discard": "unmap",
-    }
-    export = {
-        "type": "nbd",
-        "id": "outer",
-        "node-name": "inner",
-        "name": inner.name,
-        "writable": inner.writable,
-        "description": inner.description,
-    }
-    return ["--blockdev", json.dumps(node), "--export", json.dumps(export)]
-
-
-def x509_authorization(client: str) -> dict[str, Any]:
-    """Let in only the certificate whose common name is `client`, wherever it stands in the subject (RFC 4514)."""
-    if not all(letter.isalnum() or letter in "._-" for letter in client):
-        raise UsageError(f"host {client!r} cannot be the common name of a certificate", "use the psk method of nbd")
-    subjects = [f"CN={client}", f"CN={client},*", f"*,CN={client}", f"*,CN={client},*"]
-    rules = [{"match": subject, "policy": "allow", "format": "glob"} for subject in subjects]
-    return {"qom-type": "authz-list", "id": "authz0", "policy": "deny", "rules": rules}
-
-
-def check_x509(directory: Path, files: tuple[str, ...]) -> None:
-    """Raise UsageError if one of the credential's files is missing."""
-    missing = [name for name in files if not (directory / name).is_file()]
-    if missing:
-        raise UsageError(f"nbd: tls_dir {directory} has no {', '.join(missing)}", "make them with certtool(1)")

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported
+from storkit.core.errors import StorkitError, Unsupported
 from storkit.core.model import Volume
 from storkit.system import files
 from storkit.tech.files import volumefile
-from storkit.tech.images import qcow2
 from storkit.tech.nfs.names import EXPORTS, NfsGrant, NfsSettings, pool_of
 
 IDENTITY = ".storkit"
@@ -37,7 +36,7 @@ def check(volume: Volume, kind: str) -> list[StorkitError]:
         return [Unsupported(message, "put the pool on a disk's file system: ext4, XFS, Btrfs")]
     try:
         if volume.kind != "tree":
-            _chain(path, volume.format)
+            volumefile.chain(path, volume.format)
     except StorkitError as error:
         return [error]
     return []
@@ -61,7 +60,7 @@ def make(grant: NfsGrant, client: str, settings: NfsSettings, managed: bool) -> 
     try:
         if not _is_directory(directory):
             directory.mkdir(mode=0o711)
-        data, *below = _chain(Path(grant.volume.path), grant.volume.format)
+        data, *below = volumefile.chain(Path(grant.volume.path), grant.volume.format)
         for file in (data, *below):
             _link(file, directory / file.name)
         if managed:
@@ -106,29 +105,6 @@ def take_back(volume: Volume) -> None:
         return
     with suppress(FileNotFoundError, PermissionError):
         _set(Path(volume.path), 0, 0, volumefile.mode(volume))
-
-
-def _chain(path: Path, format: str) -> list[Path]:
-    """A volume's file and the files that it stands on, all in one directory."""
-    chain = [path]
-    while format == "qcow2":
-        try:
-            descriptor = files.open_plain(chain[-1], os.O_RDONLY)
-            try:
-                header = qcow2.parse(os.pread(descriptor, qcow2.CLUSTER, 0))
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            raise NotFound(f"{path} stands on {chain[-1]}, which is gone", f"qemu-img info {path}") from None
-        except ValueError as error:
-            raise Conflict(f"{chain[-1]} is damaged: {error}", f"qemu-img check {chain[-1]}") from error
-        if not header.backing:
-            break
-        if "/" in header.backing or len(chain) > 32:
-            raise Unsupported(f"{path} stands on {header.backing}, outside of its pool", f"qemu-img info {path}")
-        chain.append(path.parent / header.backing)
-        format = header.backing_format or "raw"
-    return chain
 
 
 def _link(file: Path, name: Path) -> None:

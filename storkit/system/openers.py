@@ -1,0 +1,167 @@
+"""Which processes have files and block devices open: one pass over /proc for any number of them (proc(5)).
+
+What may never answer is left alone: /proc leads to every open file, and to look at one on a network file system whose
+server is gone would wait for it. Other users' processes are seen by root alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_SIGKILL = 1 << 8
+_DULL = frozenset({"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx"})
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "glusterfs"})
+_END = 1 << 63
+
+Key = tuple[str, int, int]
+"""What tells one file or block device from all others, by whatever name it was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """A process that has a file or a block device open."""
+
+    pid: int
+    name: str
+    """The first 15 bytes of its program's."""
+    writes: bool
+    locked: tuple[tuple[int, int], ...]
+    """The bytes of it, first and last, that it has locks on (fcntl(2))."""
+    killed: bool
+    """It is dead, but for an I/O that does not come back, and has its files open until then."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+    def has_locked(self, byte: int) -> bool:
+        return any(first <= byte <= last for first, last in self.locked)
+
+
+def find(paths: Iterable[str]) -> dict[str, list[Opener]]:
+    """The processes that have each of these open, apart from this one. What is not there nobody has open."""
+    wanted: dict[Key, list[str]] = defaultdict(list)
+    devices: set[int] = set()
+    for path in dict.fromkeys(paths):
+        with suppress(OSError):
+            there = os.stat(path)
+            devices.add(there.st_dev)
+            wanted[_key(there)].append(path)
+    found: dict[str, list[Opener]] = {path: [] for group in wanted.values() for path in group}
+    mounts = _Mounts(devices)
+    for process in PROC.iterdir() if wanted else ():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            for key, opener in _of(process, wanted, mounts):
+                for path in wanted[key]:
+                    found[path].append(opener)
+    return found
+
+
+def only_killed(path: str) -> bool:
+    """Whether a device is open in processes that have been killed, and nowhere else that can be seen: not in others,
+    not mounted, not below another device."""
+    number = os.stat(path).st_rdev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    if any(Path(f"/sys/dev/block/{name}/holders").iterdir()):
+        return False
+    if any(line.split()[2] == name for line in (PROC / "self/mountinfo").read_text().splitlines()):
+        return False
+    found = find([path])[path]
+    return bool(found) and all(opener.killed for opener in found)
+
+
+def _of(process: Path, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key, Opener]]:
+    """What a process has open of what is wanted."""
+    said: dict[Key, list[str]] = defaultdict(list)
+    threads = [process]
+    if not _names(process / "fd"):  # a kernel's thread; or the first thread has ended, and others have not
+        threads = [process / "task" / name for name in _names(process / "task")]
+    for thread in threads:
+        for name in _names(thread / "fd"):
+            file, info = thread / "fd" / name, thread / "fdinfo" / name
+            with suppress(OSError):
+                if (
+                    _is_file(str(file.readlink()))
+                    and mounts.answer(thread, lines := info.read_text().splitlines())
+                    and (key := _key(file.stat())) in wanted
+                ):
+                    said[key] += lines
+    for key, lines in said.items():
+        with suppress(OSError):
+            program = (process / "comm").read_text(errors="replace").strip()
+            dead = all(_killed(process / "task" / name) for name in _names(process / "task"))
+            yield key, Opener(int(process.name), program, _writes(lines), tuple(_locked(lines)), dead)
+
+
+def _is_file(name: str) -> bool:
+    """Whether /proc's name of an open file may be that of a file or a block device, and no socket, pipe or terminal."""
+    return name.startswith("/") and name not in _DULL and not name.startswith("/dev/pts/")
+
+
+def _key(there: os.stat_result) -> Key:
+    if stat.S_ISBLK(there.st_mode):
+        return "device", there.st_rdev, 0
+    return "file", there.st_dev, there.st_ino
+
+
+def _writes(lines: Iterable[str]) -> bool:
+    """Whether one of the descriptors of which /proc says this may write."""
+    flags = [int(line.split()[1], 8) for line in lines if line.startswith("flags:")]
+    return any(each & os.O_ACCMODE != os.O_RDONLY for each in flags)
+
+
+def _locked(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
+    for line in lines:
+        if line.startswith("lock:") and "->" not in line:  # who waits for a lock has none
+            first, last = line.split()[-2:]
+            yield int(first), _END if last == "EOF" else int(last)
+
+
+def _killed(thread: Path) -> bool:
+    """Whether a thread has a SIGKILL on its way, or has ended."""
+    try:
+        status = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines() if ":\t" in line)
+    except OSError:
+        return True
+    return status["State"][0] in "ZX" or bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & _SIGKILL)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
+
+
+class _Mounts:
+    """The mounted file systems that can be asked, in the mount namespace of each process.
+
+    What is looked for is on `devices`: they have answered.
+    """
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self._answering = {f"{os.major(device)}:{os.minor(device)}" for device in devices}
+        self._asked: dict[str, set[str]] = {}
+
+    def answer(self, thread: Path, info: Iterable[str]) -> bool:
+        """Whether an open file is on a file system that can be asked: one of this machine's, or an answering one."""
+        space = str((thread / "ns/mnt").readlink())
+        if space not in self._asked:
+            self._asked[space] = set(self._read(thread / "mountinfo"))
+        return any(line.split()[1] in self._asked[space] for line in info if line.startswith("mnt_id:"))
+
+    def _read(self, table: Path) -> Iterator[str]:
+        for line in table.read_text(errors="surrogateescape").splitlines():
+            head, _, tail = line.partition(" - ")
+            number, _, device = head.split()[:3]
+            kind = tail.split()[0]
+            if device in self._answering or (
+                kind not in _REMOTE and (kind == "fuseblk" or not kind.startswith("fuse"))
+            ):
+                yield number

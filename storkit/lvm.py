@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from storkit.core import holds
 from storkit.core.backend import Needs, Pool, word_setting
 from storkit.core.errors import (
     CommandFailed,
@@ -28,7 +29,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import Damaged, Found, Usage, Volume, check_name
+from storkit.core.model import Damaged, Found, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
 from storkit.system.block import blockdevice
 from storkit.system.run import run
@@ -118,7 +119,7 @@ class Lvm(Pool):
                 problems += volumefile.size_problems(volume, "raw")
                 if volume.size != old.size:
                     problems += self._in_use(group, old, "resized")
-                    problems += checks.needed(group, old.name, "resized")
+                    problems += checks.needed(group, old.name, "resized") + holds.held(old, "resized")
                     problems += checks.resize_problems(volume, old, shrink)
             if not self.settings.thinpool and not problems:
                 more = [group.extents(volume.size) - group.lvs[volume.name].size for volume in volumes]
@@ -136,9 +137,10 @@ class Lvm(Pool):
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
-            changed = [volume for volume, old in zip(volumes, known, strict=True) if volume.kind != old.kind]
+            changed = [old for volume, old in zip(volumes, known, strict=True) if volume.kind != old.kind]
             group = self._settled(group, changed)
-            raise_problems([problem for volume in changed for problem in self._in_use(group, volume, "relabelled")])
+            problems = holds.all_held(changed, "made another kind of volume")
+            raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):
                 command = tools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
@@ -151,6 +153,28 @@ class Lvm(Pool):
         for volume, now in zip(volumes, found, strict=True):
             if (volume.kind, volume.made) != (now.kind, now.made):
                 raise Conflict(f"volume {volume.name} could not be relabelled: {said}", f"lvs {self._vg}")
+        return found
+
+    def hold(self, volumes: list[Volume]) -> list[Volume]:
+        return self._with_holds("hold", volumes, holds.begun)
+
+    def release(self, volumes: list[Volume], hold: str) -> list[Volume]:
+        return self._with_holds("release", volumes, lambda old, _: holds.over(old, hold))
+
+    def _with_holds(self, verb: str, volumes: list[Volume], change: holds.Change) -> list[Volume]:
+        with self._batches.locked(verb) as (lock, group):
+            known = self._known(group, volumes)
+            wanted = holds.changed(known, volumes, change)
+            raise_problems([problem for volume in wanted for problem in checks.tag_problems(volume)])
+            commands = [
+                ["lvchange", "-y", *words, f"{self._vg}/{old.name}"]
+                for old, new in zip(known, wanted, strict=True)
+                if (words := tools.change_tags(old, new))
+            ]
+            after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
+        found = self._these(after, volumes)
+        if [(each.hold, each.generation) for each in found] != [(each.hold, each.generation) for each in wanted]:
+            raise Conflict(f"the hold could not be changed in volume group {self._vg}: {said}", f"lvs {self._vg}")
         return found
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -168,6 +192,8 @@ class Lvm(Pool):
             group = self._settled(group, gone)
             for volume in gone:
                 problems += self._in_use(group, volume, "deleted")
+                if "hold" in group.lvs[volume.name].tags:
+                    problems += holds.held(self._volume(group, group.lvs[volume.name]), "deleted")
                 problems += checks.needed(group, volume.name, "deleted")
             raise_problems(problems)
             self._batches.remove(lock, [volume.name for volume in gone])
@@ -177,24 +203,27 @@ class Lvm(Pool):
     def capacity(self) -> Usage:
         group = tools.read(self._vg)
         volumes = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
-        sizes, damaged = [], []
+        sizes, damaged, held = [], [], dict[str, VolumeHold]()
         for lv in volumes:
             try:
-                sizes.append(self._volume(group, lv).size)
+                volume = self._volume(group, lv)
             except Unsafe:
                 damaged.append(lv.name)
+                continue
+            sizes.append(volume.size)
+            held |= {volume.name: volume.hold} if volume.hold else {}
         warnings = self._uncounted(damaged)
         if group.missing:
             warnings.append(f"pool {self.pool} lacks {', '.join(group.missing)}: nothing can be made in it")
         if not self.settings.thinpool:
             allocated = sum(lv.size for lv in volumes)
-            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated, warnings)
+            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated, warnings, held)
         pool = group.thin_pool(self.settings.thinpool)
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
         warnings += checks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
-        return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings)
+        return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings, held)
 
     # The volume group
 
@@ -422,4 +451,4 @@ class Lvm(Pool):
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(volume, made=made, created=volume.created or now, origin="")
+    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, generation=0)

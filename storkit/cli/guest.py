@@ -24,6 +24,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Disk, Guest, Root
+from storkit.core.holds import wake
 from storkit.core.model import DiskSource, Export, GuestState, Volume, guest_client
 from storkit.core.units import format_size
 from storkit.guests import files
@@ -306,18 +307,21 @@ def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": options.name})
 
 
-def _places(session: Session, guest: Guest) -> tuple[dict[str, str], dict[str, str]]:
-    """Where a guest is, whatever has become of its volumes; and why it is paused there, if nobody wanted it."""
+def _places(session: Session, guest: Guest) -> tuple[dict[str, str], dict[str, str], list[Volume]]:
+    """Where a guest is, whatever has become of its volumes; why it is paused there, if nobody wanted it; and those of
+    its volumes that there are."""
     volumes = session.survey.present([disk.volume for disk in guest.disks], _uuids(guest.disks))
     hosts, exports = session.survey.hosts(volumes), session.survey.exports(volumes)
     # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
     places, states = _where(session, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)
-    return places, _reasons(states)
+    return places, _reasons(states), volumes
 
 
 def _refuse_unless_stopped(session: Session, guest: Guest, so: str) -> None:
-    """Raise Conflict if a guest is anywhere, or may be."""
-    places, _ = _places(session, guest)
+    """Raise Conflict if a guest is anywhere, or may be, or sleeps."""
+    places, _, volumes = _places(session, guest)
+    for hold in {volume.hold for volume in volumes if volume.hold and volume.hold.guest == guest.uuid}:
+        raise Conflict(f"guest {guest.name} sleeps since {hold.since}: {so}", wake(guest.name))
     if not places:
         return
     where = ", ".join(f"{status} on {session.inventory.shown(host)}" for host, status in places.items())
@@ -338,19 +342,20 @@ def list_(session: Session, options: Namespace) -> None:
             data.append({"name": name, "error": error.to_json()})
             session.warn(f"storkit: guest {name}: {in_a_line(error)}")
             continue
-        places, reasons, wrong = dict[str, str](), dict[str, str](), dict[str, Any]()
+        places, reasons, more = dict[str, str](), dict[str, str](), dict[str, Any]()
         try:
-            places, reasons = _places(session, guest)
-            shown = migration.shown(places, reasons)
+            places, reasons, volumes = _places(session, guest)
+            shown = migration.shown(places, reasons, volumes)
+            more = {"hold": codec.dump(next((each.hold for each in volumes if each.hold), None))}
         except StorkitError as error:
-            shown, wrong = "unsupported" if isinstance(error, Unsupported) else "unknown", {"error": error.to_json()}
+            shown, more = "unsupported" if isinstance(error, Unsupported) else "unknown", {"error": error.to_json()}
             session.warn(f"storkit: guest {guest.name}: {in_a_line(error)}")
         disks = ", ".join(
             name for name in [guest.root.volume if guest.root else "", *(d.volume for d in guest.disks)] if name
         )
         rows.append((guest.name, shown, format_size(guest.memory), guest.vcpus, guest.hypervisor, disks))
         found = {"places": places, "reasons": reasons, "disks": disks.split(", ")}
-        data.append({"name": guest.name, "uuid": guest.uuid, **found, **wrong})
+        data.append({"name": guest.name, "uuid": guest.uuid, **found, **more})
     header = ("NAME", "STATE", "MEMORY", "VCPUS", "HYPERVISOR", "DISKS")
     session.result(data, output.table(header, rows))
 
@@ -366,6 +371,9 @@ def show(session: Session, options: Namespace) -> None:
         ("hypervisor", what.guest.hypervisor),
         ("state", what.shown),
     ]
+    if hold := next((volume.hold for volume in what.volumes if volume.hold), None):
+        lines.append(("asleep", f"since {hold.since}, saved on {hold.host} {hold.file}".rstrip()))
+    data["hold"] = codec.dump(hold)
     if what.root and what.guest.root:
         lines.append(("root", f"{what.root.name}, {what.guest.root.address}, {what.root.uuid}"))
         data["root_exports"] = codec.dump(what.root_exports)

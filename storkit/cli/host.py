@@ -165,22 +165,29 @@ def status(session: Session, options: Namespace) -> None:
         for attachment in group
         if (attachment.uuid, host) not in told
     ]
-    paused = _paused(session)
+    paused, usages = _paused(session), session.survey.usage()
+    asleep = [
+        {"volume": name, "pool": usage.pool, **codec.dump(hold)}
+        for usage in usages
+        for name, hold in usage.held.items()
+    ]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     parts += [f"guest {one['guest']} is paused on {one['host']}: {one['reason']}" for one in paused]
+    parts += [f"guest {one['name']} sleeps on volume {one['volume']} since {one['since']}" for one in asleep]
     if open_plans:
         parts.append(output.table(("PLAN", "STATUS", "WHAT"), open_plans))
     data = {
         "exports": codec.dump(exports),
         "attachments": codec.dump(attachments),
         "paused": paused,
+        "asleep": asleep,
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in open_plans],
         "silent": sorted(session.survey.silent),
         "unread": [
             {"host": host, "transport": target.partition(":")[2], "error": error.to_json()}
             for (host, target), error in sorted(session.survey.unread.items())
         ],
-        "warnings": session.pool_warnings(session.inventory.pools.values()),
+        "warnings": session.usage_warnings(usages),
     }
     session.result(data, "\n\n".join(parts))
 

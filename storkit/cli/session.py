@@ -24,6 +24,7 @@ from storkit.core.errors import (
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory, PoolConfig
+    from storkit.core.model import Usage
     from storkit.plans.plan import Plan
 
 
@@ -188,7 +189,11 @@ class Session:
 
     def pool_warnings(self, pools: Iterable[PoolConfig]) -> list[str]:
         """What there is to be said of how full these pools are: printed for people, and returned for scripts."""
-        warnings = [warning for usage in self.survey.usage(pools) for warning in usage.warnings]
+        return self.usage_warnings(self.survey.usage(pools))
+
+    def usage_warnings(self, usages: Iterable[Usage]) -> list[str]:
+        """As `pool_warnings`, of pools that have been asked."""
+        warnings = [warning for usage in usages for warning in usage.warnings]
         for warning in warnings:
             self.warn(f"storkit: {warning}")
         return warnings

@@ -213,7 +213,8 @@ def list_(session: Session, options: Namespace) -> None:
     damaged = list(session.survey.damaged.values())
     _warn_of_twins(session, volumes)
     rows: list[tuple[str, ...]] = [
-        (v.name, format_size(v.size), v.kind, v.format, v.pool, v.host, v.made) for v in volumes
+        (v.name, format_size(v.size), f"{v.kind}, held" if v.hold else v.kind, v.format, v.pool, v.host, v.made)
+        for v in volumes
     ]
     rows += [(each.name, "-", "damaged", "-", each.pool, each.host, "-") for each in damaged]
     header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE")
@@ -243,12 +244,18 @@ def show(session: Session, options: Namespace) -> None:
     attached = session.survey.attachments(_clients(exports), [volume])
     data = {
         **codec.dump(volume),
+        "generation": max([volume.generation, *(export.generation for export in exports)]),
         "writers": sorted(planner.writers(exports, volume)),
         "exports": codec.dump(exports),
         "attachments": [codec.dump(each) for group in attached.values() for each in group],
     }
     lines = [(key, data[key]) for key in ("name", "uuid", "kind", "format", "pool", "host", "path", "made", "created")]
     lines.insert(2, ("size", format_size(volume.size)))
+    if hold := volume.hold:
+        lines.append(
+            ("held", f"guest {hold.name} sleeps since {hold.since}, saved on {hold.host} {hold.file}".rstrip())
+        )
+    lines.append(("generation", data["generation"]))
     lines.append(("writers", ", ".join(data["writers"]) or "nobody"))
     lines += [
         (f"on {e.client}", ("writes" if e.writable else "reads") + ("" if e.live else ", but its server is down"))

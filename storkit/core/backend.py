@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from storkit.core.errors import ServiceUnreachable, Unsafe, Unsupported, raise_problems
-from storkit.core.identities import ClientName, GuestName, Line, MaybeAddress, Size, Uuid, VolumeName, Word, Words
+from storkit.core.identities import (
+    ClientName,
+    GuestName,
+    Line,
+    MaybeAddress,
+    MaybeUuid,
+    Size,
+    Uuid,
+    VolumeName,
+    Word,
+    Words,
+)
 from storkit.core.model import (
     AttachedHere,
     Attachment,
@@ -216,10 +227,26 @@ class Pool(Backend):
         """Set the kind, and `made`, of existing volumes; an image cannot be written from then on."""
 
     @abstractmethod
+    def hold(self, volumes: list[Volume]) -> list[Volume]:
+        """Keep the `hold` of each of `volumes` with the existing one's metadata, and its generation; durable. All or
+        none.
+
+        A volume that is held is not resized, relabelled or deleted, and no transport gives a new right to write it.
+        Raises Conflict: another sleep holds one of them.
+        """
+
+    @abstractmethod
+    def release(self, volumes: list[Volume], hold: Uuid) -> list[Volume]:
+        """End the hold of this id; the generation stays with the volume. One that has ended already is fine.
+
+        Raises Conflict, and ends none: another sleep holds one of them.
+        """
+
+    @abstractmethod
     def delete(self, volumes: list[Volume]) -> None:
         """Delete volumes; those that are gone already are fine.
 
-        Raises Conflict, and deletes none: a volume is in use, or others depend on its bytes.
+        Raises Conflict, and deletes none: a volume is in use or held, or others depend on its bytes.
         """
 
     @abstractmethod
@@ -274,12 +301,14 @@ class Transport(Backend):
         """What `client` needs for `attach`, its credential included. Raises NotFound if not exported to it."""
 
     @abstractmethod
-    def set_writers(self, volumes: list[Volume], hosts: list[ClientName]) -> None:
+    def set_writers(self, volumes: list[Volume], hosts: list[ClientName], hold: MaybeUuid = "") -> None:
         """Exactly `hosts` may write these volumes from now on; the server refuses everyone else.
 
         Rights are taken before others are given: when this returns, no write of a host that lost its right can still
-        reach the disk. Hosts must have an export. Raises Unsafe for an image or a snapshot with any writer, or for a
-        volume whose import has not ended.
+        reach the disk. Hosts must have an export. Each time that a host gains the right, the volume's generation
+        grows. Raises Unsafe for an image or a snapshot with any writer, or for a volume whose import has not ended;
+        Conflict for one that a sleeping guest holds and a host that has no right yet, unless `hold` is the id of its
+        hold: who wakes the guest has it. With `hold`, Conflict as well for a volume that is not held by it.
         """
 
     @abstractmethod

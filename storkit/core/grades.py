@@ -29,7 +29,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "facts source marked unlock",
     },
     STORAGE: {
-        "pool": "create import_tree clone snapshot resize relabel delete",
+        "pool": "create import_tree clone snapshot resize relabel hold release delete",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",

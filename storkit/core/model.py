@@ -74,6 +74,22 @@ tree: a directory, a guest's root file system; the guest itself mounts it over t
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeHold:
+    """What a sleeping guest has of its disk: no host is given the right to write it until the guest wakes up."""
+
+    guest: Uuid
+    name: GuestName
+    id: Uuid
+    """Of this one sleep, and of the memory image that belongs to it."""
+    generation: Count
+    """The volume's when the memory was saved: a memory of another generation is not that of these bytes."""
+    since: Line
+    host: HostName
+    """Where the memory was saved, and in which file."""
+    file: Line
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """One disk, named, with a UUID that is its identity on every wire."""
 
@@ -93,6 +109,10 @@ class Volume:
     made: Line = ""
     """How it came to be: created, imported, reflink, overlay, copy."""
     created: Line = ""
+    hold: VolumeHold | None = None
+    """The sleep of its guest; None: nobody sleeps on it."""
+    generation: Count = 0
+    """No right to write it has had a smaller number than this (see Export.generation): that of its last hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +149,8 @@ class Usage:
     """The sum of the sizes that volumes could grow to."""
     allocated: Count
     warnings: list[Words] = field(default_factory=list)
+    held: dict[VolumeName, VolumeHold] = field(default_factory=dict)
+    """The volumes on which guests sleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +203,8 @@ class Export:
     """False: granted, but the server that should offer it does not run."""
     endpoint: Line = ""
     """For people: the socket, portal or path."""
+    generation: Count = 0
+    """The volume's: a larger number each time that a right to write it is given, nothing when one is taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fence": lambda args: f"fence {args['client']}",
     "unfence": lambda args: f"unfence {args['client']}",
     "restore": lambda args: "give again what was given before",
+    "hold": lambda args: f"let nobody write {_of(args['volumes'])} while its guest sleeps",
+    "release": lambda args: f"end the sleep {args['hold']} of {_of(args['volumes'])}",
     "declare_off": lambda args: f"take {args['client']} for off, by the word of {args['by']}",
     "withdraw_off": lambda args: f"take {args['client']} for off no longer",
 }
@@ -54,9 +56,9 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
 def words(target: str, verb: str, args: dict[str, Any]) -> str:
     """What a verb does to rights; empty: nothing."""
     kind, _, name = target.partition(":")
-    if kind not in ("transport", "host") or verb not in _WORDS:
+    if kind not in ("pool", "transport", "host") or verb not in _WORDS:
         return ""
-    return _WORDS[verb](args) + (f" by {name}" if name else "")
+    return _WORDS[verb](args) + (f" by {name}" if kind == "transport" else "")
 
 
 def _restored(exports: Iterable[Any]) -> str:

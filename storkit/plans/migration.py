@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.guest import Guest
+from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume, guest_client
 from storkit.plans.plan import Hold, Plan, Stages, Step, step
@@ -66,7 +68,11 @@ class Subject:
     @property
     def shown(self) -> str:
         """Where the guest is, for people."""
-        return shown(self.places, self.reasons)
+        return shown(self.places, self.reasons, self.volumes)
+
+    def awake(self, what: str) -> None:
+        """Raise Conflict if a guest sleeps on a volume that this one writes: its disks cannot be `what`."""
+        raise_problems(all_held(self.written, what))
 
     @property
     def running(self) -> list[str]:
@@ -100,17 +106,18 @@ class Subject:
                 )
 
 
-def shown(places: dict[str, str], reasons: dict[str, str]) -> str:
-    """Where a guest is and, if it is paused though nobody wanted it, why."""
+def shown(places: dict[str, str], reasons: dict[str, str], volumes: Iterable[Volume] = ()) -> str:
+    """Where a guest with these disks is and, if it is paused though nobody wanted it, why."""
     words = (
         f"{status} on {host}" + (f" ({reasons[host]})" if host in reasons else "") for host, status in places.items()
     )
-    return ", ".join(words) or "stopped"
+    return ", ".join(words) or ("asleep" if any(volume.hold for volume in volumes) else "stopped")
 
 
 def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     """Give a guest its disks on a host and start it there."""
     subject.known()
+    subject.awake(f"written by {host}")
     if subject.running and subject.running != [host]:
         raise Conflict(
             f"guest {subject.name} already runs on {', '.join(subject.running)}",
@@ -168,6 +175,7 @@ def wake(subject: Subject, inventory: Inventory) -> Plan:
     if len(subject.running) != 1:
         raise _running_problem(subject)
     here = subject.running[0]
+    subject.awake(f"written by {here}")
     for volume in subject.written:
         if here not in writers(subject.exports, volume):
             raise _from_before(subject, here, volume)
@@ -225,6 +233,7 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
 def finish(subject: Subject, inventory: Inventory) -> Plan:
     """After the hypervisor has moved a guest: only the host it runs on keeps the disk."""
     subject.known()
+    subject.awake("given to where its guest runs")
     if len(subject.running) != 1:
         raise _running_problem(subject)
     here = subject.running[0]
@@ -236,6 +245,7 @@ def finish(subject: Subject, inventory: Inventory) -> Plan:
 def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     """Make rights and attachments match where the guest runs, from the truth alone."""
     subject.known()
+    subject.awake("given to where its guest runs")
     arrived = [host for host, status in subject.places.items() if status == "arrived"]
     if len(subject.running) > 1 or (len(arrived) > 1 and not subject.running):
         raise _running_problem(subject)
@@ -255,6 +265,7 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
 
 def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     subject.known()
+    subject.awake(f"written by {destination}")
     if not subject.running:
         raise Conflict(f"guest {subject.name} does not run", f"storkit guest start {subject.name} --on {destination}")
     if len(subject.running) > 1:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, StorkitError, raise_problems
+from storkit.core.errors import Conflict, raise_problems
+from storkit.core.holds import all_held, held
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume
 from storkit.core.units import format_size
@@ -127,6 +128,7 @@ def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:
 def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inventory: Inventory) -> Plan:
     """Give a volume that no host may write another size."""
     refuse_written(volume, exports, "resized")
+    raise_problems(held(volume, "resized"))
     stages = Stages()
     title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resized = _with(volume, size=size)
@@ -136,7 +138,7 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
     """Delete volumes that no host has any more."""
-    problems: list[StorkitError] = []
+    problems = all_held(volumes, "deleted")
     for volume in volumes:
         clients = sorted(export.client for export in exports if export.uuid == volume.uuid)
         if clients:
@@ -163,7 +165,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
 def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool, inventory: Inventory) -> Plan:
     """Attach volumes on a host: with `write` as the only writer of those that are disks."""
     disks = [volume for volume in volumes if write and volume.kind == "disk"]
-    problems: list[StorkitError] = []
+    problems = all_held(disks, f"written by {host}")
     if not write:
         problems += [
             Conflict(

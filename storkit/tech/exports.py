@@ -83,7 +83,7 @@ class HomeExports(ABC, Generic[G]):
         raise_problems(problems)
         return grants
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
+    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
         uuids = [volume.uuid for volume in volumes]
         with self._lock(uuids):
             grants, problems = self._grants.find(uuids)
@@ -91,13 +91,16 @@ class HomeExports(ABC, Generic[G]):
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
-                problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds)
+                problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds, hold)
             if hosts:
                 problems += self._refuse_writers(grants)
             problems += self._refuse_held([grant for grant in grants if not set(hosts) <= set(grant.writers)])
             raise_problems(problems)
+            floor = {volume.uuid: volume.generation for volume in volumes}
             for grant in grants:
                 self._lose(grant, [writer for writer in grant.writers if writer not in hosts])
+                if not set(hosts) <= set(grant.writers):
+                    grant.generation = self._grants.next_generation(grant, floor[grant.volume.uuid])
                 grant.writers = sorted(set(hosts))
             self._grants.save(grants)
             self._take(grants)
@@ -280,8 +283,8 @@ class HomeSide(Transport):
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         return self._exports.offers(volumes, client)
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        self._exports.set_writers(volumes, hosts)
+    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
+        self._exports.set_writers(volumes, hosts, hold)
 
     def fence(self, client: str) -> list[Export]:
         return self._exports.fence(client)

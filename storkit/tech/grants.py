@@ -20,6 +20,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from storkit.core import holds
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
@@ -45,6 +46,8 @@ class VolumeGrant(Protocol):
     clients: dict[str, Any]
     writers: list[str]
     epoch: int
+    generation: int
+    """Of the right to write that was given last (HomeExports.set_writers)."""
 
 
 G = TypeVar("G", bound=VolumeGrant)
@@ -90,6 +93,11 @@ class GrantStore(Generic[G]):
         raise_problems([_late(f"volume {it.volume.name}", self._host) for it in changed if self._is_late(it.epoch)])
         for grant in changed:
             grant.epoch = max(grant.epoch, self._epoch)
+
+    def next_generation(self, grant: G, floor: int) -> int:
+        """The generation of a right that is given now: more than those of all that were given before, also by a grant
+        that has been forgotten, since the epoch is; and more than `floor`, which the volume's metadata keep."""
+        return max(grant.generation + 1, floor + 1, self._epoch)
 
     def fence(self, client: str) -> None:
         """Raises Unsafe: a later command has let the host in again."""
@@ -169,15 +177,20 @@ def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> li
 
 
 def refused_writers(
-    volume: Volume, grant: VolumeGrant | None, hosts: Sequence[str], kinds: Container[str]
+    volume: Volume, grant: VolumeGrant | None, hosts: Sequence[str], kinds: Container[str], hold: str = ""
 ) -> Iterator[StorkitError]:
     """Why these hosts cannot be the writers of a volume, by its grant, if it has one; `kinds` are those that can be
-    written."""
+    written, `hold` is the sleep that is to be ended."""
     if hosts and volume.kind not in kinds and (grant is None or grant.volume.kind not in kinds):
         hint = "storkit volume clone it, and use the clone"
         yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
     if hosts and volume.made == "importing":
         yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
+    gaining = [host for host in hosts if grant is None or host not in grant.writers]
+    if hold:
+        yield from holds.ended(volume, hold)
+    elif gaining:
+        yield from holds.held(volume, f"written by {', '.join(gaining)}")
     yield from (_not_exported(volume, host) for host in hosts if grant is None or host not in grant.clients)
 
 

@@ -13,7 +13,7 @@ import pytest
 from storkit.core import codec
 from storkit.core.backend import Pool, Site
 from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsafe, UsageError
-from storkit.core.model import Usage, Volume
+from storkit.core.model import Usage, Volume, VolumeHold
 from storkit.system import locks
 
 MIB = 1 << 20
@@ -356,3 +356,68 @@ def test_a_pool_whose_place_is_missing_is_not_an_empty_one(pool: Pool, harm: Any
         with pytest.raises(NotFound) as caught:
             act()
         assert caught.value.hint and "mkdir" not in caught.value.hint
+
+
+def hold(volume: Volume, **more: Any) -> VolumeHold:
+    fields = {
+        "guest": GUEST,
+        "name": "g",
+        "id": SLEEP,
+        "generation": 7,
+        "since": "2026-01-02T03:04:05Z",
+        "host": "here",
+    }
+    return VolumeHold(**{**fields, "file": "/srv/a b,c/g.memory", **more})
+
+
+GUEST, SLEEP = str(uuid4()), str(uuid4())
+
+
+def test_a_held_volume_keeps_its_hold_and_is_not_changed(pool: Pool) -> None:
+    held, free = pool.create([new("held"), new("free")])
+    assert held.hold is None and held.generation == 0
+    asleep = replace(held, hold=hold(held))
+    (made,) = pool.hold([asleep])
+    assert made == replace(asleep, generation=7)
+    assert pool.hold([asleep]) == [made] and pool.find(["held", "free"]) == [free, made]
+    assert pool.capacity().held == {"held": hold(held)}
+    for change in (
+        lambda: pool.delete([free, made]),
+        lambda: pool.resize([replace(free, size=2 * SIZE), replace(made, size=2 * SIZE)]),
+        lambda: pool.relabel([replace(made, kind="image", made="imported")]),
+    ):
+        with pytest.raises(Conflict, match="guest g sleeps on volume held") as caught:
+            change()
+        assert "storkit guest restore g" in caught.value.hint
+    assert pool.find() == [free, made]
+    (clone,) = pool.clone(made, [new("clone")])
+    assert (clone.hold, clone.generation) == (None, 0)
+
+
+def test_a_hold_ends_by_its_own_id_alone_and_its_generation_stays(pool: Pool) -> None:
+    one, two = pool.create([new("one"), new("two")])
+    asleep = pool.hold([replace(one, hold=hold(one)), replace(two, hold=hold(two, generation=3))])
+    other = str(uuid4())
+    with pytest.raises(Problems) as caught:
+        pool.hold([replace(volume, hold=hold(volume, id=other)) for volume in asleep])
+    assert all(isinstance(each, Conflict) for each in caught.value.problems)
+    with pytest.raises(StorkitError, match="another sleep"):
+        pool.release(asleep, other)
+    assert pool.find() == asleep
+    awake = pool.release(asleep, SLEEP)
+    assert [(volume.hold, volume.generation) for volume in awake] == [(None, 7), (None, 3)]
+    assert pool.release(awake, SLEEP) == awake == pool.find() and pool.capacity().held == {}
+    (again,) = pool.hold([replace(awake[0], hold=hold(one, id=other, generation=9))])
+    assert again.hold and (again.hold.id, again.generation) == (other, 9)
+    pool.release([again], other)
+    pool.delete(awake)
+
+
+def test_a_volume_that_is_another_is_not_held(pool: Pool) -> None:
+    (volume,) = pool.create([new("v")])
+    stranger = replace(volume, uuid=str(uuid4()), hold=hold(volume))
+    with pytest.raises(Conflict, match="another one"):
+        pool.hold([stranger])
+    with pytest.raises(NotFound):
+        pool.release([new("none")], SLEEP)
+    assert pool.find() == [volume]

@@ -27,6 +27,7 @@ from storkit.core.model import (
     MigrationResult,
     Usage,
     Volume,
+    VolumeHold,
     VolumeKind,
 )
 from storkit.plans.plan import Hold, Plan, Step
@@ -36,6 +37,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text()
 RECORDS: dict[str, Any] = {
     "Host": HostConfig,
     "Volume": Volume,
+    "VolumeHold": VolumeHold,
     "Usage": Usage,
     "Export": Export,
     "Attachment": Attachment,

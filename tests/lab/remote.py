@@ -200,8 +200,8 @@ class RemoteTransport(Transport):
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         return list(self._call(list[Offer], "offers", volumes=volumes, client=client))
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str]) -> None:
-        self._call(None, "set_writers", volumes=volumes, hosts=hosts)
+    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
+        self._call(None, "set_writers", volumes=volumes, hosts=hosts, hold=hold)
 
     def attach(self, offers: list[Offer]) -> list[Attachment]:
         return list(self._call(list[Attachment], "attach", offers=offers))

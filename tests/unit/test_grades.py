@@ -53,9 +53,10 @@ def test_every_verb_has_a_grade_and_every_grade_a_verb() -> None:
 
 
 WORDS = {
-    "names", "volumes", "client", "clients", "hosts", "writers", "format", "checksum", "guests", "by", "keepers",
+    "names", "volumes", "client", "clients", "hosts", "writers", "hold", "format", "checksum", "guests", "by",
+    "keepers",
 }  # fmt: skip
-"""Arguments that are text and name no file of the host: volumes, UUIDs, hosts, a format, a digest."""
+"""Arguments that are text and name no file of the host: volumes, UUIDs (of holds too), hosts, a format, a digest."""
 
 
 @pytest.mark.parametrize("kind", [*CONTRACTS, *MODULES])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import pytest
 from storkit.core.backend import Client, Site
 from storkit.core.errors import Conflict, StorkitError, TimedOut, Unsafe
 from storkit.core.identities import ClientName
-from storkit.core.model import Export, Offer, Volume
+from storkit.core.model import Export, Offer, Volume, VolumeHold
 from storkit.tech.exports import HomeExports
 from storkit.tech.grants import GrantStore
 
@@ -32,6 +32,7 @@ class ToyGrant:
     clients: dict[ClientName, bool] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     epoch: int = 0
+    generation: int = 0
 
 
 class Killed(BaseException):
@@ -88,7 +89,7 @@ class Toys(HomeExports[ToyGrant]):
     ) -> list[ToyGrant]:  # fmt: skip
         old = [before.get(volume.uuid, ToyGrant(volume)) for volume in volumes]
         new = {client.name: True for client in clients}
-        return [ToyGrant(each.volume, each.clients | new, each.writers, each.epoch) for each in old]
+        return [ToyGrant(each.volume, each.clients | new, each.writers, each.epoch, each.generation) for each in old]
 
     def _take(self, grants: Sequence[ToyGrant], force: bool = False) -> None:
         for grant in grants:
@@ -234,3 +235,57 @@ def test_a_volume_that_changed_is_not_exported_beside_what_it_was(toys: Toys) ->
     moved: Any = Volume("v", V.uuid, 2 << 20, "p", "s", path="/v")
     with pytest.raises(Conflict, match="as it was before"):
         toys.export([moved], [A])
+
+
+def generation(toys: Toys) -> int:
+    """What a grant says, and with it every export."""
+    (grant,) = toys._grants.find([V.uuid])[0]
+    return grant.generation
+
+
+def test_a_volume_counts_the_rights_that_are_given_and_none_that_is_taken(toys: Toys) -> None:
+    toys.export([V], [A, B])
+    assert generation(toys) == 0
+    counted = []
+    for hosts in (["a"], ["a"], ["a", "b"], ["b"], [], ["b"]):
+        toys.set_writers([V], hosts)
+        counted.append(generation(toys))
+    assert counted == [1, 1, 2, 2, 2, 3]
+    toys.export([V], [Client("c", False)])
+    toys.restore()
+    assert generation(toys) == 3
+
+
+def test_the_count_goes_on_where_the_grant_was_forgotten(tmp_path: Path) -> None:
+    """By the epoch of the command that gives the right, and never at or below what the volume's metadata know."""
+    counted = []
+    for epoch in (40, 41, 45):
+        toys = Toys(Site("s", tmp_path, tmp_path / "run", tmp_path / "dev", epoch=epoch), Server())
+        toys.export([V], [A])
+        toys.set_writers([V], ["a"])
+        counted.append(generation(toys))
+        toys.unexport([V], ["a"])
+    assert counted == [40, 41, 45]
+    toys = Toys(Site("s", tmp_path / "new", tmp_path / "run", tmp_path / "dev", epoch=3), Server())
+    toys.export([V], [A])
+    toys.set_writers([replace(V, generation=45)], ["a"])
+    assert generation(toys) == 46
+
+
+def test_a_held_volume_gains_no_writer_but_by_the_id_of_its_hold(toys: Toys) -> None:
+    hold = VolumeHold(W.uuid, "g", V.uuid, 1, "2026-01-02T03:04:05Z", "a", "")
+    asleep = replace(V, hold=hold, generation=1)
+    toys.export([V, W], [A, B])
+    toys.set_writers([V], ["a"])
+    for hosts in (["b"], ["a", "b"]):
+        with pytest.raises(Conflict, match="guest g sleeps on volume v"):
+            toys.set_writers([W, asleep], hosts)
+    assert (writers(toys), writers(toys, W.uuid), generation(toys)) == ({"a"}, set(), 1)
+    toys.set_writers([asleep], ["a"])  # nobody gains anything
+    toys.set_writers([asleep], [])
+    for volume, sleep in ((asleep, W.uuid), (V, hold.id)):
+        with pytest.raises(Conflict, match="has ended"):
+            toys.set_writers([volume], ["b"], sleep)
+    assert writers(toys) == set()
+    toys.set_writers([asleep], ["b"], hold.id)
+    assert (writers(toys), generation(toys)) == ({"b"}, 2)

@@ -58,6 +58,10 @@ EVIDENCE = {
 }
 DAMAGED = {"name": "db", "pool": "p", "host": "h", "message": "m", "hint": "h"}
 RESULT = {"total_ms": 1, "downtime_ms": 1, "setup_ms": 1, "transferred": 1}
+HELD = {
+    **VOLUME,
+    "hold": {"guest": UUID, "name": "g", "id": UUID, "generation": 1, "since": "", "host": "h", "file": ""},
+}
 ONE: dict[str, Any] = {"volumes": [VOLUME]}
 FINDING = {"message": "no room", "hint": "df -h"}
 CLIENT = {"name": "c", "same_machine": False, "address": ""}
@@ -75,6 +79,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "snapshot"): ({**ONE, "source": VOLUME}, [VOLUME]),
     ("pool", "resize"): (ONE, [VOLUME]),
     ("pool", "relabel"): (ONE, [VOLUME]),
+    ("pool", "hold"): ({"volumes": [HELD]}, [HELD]),
+    ("pool", "release"): ({"volumes": [HELD], "hold": UUID}, [{**HELD, "hold": None}]),
     ("pool", "capacity"): ({}, USAGE),
     ("transport", "export"): ({**ONE, "clients": [CLIENT]}, [EXPORT]),
     ("transport", "find_exports"): ({"volumes": [UUID]}, [EXPORT]),
@@ -108,7 +114,7 @@ FREE = {
     "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
-    "relabel": {"size"},
+    "relabel": {"size"}, "hold": {"size"}, "release": {"size"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""
 

@@ -80,6 +80,13 @@ def _made(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[
     yield from _each(result, args["volumes"], ("uuid", "uuid"), ("name", "name"))
 
 
+def _held(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _made(host, pool, args, result)
+    for record, asked in zip(result, args["volumes"], strict=False):
+        if record["hold"] != (None if "hold" in args else asked["hold"]):
+            yield f"another hold of volume {asked['name']} than was asked for"
+
+
 def _capacity(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], pool=pool, host=host)
 
@@ -180,6 +187,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "snapshot"): _made,
     ("pool", "resize"): _made,
     ("pool", "relabel"): _made,
+    ("pool", "hold"): _held,
+    ("pool", "release"): _held,
     ("pool", "capacity"): _capacity,
     ("transport", "find_exports"): _find_exports,
     ("transport", "look_exports"): _look_exports,

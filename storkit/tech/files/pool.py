@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from storkit.core import holds
 from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.model import Damaged, Finding, Found, Usage, Volume
@@ -122,6 +123,7 @@ class FilePool(Pool):
             for volume, sidecar in zip(volumes, known, strict=True):
                 if volume.kind != sidecar.volume.kind:
                     problems += self._in_use(sidecar.volume, "made another kind of volume")
+                    problems += holds.held(sidecar.volume, "made another kind of volume")
                     problems += directory.needed([sidecar], "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
@@ -131,6 +133,20 @@ class FilePool(Pool):
                 for volume, sidecar in zip(volumes, known, strict=True)
             ]
             directory.write([now for now, was in zip(changed, known, strict=True) if now != was])
+        return self._found(volumes)
+
+    def hold(self, volumes: list[Volume]) -> list[Volume]:
+        return self._with_holds("hold", volumes, holds.begun)
+
+    def release(self, volumes: list[Volume], hold: str) -> list[Volume]:
+        return self._with_holds("release", volumes, lambda old, _: holds.over(old, hold))
+
+    def _with_holds(self, verb: str, volumes: list[Volume], change: holds.Change) -> list[Volume]:
+        with self._locked(verb) as directory:
+            known = directory.known(volumes)
+            changed = holds.changed([sidecar.volume for sidecar in known], volumes, change)
+            pairs = zip(known, changed, strict=True)
+            directory.write([replace(was, volume=now) for was, now in pairs if now != was.volume])
         return self._found(volumes)
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -145,7 +161,7 @@ class FilePool(Pool):
                 if maker := directory.maker(name):
                     problems.append(Conflict(maker, "wait until that command has ended, then try again"))
             for sidecar in gone:
-                problems += self._in_use(sidecar.volume, "deleted")
+                problems += self._in_use(sidecar.volume, "deleted") + holds.held(sidecar.volume, "deleted")
             problems += directory.needed(gone, "deleted")
             raise_problems(problems)
             # Overlays go before what they stand on.
@@ -183,7 +199,8 @@ class FilePool(Pool):
             )
         if free < total * _LITTLE_ROOM:
             warnings.append(f"pool {self.pool} is nearly full: {format_size(free)} of {format_size(total)} free")
-        return Usage(self.pool, self.site.host, total, free, provisioned, allocated, warnings)
+        held = {sidecar.volume.name: hold for sidecar in sidecars if (hold := sidecar.volume.hold)}
+        return Usage(self.pool, self.site.host, total, free, provisioned, allocated, warnings, held)
 
     # What the verbs share
 
@@ -377,7 +394,7 @@ class FilePool(Pool):
         old = sidecar.volume
         if volume.size == old.size:
             return []
-        problems: list[StorkitError] = self._in_use(old, "resized")
+        problems: list[StorkitError] = self._in_use(old, "resized") + holds.held(old, "resized")
         if old.kind != "disk":
             hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
             problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
@@ -427,7 +444,8 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(volume, host="", pool="", path="", format=format, made=made, created=volume.created or now)
+    named = replace(volume, host="", pool="", path="", hold=None, generation=0)
+    return replace(named, format=format, made=made, created=volume.created or now)
 
 
 def derived(origin: Sidecar, volume: Volume, format: str, made: str) -> Volume:

@@ -118,7 +118,8 @@ class IscsiExports(HomeExports[IscsiGrant]):
         """A volume's grant with `clients` added. What its target is called, and where, stays while anyone uses it."""
         grant = IscsiGrant(volume)
         if old is not None:
-            grant.clients, grant.writers, grant.epoch = dict(old.clients), old.writers, old.epoch
+            grant.clients, grant.writers = dict(old.clients), old.writers
+            grant.epoch, grant.generation = old.epoch, old.generation
         if old is not None and old.remote():
             grant.iqn, grant.prefix, grant.chap = old.iqn, old.prefix, old.chap
             grant.portals, grant.listens = old.portals, old.listens
@@ -171,7 +172,11 @@ class IscsiExports(HomeExports[IscsiGrant]):
                     right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
                     live = seen is not None and seen.enabled and right is not None
                     writable, where = right if live else writable, ", ".join(grant.portals)
-                exports.append(Export(volume.name, volume.uuid, client, bool(writable), TRANSPORT, live, where))
+                exports.append(
+                    Export(
+                        volume.name, volume.uuid, client, bool(writable), TRANSPORT, live, where, grant.generation
+                    )
+                )  # fmt: skip
         return exports
 
     def _offer(self, grant: IscsiGrant, client: str) -> Offer:

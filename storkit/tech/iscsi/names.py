@@ -160,6 +160,7 @@ class IscsiGrant:
     """What it listens on, as LIO names it: the portals, or all addresses, if another target does already."""
     chap: Chap = "mutual"
     epoch: int = 0
+    generation: int = 0
     """That of the last command that changed it (storkit.tech.grants)."""
 
     def remote(self) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from storkit.core.errors import Conflict, StorkitError, UsageError
 from storkit.core.model import Volume
 from storkit.core.units import exact_size, format_size, parse_size
 from storkit.tech.files import volumefile
-from storkit.tech.lvm.tools import BATCH, LogicalVolume, VolumeGroup
+from storkit.tech.lvm.tools import BATCH, LogicalVolume, VolumeGroup, tag, tags_of
 
 IMPORTING = "importing"
 """`made` of a volume whose image is not yet, or not wholly, in it."""
@@ -18,6 +18,7 @@ _RESERVED = re.compile(
     r"snapshot|pvmove|.*_(cdata|cmeta|corig|cvol|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig)"
 )
 """Names that lvm(8) keeps for itself: these beginnings, and these anywhere."""
+_TAG_MAX = 1024
 _DM_NAME_MAX = 126
 """Of the device's name: the volume group's and the logical volume's with hyphens doubled, and one between."""
 _SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?|100)%", re.ASCII)
@@ -128,6 +129,14 @@ def request_problems(volume: Volume, vg: str) -> list[StorkitError]:
         message = f"the name of volume {volume.name} in volume group {vg} is too long for device-mapper"
         problems.append(UsageError(message, f"use {_DM_NAME_MAX} characters at most for both, hyphens counted twice"))
     return problems
+
+
+def tag_problems(volume: Volume) -> list[StorkitError]:
+    """A hold that is too long for a tag (1,024 characters, lvm(8)): it names a file."""
+    if volume.hold is None or len(tag("hold", tags_of(volume)["hold"])) <= _TAG_MAX:
+        return []
+    message = f"the name of the file is too long for a tag of LVM: {volume.hold.file}"
+    return [UsageError(message, "choose a shorter one")]
 
 
 def derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError]:

@@ -9,6 +9,7 @@ volumes of the batch into existing ones at once, and a batch whose maker is dead
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storkit.core import codec
 from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
-from storkit.core.model import Volume
+from storkit.core.model import Volume, VolumeHold
 from storkit.system.locks import Lock
 from storkit.system.run import TIMEOUT, Result, run, which
 from storkit.system.timeouts import scaled
@@ -150,7 +152,9 @@ def tag(key: str, value: str) -> str:
 def tags_of(volume: Volume) -> dict[str, str]:
     """A volume's metadata as tags: all but what follows from where it is."""
     tags = {"uuid": volume.uuid, "kind": volume.kind, "size": str(volume.size), "made": volume.made}
-    return tags | {"created": volume.created} | ({"origin": volume.origin} if volume.origin else {})
+    tags |= {"created": volume.created} | ({"origin": volume.origin} if volume.origin else {})
+    tags |= {"generation": str(volume.generation)} if volume.generation else {}
+    return tags | ({"hold": json.dumps(codec.dump(volume.hold))} if volume.hold else {})
 
 
 def add_tags(volume: Volume, batch: str) -> list[str]:
@@ -163,9 +167,10 @@ def change_tags(old: Volume, new: Volume) -> list[str]:
     """The options of lvchange that turn the metadata of `old` into those of `new`, in one commit."""
     before, after = tags_of(old), tags_of(new)
     words = []
-    for key, value in after.items():
-        if before.get(key) != value:
-            words += ["--deltag", tag(key, before[key]), "--addtag", tag(key, value)]
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            words += ["--deltag", tag(key, before[key])] if key in before else []
+            words += ["--addtag", tag(key, after[key])] if key in after else []
     return words
 
 
@@ -175,7 +180,7 @@ def volume_of(lv: LogicalVolume, missing: Sequence[str] = ()) -> Volume:
     Raises Unsafe: they cannot be trusted, or a part of it is not there.
     """
     tags = lv.tags
-    wrong = [key for key, pattern in _VALUES.items() if not pattern.fullmatch(tags.get(key, ""))]
+    wrong = [key for key, pattern in _VALUES.items() if not pattern.fullmatch(tags.get(key, _UNSAID.get(key, "")))]
     problems = [f"{key} {tags.get(key, '')!r}" for key in wrong]
     if not problems and int(tags["size"]) > lv.size:
         problems.append(f"{tags['size']} bytes, of which {lv.size} are there")
@@ -186,8 +191,19 @@ def volume_of(lv: LogicalVolume, missing: Sequence[str] = ()) -> Volume:
     size, kind = int(tags["size"]), tags["kind"]
     return Volume(
         lv.name, tags["uuid"], size, kind=kind, format="raw", origin=tags.get("origin", ""),  # type: ignore[arg-type]
-        made=tags["made"], created=tags["created"],
+        made=tags["made"], created=tags["created"], hold=_hold(lv), generation=int(tags.get("generation", 0)),
     )  # fmt: skip
+
+
+def _hold(lv: LogicalVolume) -> VolumeHold | None:
+    """The hold that a logical volume's tags tell of. Raises Unsafe: it cannot be read."""
+    if "hold" not in lv.tags:
+        return None
+    try:
+        return codec.load(VolumeHold, json.loads(lv.tags["hold"]))
+    except (ValueError, StorkitError):
+        message = f"the tags of logical volume {lv.name} are damaged: hold {lv.tags['hold']!r}"
+        raise Unsafe(message, "lvs -o+lv_tags") from None
 
 
 def incomplete(lv: LogicalVolume, missing: Sequence[str]) -> Unsafe:
@@ -203,7 +219,10 @@ _VALUES = {
     "size": re.compile(r"[1-9][0-9]{0,18}", re.ASCII),
     "made": re.compile(".*"),
     "created": re.compile(".*"),
+    "generation": re.compile("[0-9]{1,18}", re.ASCII),
 }
+_UNSAID = {"generation": "0"}
+"""What is meant by a tag that is not there, and may be missing."""
 
 
 # Parsing

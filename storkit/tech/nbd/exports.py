@@ -78,7 +78,7 @@ class NbdExports(HomeExports[NbdGrant]):
                     granted[client.name] = NbdClientGrant(client.same_machine, nonce=nonce)
                 if from_ := [] if client.same_machine else sources(client.address, client.told):
                     granted[client.name] = replace(granted[client.name], sources=from_)
-            grants.append(NbdGrant(volume, granted, old.writers, old.epoch))
+            grants.append(NbdGrant(volume, granted, old.writers, old.epoch, old.generation))
             with collected(problems):
                 self._server(grants[-1]).check()
         return grants
@@ -136,7 +136,7 @@ class NbdExports(HomeExports[NbdGrant]):
             writable = info.writable if info is not None else client in grant.writers
             where = str(server.socket) if granted.same_machine else f"{self.site.address}:{granted.port}"
             volume = grant.volume
-            exports.append(Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where))
+            exports.append(Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where, grant.generation))
         return exports
 
     def _offer(self, grant: NbdGrant, client: str) -> Offer:

@@ -39,6 +39,7 @@ class NbdGrant:
     clients: dict[ClientName, NbdClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     epoch: int = 0
+    generation: int = 0
     """That of the last command that changed it (storkit.tech.grants)."""
 
     def export_name(self, client: str) -> str:

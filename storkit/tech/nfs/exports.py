@@ -89,7 +89,8 @@ class NfsExports(HomeExports[NfsGrant]):
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
                     granted[client.name] = NfsClientGrant(where, uuid4().hex, client.same_machine)
-            grants.append(NfsGrant(volume, old.instance or secrets.token_hex(4), granted, old.writers, old.epoch))
+            instance = old.instance or secrets.token_hex(4)
+            grants.append(NfsGrant(volume, instance, granted, old.writers, old.epoch, old.generation))
         problems += self._exposed(grants)
         return grants
 
@@ -217,7 +218,7 @@ class NfsExports(HomeExports[NfsGrant]):
             writable = any(has) if managed and live else client in grant.writers
             volume = grant.volume
             where = attach.source(*self._place(grant, client))
-            yield Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where)
+            yield Export(volume.name, volume.uuid, client, writable, TRANSPORT, live, where, grant.generation)
 
     def _place(self, grant: NfsGrant, client: str) -> tuple[str, str]:
         """Server and path that a client mounts."""

@@ -87,6 +87,7 @@ class NfsGrant:
     clients: dict[ClientName, NfsClientGrant] = field(default_factory=dict)
     writers: list[ClientName] = field(default_factory=list)
     epoch: int = 0
+    generation: int = 0
     """That of the last command that changed it (storkit.tech.grants)."""
 
     @property

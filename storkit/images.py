@@ -11,9 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from storkit.core.backend import Site
 from storkit.core.errors import (
@@ -25,7 +24,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import Volume
+from storkit.core.model import ImageFile, ImageInfo, Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.system.block import blockdevice
@@ -33,34 +32,12 @@ from storkit.tech.files import streams, volumefile
 from storkit.tech.files.sidecar import SPOOL, rename_new
 from storkit.tech.images import checksums, headers, qemuimg, unpack
 
-VERBS = frozenset({"inspect", "fill", "export_image"})
-"""What plans and other hosts may call."""
 MAX_SIZE = 64 << 40
 """The largest disk that is imported unless another limit is given: 64 TiB."""
 EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 _CHUNK = 1 << 20
 _NAMED = {".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vpc": "vpc", ".vdi": "vdi", ".vhdx": "vhdx"}
 """What the ends of file names promise: a vpc image that lost its footer looks like a raw disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """What an image file is, and what it will take. Sizes in bytes."""
-
-    source: str
-    format: str
-    """Of the disk image itself: raw, qcow2, vmdk, vpc or vdi."""
-    compression: str
-    """gz, xz, zst, or empty."""
-    file_size: int
-    virtual_size: int
-    """The size of the disk, in whole sectors."""
-    required: int
-    """About what a volume with this content will allocate; 0: not known before it is unpacked."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """What qemu-img says of the format."""
-    padding: int = 0
-    """Bytes of zeros that make whole sectors of a raw image (`format` was raw)."""
 
 
 def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_size: int = 0) -> ImageInfo:
@@ -116,9 +93,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     return info
 
 
-def export_image(
-    site: Site, volume: Volume, file: str, format: str = "qcow2", compress: bool = False
-) -> dict[str, Any]:
+def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", compress: bool = False) -> ImageFile:
     """Write a volume to a new image file, whole or not at all. Returns the file and its size in bytes.
 
     Raises Conflict: the file exists, the volume is in use, or there is no room; UsageError: the format cannot be
@@ -147,7 +122,7 @@ def export_image(
         if not os.path.samestat(found, final.lstat()):
             message = f"{final} is not what was written: another user has put something in its place"
             raise Unsafe(message, "export it to a directory that only you may write")
-    return {"file": str(final), "size": found.st_size}
+    return ImageFile(str(final), found.st_size)
 
 
 # Looking

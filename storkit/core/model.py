@@ -6,7 +6,7 @@ Every record is plain data with a JSON form (storkit.core.codec). Sizes are byte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from storkit.core.identities import (
     NAME_MAX,
@@ -162,6 +162,19 @@ class Credential:
     secret: SecretLine | None = None
     files: dict[Word, Secret] = field(default_factory=dict)
     """x509: file name (ca-cert.pem, client-cert.pem, client-key.pem) to its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A host that a volume is exported to."""
+
+    name: ClientName
+    same_machine: bool
+    """True: it reaches the server's Unix sockets; False: it comes over the network."""
+    address: MaybeAddress = ""
+    """Where it comes from, as the inventory has it: a name or an address of the storage network."""
+    told: MaybeAddress = ""
+    """The IP address that it says it comes from when it connects to the server's host; empty: it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,3 +373,44 @@ class Listening:
     doors: list[Door]
     """With the very port of each."""
     findings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image file is, and what it will take. Sizes in bytes."""
+
+    source: Line
+    format: Word
+    """Of the disk image itself: raw, qcow2, vmdk, vpc or vdi."""
+    compression: Word
+    """gz, xz, zst, or empty."""
+    file_size: Count
+    virtual_size: Count
+    """The size of the disk, in whole sectors."""
+    required: Count
+    """About what a volume with this content will allocate; 0: not known before it is unpacked."""
+    details: dict[Words, Any] = field(default_factory=dict)
+    """What qemu-img says of the format."""
+    padding: Count = 0
+    """Bytes of zeros that make whole sectors of a raw image (`format` was raw)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file that was written, and its size in bytes."""
+
+    file: Line
+    size: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A person's word that a host is off."""
+
+    host: ClientName
+    by: Line
+    """Who said so, and from where."""
+    since: Line
+    """When, in UTC, by the clock of the host that keeps it."""
+    keepers: list[HostName] = field(default_factory=list)
+    """The hosts that keep it."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storkit.core.backend import RIGHTS
+from storkit.core.calls import Targets
+from storkit.core.contracts import RIGHTS
 from storkit.core.deadlines import QUESTIONS
 from storkit.core.errors import HostUnreachable
 from storkit.core.inventory import HostConfig, Inventory
@@ -24,7 +25,7 @@ Progress = Callable[[float, str], None]
 Titles = dict[str, str] | None
 
 
-class Connection(ABC):
+class Connection(Targets):
     """One host for the length of one command."""
 
     def __init__(self, config: HostConfig) -> None:
@@ -96,7 +97,7 @@ class Connection(ABC):
     def reach(self, address: str, port: int) -> str:
         """Why the host cannot connect to a port; empty: it can."""
 
-    def end(self) -> None:  # noqa: B027
+    def end(self) -> None:
         """Say that nothing more will be asked; does not wait."""
 
     @abstractmethod

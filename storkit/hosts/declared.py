@@ -8,26 +8,13 @@ until `storkit unfence HOST`.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 from storkit.core.backend import Site
 from storkit.core.errors import raise_problems
 from storkit.core.identities import ClientName, HostName, Line
+from storkit.core.model import Declared
 from storkit.tech.grants import check_slug, slug
 from storkit.tech.records import RecordFiles
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A person's word that a host is off."""
-
-    host: ClientName
-    by: Line
-    """Who said so, and from where."""
-    since: Line
-    """When, in UTC, by the clock of the host that keeps it."""
-    keepers: list[HostName] = field(default_factory=list)
-    """The hosts that keep it."""
 
 
 def _records(site: Site) -> RecordFiles[Declared]:
@@ -51,6 +38,3 @@ def find_off(site: Site) -> list[Declared]:
     found, problems = _records(site).find()
     raise_problems(problems)
     return list(found.values())
-
-
-VERBS = frozenset({"declare_off", "withdraw_off", "find_off"})

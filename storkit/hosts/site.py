@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import os
-import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from storkit.core import codec, registry
-from storkit.core.backend import Backend, Hypervisor, Pool, Site, Transport
+from storkit.core import calls, codec, registry
+from storkit.core.backend import Backend, Pool, Site
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.inventory import SYSTEM_STATE, state_directory
 from storkit.core.model import Volume
@@ -114,27 +112,25 @@ class Performer:
     def perform(self, target: str, verb: str, args: dict[str, Any], progress: Any = None, epoch: int = 0) -> Any:
         """Carry out one verb; arguments and result are JSON values.
 
-        Only public methods of backends, of images.py and of declared.py can be called, with arguments of their types.
+        Only what the contract has (storkit.core.contracts) is carried out, whatever else is public in a backend.
         """
-        place = replace(self.site, progress=progress or self.site.progress, epoch=epoch)
-        method: Any
-        if target in ("images", "host"):
-            module = importlib.import_module("storkit.images" if target == "images" else "storkit.hosts.declared")
-            if verb not in module.VERBS:
+        kind, place = target.partition(":")[0], replace(self.site, progress=progress or self.site.progress, epoch=epoch)
+        method: Callable[..., Any]
+        wanted = calls.verb(kind, verb)
+        if target in _MODULES:
+            if wanted is None:
                 raise self._no_verb(target, verb)
-            method = getattr(module, verb)
-            values = {"site": place, **bind(method, args, f"{target}.{verb}", skip=("site",))}
-            if "volume" in values:
-                (values["volume"],) = self._here([values["volume"]])
+            method = partial(getattr(importlib.import_module(_MODULES[target]), verb), place)
         else:
             backend = self.backend(target, place)
-            method = getattr(backend, verb, None)
-            if verb.startswith("_") or not inspect.ismethod(method):
+            if wanted is None:
                 raise self._no_verb(target, verb)
-            values = bind(method, args, f"{target}.{verb}", types=declared(target.partition(":")[0], verb))
-            if verb in SERVING_VERBS and isinstance(backend, Transport):
-                values["volumes"] = self._here(values["volumes"])
-        kind = target.partition(":")[0]
+            method = getattr(backend, verb)
+        values = wanted.read(args, f"{target}.{verb}")
+        if target == "images" and "volume" in values:
+            (values["volume"],) = self._here([values["volume"]])
+        if kind == "transport" and verb in SERVING_VERBS:
+            values["volumes"] = self._here(values["volumes"])
         with self.limits.paths(kind, verb, values) if self.limits else nullcontext(_same) as shown:
             try:
                 with rights.logged(target, verb, values, self.asked) as told:
@@ -180,49 +176,13 @@ def _same(answer: Any) -> Any:
     return answer
 
 
+_MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
+"""Targets that are no backends, and where their verbs are: functions whose first argument is the site."""
+
+
 SECRET_VERBS = frozenset({"offers", "credential"})
 """Verbs whose results hold credentials: never journalled, only passed on to the other host's `attach` or `send`."""
 
 
 SERVING_VERBS = frozenset({"export", "set_writers"})
 """Verbs of transports that open a volume's bytes."""
-
-
-_CONTRACTS = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
-
-
-@cache
-def declared(kind: str, verb: str) -> dict[str, Any]:
-    """The types that a contract gives a verb's arguments, and its result (`return`); nothing: it has no such verb.
-
-    They hold for every backend, whatever its own method says: identities are checked for all of them.
-    """
-    method = getattr(_CONTRACTS.get(kind), verb, None)
-    if method is None:
-        return {}
-    from storkit.core.guest import Guest
-
-    return typing.get_type_hints(method, localns={"Guest": Guest}, include_extras=True)
-
-
-def bind(
-    method: Any, args: dict[str, Any], where: str, skip: tuple[str, ...] = (), types: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """`args` (JSON values) as the declared types of the method's parameters; every problem at once. `types` are those
-    that the contract gives them."""
-    hints = {**typing.get_type_hints(method, include_extras=True), **(types or {})}
-    parameters = inspect.signature(method).parameters
-    problems: list[StorkitError] = []
-    values: dict[str, Any] = {}
-    for name in args.keys() - parameters.keys():
-        # Not left out, as a record's unknown key is: it changes what is done.
-        problems.append(Unsupported(f"{where}: unknown argument {name!r}", "upgrade storkit on that host"))
-    for name, parameter in parameters.items():
-        if name in skip:
-            continue
-        if name in args:
-            values[name] = codec.convert(hints[name], args[name], where, name, problems, strict=False)
-        elif parameter.default is inspect.Parameter.empty:
-            problems.append(UsageError(f"{where}: argument {name!r} is missing"))
-    raise_problems(problems)
-    return values

@@ -23,6 +23,7 @@ from storkit.core.model import (
     AttachedHere,
     Attachment,
     Damaged,
+    Declared,
     Export,
     Exported,
     Found,
@@ -32,7 +33,6 @@ from storkit.core.model import (
     guest_of,
 )
 from storkit.hosts.connections import Connections
-from storkit.hosts.declared import Declared
 from storkit.plans import lookup
 from storkit.plans.remembered import Hints
 

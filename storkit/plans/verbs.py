@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from storkit.core import codec, registry
-from storkit.core.backend import Client, refuse_broken
+from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict, Unsafe
-from storkit.core.model import Attachment, Evidence, guest_of
+from storkit.core.model import Attachment, Client, Evidence, guest_of
 from storkit.plans import elsewhere
 from storkit.plans.moves import Confirm, Receive, Send
 from storkit.plans.plan import Step

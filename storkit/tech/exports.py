@@ -29,9 +29,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Generic, Protocol
 
-from storkit.core.backend import Client, Site, Transport
+from storkit.core.backend import Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
-from storkit.core.model import Export, Exported, Offer, Volume, check_name
+from storkit.core.model import Client, Export, Exported, Offer, Volume, check_name
 from storkit.tech.grants import G, GrantStore, of_client, refused_writers, without
 from storkit.tech.records import damaged
 

@@ -18,8 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from storkit.core.backend import Client, Transport
-from storkit.core.model import Attachment, Volume
+from storkit.core.backend import Transport
+from storkit.core.model import Attachment, Client, Volume
 from tests.contract.access import Access, access
 
 BLOCK = 4096

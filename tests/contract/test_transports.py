@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from storkit.core import codec, registry
-from storkit.core.backend import Client, Transport
+from storkit.core.backend import Transport
 from storkit.core.errors import NotFound, StorkitError, Unsafe
-from storkit.core.model import ATTACHED, Attachment, Evidence, Export, Offer, Volume
+from storkit.core.model import ATTACHED, Attachment, Client, Evidence, Export, Offer, Volume
 from tests.contract.rig import BLOCK, Rig, RigSetup
 
 REFUSED = (OSError, StorkitError)

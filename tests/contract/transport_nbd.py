@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from storkit.core.backend import Client
-from storkit.core.model import Attachment, Volume
+from storkit.core.model import Attachment, Client, Volume
 from storkit.system import locks
 from tests.contract.rig import Rig, RigSetup
 from tests.e2e.nbdhosts import Hosts, wait_until

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from storkit.core.backend import Client, Site
-from storkit.core.model import Offer, Volume
+from storkit.core.backend import Site
+from storkit.core.model import Client, Offer, Volume
 from storkit.nbd import Nbd
 from storkit.system.timeouts import scaled
 from storkit.tech.nbd.server import NbdSettings

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from storkit.core.backend import Client
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
-from storkit.core.model import Volume
+from storkit.core.model import Client, Volume
 from storkit.system import locks
 from storkit.system.qemu.storagedaemon import Daemon
 from storkit.tech.grants import GrantStore

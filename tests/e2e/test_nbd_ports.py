@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 
-from storkit.core.backend import Client
-from storkit.core.model import Offer
+from storkit.core.model import Client, Offer
 from tests.e2e.nbdhosts import NEEDS_SERVER, Hosts, hosts, offer
 
 __all__ = ["hosts"]

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from storkit.core.backend import Client
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsafe, UsageError
-from storkit.core.model import Offer, Secret
+from storkit.core.model import Client, Offer, Secret
 from storkit.nbd import Nbd
 from storkit.tech.nbd.server import PLAIN_TCP, NbdSettings
 from storkit.tech.nbd.wire import NbdConnection, ask

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storkit.core import codec, errors, registry
-from storkit.core.backend import Client, Site, Transport
+from storkit.core.backend import Site, Transport
 from storkit.core.errors import HostUnreachable, StorkitError, TimedOut
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.core.model import AttachedHere, Attachment, Evidence, Export, Exported, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Client, Evidence, Export, Exported, Offer, Volume
 from storkit.hosts.remote.ssh import SshConnection
 from tests.contract.access import Access
 from tests.contract.rig import Rig

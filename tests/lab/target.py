@@ -13,7 +13,8 @@ HOME = """\
 import json, os, sys, time
 from pathlib import Path
 from storkit.core import codec
-from storkit.core.backend import Client, Site
+from storkit.core.backend import Site
+from storkit.core.model import Client
 from storkit.core.errors import StorkitError
 from storkit.core.model import Volume
 from storkit.tech.iscsi import target, aptpl, configfs, savefile

@@ -172,7 +172,7 @@ import json, os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from storkit.core import codec, registry
-from storkit.core.backend import Client
+from storkit.core.model import Client
 from storkit.core.model import Volume
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import site

@@ -8,9 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from storkit.core.backend import Client
 from storkit.core.errors import Conflict, Problems, StorkitError, Unsupported
-from storkit.core.model import Volume
+from storkit.core.model import Client, Volume
 from tests.contract.transport_nfs import NfsRig
 from tests.guestkit import log, nfsroot
 from tests.lab import Host, Lab

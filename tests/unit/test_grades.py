@@ -11,8 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from storkit import images
-from storkit.core import grades, registry
+from storkit.core import calls, grades, registry
 from storkit.core.backend import (
     Backend,
     Hypervisor,
@@ -24,19 +23,7 @@ from storkit.core.backend import (
     word_setting,
 )
 from storkit.core.errors import NotAllowed
-from storkit.hosts import declared
 from storkit.hosts.remote import agent
-
-CONTRACTS: dict[str, type[Backend]] = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
-MODULES: dict[str, Any] = {"images": images, "host": declared}
-
-
-def verbs(kind: str) -> dict[str, Callable[..., Any]]:
-    """The public methods of a contract, or the verbs of a module."""
-    if module := MODULES.get(kind):
-        return {name: getattr(module, name) for name in module.VERBS}
-    members = inspect.getmembers(CONTRACTS[kind], inspect.isfunction)
-    return {name: member for name, member in members if not name.startswith("_")}
 
 
 def requests() -> set[str]:
@@ -45,7 +32,7 @@ def requests() -> set[str]:
 
 
 def test_every_verb_has_a_grade_and_every_grade_a_verb() -> None:
-    known = {(kind, verb) for kind in (*CONTRACTS, *MODULES) for verb in verbs(kind)}
+    known = {(kind, verb) for kind in calls.CONTRACTS for verb in calls.verbs(kind)}
     known |= {("agent", request) for request in requests()}
     assert len(known) > 40
     assert known == grades.VERBS.keys()
@@ -59,16 +46,15 @@ WORDS = {
 """Arguments that are text and name no file of the host: volumes, UUIDs (of holds too), hosts, a format, a digest."""
 
 
-@pytest.mark.parametrize("kind", [*CONTRACTS, *MODULES])
+@pytest.mark.parametrize("kind", calls.CONTRACTS)
 def test_arguments_that_are_text_are_words_or_paths_that_are_kept_below_directories(kind: str) -> None:
-    for verb, method in verbs(kind).items():
+    for verb in calls.verbs(kind):
         if grades.VERBS[kind, verb] == grades.GUESTS:
             continue
-        hints = typing.get_type_hints(method)
-        for name in inspect.signature(method).parameters:
-            hint = hints.get(name)
+        method = getattr(calls.CONTRACTS[kind], verb)
+        for name, hint in typing.get_type_hints(method).items():
             text = hint is str or str in get_args(hint) or any(str in get_args(each) for each in get_args(hint))
-            if text and name not in WORDS:
+            if text and name not in ("return", *WORDS):
                 assert grades.PATHS.get((kind, verb), ("", ""))[0] == name, f"{kind}.{verb}: {name}"
     assert all((kind, verb) in grades.VERBS for kind, verb in grades.PATHS)
 

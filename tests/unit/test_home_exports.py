@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from storkit.core.backend import Client, Site
+from storkit.core.backend import Site
 from storkit.core.errors import Conflict, StorkitError, TimedOut, Unsafe
 from storkit.core.identities import ClientName
-from storkit.core.model import Export, Offer, Volume, VolumeHold
+from storkit.core.model import Client, Export, Offer, Volume, VolumeHold
 from storkit.tech.exports import HomeExports
 from storkit.tech.grants import GrantStore
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from storkit.core.backend import Hypervisor, Pool, Transport
+from storkit.core import calls
 from storkit.core.identities import CONTROL
 from storkit.hosts.remote import answers, asked
 from storkit.hosts.remote.wire import Malformed
-from storkit.hosts.site import declared
 from tests.hostile import other, wrong
 
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
@@ -64,6 +63,15 @@ HELD = {
 }
 ONE: dict[str, Any] = {"volumes": [VOLUME]}
 FINDING = {"message": "no room", "hint": "df -h"}
+INFO = {
+    "source": "/i",
+    "format": "qcow2",
+    "compression": "",
+    "file_size": 1,
+    "virtual_size": 512,
+    "required": 512,
+}
+DECLARED = {"host": "c", "by": "ann@desk", "since": "2026-11-28 00:00:00 UTC", "keepers": ["h"]}
 CLIENT = {"name": "c", "same_machine": False, "address": ""}
 
 TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
@@ -102,11 +110,21 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
     ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),
     ("hypervisor", "messages"): ({"name": "g"}, "said\nmore"),
+    ("images", "inspect"): ({"source": "/i"}, INFO),
+    ("images", "fill"): ({"volume": VOLUME, "source": "/i"}, INFO),
+    ("images", "export_image"): ({"volume": VOLUME, "file": "/web.qcow2"}, {"file": "/web.qcow2", "size": 4096}),
+    ("host", "declare_off"): ({"client": "c", "by": "ann", "keepers": ["h"]}, DECLARED),
+    ("host", "find_off"): ({}, [DECLARED]),
 }
 """A question and a true answer, for each verb that has one."""
 
-CONTRACTS = {"pool": Pool, "transport": Transport, "hypervisor": Hypervisor}
-TARGETS = {"pool": "pool:p", "transport": "transport:t", "hypervisor": "hypervisor:q"}
+TARGETS = {
+    "pool": "pool:p",
+    "transport": "transport:t",
+    "hypervisor": "hypervisor:q",
+    "images": "images",
+    "host": "host",
+}
 FREE = {
     # Which of its clients and guests there are, only the host knows, and of what size its disks are.
     "find_exports": {"client", "volume"}, "look_exports": {"client", "volume"}, "look_attachments": {"size"},
@@ -114,13 +132,19 @@ FREE = {
     "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
-    "relabel": {"size"}, "hold": {"size"}, "release": {"size"},
+    "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "export_image": {"size"}, "find_off": {"host"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""
 
 
 def checked(kind: str, verb: str, args: dict[str, Any], answer: Any) -> Any:
     return asked.compared("h", TARGETS[kind], verb, args, answers.checked(TARGETS[kind], verb, answer))
+
+
+def returned(kind: str, verb: str) -> Any:
+    declared = calls.verb(kind, verb)
+    assert declared is not None
+    return declared.result
 
 
 def places(hint: Any, value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -163,7 +187,7 @@ def test_the_truth_is_believed(kind: str, verb: str) -> None:
 @pytest.mark.parametrize(("kind", "verb"), TRUE, ids="-".join)
 def test_a_value_of_the_wrong_kind_is_not(kind: str, verb: str) -> None:
     args, answer = TRUE[kind, verb]
-    found = list(places(declared(kind, verb)["return"], answer))
+    found = list(places(returned(kind, verb), answer))
     for path, hint in found:
         for value in wrong[hint]:
             with pytest.raises(Malformed) as caught:
@@ -178,7 +202,7 @@ def test_a_value_of_the_wrong_kind_is_not(kind: str, verb: str) -> None:
 @pytest.mark.parametrize(("kind", "verb"), TRUE, ids="-".join)
 def test_an_answer_to_another_question_is_not(kind: str, verb: str) -> None:
     args, answer = TRUE[kind, verb]
-    for path, _ in places(declared(kind, verb)["return"], answer):
+    for path, _ in places(returned(kind, verb), answer):
         key = path[-1] if path else ""
         if key in other and key not in FREE.get(verb, ()) and "source" not in path and "credential" not in path:
             with pytest.raises(Malformed, match=r"asked for|for volume"):
@@ -202,8 +226,8 @@ def test_a_guest_is_sent_to_no_socket_of_this_machine_by_another() -> None:
 
 
 def test_every_verb_that_answers_is_compared() -> None:
-    for kind, contract in CONTRACTS.items():
-        for verb in (name for name in vars(contract) if not name.startswith("_") and callable(getattr(contract, name))):
-            if declared(kind, verb).get("return") is not type(None):
+    for kind in TARGETS:
+        for verb in calls.verbs(kind):
+            if returned(kind, verb) is not type(None):
                 assert (kind, verb) in TRUE, f"{kind}.{verb}"
                 assert ((kind, verb) in asked.COMPARED) != ((kind, verb) in asked.WORDS), f"{kind}.{verb}"

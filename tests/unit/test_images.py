@@ -398,7 +398,7 @@ def test_export_and_import_again(site: Site, disk: Path, tmp_path: Path, format:
             images.export_image(site, volume, str(out), format, compress)
         assert not list(out.parent.iterdir())
         return
-    assert images.export_image(site, volume, str(out), format, compress)["file"] == str(out)
+    assert images.export_image(site, volume, str(out), format, compress).file == str(out)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     info = images.inspect(site, str(out))
     assert (info.format, info.virtual_size) == (format, SIZE)

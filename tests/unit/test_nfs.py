@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from storkit.core.backend import Client, Site
+from storkit.core.backend import Site
 from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, Unsupported, UsageError
-from storkit.core.model import Offer, Volume
+from storkit.core.model import Client, Offer, Volume
 from storkit.nfs import Nfs, NfsPool, NfsPoolSettings
 from storkit.tech.grants import GrantStore
 from storkit.tech.nfs import attach, layout

@@ -27,7 +27,7 @@ SAID = {
     "tech/nfs/attach.py: _LOOK": "looks, does not wait",
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
     "cli/commands.py: timeout": "a person says it",
-    "core/backend.py: timeout": "a person says it",
+    "core/contracts.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
     "hypervisors/qemu.py: stall_timeout": "a person says it",

@@ -6,30 +6,27 @@ and the type of everything, is checked here, once, before anyone looks into it.
 
 from __future__ import annotations
 
-import importlib
-import typing
-from functools import cache
 from typing import Any
 
-from storkit.core import codec
+from storkit.core import calls, codec
 from storkit.core.errors import StorkitError
 from storkit.core.model import Finding
 from storkit.hosts.remote.wire import Malformed
-from storkit.hosts.site import declared
 
-_MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
 _FACTS = {"version": str, "kernel": str, "clock": float, "missing": list[dict[str, str]]}
 """What others rely on of a machine's facts (hosts.facts)."""
 
 
 def checked(target: str, verb: str, result: Any) -> Any:
     """The result of a verb as JSON values of the declared types. Raises Malformed."""
-    wanted = _returned(target.partition(":")[0], verb)
-    if wanted is type(None):
+    declared = calls.verb(target.partition(":")[0], verb)
+    if declared is None:
+        raise Malformed(f"an answer to {verb} of {target}, which no contract has")
+    if declared.result is type(None):
         if result is not None:
             raise Malformed(f"{verb} of {target} with a result, which it has not")
         return None
-    return codec.dump(_converted(wanted, result, f"{verb} of {target}"), reveal=True)
+    return codec.dump(_converted(declared.result, result, f"{verb} of {target}"), reveal=True)
 
 
 def facts(said: Any) -> dict[str, Any]:
@@ -59,12 +56,3 @@ def _converted(wanted: Any, result: Any, where: str) -> Any:
     if problems:
         raise Malformed(problems[0].message)
     return value
-
-
-@cache
-def _returned(kind: str, verb: str) -> Any:
-    """The type that a verb is declared to return."""
-    if kind not in _MODULES:
-        return declared(kind, verb).get("return", Any)
-    method = getattr(importlib.import_module(_MODULES[kind]), verb)
-    return typing.get_type_hints(method, include_extras=True)["return"]

@@ -208,6 +208,10 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
 }
 WORDS = frozenset(
     {
+        ("host", "find_off"),
+        ("images", "export_image"),
+        ("images", "fill"),
+        ("images", "inspect"),
         ("hypervisor", "check"),
         ("hypervisor", "credential"),
         ("hypervisor", "define"),

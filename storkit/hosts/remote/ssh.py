@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from storkit.core import codec, deadlines, errors
-from storkit.core.backend import RIGHTS
+from storkit.core.contracts import RIGHTS
 from storkit.core.errors import HostUnreachable, StorkitError
 from storkit.core.identities import Words
 from storkit.core.inventory import HostConfig, Inventory

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from storkit.core.backend import Client, Site
+from storkit.core.backend import Site
 from storkit.core.errors import (
     NotFound,
     ServiceUnreachable,
@@ -24,6 +24,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import (
     Attachment,
+    Client,
     Credential,
     Evidence,
     Export,

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from storkit.core.backend import Client
 from storkit.core.errors import (
     Conflict,
     NotFound,
@@ -22,7 +21,7 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.model import Credential, Export, Offer, Secret, Volume
+from storkit.core.model import Client, Credential, Export, Offer, Secret, Volume
 from storkit.system.addresses import own_address
 from storkit.system.files import make_private
 from storkit.system.parallel import every

@@ -11,9 +11,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
 
-from storkit.core.backend import Client, Site
+from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsafe, Unsupported, collected
-from storkit.core.model import Export, Offer, Volume, guest_of
+from storkit.core.model import Client, Export, Offer, Volume, guest_of
 from storkit.system import locks
 from storkit.system.addresses import is_number, own_address
 from storkit.system.files import make_private

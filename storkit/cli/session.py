@@ -149,12 +149,12 @@ class Session:
         """Print a plan that is not run."""
         from storkit.cli import output
         from storkit.core import codec
-        from storkit.plans.verbs import VERBS
+        from storkit.plans import verbs
 
         if self.options.json:
             self.print_json(codec.dump(plan))
         else:
-            out(output.describe(plan, lambda step: VERBS[step.verb].undoable or bool(VERBS[step.verb].again(step))))
+            out(output.describe(plan, lambda step: verbs.VERBS[step.verb].undoable or bool(verbs.of(step).again(step))))
 
     def result(self, data: Any, text: str = "") -> None:
         """Print what a command found or made: JSON for scripts, `text` for people."""

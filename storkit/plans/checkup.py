@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import storkit
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, NotAllowed, StorkitError, Unsupported
-from storkit.core.model import Door, Finding, Found, Listening, Usage
+from storkit.core.model import Door, Finding, Listening
 
 if TYPE_CHECKING:
     from storkit.hosts.connection import Connection
@@ -192,12 +193,12 @@ class Checkup:
             served = [name for name in self._inventory.pools if self._inventory.transport(name) == target]
             homes = {self._inventory.pools[name].host for name in served}
             away = any(not self._connections.same_machine(home, report.host) for home in homes)
-            part = {"serves": report.host in homes, "attaches": away}
-            self._add(report, self._findings(report, connection, target, part))
+            ready = partial(connection.transport(target).ready, serves=report.host in homes, attaches=away)
+            self._add(report, self._findings(report, ready))
         # A host that has disks for other machines may run no guests at all.
         disks_alone = pools and any(not self._connections.same_machine(report.host, n) for n in self._inventory.hosts)
         for hypervisor in self._hypervisors:
-            found = self._findings(report, connection, f"hypervisor:{hypervisor}", {})
+            found = self._findings(report, connection.hypervisor(f"hypervisor:{hypervisor}").ready)
             if disks_alone:
                 report.warnings += [f"guests could not run on {report.host}: {each.message}" for each in found]
             else:
@@ -205,9 +206,9 @@ class Checkup:
         for pool in pools:
             self._look_at_pool(report, connection, pool.name)
 
-    def _findings(self, report: Report, connection: Connection, target: str, part: dict[str, bool]) -> list[Finding]:
+    def _findings(self, report: Report, ready: Callable[[], list[Finding]]) -> list[Finding]:
         try:
-            return codec.load(list[Finding], connection.call(target, "ready", part), report.host)
+            return ready()
         except NotAllowed:
             return []  # what the host does not accept is among its facts
         except HostUnreachable:
@@ -218,12 +219,10 @@ class Checkup:
             return [Finding(each.message, each.hint) for each in error.each]
 
     def _look_at_pool(self, report: Report, connection: Connection, pool: str) -> None:
-        target = f"pool:{pool}"
+        asked = connection.pool(f"pool:{pool}")
         try:
-            found = codec.load(Found, connection.call(target, "look", {"names": None}), report.host)
-            self._add(report, (Finding(each.message, each.hint) for each in found.damaged))
-            usage = codec.load(Usage, connection.call(target, "capacity", {}), report.host)
-            report.warnings += usage.warnings
+            self._add(report, (Finding(each.message, each.hint) for each in asked.look().damaged))
+            report.warnings += asked.capacity().warnings
         except NotAllowed:
             return
         except HostUnreachable as error:
@@ -235,7 +234,7 @@ class Checkup:
                 hint = each.hint or "storkit pool list"
                 self._tell(report, StorkitError(f"pool {pool} cannot be looked at: {each.message}", hint))
             return
-        self._add(report, self._findings(report, connection, target, {}))
+        self._add(report, self._findings(report, asked.ready))
 
     # Words
 

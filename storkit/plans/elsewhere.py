@@ -9,13 +9,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable
-from typing import Any
 
 from storkit.core.errors import Unsafe
-from storkit.core.model import Door
+from storkit.core.model import Door, Offer
 
 
-def refuse(offer: dict[str, Any], doors: Iterable[Door], server: str, client: str, same_machine: bool) -> None:
+def refuse(offer: Offer, doors: Iterable[Door], server: str, client: str, same_machine: bool) -> None:
     """Raise Unsafe for an offer that sends a client to an address which is not its server's.
 
     `doors` are the server's own (Transport.doors); none: it is somebody else's, and the inventory does not know it.
@@ -26,15 +25,15 @@ def refuse(offer: dict[str, Any], doors: Iterable[Door], server: str, client: st
     for said in _addresses(offer):
         if not (same_machine and _is_loopback(said)) and not any(_is(said, address) for address in known):
             raise Unsafe(
-                f"host {server} sends host {client} to {said} for volume {offer['volume']}, and is not there by the"
+                f"host {server} sends host {client} to {said} for volume {offer.volume}, and is not there by the"
                 f" inventory, which has {', '.join(known) or 'no address'} for it",
                 f"if that is right, make it the address of host {server} (or the transport's portals) in the inventory;"
                 " otherwise believe nothing that it says until you know why",
             )
 
 
-def _addresses(offer: dict[str, Any]) -> list[str]:
-    said = [offer["server"], *(portal.rpartition(":")[0].strip("[]") for portal in offer["portals"])]
+def _addresses(offer: Offer) -> list[str]:
+    said = [offer.server, *(portal.rpartition(":")[0].strip("[]") for portal in offer.portals)]
     return list(dict.fromkeys(filter(None, said)))
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from storkit.core import codec
+from storkit.core.calls import Targets
 from storkit.core.errors import (
     NOTHING_CHANGED,
     PUT_BACK,
@@ -26,11 +28,13 @@ from storkit.core.errors import (
 )
 from storkit.core.inventory import HostConfig
 from storkit.core.model import Door
+from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
 from storkit.hosts.guard import Claim
+from storkit.plans import verbs
 from storkit.plans.journal import Journal, Journals, NotWritten, Unwritten
 from storkit.plans.plan import Hold, Plan, Step
-from storkit.plans.verbs import VERBS
+from storkit.plans.verb import seen
 
 
 class Reporter(Protocol):
@@ -104,7 +108,7 @@ class Engine:
         """
         if not plan.steps:
             return {}
-        if all(VERBS[step.verb].question for step in plan.steps):
+        if all(verbs.VERBS[step.verb].question for step in plan.steps):
             return self._ask(plan)
         self._reach(plan.steps, NOTHING_CHANGED)
         try:
@@ -122,7 +126,7 @@ class Engine:
         """Connect to every host that these steps need, before the first of them: otherwise that could give a right to a
         host that cannot take it up. Raises HostUnreachable: some are silent.
         """
-        silent = self.connections.reach(sorted(set().union(*(VERBS[step.verb].needs(step) for step in steps))))
+        silent = self.connections.reach(sorted(set().union(*(verbs.of(step).needs(step) for step in steps))))
         if silent:
             error = together(list(silent.values()))
             error.left = left
@@ -215,13 +219,13 @@ class Engine:
         failed = "; ".join(f"{step.title}: {each.message}" for step, error in failures for each in error.each)
         hints = list(dict.fromkeys(each.advice for each in error.each if each.hint))
         done = [other for other in plan.steps if other.id in record.done and other.id not in record.undone]
-        again = next((command for step in plan.steps if (command := VERBS[step.verb].again(step))), "")
+        again = next((command for step in plan.steps if (command := verbs.of(step).again(step))), "")
         left = ""
         if again:
             journal.end("failed in part" if done else "failed")
             self._unmark(plan)
         else:
-            final = any(VERBS[other.verb].barrier or not VERBS[other.verb].undoable for other in done)
+            final = any((kind := verbs.VERBS[other.verb]).barrier or not kind.undoable for other in done)
             if not final and not any(isinstance(each, HostUnreachable) for each in error.each):
                 try:
                     left = "; ".join(self._undo_all(journal))
@@ -255,15 +259,15 @@ class Engine:
         raise error
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
-        verb, run = VERBS[step.verb], _Run(self, journal, step)
+        verb, run = verbs.of(step), _Run(self, journal, step)
         self.reporter.step(step, "start")
         try:
             with journal_lock:
                 known = step.id in journal.record.started and step.id not in journal.record.undone
-            before = journal.record.started[step.id] if known else verb.find(run, step)
+            before = journal.record.started[step.id] if known else codec.dump(verb.find(run, step))
             with journal_lock:
                 journal.start(step.id, before)
-            result = verb.act(run, step)
+            result = codec.dump(verb.act(run, step))
             with journal_lock:
                 journal.done(step.id, result)
         except StorkitError as error:
@@ -277,7 +281,7 @@ class Engine:
 
     def _backward(self, journal: Journal) -> list[str]:
         plan = journal.record.plan
-        stays = [VERBS[step.verb].by_hand(step) for step in plan.steps if VERBS[step.verb].again(step)]
+        stays = [verb.by_hand(step) for step in plan.steps if (verb := verbs.of(step)).again(step)]
         if stays:
             # Left open it could be resumed, long after the other command.
             journal.end("given up")
@@ -309,7 +313,7 @@ class Engine:
         for step in reversed(plan.steps):
             if step.id not in record.started or step.id in record.undone:
                 continue
-            verb = VERBS[step.verb]
+            verb = verbs.of(step)
             if not verb.undoable:
                 if step.id in record.done:
                     problems.append(f"{step.title}: nothing takes this back")
@@ -318,7 +322,7 @@ class Engine:
             journal.undo(step.id)
             self.reporter.step(step, "undo")
             try:
-                verb.undo(_Run(self, journal, step), step, record.started[step.id])
+                verb.undo(_Run(self, journal, step), step, seen(verb, record.started[step.id]))
             except StorkitError as error:
                 if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):
                     journal.undone(step.id)  # what a host does not let this key undo, it has not let it do
@@ -388,21 +392,31 @@ def _together(steps: list[Step], action: Any) -> list[Any]:
         return list(pool.map(action, steps))
 
 
+class _Reported(Targets):
+    """The targets of a host, whose progress is a step's."""
+
+    def __init__(self, connection: Connection, reporter: Reporter, step: Step) -> None:
+        self._connection, self._reporter, self._step = connection, reporter, step
+
+    def call(self, target: str, verb: str, args: dict[str, Any]) -> Any:
+        return self._connection.call(target, verb, args, self._progress)
+
+    def _progress(self, fraction: float, text: str) -> None:
+        self._reporter.progress(self._step, fraction, text)
+
+
 class _Run:
-    """A step's view of the engine (verbs.Run)."""
+    """A step's view of the engine (storkit.plans.verb.Run)."""
 
     def __init__(self, engine: Engine, journal: Journal, step: Step) -> None:
         self._engine = engine
         self._journal = journal
         self._step = step
 
-    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
-        def progress(fraction: float, text: str) -> None:
-            self._engine.reporter.progress(self._step, fraction, text)
-
+    def on(self, host: str) -> Targets:
         connection = self._engine.connections.to(host)
         connection.plan = self._journal.record.plan.id
-        return connection.call(target, verb, args, progress)
+        return _Reported(connection, self._engine.reporter, self._step)
 
     def result(self, step: str) -> Any:
         return self._journal.record.done[step]

@@ -10,8 +10,12 @@ from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume, guest_client
-from storkit.plans.plan import Hold, Plan, Stages, Step, step
+from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import finish_plan, give, holds, prove, set_writers, take, writers
+from storkit.plans.verb import step
+from storkit.plans.verbs.exports import ExportVolumes, UnexportVolumes
+from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
+from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     if host not in subject.running:
         _give_root(stages, subject)
         stages.then(_define(subject, host))
-        stages.then(step("start", host, subject.target, f"start {subject.name} on {host}", name=subject.name))
+        stages.then(step(StartGuest(subject.name), host, subject.target, f"start {subject.name} on {host}"))
     return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
 
 
@@ -152,13 +156,10 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
     running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
     stages.then(
         *(
-            step(
-                "stop", host, subject.target, f"stop {subject.name} on {host}",
-                name=subject.name, force=force, timeout=timeout,
-            )
+            step(StopGuest(subject.name, force, timeout), host, subject.target, f"stop {subject.name} on {host}")
             for host in running
         )
-    )  # fmt: skip
+    )
     elsewhere = {status for host, status in subject.places.items() if host not in hosts}
     if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
         _take_root(stages, subject)
@@ -182,7 +183,7 @@ def wake(subject: Subject, inventory: Inventory) -> Plan:
     subject.rooted()
     stages = Stages()
     if subject.places[here] == "paused":
-        stages.then(step("wake", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+        stages.then(step(WakeGuest(subject.name), here, subject.target, f"let {subject.name} go on on {here}"))
     return finish_plan(f"resume {subject.name} on {here}", stages, _guest_holds(subject), inventory)
 
 
@@ -211,17 +212,23 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
     if "run" in parts:
         receive = stages.then(
             step(
-                "receive", destination, subject.target, f"await {subject.name} on {destination}",
-                name=subject.name, peer=source,
+                ReceiveGuest(subject.name),
+                destination,
+                subject.target,
+                f"await {subject.name} on {destination}",
+                peer=source,
             )
-        )  # fmt: skip
+        )
         assert receive is not None
         stages.then(
             step(
-                "send", source, subject.target, f"move {subject.name} from {source} to {destination}",
-                name=subject.name, receive=receive.id, paused=subject.places[source] == "paused", peer=destination,
+                SendGuest(subject.name, receive.id, paused=subject.places[source] == "paused"),
+                source,
+                subject.target,
+                f"move {subject.name} from {source} to {destination}",
+                peer=destination,
             )
-        )  # fmt: skip
+        )
     if "finish" in parts:
         _finish(stages, subject, destination, [source] if source else [])
     verb = "migrate" if "run" in parts else f"{' and '.join(sorted(parts))} migration of"
@@ -252,7 +259,7 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     stages = Stages()
     if arrived and not subject.running:
         here = arrived[0]
-        stages.then(step("resume", here, subject.target, f"let {subject.name} go on on {here}", name=subject.name))
+        stages.then(step(ResumeGuest(subject.name), here, subject.target, f"let {subject.name} go on on {here}"))
         _finish(stages, subject, here, _others(subject, here))
     elif subject.running:
         here = subject.running[0]
@@ -306,9 +313,7 @@ def _running_problem(subject: Subject) -> StorkitError:
 
 def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> None:
     name, others = subject.name, sorted(others)
-    stages.then(
-        step("confirm", here, subject.target, f"see that {name} runs on {here} alone", name=name, others=others)
-    )
+    stages.then(step(ConfirmPlace(name, others), here, subject.target, f"see that {name} runs on {here} alone"))
     set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
     _leave(stages, subject, others)
 
@@ -316,8 +321,8 @@ def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> N
 def _leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them."""
     name, target = subject.name, subject.target
-    stages.then(*(step("retire", host, target, f"retire {name} on {host}", name=name) for host in hosts))
-    stages.then(*(_define(subject, host, "undefine", f"forget {name} on {host}") for host in hosts))
+    stages.then(*(step(RetireGuest(name), host, target, f"retire {name} on {host}") for host in hosts))
+    stages.then(*(_undefine(subject, host) for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     if hosts:
         take(stages, mine, hosts, subject.inventory)
@@ -332,7 +337,7 @@ def _give_root(stages: Stages, subject: Subject) -> None:
     if subject.root_exports:
         _take_root(stages, subject)
     title = f"export {tree.name} to {name} at {address}"
-    stages.then(_root_step("export", tree, subject, title, name, address))
+    stages.then(step(ExportVolumes([tree], [name], {name: address}), tree.host, _served(subject, tree), title))
     set_writers(stages, [tree], {name}, f"let guest {subject.name} write", subject.inventory)
 
 
@@ -341,20 +346,24 @@ def _take_root(stages: Stages, subject: Subject) -> None:
     if subject.root is None or subject.guest.root is None:
         return
     tree, name, address = subject.root, subject.client, subject.guest.root.host
-    stages.then(_root_step("unexport", tree, subject, f"end the export of {tree.name} to {name}", name, address))
+    title = f"end the export of {tree.name} to {name}"
+    stages.then(step(UnexportVolumes([tree], [name], {name: address}), tree.host, _served(subject, tree), title))
 
 
-def _root_step(verb: str, tree: Volume, subject: Subject, title: str, name: str, address: str) -> Step:
-    target = subject.inventory.transport(tree.pool)
-    return step(verb, tree.host, target, title, volumes=[tree], clients=[name], addresses={name: address})
+def _served(subject: Subject, volume: Volume) -> str:
+    return subject.inventory.transport(volume.pool)
 
 
-def _define(subject: Subject, host: str, verb: str = "define", title: str = "") -> Step:
-    return step(
-        verb, host, subject.target, title or f"render {subject.name}'s configuration on {host}",
-        guest=subject.guest, volumes=subject.volumes, machine=subject.machine,
-        transports=[subject.inventory.transport(volume.pool) for volume in subject.volumes],
-    )  # fmt: skip
+def _define(subject: Subject, host: str) -> Step:
+    transports = [_served(subject, volume) for volume in subject.volumes]
+    verb = DefineGuest(subject.guest, subject.volumes, transports, subject.machine)
+    return step(verb, host, subject.target, f"render {subject.name}'s configuration on {host}")
+
+
+def _undefine(subject: Subject, host: str) -> Step:
+    transports = [_served(subject, volume) for volume in subject.volumes]
+    verb = UndefineGuest(subject.guest, subject.volumes, transports, subject.machine)
+    return step(verb, host, subject.target, f"forget {subject.name} on {host}")
 
 
 def _others(subject: Subject, here: str = "") -> list[str]:

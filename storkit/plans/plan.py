@@ -22,7 +22,7 @@ class Step:
     title: str
     """What it does, for people."""
     args: dict[str, Any] = field(default_factory=dict)
-    """JSON values; never a secret."""
+    """The verb's arguments as JSON values (storkit.plans.verb.step); never a secret."""
     peer: str = ""
     """A second host that the step depends on: who offers (attach), who sends or receives (receive, send)."""
 
@@ -70,10 +70,3 @@ class Stages:
         if stage:
             self.stages.append(stage)
         return stage[-1] if stage else None
-
-
-def step(verb: str, host: str, target: str, title: str, *, peer: str = "", **args: Any) -> Step:
-    """A step that `Stages.then` will number; args may be records."""
-    from storkit.core import codec
-
-    return Step("", verb, host, target, title, {key: codec.dump(value) for key, value in args.items()}, peer)

@@ -13,8 +13,23 @@ from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume
 from storkit.core.units import format_size
 from storkit.plans.journal import new_id
-from storkit.plans.plan import Hold, Plan, Stages, step
+from storkit.plans.plan import Hold, Plan, Stages
 from storkit.plans.survey import by_host, by_server
+from storkit.plans.verb import step
+from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
+from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
+from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
+from storkit.plans.verbs.volumes import (
+    CloneVolume,
+    CreateVolumes,
+    DeleteVolumes,
+    ExportImage,
+    FillVolume,
+    ImportTree,
+    RelabelVolumes,
+    ResizeVolumes,
+    SnapshotVolume,
+)
 
 
 def names_of(volumes: Iterable[Volume]) -> str:
@@ -47,7 +62,7 @@ def create(volumes: list[Volume], inventory: Inventory) -> Plan:
     pool = volumes[0].pool
     stages = Stages()
     title = f"create {names_of(volumes)} in pool {pool}"
-    stages.then(step("create", volumes[0].host, f"pool:{pool}", title, volumes=volumes))
+    stages.then(step(CreateVolumes(volumes), volumes[0].host, f"pool:{pool}", title))
     return finish_plan(title, stages, [], inventory)
 
 
@@ -56,28 +71,19 @@ def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: I
     target, stages = f"pool:{volume.pool}", Stages()
     empty = _with(volume, kind="disk", made="importing")
     stages.then(
-        step("create", volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}", volumes=[empty])
+        step(CreateVolumes([empty]), volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}")
     )
-    stages.then(
-        step(
-            "fill",
-            volume.host,
-            "images",
-            f"copy {source['source']} into {volume.name}",
-            volume=empty,
-            **source,
-        )
-    )
+    stages.then(step(FillVolume(empty, **source), volume.host, "images", f"copy {source['source']} into {volume.name}"))
     final = _with(volume, kind=kind, made="imported")
     what = "seal" if kind == "image" else "publish"
-    stages.then(step("relabel", volume.host, target, f"{what} {volume.name}", volumes=[final]))
+    stages.then(step(RelabelVolumes([final]), volume.host, target, f"{what} {volume.name}"))
     return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
 
 
 def import_tree(volume: Volume, source: str, inventory: Inventory) -> Plan:
     """Make a volume of kind `tree` from a tar or a directory, whole or not at all."""
     title, stages = f"import {source} as {volume.name}", Stages()
-    stages.then(step("import_tree", volume.host, f"pool:{volume.pool}", title, volumes=[volume], source=source))
+    stages.then(step(ImportTree([volume], source), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(title, stages, [], inventory)
 
 
@@ -85,13 +91,7 @@ def export_image(volume: Volume, file: str, format: str, compress: bool, invento
     """Write a volume to an image file on its host."""
     stages = Stages()
     title = f"write {volume.name} to {file}"
-    call: dict[str, Any] = {
-        "volume": volume,
-        "file": file,
-        "format": format,
-        "compress": compress,
-    }
-    stages.then(step("export_image", volume.host, "images", title, **call))
+    stages.then(step(ExportImage(volume, file, format, compress), volume.host, "images", title))
     return finish_plan(title, stages, holds([volume]), inventory)
 
 
@@ -101,7 +101,7 @@ def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Pl
     titles = [f"clone {source.name} to {names_of(volumes)}" for source, volumes in copies]
     stages.then(
         *(
-            step("clone", source.host, f"pool:{source.pool}", title, source=source, volumes=volumes)
+            step(CloneVolume(volumes, source), source.host, f"pool:{source.pool}", title)
             for title, (source, volumes) in zip(titles, copies, strict=True)
         )
     )
@@ -112,7 +112,7 @@ def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
     """Keep a volume as it is now, under another name."""
     stages = Stages()
     title = f"snapshot {source.name} as {snapshot.name}"
-    stages.then(step("snapshot", source.host, f"pool:{source.pool}", title, source=source, volumes=[snapshot]))
+    stages.then(step(SnapshotVolume([snapshot], source), source.host, f"pool:{source.pool}", title))
     return finish_plan(title, stages, holds([source]), inventory)
 
 
@@ -132,7 +132,7 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
     stages = Stages()
     title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resized = _with(volume, size=size)
-    stages.then(step("resize", volume.host, f"pool:{volume.pool}", title, volumes=[resized], shrink=shrink))
+    stages.then(step(ResizeVolumes([resized], shrink), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(title, stages, holds([volume]), inventory)
 
 
@@ -152,7 +152,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
     raise_problems(problems)
     stages = Stages()
     steps = [
-        step("delete", group[0].host, f"pool:{pool}", f"delete {names_of(group)}", volumes=group)
+        step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {names_of(group)}")
         for pool, group in _by_pool(volumes).items()
     ]
     stages.then(*steps)
@@ -194,12 +194,10 @@ def cut_off(ended: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
     stages, volumes = Stages(), [volume for volume, _ in ended]
     ends = [
         step(
-            "cut_off",
+            CutOff([volume], [export.client]),
             volume.host,
             inventory.transport(volume.pool),
             f"end the export of {volume.name} to {export.client}",
-            volumes=[volume],
-            clients=[export.client],
         )
         for volume, export in ended
     ]
@@ -241,7 +239,7 @@ def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -
     stages = Stages()
     title = f"cut off {host}"
     steps = [
-        step("fence", home, target, f"fence {host} at {home} ({target.partition(':')[2]})", client=host)
+        step(FenceHost(host), home, target, f"fence {host} at {home} ({target.partition(':')[2]})")
         for home, target in others
         if confirmed is None or home in confirmed.keepers
     ]
@@ -249,17 +247,9 @@ def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -
         by, keepers = confirmed.by, confirmed.keepers
         # First: what has to be repeated is repeated with the person's word.
         steps[:0] = [
-            step(
-                "declare_off",
-                keeper,
-                "host",
-                f"keep at {keeper} that {host} is off",
-                client=host,
-                by=by,
-                keepers=keepers,
-            )
+            step(DeclareOff(host, by, keepers), keeper, "host", f"keep at {keeper} that {host} is off")
             for keeper in keepers
-        ]  # fmt: skip
+        ]
     elif not others:
         raise Conflict(
             f"every pool is on {host} itself: nobody else can cut it off",
@@ -273,9 +263,9 @@ def unfence(host: str, keepers: list[str], inventory: Inventory) -> Plan:
     """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off."""
     stages = Stages()
     stages.then(
-        *(step("unfence", home, target, f"unfence {host} at {home} ({target.partition(':')[2]})", client=host)
+        *(step(UnfenceHost(host), home, target, f"unfence {host} at {home} ({target.partition(':')[2]})")
           for home, target in _servers_but(host, inventory)),
-        *(step("withdraw_off", keeper, "host", f"forget at {keeper} that {host} was off", client=host)
+        *(step(WithdrawOff(host), keeper, "host", f"forget at {keeper} that {host} was off")
           for keeper in keepers),
     )  # fmt: skip
     return finish_plan(f"let {host} in again", stages, [], inventory)
@@ -298,14 +288,14 @@ def give(
     """Export volumes to a host, say who writes (None: leave it), and attach them there."""
     servers = by_server(volumes, inventory)
     stages.then(
-        *(step("export", home, target, f"export {names_of(group)} to {host}", volumes=group, clients=[host])
+        *(step(ExportVolumes(group, [host]), home, target, f"export {names_of(group)} to {host}")
           for home, target, group in servers)
     )  # fmt: skip
     if rights is not None:
         title = f"let {' and '.join(sorted(rights))} write"
         set_writers(stages, volumes if written is None else written, rights, title, inventory)
     stages.then(
-        *(step("attach", host, target, f"attach {names_of(group)} on {host}", volumes=group, peer=home)
+        *(step(AttachVolumes(group), host, target, f"attach {names_of(group)} on {host}", peer=home)
           for home, target, group in servers)
     )  # fmt: skip
 
@@ -314,11 +304,11 @@ def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inv
     """Detach volumes from hosts, then end their exports, and with them their rights."""
     servers = by_server(volumes, inventory)
     stages.then(
-        *(step("detach", host, target, f"detach {names_of(group)} from {host}", volumes=group, peer=home)
+        *(step(DetachVolumes(group), host, target, f"detach {names_of(group)} from {host}", peer=home)
           for host in hosts for home, target, group in servers)
     )  # fmt: skip
     stages.then(
-        *(step("unexport", home, target, f"end the export to {', '.join(hosts)}", volumes=group, clients=hosts)
+        *(step(UnexportVolumes(group, hosts), home, target, f"end the export to {', '.join(hosts)}")
           for home, target, group in servers)
     )  # fmt: skip
 
@@ -326,7 +316,7 @@ def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inv
 def set_writers(stages: Stages, volumes: list[Volume], hosts: set[str], title: str, inventory: Inventory) -> None:
     """Exactly `hosts` write these volumes from then on."""
     stages.then(
-        *(step("set_writers", home, target, f"{title} {names_of(group)}", volumes=group, hosts=sorted(hosts))
+        *(step(SetWriters(group, sorted(hosts)), home, target, f"{title} {names_of(group)}")
           for home, target, group in by_server(volumes, inventory))
     )  # fmt: skip
 
@@ -336,7 +326,7 @@ def prove(stages: Stages, volumes: list[Volume], hosts: list[str], host: str, ti
     groups: dict[str, list[Volume]] = {}
     for volume in volumes:
         groups.setdefault(inventory.transport(volume.pool), []).append(volume)
-    stages.then(*(step("prove", host, target, title, volumes=group, hosts=hosts) for target, group in groups.items()))
+    stages.then(*(step(Prove(group, hosts), host, target, title) for target, group in groups.items()))
 
 
 def writers(exports: list[Export], volume: Volume) -> set[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from storkit.core.errors import Unsafe
+from storkit.core.identities import Count, HostName, Line, Size, Uuid, VolumeName
 from storkit.core.model import Evidence
 
 
@@ -27,6 +29,19 @@ def same_disk(volume: str, seen: Sequence[Evidence]) -> None:
                     f"volume {volume}: {first.host} sees {what} {one}, {other.host} sees {two}: two different disks",
                     f"storkit detach {volume} --on {other.host}, then attach it again",
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was compared of one volume."""
+
+    volume: VolumeName
+    uuid: Uuid
+    hosts: list[HostName]
+    identity: Line
+    size: Size
+    blocks: Count
+    """How many blocks were alike."""
 
 
 class Comparison:

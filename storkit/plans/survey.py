@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
-from storkit.core import codec
 from storkit.core.errors import (
     HostUnreachable,
     ServiceUnreachable,
@@ -20,13 +19,10 @@ from storkit.core.errors import (
 )
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import (
-    AttachedHere,
     Attachment,
     Damaged,
     Declared,
     Export,
-    Exported,
-    Found,
     GuestState,
     Usage,
     Volume,
@@ -38,6 +34,7 @@ from storkit.plans.remembered import Hints
 
 K = TypeVar("K")
 V = TypeVar("V")
+P = ParamSpec("P")
 
 AT_ONCE = 256
 """How many hosts are asked at the same time: many that are silent should cost no more than one."""
@@ -71,11 +68,10 @@ class Survey:
         """As `volumes`, for the names (None: all) that are wanted of each pool."""
 
         def ask(pool: PoolConfig) -> list[Volume] | None:
-            connection, where, names = self.connections.to(pool.host), f"pool {pool.name}", wanted[pool]
+            connection, names = self.connections.to(pool.host), wanted[pool]
             with self._noted(pool):
                 try:
-                    found = connection.call(f"pool:{pool.name}", "find", {"names": names})
-                    return codec.load(list[Volume], found, where)
+                    return connection.pool(f"pool:{pool.name}").find(names)
                 except (HostUnreachable, ServiceUnreachable):
                     raise
                 except StorkitError as error:  # is it some volumes, or the pool?
@@ -118,12 +114,11 @@ class Survey:
     def _look(self, pool: PoolConfig, names: list[str] | None, reason: StorkitError) -> list[Volume]:
         """The good volumes of a pool that could not be asked for all; raises `reason` where it is the pool itself."""
         try:
-            found = self.connections.to(pool.host).call(f"pool:{pool.name}", "look", {"names": names})
+            seen = self.connections.to(pool.host).pool(f"pool:{pool.name}").look(names)
         except (HostUnreachable, ServiceUnreachable):
             raise
         except StorkitError:
             raise reason from None
-        seen = codec.load(Found, found, f"pool {pool.name}")
         for each in seen.damaged:
             message = quoted(each.message, self._speaker(pool.host))
             self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host, message=message)
@@ -144,9 +139,7 @@ class Survey:
         """The exports of these volumes, asked of their home hosts."""
         exports: list[Export] = []
         for home, target, group in by_server(volumes, self.connections.inventory):
-            uuids = [volume.uuid for volume in group]
-            found = self.connections.to(home).call(target, "find_exports", {"volumes": uuids})
-            exports += codec.load(list[Export], found, home)
+            exports += self.connections.to(home).transport(target).find_exports([volume.uuid for volume in group])
         return exports
 
     def all_exports(self, homes: Iterable[str] | None = None, partial: bool = False) -> dict[str, list[Export]]:
@@ -158,33 +151,27 @@ class Survey:
         def ask(host: str) -> list[Export]:
             exports = list[Export]()
             for target in self.connections.inventory.served_by:
-                if (told := self._told(host, target, "find_exports", {}, partial)) is not None:
-                    exports += codec.load(list[Export], told, host)
-                elif (seen := self._seen(host, target, "look_exports", {})) is not None:
-                    exports += codec.load(Exported, seen, host).exports
+                transport = self.connections.to(host).transport(target)
+                if (told := self._told(host, target, partial, transport.find_exports)) is not None:
+                    exports += told
+                elif (seen := _seen(transport.look_exports)) is not None:
+                    exports += seen.exports
             return exports
 
         return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
 
-    def _told(self, host: str, target: str, verb: str, args: dict[str, Any], partial: bool) -> Any:
+    def _told(
+        self, host: str, target: str, partial: bool, ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs
+    ) -> V | None:
         """A host's answer; None, if it is `partial`, where it cannot say all: why is noted in `unread`."""
         try:
-            return self.connections.to(host).call(target, verb, args)
+            return ask(*args, **kwargs)
         except HostUnreachable:
             raise
         except StorkitError as error:
             if not partial:
                 raise
             self.unread[host, target] = error
-            return None
-
-    def _seen(self, host: str, target: str, verb: str, args: dict[str, Any]) -> Any:
-        """What a host can say that could not say all; None: nothing, or it is of the version before."""
-        try:
-            return self.connections.to(host).call(target, verb, args)
-        except HostUnreachable:
-            raise
-        except StorkitError:
             return None
 
     def attachments(
@@ -198,11 +185,11 @@ class Survey:
         def ask(host: str) -> list[Attachment]:
             attachments = list[Attachment]()
             for target in sorted(targets):
-                args = {"volumes": uuids}
-                if (told := self._told(host, target, "find_attachments", args, partial)) is not None:
-                    attachments += codec.load(list[Attachment], told, host)
-                elif (seen := self._seen(host, target, "look_attachments", args)) is not None:
-                    attachments += codec.load(AttachedHere, seen, host).attachments
+                transport = self.connections.to(host).transport(target)
+                if (told := self._told(host, target, partial, transport.find_attachments, uuids)) is not None:
+                    attachments += told
+                elif (seen := _seen(transport.look_attachments, uuids)) is not None:
+                    attachments += seen.attachments
             return attachments
 
         return self._each(list(hosts), ask, str)
@@ -220,7 +207,7 @@ class Survey:
         """What the hypervisors say, by host; silent hosts are missing."""
 
         def ask(host: str) -> list[GuestState]:
-            return codec.load(list[GuestState], self.connections.to(host).call(target, "find", {"guests": names}), host)
+            return self.connections.to(host).hypervisor(target).find(names)
 
         return self._each(list(hosts), ask, str)
 
@@ -257,10 +244,9 @@ class Survey:
 
         def ask(host: str) -> list[Declared]:
             try:
-                found = self.connections.to(host).call("host", "find_off", {})
+                return self.connections.to(host).off.find_off()
             except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
-                found = []
-            return codec.load(list[Declared], found, host)
+                return []
 
         answers = self._each(list(self.connections.inventory.hosts), ask, str)
         self.off = {declared.host: declared for found in answers.values() for declared in found}
@@ -272,7 +258,7 @@ class Survey:
         def ask(pool: PoolConfig) -> Usage | None:
             connection = self.connections.to(pool.host)
             with self._noted(pool):
-                found = codec.load(Usage, connection.call(f"pool:{pool.name}", "capacity", {}), f"pool {pool.name}")
+                found = connection.pool(f"pool:{pool.name}").capacity()
                 return replace(found, warnings=[quoted(each, self._speaker(pool.host)) for each in found.warnings])
             return None
 
@@ -299,6 +285,16 @@ class Survey:
             with ThreadPoolExecutor(min(len(keys), AT_ONCE)) as pool:
                 pairs = list(pool.map(answer, keys))
         return {key: value for key, value in pairs if value is not None}
+
+
+def _seen(ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | None:
+    """What a host can say that could not say all; None: nothing, or it is of the version before."""
+    try:
+        return ask(*args, **kwargs)
+    except HostUnreachable:
+        raise
+    except StorkitError:
+        return None
 
 
 def by_host(volumes: list[Volume]) -> dict[str, list[Volume]]:

@@ -1,25 +1,36 @@
 """What a verb of a plan is: how it looks before it acts (`find`), acts, and takes itself back (`undo`).
 
 Idempotence, resume, rollback and dry run are the engine's, written once; a verb only says what it saw and how to
-restore that. `find` may change nothing. `undo` restores what `find` saw, and is itself idempotent.
+restore that. A verb is a dataclass: its fields are the arguments of the step, which keeps them as JSON (`step`), as the
+journal does; `of` makes the verb from them again. What `find` returns is kept in the journal as well, and read again by
+the type that it is declared to return.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from storkit.core.model import Door
+from storkit.core import codec
+from storkit.core.calls import Targets
+from storkit.core.model import Door, Volume
 from storkit.plans.plan import Step
+
+B = TypeVar("B")
+"""What a verb saw before it acted."""
 
 
 class Run(Protocol):
     """What a verb may use of the engine."""
 
-    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
-        """Carry out a backend's verb on a host (JSON values in and out)."""
+    def on(self, host: str) -> Targets:
+        """The pools, transports and hypervisors of a host, which are asked in the name of the plan."""
 
     def result(self, step: str) -> Any:
-        """The result of an earlier step of the plan."""
+        """The result of an earlier step of the plan, as JSON."""
 
     def same_machine(self, one: str, other: str) -> bool:
         """Whether two hosts share Unix sockets."""
@@ -34,9 +45,11 @@ class Run(Protocol):
         """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""
 
 
-class Verb:
-    """The default: call the backend's verb of the same name with the step's arguments."""
+@dataclass(frozen=True)
+class Verb(ABC, Generic[B]):
+    """One verb with its arguments. `step` says on which host, at which target, and with which peer."""
 
+    verb: ClassVar[str]
     undoable: ClassVar[bool] = True
     """False: said in the plan before anything runs."""
     question: ClassVar[bool] = False
@@ -48,15 +61,16 @@ class Verb:
         """The hosts that must answer, or the plan is not begun."""
         return {host for host in (step.host, step.peer) if host}
 
-    def find(self, run: Run, step: Step) -> Any:
-        """What is there before the step acts, as much as `undo` needs."""
-        return None
+    @abstractmethod
+    def find(self, run: Run, step: Step) -> B:
+        """What is there before the verb acts, as much as `undo` needs. It changes nothing."""
 
+    @abstractmethod
     def act(self, run: Run, step: Step) -> Any:
-        return run.call(step.host, step.target, step.verb, **step.args)
+        """Do it; the result has a JSON form, and no secret."""
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        """Restore `before`."""
+    def undo(self, run: Run, step: Step, before: B) -> None:  # noqa: B027: some need not
+        """Restore `before`; idempotent."""
 
     def by_hand(self, step: Step) -> str:
         """The command to type if the undo fails."""
@@ -68,9 +82,28 @@ class Verb:
         return ""
 
 
-def names(step: Step) -> list[str]:
-    return [volume["name"] for volume in step.args["volumes"]]
+@dataclass(frozen=True)
+class BlindVerb(Verb[None]):
+    """A verb that need not see anything before it acts."""
+
+    def find(self, run: Run, step: Step) -> None:
+        pass
 
 
-def uuids(step: Step) -> list[str]:
-    return [volume["uuid"] for volume in step.args["volumes"]]
+def seen(verb: Verb[B], before: Any) -> B:
+    """What the `find` of a verb saw, from its JSON in the journal."""
+    wanted = typing.get_type_hints(type(verb).find, include_extras=True)["return"]
+    return typing.cast(B, codec.load(wanted, before, f"what {verb.verb} found"))
+
+
+def step(verb: Verb[Any], host: str, target: str, title: str, *, peer: str = "") -> Step:
+    """A step that `Stages.then` will number."""
+    return Step("", verb.verb, host, target, title, codec.dump(verb), peer)
+
+
+def names(volumes: Iterable[Volume]) -> list[str]:
+    return [volume.name for volume in volumes]
+
+
+def uuids(volumes: Iterable[Volume]) -> list[str]:
+    return [volume.uuid for volume in volumes]

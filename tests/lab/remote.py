@@ -16,14 +16,16 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storkit.core import codec, errors, registry
+from storkit.core import calls, codec, errors, registry
 from storkit.core.backend import Site, Transport
+from storkit.core.contracts import PoolVerbs
 from storkit.core.errors import HostUnreachable, StorkitError, TimedOut
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
-from storkit.core.model import AttachedHere, Attachment, Client, Evidence, Export, Exported, Offer, Volume
+from storkit.core.model import Attachment, Client, Volume
 from storkit.hosts.remote.ssh import SshConnection
 from tests.contract.access import Access
 from tests.contract.rig import Rig
@@ -40,7 +42,7 @@ HUNG_CLOSE_DEADLINE = 2.0
 _PYTHON = "PYTHONPATH=/storkit:/opt/storkit/site-packages PYTHONPYCACHEPREFIX=/lab/common/pyc python3"
 
 
-class Machine:
+class Machine(calls.Targets):
     """A host of the lab, and the conversations with it."""
 
     def __init__(self, lab: Lab, name: str) -> None:
@@ -80,7 +82,7 @@ class Machine:
         """Carry out a verb in the host."""
         if self._agent is None:
             raise HostUnreachable(f"nobody talks to host {self.host.name}")
-        return self._agent.call(target, verb, codec.dump(args, reveal=True))
+        return self._agent.call(target, verb, args)
 
     def stuck(self) -> bool:
         """Whether an access hangs, and holds what it opened."""
@@ -164,68 +166,13 @@ class _Open(Access):
         self._disks.request(self._handle, "write", offset=offset, data=data.hex())
 
 
-class RemoteTransport(Transport):
-    """A transport on a host of the lab. `of` makes the class that stands for a transport's own."""
-
-    def __init__(self, machine: Machine, site: Site) -> None:
-        self.site = site
-        self._machine = machine
-
-    @staticmethod
-    def of(cls: type[Transport]) -> type[RemoteTransport]:
-        own = {name: getattr(cls, name) for name in ("name", "needs", "window", "claims")}
-        return type(f"Remote{cls.__name__}", (RemoteTransport,), own)
-
-    def _call(self, returns: Any, verb: str, **args: Any) -> Any:
-        result = self._machine.call(f"transport:{self.name}", verb, args)
-        return None if returns is None else codec.load(returns, result, verb)
-
-    def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
-        return list(self._call(list[Export], "export", volumes=volumes, clients=clients))
-
-    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
-        self._call(None, "unexport", volumes=volumes, clients=clients)
-
-    def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
-        return list(self._call(list[Export], "find_exports", volumes=volumes))
-
-    def look_exports(self, volumes: list[str] | None = None) -> Exported:
-        found: Exported = self._call(Exported, "look_exports", volumes=volumes)
-        return found
-
-    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
-        found: AttachedHere = self._call(AttachedHere, "look_attachments", volumes=volumes)
-        return found
-
-    def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
-        return list(self._call(list[Offer], "offers", volumes=volumes, client=client))
-
-    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
-        self._call(None, "set_writers", volumes=volumes, hosts=hosts, hold=hold)
-
-    def attach(self, offers: list[Offer]) -> list[Attachment]:
-        return list(self._call(list[Attachment], "attach", offers=offers))
-
-    def claim(self, volumes: list[Volume], writers: list[str]) -> None:
-        self._call(None, "claim", volumes=volumes, writers=writers)
-
-    def detach(self, volumes: list[Volume]) -> None:
-        self._call(None, "detach", volumes=volumes)
-
-    def find_attachments(self, volumes: list[str] | None = None) -> list[Attachment]:
-        return list(self._call(list[Attachment], "find_attachments", volumes=volumes))
-
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
-        return list(self._call(list[Evidence], "evidence", volumes=volumes, offsets=offsets))
-
-    def fence(self, client: str) -> list[Export]:
-        return list(self._call(list[Export], "fence", client=client))
-
-    def restore(self) -> list[Export]:
-        return list(self._call(list[Export], "restore"))
-
-    def unfence(self, client: str) -> None:
-        self._call(None, "unfence", client=client)
+def remote(cls: type[Transport], machine: Machine, site: Site) -> Transport:
+    """A transport on a host of the lab: a proxy, with the name and the flags of the transport's own class."""
+    own = {name: getattr(cls, name) for name in ("name", "needs", "window", "claims")}
+    made: Any = type(f"Remote{cls.__name__}", (calls.proxy_class("transport"), Transport), own)
+    transport: Transport = made(f"transport:{cls.name}", machine.call)
+    transport.site = site
+    return transport
 
 
 class Hosts:
@@ -298,13 +245,12 @@ class LabRig(Rig):
         self._inventory = self._told(self.pool_settings(self._machines["a"].host))
         self.a = Client("a", True, self._address("a"))
         self.b = Client("b", False, self._address("b"))
-        remote = RemoteTransport.of(registry.transport(self.transport))
+        cls = registry.transport(self.transport)
         sites = {name: Site(name, Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"),
                             self._address(name)) for name in self._machines}  # fmt: skip
         for machine in self._machines.values():
             machine.talk(self._inventory)
-        self.home = remote(self._machines["a"], sites["a"])
-        self.far = remote(self._machines["b"], sites["b"])
+        self.home, self.far = (remote(cls, self._machines[name], sites[name]) for name in ("a", "b"))
         self._made: list[Volume] = []
         # The rig's own volumes, which are deleted when it has been looked at.
         ignored = (r". files: /var/lib/storkit/volumes/", *self.ignored)
@@ -330,15 +276,15 @@ class LabRig(Rig):
         kind, made = fields.pop("kind", "disk"), fields.pop("made", "")
         assert not fields, f"a volume of the lab cannot be given {fields}"
         wanted = Volume(name, str(uuid.uuid4()), size, "tested", "a")
-        (volume,) = self._pool("create", volumes=[wanted])
+        (volume,) = self._pool.create([wanted])
         self._made.append(volume)
         if kind != "disk" or made:
-            relabelled = codec.load(Volume, {**codec.dump(volume), "kind": kind, "made": made or volume.made})
-            (volume,) = self._pool("relabel", volumes=[relabelled])
+            (volume,) = self._pool.relabel([replace(volume, kind=kind, made=made or volume.made)])
         return volume
 
-    def _pool(self, verb: str, **args: Any) -> list[Volume]:
-        return codec.load(list[Volume], self._machines["a"].call("pool:tested", verb, args))
+    @property
+    def _pool(self) -> PoolVerbs:
+        return self._machines["a"].pool("pool:tested")
 
     def kill_servers(self) -> None:
         """Host a loses its power, and comes back with nothing started but what systemd would."""
@@ -359,7 +305,7 @@ class LabRig(Rig):
 
     def leftovers(self) -> list[str]:
         try:
-            self._machines["a"].call("pool:tested", "delete", {"volumes": self._made})
+            self._pool.delete(self._made)
         except StorkitError as error:
             return [f"volumes that cannot be deleted: {error}"]
         found = self._remains.left()

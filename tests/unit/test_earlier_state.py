@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storkit.core import inventory
+from storkit.core import codec, inventory
 from storkit.core.backend import Site
 from storkit.core.model import Offer
 from storkit.guests import files
 from storkit.hosts.guard import Guard
 from storkit.hosts.setup import remembered
 from storkit.hypervisors._qemu import definition as qemu_definition
+from storkit.plans import verbs
 from storkit.plans.journal import Journals
+from storkit.plans.verb import seen
 from storkit.tech.files.sidecar import VolumeDirectory
 from storkit.tech.grants import GrantStore
 from storkit.tech.iscsi import names as iscsi_names
@@ -47,6 +50,15 @@ def test_the_coordinator_reads_its_journals(state: Path) -> None:
     assert cut.plan.title == "migrate g from b to a" and cut.plan.holds[0].names == [G]
     assert set(cut.done) < {step.id for step in cut.plan.steps}
     assert ended.done.keys() == {step.id for step in ended.plan.steps}
+    for record in (cut, ended):
+        for step in record.plan.steps:
+            verb = verbs.of(step)
+            assert codec.dump(verb).keys() >= step.args.keys() and verb == verbs.of(
+                replace(step, args=codec.dump(verb))
+            )
+            if step.id in record.started:
+                found = seen(verb, record.started[step.id])
+                assert bool(found) == bool(record.started[step.id]) and found == seen(verb, codec.dump(found))
 
 
 def test_a_host_reads_what_it_was_told_and_its_marks(state: Path) -> None:

@@ -11,18 +11,20 @@ import pytest
 from storkit.core import inventory, registry
 from storkit.core.backend import Transport
 from storkit.core.errors import Unsafe
-from storkit.core.model import Door
+from storkit.core.model import Door, Offer
 from storkit.hosts.connections import Connections
 from storkit.plans import elsewhere
 
 SERVER = "10.0.0.1"
+UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
 
 
-def offer(*addresses: str, portals: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"volume": "web", "server": addresses[0] if addresses else "", "portals": list(portals)}
+def offer(*addresses: str, portals: tuple[str, ...] = ()) -> Offer:
+    server = addresses[0] if addresses else ""
+    return Offer("web", UUID, 512, "c", "t", "web", "x", False, server=server, portals=list(portals))
 
 
-def refused(one: dict[str, Any], *known: str, same: bool = False) -> bool:
+def refused(one: Offer, *known: str, same: bool = False) -> bool:
     try:
         elsewhere.refuse(one, [Door(address, 1, 2) for address in known], "s", "c", same)
     except Unsafe as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,8 +27,8 @@ from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.engine import Engine
 from storkit.plans.journal import Journals, new_id
-from storkit.plans.plan import Hold, Plan, Stages, Step, step
-from storkit.plans.verb import Run, Verb
+from storkit.plans.plan import Hold, Plan, Stages, Step
+from storkit.plans.verb import Run, Verb, step
 
 
 def error_of(kind: str) -> StorkitError:
@@ -39,36 +40,57 @@ def error_of(kind: str) -> StorkitError:
     return one[kind] if kind in one else Problems([one["conflict"], one["port"]])
 
 
-class Note(Verb):
+@dataclass(frozen=True)
+class Seen:
+    seen: int
+
+
+@dataclass(frozen=True)
+class Note(Verb[Seen]):
     """Writes what happens to it into `log`, and fails once when told."""
 
-    def __init__(self, log: list[str], barrier: bool = False, undoable: bool = True) -> None:
-        self.log = log
-        self.failed: set[str] = set()
-        self.barrier = barrier  # type: ignore[misc]
-        self.undoable = undoable  # type: ignore[misc]
+    verb: ClassVar[str] = "note"
+    log: ClassVar[list[str]] = []
+    failed: ClassVar[set[str]] = set()
+    blind: str = ""
+    fail: str = ""
+    stuck: bool = False
 
-    def find(self, run: Run, step: Step) -> Any:
-        if step.args.get("blind"):
-            raise error_of(step.args["blind"])
-        return {"seen": len(self.log)}
+    def find(self, run: Run, step: Step) -> Seen:
+        if self.blind:
+            raise error_of(self.blind)
+        return Seen(len(self.log))
 
-    def act(self, run: Run, step: Step) -> Any:
-        error = step.args.get("fail")
-        if error and step.title not in self.failed:
+    def act(self, run: Run, step: Step) -> str:
+        if self.fail and step.title not in self.failed:
             self.failed.add(step.title)
-            raise error_of(error)
+            raise error_of(self.fail)
         self.log.append(f"do {step.title}")
         return step.title
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        if step.args.get("stuck"):
+    def undo(self, run: Run, step: Step, before: Seen) -> None:
+        if self.stuck:
             raise Conflict("stuck", "")
-        assert "seen" in before
+        assert isinstance(before, Seen)
         self.log.append(f"undo {step.title}")
 
 
-class Stay(Note):
+@dataclass(frozen=True)
+class Gate(Note):
+    verb: ClassVar[str] = "gate"
+    barrier = True
+
+
+@dataclass(frozen=True)
+class Final(Note):
+    verb: ClassVar[str] = "final"
+    undoable = False
+
+
+@dataclass(frozen=True)
+class Stay(Final):
+    verb: ClassVar[str] = "stay"
+
     def by_hand(self, step: Step) -> str:
         return "storkit back"
 
@@ -76,19 +98,22 @@ class Stay(Note):
         return "storkit again"
 
 
+@dataclass(frozen=True)
 class Ask(Note):
+    verb: ClassVar[str] = "ask"
     question = True
+
+
+KINDS: dict[str, type[Note]] = {kind.verb: kind for kind in (Note, Gate, Final, Stay, Ask)}
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    entries: list[str] = []
-    monkeypatch.setitem(verbs.VERBS, "note", Note(entries))
-    monkeypatch.setitem(verbs.VERBS, "gate", Note(entries, barrier=True))
-    monkeypatch.setitem(verbs.VERBS, "stay", Stay(entries, undoable=False))
-    monkeypatch.setitem(verbs.VERBS, "ask", Ask(entries))
-    monkeypatch.setitem(verbs.VERBS, "final", Note(entries, undoable=False))
-    yield entries
+    for name, kind in KINDS.items():
+        monkeypatch.setitem(verbs.VERBS, name, kind)
+    Note.log.clear()
+    Note.failed.clear()
+    yield Note.log
 
 
 @pytest.fixture
@@ -105,7 +130,7 @@ def plan(*stages: list[Step], holds: list[Hold] | None = None) -> Plan:
 
 
 def note(title: str, verb: str = "note", **args: Any) -> Step:
-    return step(verb, "h", "none", title, **args)
+    return step(KINDS[verb](**args), "h", "none", title)
 
 
 def test_runs_in_order_and_journals(engine: Engine, log: list[str]) -> None:
@@ -195,7 +220,7 @@ def test_before_the_first_step_nothing_is_changed(engine: Engine, log: list[str]
 
 @pytest.mark.parametrize("how", ["conflict", "silent", None])
 def test_a_question_leaves_no_plan(engine: Engine, log: list[str], how: str | None) -> None:
-    made = plan([note("one", "ask", fail=how)])
+    made = plan([note("one", "ask", fail=how or "")])
     if how is None:
         assert engine.run(made) == {"1.1": "one"}
     else:

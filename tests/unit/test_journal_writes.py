@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,8 +17,8 @@ from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.engine import Engine
 from storkit.plans.journal import Journals, new_id
-from storkit.plans.plan import Plan, Stages, Step, step
-from storkit.plans.verb import Run, Verb
+from storkit.plans.plan import Plan, Stages, Step
+from storkit.plans.verb import BlindVerb, Run, step
 
 
 @contextmanager
@@ -53,9 +54,10 @@ def test_a_plan_is_carried_out_by_one_command(tmp_path: Path) -> None:
     journals.reopen("p").close()
 
 
-class Note(Verb):
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
+@dataclass(frozen=True)
+class Note(BlindVerb):
+    verb: ClassVar[str] = "note"
+    log: ClassVar[list[str]] = []
 
     def act(self, run: Run, step: Step) -> Any:
         self.log.append(step.title)
@@ -64,7 +66,7 @@ class Note(Verb):
 def plan_of(*titles: str) -> Plan:
     stages = Stages()
     for title in titles:
-        stages.then(step("note", "h", "none", title))
+        stages.then(step(Note(), "h", "none", title))
     return Plan(new_id(), "a test", stages.stages, [])
 
 
@@ -72,8 +74,8 @@ def test_wherever_the_disk_fills_nothing_was_changed_or_the_plan_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every length of the journal: an error that says that nothing was changed, or one that names the plan."""
-    log: list[str] = []
-    monkeypatch.setitem(verbs.VERBS, "note", Note(log))
+    log = Note.log
+    monkeypatch.setitem(verbs.VERBS, "note", Note)
     engine = Engine(Connections(Inventory({"h": HostConfig("h", f"local:{tmp_path}/h")}, {})), tmp_path / "state")
     whole = plan_of("one", "two")
     engine.run(whole)

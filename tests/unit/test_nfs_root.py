@@ -11,15 +11,16 @@ import pytest
 from storkit.core import inventory
 from storkit.core.errors import Conflict, Problems, StorkitError, Unsafe, UsageError
 from storkit.core.guest import Boot, Disk, Guest, Nic, Root
-from storkit.core.model import Export, Volume, guest_client, guest_of
+from storkit.core.model import Client, Export, Volume, guest_client, guest_of
 from storkit.guests import files
 from storkit.guests.check import MIB, check
 from storkit.guests.clone import clone
 from storkit.guests.parse import read_root
 from storkit.guests.render import FILES, render
-from storkit.plans import migration, verbs
+from storkit.plans import migration
 from storkit.plans.migration import Subject
 from storkit.plans.plan import Plan
+from storkit.plans.verbs.exports import client
 from storkit.tech.nfs import rules, server
 from storkit.tech.nfs.names import NfsClientGrant, NfsGrant, NfsSettings
 from storkit.tech.nfs.server import Entry
@@ -143,8 +144,8 @@ def test_a_start_exports_the_root_to_the_guest_for_writing() -> None:
         def same_machine(self, *_: str) -> bool:
             raise AssertionError("a guest is no host")
 
-    client = verbs.client(Hosts(), "s", "guest:web", plan.steps[0].args["addresses"])  # type: ignore[arg-type]
-    assert client == {"name": "guest:web", "same_machine": False, "address": "10.0.1.50", "told": ""}
+    found = client(Hosts(), "s", "guest:web", plan.steps[0].args["addresses"])  # type: ignore[arg-type]
+    assert found == Client("guest:web", False, "10.0.1.50")
 
 
 def test_what_an_earlier_instance_has_mounted_ends_with_the_next_start() -> None:

@@ -10,12 +10,14 @@ import pytest
 
 from storkit.cli.fence import may_run
 from storkit.core import inventory
+from storkit.core.calls import Targets
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.guest import Guest
-from storkit.core.model import Volume
+from storkit.core.model import Client, Door, Volume
 from storkit.plans import migration, planner, verbs
-from storkit.plans.plan import Stages, step
-from storkit.plans.verbs import VERBS
+from storkit.plans.plan import Stages
+from storkit.plans.verb import step
+from storkit.plans.verbs.exports import SetWriters, client
 
 TEXT = """\
 [hosts.a]
@@ -40,7 +42,7 @@ def site(text: str = TEXT) -> inventory.Inventory:
 
 
 def volume(name: str, pool: str, host: str) -> Volume:
-    return Volume(name, f"uuid-of-{name}", 1 << 20, pool, host)
+    return Volume(name, str(uuid.uuid5(uuid.NAMESPACE_OID, name)), 1 << 20, pool, host)
 
 
 def test_a_pool_is_served_by_its_own_transport_and_else_by_the_default() -> None:
@@ -82,7 +84,7 @@ def test_a_person_s_word_goes_where_someone_answers() -> None:
     """Silent storage hosts are passed over; what the person said is kept first, and named when it is to be repeated."""
     plan = planner.fence("b", site(), planner.Confirmed("ann@desk", ["a"]))
     assert [(each.verb, each.host) for each in plan.steps] == [("declare_off", "a"), ("fence", "a")]
-    assert VERBS["declare_off"].again(plan.steps[0]) == "storkit fence b --confirmed-off"
+    assert verbs.of(plan.steps[0]).again(plan.steps[0]) == "storkit fence b --confirmed-off"
     back = planner.unfence("b", ["a", "s"], site())
     assert [(each.verb, each.host) for each in back.steps] == [
         ("unfence", "a"), ("unfence", "s"), ("withdraw_off", "a"), ("withdraw_off", "s"),
@@ -109,15 +111,22 @@ def test_a_guest_that_runs_elsewhere_is_not_on_a_fenced_host_that_is_silent() ->
     assert not may_run({"b": "unknown", "a": "paused", "c": "unknown"}, "b")[0]
 
 
+class Asked(Targets):
+    def __init__(self, host: str, made: list[tuple[str, str, Any]]) -> None:
+        self.host, self.made = host, made
+
+    def call(self, target: str, verb: str, args: dict[str, Any]) -> None:
+        self.made.append((self.host, verb, args.get("hosts") or args.get("writers")))
+
+
 class Calls:
     """The engine as a verb sees it, noting what it is asked for."""
 
     def __init__(self) -> None:
         self.made: list[tuple[str, str, Any]] = []
 
-    def call(self, host: str, target: str, verb: str, **args: Any) -> Any:
-        self.made.append((host, verb, args.get("hosts") or args.get("writers")))
-        return []
+    def on(self, host: str) -> Targets:
+        return Asked(host, self.made)
 
     def result(self, step: str) -> Any:
         raise KeyError(step)
@@ -128,23 +137,25 @@ class Calls:
     def address(self, host: str) -> str:
         return {"s": "10.0.0.9"}.get(host, host)
 
+    def doors(self, host: str, target: str) -> list[Door]:
+        return []
+
     def source(self, host: str, towards: str) -> str:
         return {("s", "a"): "10.0.1.9"}.get((host, towards), "")
 
 
 def test_a_client_record_says_where_the_client_comes_from() -> None:
-    told = {"name": "s", "same_machine": False, "address": "10.0.0.9", "told": "10.0.1.9"}
-    assert verbs.client(Calls(), "a", "s") == told
+    assert client(Calls(), "a", "s", {}) == Client("s", False, "10.0.0.9", "10.0.1.9")
 
 
 def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from storkit.nbd import Nbd
 
-    change = step("set_writers", "s", "transport:nbd", "", volumes=[volume("one", "files", "s")], hosts=["a", "b"])
+    change = SetWriters([volume("one", "files", "s")], ["a", "b"])
     for claims in (False, True):
         monkeypatch.setattr(Nbd, "claims", claims)
         calls = Calls()
-        verbs.VERBS["set_writers"].act(calls, change)
+        change.act(calls, step(change, "s", "transport:nbd", ""))
         taken_up = [("a", "claim", ["a", "b"]), ("b", "claim", ["a", "b"])] if claims else []
         assert calls.made == [("s", "set_writers", ["a", "b"]), *taken_up]
 

@@ -2,64 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from storkit.core import codec
 from storkit.core.errors import CommandFailed, HostUnreachable, StorkitError, TimedOut, Unsafe
-from storkit.core.model import GuestState
+from storkit.core.identities import GuestName, HostName
+from storkit.core.model import MigrationResult
 from storkit.plans.plan import Step
-from storkit.plans.verb import Run, Verb
+from storkit.plans.verb import BlindVerb, Run
 
 
-class Receive(Verb):
+@dataclass(frozen=True)
+class ReceiveGuest(BlindVerb):
     """The destination's waiting process. Undone by ending it, unless the guest runs there."""
 
-    def act(self, run: Run, step: Step) -> Any:
-        return receive(run, step.host, step.peer, step.target, step.args["name"])
+    verb: ClassVar[str] = "receive"
+    name: GuestName
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        run.call(step.host, step.target, "retire", name=step.args["name"])
+    def act(self, run: Run, step: Step) -> str:
+        return receive(run, step.host, step.peer, step.target, self.name)
+
+    def undo(self, run: Run, step: Step, before: None) -> None:
+        run.on(step.host).hypervisor(step.target).retire(self.name)
 
 
-class Send(Verb):
+@dataclass(frozen=True)
+class SendGuest(BlindVerb):
     """The live migration itself, from `host` to `peer`. Undone by migrating back.
 
     The guest goes on at the destination only when the source says that it has let go: a network cut in the switchover
     cannot leave it running on both. A barrier: while it runs at the destination, its disk must not be taken from there.
     """
 
+    verb: ClassVar[str] = "send"
     barrier = True
+    name: GuestName
+    receive: str
+    """The step whose result is the URI to send to."""
+    paused: bool
 
-    def act(self, run: Run, step: Step) -> Any:
-        name, paused = step.args["name"], step.args["paused"]
-        uri = run.result(step.args["receive"])
-        if guest_on(run, step.peer, step.target, name) == "incoming":
+    def act(self, run: Run, step: Step) -> MigrationResult:
+        uri = codec.load(str, run.result(self.receive), f"the result of step {self.receive}")
+        if guest_on(run, step.peer, step.target, self.name) == "incoming":
             # Who listened there may have ended with a command that was killed.
-            uri = receive(run, step.peer, step.host, step.target, name)
-        return self._move(run, step.target, name, step.host, step.peer, uri, not paused)
+            uri = receive(run, step.peer, step.host, step.target, self.name)
+        return self._move(run, step.target, step.host, step.peer, uri)
 
-    def _move(self, run: Run, target: str, name: str, source: str, destination: str, uri: str, go_on: bool) -> Any:
-        credential = run.call(destination, target, "credential", name=name)
+    def _move(self, run: Run, target: str, source: str, destination: str, uri: str) -> MigrationResult:
+        there, name = run.on(destination).hypervisor(target), self.name
+        credential = there.credential(name)
         try:
-            result = run.call(source, target, "send", name=name, uri=uri, credential=credential)
+            result = run.on(source).hypervisor(target).send(name, uri, credential)
         except HostUnreachable:
             raise
         except StorkitError as error:
-            self._see_that_it_runs(run, target, name, source, destination, error)
+            self._see_that_it_runs(run, target, source, destination, error)
             if not isinstance(error, CommandFailed):
                 raise
-            said = run.call(destination, target, "messages", name=name)
+            said = there.messages(name)
             raise CommandFailed(
                 error.argv, error.status, f"{said}\n{error.stderr}" if said else error.stderr,
                 host=error.host, hint=error.hint,
             ) from None  # fmt: skip
-        run.call(destination, target, "resume", name=name, run=go_on)
+        there.resume(name, not self.paused)
         return result
 
-    def _see_that_it_runs(
-        self, run: Run, target: str, name: str, source: str, destination: str, error: StorkitError
-    ) -> None:
+    def _see_that_it_runs(self, run: Run, target: str, source: str, destination: str, error: StorkitError) -> None:
         """After a move that failed. Raises StorkitError: the guest is gone; nobody has its memory any more."""
+        name = self.name
         if guest_on(run, source, target, name) != "stopped":
             return
         if guest_on(run, destination, target, name) in ("stopped", "incoming"):
@@ -69,16 +80,16 @@ class Send(Verb):
                 f"storkit guest start {name} --on {source}",
             ) from None
 
-    def undo(self, run: Run, step: Step, before: Any) -> None:
-        name, origin, destination = step.args["name"], step.host, step.peer
-        go_on = not step.args["paused"]
+    def undo(self, run: Run, step: Step, before: None) -> None:
+        name, origin, destination = self.name, step.host, step.peer
+        at_origin = run.on(origin).hypervisor(step.target)
         # It goes on by itself when its coordinator is killed: between two looks the guest could still move.
         try:
-            run.call(origin, step.target, "cancel", name=name)
+            at_origin.cancel(name)
         except TimedOut:
             # A hypervisor that hangs may be waiting for the destination's: that is ended first, if nothing runs there.
-            run.call(destination, step.target, "retire", name=name)
-            run.call(origin, step.target, "cancel", name=name)
+            run.on(destination).hypervisor(step.target).retire(name)
+            at_origin.cancel(name)
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
         if here in ("running", "paused"):
@@ -86,7 +97,7 @@ class Send(Verb):
                 raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
             return
         if there == "arrived":
-            run.call(destination, step.target, "resume", name=name, run=go_on)
+            run.on(destination).hypervisor(step.target).resume(name, not self.paused)
         elif there not in ("running", "paused"):
             if here == "stopped":
                 return
@@ -94,26 +105,31 @@ class Send(Verb):
                 f"guest {name} is {there} on {destination} and {here} on {origin}",
                 f"storkit plan resume, or storkit guest stop {name} --force and start it again",
             )
-        run.call(origin, step.target, "retire", name=name)
+        at_origin.retire(name)
         uri = receive(run, origin, destination, step.target, name)
-        self._move(run, step.target, name, destination, origin, uri, go_on)
+        self._move(run, step.target, destination, origin, uri)
 
     def by_hand(self, step: Step) -> str:
-        return f"storkit migrate cleanup {step.args['name']}"
+        return f"storkit migrate cleanup {self.name}"
 
 
-class Confirm(Verb):
+@dataclass(frozen=True)
+class ConfirmPlace(BlindVerb):
     """The guest runs on `host` and on none of `others`; nothing that follows happens otherwise."""
 
-    def act(self, run: Run, step: Step) -> Any:
-        name = step.args["name"]
-        run.call(step.host, step.target, "cancel", name=name)
+    verb: ClassVar[str] = "confirm"
+    name: GuestName
+    others: list[HostName]
+
+    def act(self, run: Run, step: Step) -> dict[str, str]:
+        name = self.name
+        run.on(step.host).hypervisor(step.target).cancel(name)
         here = guest_on(run, step.host, step.target, name)
         if here not in ("running", "paused"):
             raise Unsafe(
                 f"guest {name} is {here} on {step.host}, where it should run", f"storkit migrate status {name}"
             )
-        for other in step.args["others"]:
+        for other in self.others:
             there = guest_on(run, other, step.target, name)
             if there in ("running", "starting", "unknown") or (there == "paused" and here == "running"):
                 raise Unsafe(
@@ -123,18 +139,39 @@ class Confirm(Verb):
         return {"running": step.host}
 
 
-def receive(run: Run, destination: str, source: str, target: str, name: str) -> Any:
+@dataclass(frozen=True)
+class ResumeGuest(BlindVerb):
+    """Let a guest that has arrived go on."""
+
+    verb: ClassVar[str] = "resume"
+    name: GuestName
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).hypervisor(step.target).resume(self.name)
+
+
+@dataclass(frozen=True)
+class RetireGuest(BlindVerb):
+    """End what is left of a guest on a host that it has moved away from."""
+
+    verb: ClassVar[str] = "retire"
+    name: GuestName
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).hypervisor(step.target).retire(self.name)
+
+
+def receive(run: Run, destination: str, source: str, target: str, name: str) -> str:
     """Have `destination` wait for the guest from `source`; the URI to send to."""
     same = run.same_machine(destination, source)
     told = "" if same else run.source(source, destination)
-    known = {"same_machine": same, "source": run.address(source), "told": told}
-    return run.call(destination, target, "receive", name=name, **known)
+    return run.on(destination).hypervisor(target).receive(name, same, run.address(source), told)
 
 
 def guest_on(run: Run, host: str, target: str, name: str) -> str:
     """The status of a guest on a host, `stopped` if it is not known there; `unknown` if the host is silent."""
     try:
-        states = codec.load(list[GuestState], run.call(host, target, "find", guests=[name]))
+        states = run.on(host).hypervisor(target).find([name])
     except HostUnreachable:
         return "unknown"
     return states[0].status if states else "stopped"

@@ -1,0 +1,39 @@
+"""The verbs of plans: what each does is in the files beside this one, what a verb is in storkit.plans.verb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storkit.core import codec
+from storkit.plans.plan import Step
+from storkit.plans.verb import Verb
+from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
+from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
+from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
+from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
+from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
+from storkit.plans.verbs.volumes import (
+    CloneVolume,
+    CreateVolumes,
+    DeleteVolumes,
+    ExportImage,
+    FillVolume,
+    ImportTree,
+    RelabelVolumes,
+    ResizeVolumes,
+    SnapshotVolume,
+)
+
+_ALL: tuple[type[Verb[Any]], ...] = (
+    CreateVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes, ResizeVolumes, DeleteVolumes,
+    ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes, DetachVolumes, Prove, DefineGuest,
+    UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest, ConfirmPlace, ResumeGuest, RetireGuest,
+    FenceHost, UnfenceHost, DeclareOff, WithdrawOff,
+)  # fmt: skip
+VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
+"""By name, as steps have it."""
+
+
+def of(step: Step) -> Verb[Any]:
+    """The verb of a step, with its arguments. Raises StorkitError: they are not the verb's."""
+    return codec.load(VERBS[step.verb], step.args, f"step {step.id} ({step.verb})")

@@ -1,0 +1,120 @@
+"""The verbs of guests that stay where they are: defined, forgotten, started, stopped, woken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from storkit.core.backend import refuse_broken
+from storkit.core.errors import Conflict
+from storkit.core.guest import Guest
+from storkit.core.identities import GuestName, Line, Word
+from storkit.core.model import GuestState, Volume
+from storkit.plans.plan import Step
+from storkit.plans.verb import BlindVerb, Run, Verb, uuids
+
+
+@dataclass(frozen=True)
+class _Defined(Verb[list[GuestState]]):
+    """A guest's configuration on a host, rendered from its attachments there. `find`: whether it had one before."""
+
+    guest: Guest
+    volumes: list[Volume]
+    transports: list[Line]
+    """Of the volumes, in their order."""
+    machine: Word = ""
+
+    def find(self, run: Run, step: Step) -> list[GuestState]:
+        return run.on(step.host).hypervisor(step.target).find([self.guest.name])
+
+    def _define(self, run: Run, step: Step) -> str:
+        found = [
+            attachment
+            for transport in dict.fromkeys(self.transports)
+            for attachment in run.on(step.host).transport(transport).find_attachments(uuids(self.volumes))
+        ]
+        sources = {attachment.uuid: attachment.source for attachment in found}
+        gone = [volume.name for volume in self.volumes if volume.uuid not in sources]
+        if gone:
+            raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
+        refuse_broken(found)
+        disks = [sources[uuid] for uuid in uuids(self.volumes)]
+        return run.on(step.host).hypervisor(step.target).define(self.guest, disks, self.machine)
+
+    def _undefine(self, run: Run, step: Step) -> None:
+        run.on(step.host).hypervisor(step.target).undefine(self.guest.name)
+
+
+@dataclass(frozen=True)
+class DefineGuest(_Defined):
+    """Undone by forgetting a guest that the host did not know before."""
+
+    verb: ClassVar[str] = "define"
+
+    def act(self, run: Run, step: Step) -> str:
+        return self._define(run, step)
+
+    def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
+        if not before:
+            self._undefine(run, step)
+
+
+@dataclass(frozen=True)
+class UndefineGuest(_Defined):
+    """Undone by defining a guest that the host knew before."""
+
+    verb: ClassVar[str] = "undefine"
+
+    def act(self, run: Run, step: Step) -> None:
+        self._undefine(run, step)
+
+    def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
+        if before:
+            self._define(run, step)
+
+
+@dataclass(frozen=True)
+class StartGuest(Verb[list[GuestState]]):
+    """Undone by taking the power of a guest that did not run before."""
+
+    verb: ClassVar[str] = "start"
+    name: GuestName
+
+    def find(self, run: Run, step: Step) -> list[GuestState]:
+        return run.on(step.host).hypervisor(step.target).find([self.name])
+
+    def act(self, run: Run, step: Step) -> GuestState:
+        return run.on(step.host).hypervisor(step.target).start(self.name)
+
+    def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
+        if not any(state.status in ("running", "paused") for state in before):
+            run.on(step.host).hypervisor(step.target).stop(self.name, force=True)
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit guest stop {self.name} --force"
+
+
+@dataclass(frozen=True)
+class StopGuest(BlindVerb):
+    """A stopped guest starts again by `guest start`, not by rollback: what it was doing is gone."""
+
+    verb: ClassVar[str] = "stop"
+    undoable = False
+    name: GuestName
+    force: bool
+    timeout: float
+    """Seconds."""
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).hypervisor(step.target).stop(self.name, self.force, self.timeout)
+
+
+@dataclass(frozen=True)
+class WakeGuest(BlindVerb):
+    """Let a guest go on that stands still."""
+
+    verb: ClassVar[str] = "wake"
+    name: GuestName
+
+    def act(self, run: Run, step: Step) -> GuestState:
+        return run.on(step.host).hypervisor(step.target).wake(self.name)

@@ -1,0 +1,143 @@
+"""The verbs of volumes: made, filled, relabelled, resized, deleted, written to files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from storkit.core.identities import Count, Line, Uuid, Word
+from storkit.core.model import ImageFile, ImageInfo, Volume
+from storkit.plans.plan import Step
+from storkit.plans.verb import BlindVerb, Run, Verb, names, uuids
+
+
+@dataclass(frozen=True)
+class _Make(Verb[list[Uuid]]):
+    """Undone by deleting the volumes that this plan made, known by their UUIDs."""
+
+    volumes: list[Volume]
+
+    def find(self, run: Run, step: Step) -> list[Uuid]:
+        return uuids(run.on(step.host).pool(step.target).find(names(self.volumes)))
+
+    def undo(self, run: Run, step: Step, before: list[Uuid]) -> None:
+        pool = run.on(step.host).pool(step.target)
+        there = uuids(pool.find(names(self.volumes)))
+        pool.delete([volume for volume in self.volumes if volume.uuid in there and volume.uuid not in before])
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit volume delete {' '.join(names(self.volumes))}"
+
+
+@dataclass(frozen=True)
+class CreateVolumes(_Make):
+    """Empty volumes."""
+
+    verb: ClassVar[str] = "create"
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).create(self.volumes)
+
+
+@dataclass(frozen=True)
+class ImportTree(_Make):
+    """A volume of kind `tree` from a tar or a directory of its host."""
+
+    verb: ClassVar[str] = "import_tree"
+    source: Line
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).import_tree(self.volumes, self.source)
+
+
+@dataclass(frozen=True)
+class CloneVolume(_Make):
+    """Volumes with the content of another."""
+
+    verb: ClassVar[str] = "clone"
+    source: Volume
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).clone(self.source, self.volumes)
+
+
+@dataclass(frozen=True)
+class SnapshotVolume(_Make):
+    """A volume as it is now, kept under other names."""
+
+    verb: ClassVar[str] = "snapshot"
+    source: Volume
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).snapshot(self.source, self.volumes)
+
+
+@dataclass(frozen=True)
+class FillVolume(BlindVerb):
+    """The content of an image. No undo: rolling back the `create` before it deletes the volume."""
+
+    verb: ClassVar[str] = "fill"
+    volume: Volume
+    source: Line
+    format: Word = ""
+    checksum: Line = ""
+    max_size: Count = 0
+
+    def act(self, run: Run, step: Step) -> ImageInfo:
+        return run.on(step.host).images.fill(self.volume, self.source, self.format, self.checksum, self.max_size)
+
+
+@dataclass(frozen=True)
+class RelabelVolumes(Verb[list[Volume]]):
+    """Another kind, or another word for how they were made."""
+
+    verb: ClassVar[str] = "relabel"
+    volumes: list[Volume]
+
+    def find(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).find(names(self.volumes))
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).relabel(self.volumes)
+
+    def undo(self, run: Run, step: Step, before: list[Volume]) -> None:
+        run.on(step.host).pool(step.target).relabel(before)
+
+
+@dataclass(frozen=True)
+class ResizeVolumes(BlindVerb):
+    """Nothing brings the bytes back."""
+
+    verb: ClassVar[str] = "resize"
+    undoable = False
+    volumes: list[Volume]
+    shrink: bool = False
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).resize(self.volumes, self.shrink)
+
+
+@dataclass(frozen=True)
+class DeleteVolumes(BlindVerb):
+    """Nothing brings the bytes back."""
+
+    verb: ClassVar[str] = "delete"
+    undoable = False
+    volumes: list[Volume]
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).pool(step.target).delete(self.volumes)
+
+
+@dataclass(frozen=True)
+class ExportImage(BlindVerb):
+    """A volume as an image file of its host."""
+
+    verb: ClassVar[str] = "export_image"
+    volume: Volume
+    file: Line
+    format: Word = "qcow2"
+    compress: bool = False
+
+    def act(self, run: Run, step: Step) -> ImageFile:
+        return run.on(step.host).images.export_image(self.volume, self.file, self.format, self.compress)

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Final
 
 from storkit.core import codec
-from storkit.core.contracts import HypervisorVerbs, ImageVerbs, OffVerbs, PoolVerbs, TransportVerbs
+from storkit.core.contracts import AgentVerbs, HypervisorVerbs, ImageVerbs, OffVerbs, PoolVerbs, TransportVerbs
 from storkit.core.errors import StorkitError, Unsupported, UsageError, raise_problems
 
 CONTRACTS: Final[Mapping[str, type]] = {
@@ -25,8 +25,9 @@ CONTRACTS: Final[Mapping[str, type]] = {
     "hypervisor": HypervisorVerbs,
     "images": ImageVerbs,
     "host": OffVerbs,
+    "agent": AgentVerbs,
 }
-"""The kind of a target (what stands before the colon) to its contract."""
+"""The kind of a target (what stands before the colon) to its contract; `agent` is the host itself, and no target."""
 
 Call = Callable[[str, str, dict[str, Any]], Any]
 """Have a target's verb carried out, with arguments and a result that are JSON values, secrets included."""
@@ -111,6 +112,11 @@ class Targets(ABC):
     def off(self) -> OffVerbs:
         """What the host keeps of hosts that are declared off."""
         return typing.cast(OffVerbs, proxy("host", "host", self.call))
+
+
+def agent(call: Call) -> AgentVerbs:
+    """A host itself, as a proxy; the target is `agent` in every call."""
+    return typing.cast(AgentVerbs, proxy("agent", "agent", call))
 
 
 def proxy(kind: str, target: str, call: Call) -> object:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
+from storkit.core.host import Claim, Facts, Locked
 from storkit.core.identities import (
     ClientName,
     Count,
@@ -29,6 +30,7 @@ from storkit.core.identities import (
     Line,
     MaybeAddress,
     MaybeUuid,
+    Port,
     Size,
     Uuid,
     VolumeName,
@@ -51,6 +53,7 @@ from storkit.core.model import (
     GuestState,
     ImageFile,
     ImageInfo,
+    Listening,
     MigrationResult,
     Offer,
     Usage,
@@ -493,3 +496,71 @@ class OffVerbs(ABC):
     @abstractmethod
     def find_off(self) -> list[Declared]:
         """Look for every host that was declared off here."""
+
+
+class AgentVerbs(ABC):
+    """What a host is asked itself: each verb is a request of its own, without a target."""
+
+    @abstractmethod
+    def lock(
+        self,
+        claims: list[Claim],
+        holder: Words,
+        plan: Line = "",
+        over_marks: bool = False,
+        titles: dict[Line, Words] | None = None,
+    ) -> Locked:
+        """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
+
+        The locks are held until `unlock`, or until who has asked dies.
+
+        Args:
+            claims: the names, for itself or shared.
+            holder: who it is, for others' messages.
+            plan: the plan that is resumed or rolled back; empty: a new one.
+            over_marks: remove other plans' marks instead; the result names these plans.
+            titles: what messages call the names.
+
+        Raises:
+            Conflict: somebody else has one of the names; it says who, or which command ends the unfinished plan.
+        """
+
+    @abstractmethod
+    def unlock(self) -> None:
+        """Let go of every lock, once no verb is under way any more: one that was given up may still act."""
+
+    @abstractmethod
+    def epoch(self) -> Count:
+        """Draw a number for a command that changes rights, larger than all that this host has given before."""
+
+    @abstractmethod
+    def mark(self, plan: Line, names: list[Line], title: Words, coordinator: Words) -> None:
+        """Say, durably, that `plan` is under way for these names."""
+
+    @abstractmethod
+    def marked(self, plan: Line) -> bool:
+        """Say whether the mark of `plan` is there."""
+
+    @abstractmethod
+    def unmark(self, plan: Line) -> None:
+        """Note that the plan has ended, or was rolled back."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Say what the machine is: versions, clock, what its backends miss. For `host check`."""
+
+    @abstractmethod
+    def source(self, towards: Line) -> MaybeAddress:
+        """Say which IP address the host's connections to an address come from; empty: there is no way to it."""
+
+    @abstractmethod
+    def listen(self, target: Line) -> Listening:
+        """Listen for a moment where a transport's servers would, for others to try to reach it."""
+
+    @abstractmethod
+    def unlisten(self) -> None:
+        """End that; the end of the connection does, too."""
+
+    @abstractmethod
+    def reach(self, address: Line, port: Port) -> Words:
+        """Say why the host cannot connect to a port; empty: it can."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
-from typing import Any
 
 import storkit
-from storkit.core import codec, registry
+from storkit.core import registry
 from storkit.core.backend import Backend, Site
 from storkit.core.errors import NotAllowed
+from storkit.core.host import Facts, Missing, Refusal
 from storkit.core.model import Finding
 from storkit.core.units import format_size
 from storkit.hosts.site import Performer
@@ -18,13 +18,8 @@ from storkit.system import modules
 from storkit.system.run import which
 
 
-def gather(performer: Performer) -> dict[str, Any]:
-    """Versions, clock, and what the backends in use on this host want and do not find.
-
-    `clock` is seconds since the epoch; `missing` lists backend, program or module, and the package that has it;
-    `refused` what this host does not accept of what it was told (errors); `findings` what is wrong with the directories
-    that storkit keeps its own records in.
-    """
+def gather(performer: Performer) -> Facts:
+    """Versions, clock, and what the backends in use on this host want and do not find."""
     setup = performer.setup
     in_use: dict[str, type[Backend]] = {}
     for pool in setup.pools.values():
@@ -35,13 +30,13 @@ def gather(performer: Performer) -> dict[str, Any]:
     for name in setup.runs:
         in_use.setdefault(name, registry.hypervisor(name))
     missing = [
-        {"backend": name, "needs": tool, "package": package}
+        Missing(name, tool, package)
         for name, backend in sorted(in_use.items())
         for tool, package in backend.needs.tools.items()
         if which(tool) is None
     ]
     missing += [
-        {"backend": name, "needs": f"kernel module {module}", "package": ""}
+        Missing(name, f"kernel module {module}", "")
         for name, backend in sorted(in_use.items())
         for module in backend.needs.modules
         if not modules.there(module)
@@ -55,18 +50,18 @@ def gather(performer: Performer) -> dict[str, Any]:
         try:
             performer.backend(target)
         except NotAllowed as error:
-            refused.append(error.to_json())
-    return {
-        "version": storkit.__version__,
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "clock": time.time(),
-        "root": os.geteuid() == 0,
-        "state": str(performer.site.state),
-        "missing": missing,
-        "refused": refused,
-        "findings": [codec.dump(each) for each in state_findings(performer.site)],
-    }
+            refused.append(Refusal(error.message, error.hint, error.kind))
+    return Facts(
+        version=storkit.__version__,
+        kernel=platform.release(),
+        clock=time.time(),
+        missing=missing,
+        python=platform.python_version(),
+        root=os.geteuid() == 0,
+        state=str(performer.site.state),
+        refused=refused,
+        findings=state_findings(performer.site),
+    )
 
 
 ROOM = 16 << 20

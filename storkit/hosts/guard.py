@@ -7,29 +7,14 @@ that outlives a killed command: until its plan is resumed or rolled back, no oth
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe
+from storkit.core.host import Claim
 from storkit.system import files, locks
 from storkit.system.timeouts import scaled
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a command wants for itself on one host."""
-
-    names: list[str]
-    """Lock names: volume UUIDs, `guest:NAME`."""
-    shared: bool = False
-    """True: only keep others from changing it, as for the source of a clone."""
-
-
-def changes(claims: list[Claim]) -> bool:
-    """Whether a command with these claims changes anything."""
-    return not all(claim.shared for claim in claims)
 
 
 class Guard:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import storkit
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, NotAllowed, StorkitError, Unsupported
+from storkit.core.host import Facts
 from storkit.core.model import Door, Finding, Listening
 
 if TYPE_CHECKING:
@@ -83,19 +84,19 @@ class Checkup:
             report.status = max(report.status, 1 if report.problems else 0)
         return [self._reports[host] for host in hosts]
 
-    def _look_at_facts(self, report: Report, before: float, facts: dict[str, Any], after: float) -> None:
-        report.facts = {name: value for name, value in facts.items() if name != "findings"}
+    def _look_at_facts(self, report: Report, before: float, facts: Facts, after: float) -> None:
+        report.facts = {name: value for name, value in codec.dump(facts).items() if name != "findings"}
         said_by = self._speaker(report.host)
-        for miss in facts["missing"]:
-            module = miss["needs"].rpartition("kernel module ")[2]
-            hint = f"apt install {miss['package']}" if miss["package"] else f"modprobe {module}"
-            report.problems.append(Problem(f"{miss['needs']} is missing, which {miss['backend']} needs", hint, said_by))
-        self._add(report, (Finding(each["message"], each["hint"]) for each in facts.get("refused", [])))
-        self._add(report, codec.load(list[Finding], facts.get("findings", []), report.host))
-        if facts["version"] != storkit.__version__:
-            message = f"storkit {facts['version']} is there, {storkit.__version__} here"
+        for miss in facts.missing:
+            module = miss.needs.rpartition("kernel module ")[2]
+            hint = f"apt install {miss.package}" if miss.package else f"modprobe {module}"
+            report.problems.append(Problem(f"{miss.needs} is missing, which {miss.backend} needs", hint, said_by))
+        self._add(report, (Finding(each.message, each.hint) for each in facts.refused))
+        self._add(report, facts.findings)
+        if facts.version != storkit.__version__:
+            message = f"storkit {facts.version} is there, {storkit.__version__} here"
             report.problems.append(Problem(message, "install the same version on all hosts: storkit --version"))
-        skew = max(facts["clock"] - after, 0) + min(facts["clock"] - before, 0)
+        skew = max(facts.clock - after, 0) + min(facts.clock - before, 0)
         if abs(skew) > CLOCK_SKEW:
             report.problems.append(Problem(f"its clock is {skew:+.0f} s off", "there: timedatectl set-ntp true"))
 
@@ -121,7 +122,7 @@ class Checkup:
             doors = self._listen(servers)
             self._reach(pairs, doors)
         finally:
-            self._connections.each(servers, lambda connection: connection.unlisten())
+            self._connections.each(servers, lambda connection: connection.itself.unlisten())
 
     def _answering(self, hosts: set[str]) -> set[str]:
         for host, said in self._connections.each(sorted(hosts - self._reports.keys()), _nothing).items():
@@ -133,7 +134,7 @@ class Checkup:
 
     def _listen(self, servers: dict[str, list[str]]) -> dict[tuple[str, str], list[Door]]:
         def ask(connection: Connection) -> list[Listening | StorkitError]:
-            return [_or_error(connection.listen, target) for target in servers[connection.config.name]]
+            return [_or_error(connection.itself.listen, target) for target in servers[connection.config.name]]
 
         doors: dict[tuple[str, str], list[Door]] = {}
         for server, said in self._connections.each(servers, ask).items():
@@ -157,7 +158,7 @@ class Checkup:
             from concurrent.futures import ThreadPoolExecutor
 
             def one(door: Door) -> str | StorkitError:
-                return _or_error(connection.reach, door.address, door.port)
+                return _or_error(connection.itself.reach, door.address, door.port)
 
             wanted = [door for _, _, door in tries[connection.config.name]]
             with ThreadPoolExecutor(min(len(wanted), 16) or 1) as pool:
@@ -257,10 +258,10 @@ class Checkup:
         return "" if config and config.machine == "local" else host
 
 
-def _facts(connection: Connection) -> tuple[float, dict[str, Any], float]:
+def _facts(connection: Connection) -> tuple[float, Facts, float]:
     """A machine's facts, with the times before and after it was asked."""
     before = time.time()
-    return before, connection.facts(), time.time()
+    return before, connection.itself.facts(), time.time()
 
 
 def _nothing(connection: Connection) -> None:

@@ -26,11 +26,11 @@ from storkit.core.errors import (
     raise_problems,
     together,
 )
+from storkit.core.host import Claim
 from storkit.core.inventory import HostConfig
 from storkit.core.model import Door
 from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
-from storkit.hosts.guard import Claim
 from storkit.plans import verbs
 from storkit.plans.journal import Journal, Journals, NotWritten, Unwritten
 from storkit.plans.plan import Hold, Plan, Step
@@ -254,7 +254,7 @@ class Engine:
         for host in _marked(journal.record.plan):
             # Where a mark stays, since its host is silent, resume finds that the plan never began.
             with suppress(StorkitError):
-                self.connections.to(host).unmark(journal.record.plan.id)
+                self.connections.to(host).itself.unmark(journal.record.plan.id)
         error.left = NOTHING_CHANGED
         raise error
 
@@ -344,15 +344,15 @@ class Engine:
 
     def _mark(self, plan: Plan) -> None:
         for host, names in _marked(plan).items():
-            self.connections.to(host).mark(plan.id, names, plan.title, socket.gethostname())
+            self.connections.to(host).itself.mark(plan.id, names, plan.title, socket.gethostname())
 
     def _marked_everywhere(self, plan: Plan) -> bool:
         """False: another command has taken the plan's marks away, and set right what it found; so it is stale."""
-        return all(self.connections.to(host).marked(plan.id) for host in _marked(plan))
+        return all(self.connections.to(host).itself.marked(plan.id) for host in _marked(plan))
 
     def _unmark(self, plan: Plan) -> None:
         for host in _marked(plan):
-            self.connections.to(host).unmark(plan.id)
+            self.connections.to(host).itself.unmark(plan.id)
 
 
 @contextmanager
@@ -434,5 +434,5 @@ class _Run:
         address = self.address(towards)
         # One that is silent, or too old to know the question, is known by its address in the inventory alone.
         with suppress(StorkitError):
-            return self._engine.connections.to(host).source(address) if address else ""
+            return self._engine.connections.to(host).itself.source(address) if address else ""
         return ""

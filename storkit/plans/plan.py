@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Names that the plan must have for itself on a host while it runs (hosts.guard.Claim)."""
+    """Names that the plan must have for itself on a host while it runs (core.host.Claim)."""
 
     host: str
     names: list[str]

@@ -100,11 +100,12 @@ def test_an_agent_accepts_the_contract_and_nothing_else(
         performer.perform("pool:p", "find", {"deep": True})
 
 
-@pytest.mark.parametrize("target", ["", "pool", "shell:x", "images:x", "host:a", "pool:", "pool:q", "__class__:x"])
+@pytest.mark.parametrize("target", ["", "agent", "pool", "shell:x", "images:x", "host:a", "pool:", "pool:q"])
 def test_there_are_no_other_targets(target: str, tmp_path: Path) -> None:
     given = Setup("a", state=str(tmp_path), pools={"p": PoolSettings("directory")})
-    with pytest.raises(UsageError, match=r"no backend|no pool"):
-        Performer(given, site(given)).perform(target, "find", {})
+    for verb in ("find", "facts"):
+        with pytest.raises(UsageError, match=r"no backend|no pool"):
+            Performer(given, site(given)).perform(target, verb, {})
 
 
 @pytest.mark.parametrize("kind", MODULES)

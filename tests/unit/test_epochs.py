@@ -10,8 +10,9 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe
+from storkit.core.host import Claim, changes
 from storkit.core.model import Volume
-from storkit.hosts.guard import Claim, Guard, changes
+from storkit.hosts.guard import Guard
 from storkit.system import locks
 from storkit.tech.grants import GrantStore
 from storkit.tech.iscsi.names import IscsiGrant

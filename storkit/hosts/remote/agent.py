@@ -26,14 +26,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from storkit.core import codec
+from storkit.core import calls, codec
 from storkit.core.errors import StorkitError, Unsupported, UsageError
 from storkit.core.grades import READ
-from storkit.core.identities import Port
 from storkit.hosts import accept, rights
-from storkit.hosts.doors import Doors, reach
-from storkit.hosts.guard import Claim, Guard, changes
 from storkit.hosts.remote import wire
+from storkit.hosts.requests import HostRequests
 from storkit.hosts.setup import Setup, remember
 from storkit.hosts.site import Performer, site
 from storkit.system import files, moving
@@ -49,12 +47,7 @@ class Agent:
 
     def __init__(self, performer: Performer, output: TextIO, protocol: int = wire.NEWEST) -> None:
         self._performer = performer
-        self._guard = Guard(performer.site)
-        self._doors = Doors()
-        self._held: list[Any] = []
-        self._calls = 0
-        self._letting_go = False
-        self._counting = threading.Lock()
+        self._requests = HostRequests(performer)
         self._output = output
         self._protocol = protocol
         self._writing = threading.Lock()
@@ -89,37 +82,13 @@ class Agent:
         do = request.get("do")
         if do == "call":
             return self._call(request)
-        if do == "lock":
-            return self._lock(request)
-        if do == "epoch":
-            return self._guard.epoch()
-        if do == "unlock":
-            with self._counting:
-                self._letting_go = True
-            return self._let_go()
-        if do == "mark":
-            names = codec.load(list[str], request.get("names"), "names")
-            words = (_text(request, key) for key in ("title", "coordinator"))
-            return self._guard.mark(_text(request, "plan"), names, *words)
-        if do == "marked":
-            return self._guard.marked(_text(request, "plan"))
-        if do == "unmark":
-            return self._guard.unmark(_text(request, "plan"))
-        if do == "facts":
-            from storkit.hosts.facts import gather
-
-            return gather(self._performer)
-        if do == "source":
-            from storkit.system.sourcefilter import source_towards
-
-            return source_towards(_text(request, "towards"))
-        if do == "listen":
-            return codec.dump(self._doors.listen(self._performer, _text(request, "target")))
-        if do == "unlisten":
-            return self._doors.close()
-        if do == "reach":
-            return reach(_text(request, "address"), codec.load(Port, request.get("port"), "port"))
-        raise Unsupported(f"there is no request {do!r}", f"upgrade storkit on host {self._performer.site.host}")
+        wanted = calls.verb("agent", do) if isinstance(do, str) else None
+        if wanted is None:
+            host = self._performer.site.host
+            raise Unsupported(f"there is no request {do!r}", f"upgrade storkit on host {host}")
+        args = {name: value for name, value in request.items() if name not in ("id", "do")}
+        result = codec.dump(getattr(self._requests, wanted.name)(**wanted.read(args, wanted.name)))
+        return result["given_up"] if wanted.name == "lock" and self._protocol < 2 else result
 
     def _call(self, request: dict[str, Any]) -> Any:
         number, told, moved_at = request.get("id"), 0.0, time.monotonic()
@@ -140,36 +109,10 @@ class Agent:
                 moved_at = time.monotonic()
                 self._write({"id": number, "moved": True})
 
-        with self._counting:
-            self._calls += 1
-        try:
-            with moving.watched(moved if self._protocol > 1 else lambda: None):
-                target, verb = _text(request, "target"), _text(request, "verb")
-                self._performer.asked = rights.from_afar(_text(request, "asked"))
-                return self._performer.perform(target, verb, args, progress, epoch)
-        finally:
-            with self._counting:
-                self._calls -= 1
-            self._let_go()
-
-    def _lock(self, request: dict[str, Any]) -> Any:
-        claims = codec.load(list[Claim], request.get("claims"), "lock")
-        titles = codec.load(dict[str, str], request.get("titles", {}), "titles")  # 0.1.0 does not say
-        holder, plan, over_marks = _text(request, "holder"), _text(request, "plan"), request.get("over_marks") is True
-        taken, given_up = self._guard.lock(claims, holder, plan, over_marks, titles)
-        with self._counting:
-            self._held += taken
-            self._letting_go = False
-        if self._protocol < 2:
-            return given_up
-        return {"given_up": given_up, "epoch": self._guard.epoch() if changes(claims) else 0}
-
-    def _let_go(self) -> None:
-        """Release the locks if that was asked for, once no verb is under way: one that the coordinator has given up may
-        still act."""
-        with self._counting:
-            while self._letting_go and not self._calls and self._held:
-                self._held.pop().release(remove=True)
+        with self._requests.acting(), moving.watched(moved if self._protocol > 1 else lambda: None):
+            target, verb = _text(request, "target"), _text(request, "verb")
+            self._performer.asked = rights.from_afar(_text(request, "asked"))
+            return self._performer.perform(target, verb, args, progress, epoch)
 
     def _write(self, message: dict[str, Any]) -> None:
         line = json.dumps(message)

@@ -10,11 +10,7 @@ from typing import Any
 
 from storkit.core import calls, codec
 from storkit.core.errors import StorkitError
-from storkit.core.model import Finding
 from storkit.hosts.remote.wire import Malformed
-
-_FACTS = {"version": str, "kernel": str, "clock": float, "missing": list[dict[str, str]]}
-"""What others rely on of a machine's facts (hosts.facts)."""
 
 
 def checked(target: str, verb: str, result: Any) -> Any:
@@ -27,24 +23,6 @@ def checked(target: str, verb: str, result: Any) -> Any:
             raise Malformed(f"{verb} of {target} with a result, which it has not")
         return None
     return codec.dump(_converted(declared.result, result, f"{verb} of {target}"), reveal=True)
-
-
-def facts(said: Any) -> dict[str, Any]:
-    """A machine's facts. Raises Malformed."""
-    if not isinstance(said, dict):
-        raise Malformed("facts that are no table")
-    for name, kind in _FACTS.items():
-        _converted(kind, said.get(name), f"fact {name}")
-    for error in _converted(list[dict[str, Any]], said.get("refused", []), "fact refused"):
-        if not all(isinstance(error.get(key), str) for key in ("message", "hint")):
-            raise Malformed("fact refused: an error of the wrong shape")
-    _converted(list[Finding], said.get("findings", []), "fact findings")
-    return said
-
-
-def record(kind: Any, said: Any, where: str) -> Any:
-    """What a request is answered with, as a value of its type. Raises Malformed."""
-    return _converted(kind, said, where)
 
 
 def _converted(wanted: Any, result: Any, where: str) -> Any:

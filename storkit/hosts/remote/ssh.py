@@ -14,14 +14,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from storkit.core import codec, deadlines, errors
-from storkit.core.contracts import RIGHTS
+from storkit.core import calls, deadlines, errors
+from storkit.core.contracts import RIGHTS, AgentVerbs
 from storkit.core.errors import HostUnreachable, StorkitError
-from storkit.core.identities import Words
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.core.model import Listening
-from storkit.hosts.connection import Connection, Progress, Titles
-from storkit.hosts.guard import Claim
+from storkit.hosts.connection import Connection, Progress
 from storkit.hosts.remote import answers, asked, wire
 from storkit.hosts.remote.conversation import Conversation
 from storkit.hosts.remote.wire import Malformed
@@ -53,6 +50,22 @@ def ssh_argv(url: str, command: str = "storkit agent") -> list[str]:
     return [*argv, "--", parts.hostname or "", command]
 
 
+_ASKED = {
+    "lock": "lock what the command changes",
+    "unlock": "unlock what the command has changed",
+    "epoch": "number a change of rights",
+    "mark": "note that a plan begins",
+    "marked": "say whether a plan has begun",
+    "unmark": "note that a plan has ended",
+    "facts": "say what it is",
+    "source": "say where it comes from",
+    "listen": "listen as {target} does",
+    "unlisten": "listen no more",
+    "reach": "connect to {address} port {port}",
+}
+"""What a host that does not answer a request did not do."""
+
+
 class SshConnection(Connection):
     """An agent at the other end of an ssh process, or of another command (`argv`) that reaches one."""
 
@@ -64,6 +77,7 @@ class SshConnection(Connection):
             for name, settings in all_settings.items()
         }
         by_hand = f"try it by hand: {shlex.join(ssh_argv(config.url, 'storkit --version'))}"
+        self._itself = calls.agent(self._request)
         self._talk = Conversation(argv or ssh_argv(config.url), config.name, by_hand)
         try:
             said = self._talk.greet(
@@ -97,68 +111,33 @@ class SshConnection(Connection):
 
         return self._checked(check)
 
-    def lock(
-        self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
-    ) -> list[str]:
-        wanted = {"claims": codec.dump(claims), "holder": holder, "plan": plan, "over_marks": over_marks}
-        said = self._ask({"do": "lock", **wanted, "titles": titles or {}}, "lock what the command changes")
-        return self._checked(lambda: self._locked(said))
-
-    def _locked(self, said: Any) -> list[str]:
-        given_up, epoch = (said, 0) if self.protocol < 2 else (said["given_up"], said["epoch"])
-        if type(epoch) is not int or not isinstance(given_up, list) or not all(type(one) is str for one in given_up):
-            raise Malformed(f"no lock: {wire.shown(said)}")
-        self.epoch = epoch
-        return given_up
-
-    def _drawn(self) -> int:
-        said = self._ask({"do": "epoch"}, "number a change of rights")
-        if type(said) is not int or said < 1:
-            raise self._talk.malformed(f"no epoch: {wire.shown(said)}")
-        return said
+    @property
+    def itself(self) -> AgentVerbs:
+        return self._itself
 
     def unlock(self) -> None:
         # One that is silent may still be at work on what is locked: its agent keeps the locks until it has ended that.
         if self.silent is None:
             with suppress(HostUnreachable):  # the locks of an agent that is gone are gone with it
-                self._ask({"do": "unlock"}, "unlock what the command has changed")
+                self.itself.unlock()
         self.epoch = 0
 
-    def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
-        record = {"plan": plan, "names": names, "title": title, "coordinator": coordinator}
-        self._ask({"do": "mark", **record}, "note that a plan begins")
+    def _drawn(self) -> int:
+        if not (drawn := self.itself.epoch()):
+            raise self._talk.malformed("no epoch: 0")
+        return drawn
 
-    def marked(self, plan: str) -> bool:
-        return bool(self._ask({"do": "marked", "plan": plan}, "say whether a plan has begun"))
-
-    def unmark(self, plan: str) -> None:
-        self._ask({"do": "unmark", "plan": plan}, "note that a plan has ended")
-
-    def facts(self) -> dict[str, Any]:
-        said = self._ask({"do": "facts"}, "say what it is")
-        return self._checked(lambda: answers.facts(said))
+    def _request(self, _: str, do: str, args: dict[str, Any]) -> Any:
+        """What the host says to a request to itself (AgentVerbs)."""
+        if do == "source" and self.protocol < 2:
+            return ""  # 0.1.0 does not know the question
+        said = self._ask({"do": do, **args}, _ASKED[do].format(**args))
+        if do == "lock" and self.protocol < 2:
+            said = {"given_up": said, "epoch": 0}
+        return self._checked(lambda: answers.checked("agent", do, said))
 
     def end(self) -> None:
         self._talk.end()
-
-    def source(self, towards: str) -> str:
-        if self.protocol < 2:
-            return ""  # 0.1.0 does not know the question
-        said = self._ask({"do": "source", "towards": towards}, "say where it comes from")
-        return said if isinstance(said, str) else ""
-
-    def listen(self, target: str) -> Listening:
-        said = self._ask({"do": "listen", "target": target}, f"listen as {target} does")
-        opened: Listening = self._checked(lambda: answers.record(Listening, said, "listen"))
-        return opened
-
-    def unlisten(self) -> None:
-        self._ask({"do": "unlisten"}, "listen no more")
-
-    def reach(self, address: str, port: int) -> str:
-        said = self._ask({"do": "reach", "address": address, "port": port}, f"connect to {address} port {port}")
-        why: str = self._checked(lambda: answers.record(Words, said, "reach"))
-        return why
 
     def close(self) -> None:
         self._talk.close()

@@ -1,0 +1,74 @@
+"""The words about a host itself, as records: what it is, and what a command claims on it for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from storkit.core.identities import Count, Line, Words
+from storkit.core.model import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a backend needs of a host, and the host does not have."""
+
+    backend: Words
+    needs: Words
+    """A program, or `kernel module NAME`."""
+    package: Words
+    """The Debian package that has it; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a host does not accept of what it was told: an error's JSON (core.errors)."""
+
+    message: Words
+    hint: Words = ""
+    kind: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a machine is, for `host check`."""
+
+    version: Words
+    """Of storkit."""
+    kernel: Words
+    clock: float
+    """Seconds since 1970."""
+    missing: list[Missing]
+    python: Words = ""
+    root: bool = False
+    """Whether the agent runs as root."""
+    state: Words = ""
+    """The state directory."""
+    refused: list[Refusal] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    """What is wrong with the directories that storkit keeps its own records in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a command wants for itself on one host."""
+
+    names: list[Line]
+    """Lock names: volume UUIDs, `guest:NAME`."""
+    shared: bool = False
+    """True: only keep others from changing it, as for the source of a clone."""
+
+
+def changes(claims: list[Claim]) -> bool:
+    """Whether a command with these claims changes anything."""
+    return not all(claim.shared for claim in claims)
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """What a command has got."""
+
+    given_up: list[Line]
+    """The plans whose marks were taken away."""
+    epoch: Count
+    """By which the host tells this command's changes of rights from an earlier one's; 0: it changes nothing, or its
+    host's protocol has none."""

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -208,16 +209,21 @@ class Qemu(Hypervisor):
             uri = f"unix:{here.incoming}"
             asyncio.run(migration.listen(here.monitor, uri))
             return uri
-        from storkit.hypervisors._qemu import door
+        from storkit.hypervisors import _door as door
 
         tls = self._tls(migration)
         if tls is None and not self.settings.migration_plain:
             tls = migration.new_key(here.keys)
         if not asyncio.run(migration.expect(here.monitor, tls)):
             return f"tcp:{self.site.address}:0"  # it is on its way already: nobody has to find the port any more
-        hello = door.TLS_HELLO if tls else door.PLAIN_HELLO
-        port = self.settings.migration_port
-        return door.open_door(here.monitor, self.site.address, port, sources(source, told), hello)
+        expected = door.Expected(
+            self.site.address,
+            self.settings.migration_port,
+            tuple(sources(source, told)),
+            door.TLS_HELLO if tls else migration.PLAIN_HELLO,
+            "set migration_port of hypervisors.qemu to another, or to 0",
+        )
+        return "tcp:" + door.open_door(here.monitor, expected, partial(migration.take, here.monitor))
 
     def credential(self, name: str) -> Credential | None:
         from storkit.hypervisors._qemu import migration as migration
@@ -280,7 +286,7 @@ class Qemu(Hypervisor):
         return log.read_text(errors="replace").strip() if log.exists() else ""
 
     def retire(self, name: str) -> None:
-        from storkit.hypervisors._qemu import door
+        from storkit.hypervisors import _door as door
 
         here = self._process(name)
         door.close_door(here.monitor)

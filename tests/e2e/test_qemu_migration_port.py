@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from storkit.core.errors import CommandFailed, ServiceUnreachable, TimedOut
-from storkit.hypervisors._qemu import door, migration, process
+from storkit.hypervisors import _door as door
+from storkit.hypervisors._qemu import migration, process
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.run import which
 from tests.e2e.qemuhosts import NAME, SLOW, Hosts, status, wait_until

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storkit.core.errors import CommandFailed, Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import CommandFailed, Conflict, NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system.files import make_private, write_atomic
 from storkit.system.qemu import qmp
@@ -29,6 +29,8 @@ SETTLE_TIMEOUT = scaled(10.0)
 CONNECT_TIMEOUT = scaled(10.0)
 HANDSHAKE_TIMEOUT = scaled(10.0)
 """Seconds for the destination's port to take the connection, and for its QEMU to answer."""
+PLAIN_HELLO = b"QEVM"
+"""How QEMU's migration stream begins (QEMU_VM_FILE_MAGIC)."""
 TICK = 0.2
 ACTIVE = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling", "postcopy-active"})
 HERE = ("running", "paused", "io-error")
@@ -117,6 +119,25 @@ async def expect(monitor: Path, tls: Tls | None) -> bool:
         if tls:
             await _credentials(qemu, tls, "server")
         return True
+
+
+def take(monitor: Path, connection: socket.socket) -> bool:
+    """Give a QEMU that expects a migration its connection, by the descriptor (QMP `getfd`): it makes its TLS handshake
+    without waiting, since the descriptor does not block. False: it did not take it, and may take another."""
+    import asyncio
+
+    async def give() -> None:
+        async with qmp.connect(monitor) as qemu:
+            await qemu.send_socket(connection, "incoming")
+            await qemu.execute("migrate-incoming", {"uri": "fd:incoming"})
+
+    try:
+        asyncio.run(give())
+    except NotFound:
+        return True  # QEMU has ended
+    except StorkitError:
+        return False
+    return True
 
 
 async def send(

@@ -1,10 +1,9 @@
 """The TCP port that a host receives a guest at.
 
-QEMU itself is not let near the network: it takes the first connection that comes for the migration, and waits for its
-first words in its main loop. An idle connection (a port scan) made the destination deaf so, and the source, whose
-handshake nobody answered, stopped its guest. So storkit accepts: only from the source's address, in the kernel, and
-only a connection whose first words are a migration's, within seconds. QEMU gets that one by its descriptor
-(QMP `getfd`), and makes its TLS handshake without waiting: the descriptor does not block.
+A hypervisor itself is not let near the network: QEMU takes the first connection that comes for the migration, and
+waits for its first words in its main loop. An idle connection (a port scan) made the destination deaf so, and the
+source, whose handshake nobody answered, stopped its guest. So storkit accepts: only from the source's address, in the
+kernel, and only a connection whose first words are a migration's, within seconds. That one is handed over.
 
 The thread that accepts lives as long as the agent. Whoever carries a plan on after that asks `receive` again.
 """
@@ -15,46 +14,63 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import NotFound, StorkitError
-from storkit.system.qemu import qmp
 from storkit.system.qemu.storagedaemon import listen_tcp
 from storkit.system.timeouts import scaled
 
 TLS_HELLO = b"\x16\x03"
 """How a TLS client begins: a handshake record of version 3.x (RFC 8446, 5.1)."""
-PLAIN_HELLO = b"QEVM"
-"""How QEMU's migration stream begins (QEMU_VM_FILE_MAGIC)."""
 FIRST_WORDS_TIMEOUT = scaled(5.0)
 """Seconds that a connection has for them; a source says them at once."""
 MOST_WAITING = 64
 """Connections that have said nothing yet. One more, and the oldest is closed: who floods closes but its own."""
 
+Take = Callable[[socket.socket], bool]
+"""Given a connection. True: it is taken, or nobody waits for one any more; False: another may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Where to listen, and for whom."""
+
+    address: str
+    port: int
+    """0: a free one."""
+    sources: tuple[str, ...]
+    """IP addresses."""
+    hello: bytes
+    """How a connection must begin."""
+    widen: str
+    """What to do about a port that is not free."""
+
+
 _doors: dict[Path, IncomingDoor] = {}
 _opening = threading.Lock()
 
 
-def open_door(monitor: Path, address: str, port: int, sources: Sequence[str], hello: bytes) -> str:
-    """Listen for the source of the guest whose QEMU has this monitor; the URI to send to.
+def open_door(key: Path, expected: Expected, take: Take) -> str:
+    """Listen for the source of the guest whose path this is (any path that is the guest's own); the ADDRESS:PORT to
+    send to.
 
-    Asked again by the same process, the answer is the same. `port` 0 is any. Raises Conflict: it cannot be listened on.
+    Expected again by the same process, the answer is the same. Raises Conflict: it cannot be listened on.
     """
     with _opening:
-        door = _doors.get(monitor)
-        if door is None or not door.fits(address, port, sources, hello):
+        door = _doors.get(key)
+        if door is None or not door.fits(expected):
             if door is not None:
                 door.close()
-            door = _doors[monitor] = IncomingDoor(monitor, address, port, sources, hello)
-        return door.uri
+            door = _doors[key] = IncomingDoor(expected, take)
+        return door.at
 
 
-def close_door(monitor: Path) -> None:
-    """Stop listening for the guest with this monitor."""
+def close_door(key: Path) -> None:
+    """Stop listening for this guest."""
     with _opening:
-        door = _doors.pop(monitor, None)
+        door = _doors.pop(key, None)
         if door is not None:
             door.close()
 
@@ -62,21 +78,21 @@ def close_door(monitor: Path) -> None:
 class IncomingDoor:
     """One listening port, and the thread that waits at it."""
 
-    def __init__(self, monitor: Path, address: str, port: int, sources: Sequence[str], hello: bytes) -> None:
-        self._monitor, self._asked, self._hello = monitor, (address, port, tuple(sources)), hello
+    def __init__(self, expected: Expected, take: Take) -> None:
+        self._expected, self._take = expected, take
         self._listener = listen_tcp(
-            address, port, port, sources=sources, widen="set migration_port of hypervisors.qemu to another, or to 0"
+            expected.address, expected.port, expected.port, sources=expected.sources, widen=expected.widen
         )
         self._listener.setblocking(False)
-        shown = f"[{address}]" if ":" in address else address
-        self.uri = f"tcp:{shown}:{self._listener.getsockname()[1]}"
+        shown = f"[{expected.address}]" if ":" in expected.address else expected.address
+        self.at = f"{shown}:{self._listener.getsockname()[1]}"
         self._waiting: dict[socket.socket, float] = {}
         self._thread = threading.Thread(target=self._wait, name="migration-port", daemon=True)
         self._thread.start()
 
-    def fits(self, address: str, port: int, sources: Sequence[str], hello: bytes) -> bool:
-        """Whether it is open, and listens as is asked for."""
-        return self._thread.is_alive() and (self._asked, self._hello) == ((address, port, tuple(sources)), hello)
+    def fits(self, expected: Expected) -> bool:
+        """Whether it is open, and listens as is expected for."""
+        return self._thread.is_alive() and self._expected == expected
 
     def close(self) -> None:
         """Stop listening, and wait until the thread has ended."""
@@ -121,7 +137,7 @@ class IncomingDoor:
             return False  # closed
         connection.setblocking(False)
         # Readable once all of the first words are there, or the other end has closed.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self._hello))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self._expected.hello))
         if len(self._waiting) >= MOST_WAITING:
             self._drop(selector, next(iter(self._waiting)))
         self._waiting[connection] = time.monotonic() + FIRST_WORDS_TIMEOUT
@@ -136,25 +152,10 @@ class IncomingDoor:
 
     def _greets(self, connection: socket.socket) -> bool:
         try:
-            return connection.recv(len(self._hello), socket.MSG_PEEK) == self._hello
+            return connection.recv(len(self._expected.hello), socket.MSG_PEEK) == self._expected.hello
         except OSError:
             return False
 
     def _hand_over(self, connection: socket.socket) -> bool:
-        """Give QEMU the connection; False: it did not take it, and may take another."""
-        import asyncio
-
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        try:
-            asyncio.run(_give(self._monitor, connection))
-        except NotFound:
-            return True  # QEMU has ended
-        except StorkitError:
-            return False
-        return True
-
-
-async def _give(monitor: Path, connection: socket.socket) -> None:
-    async with qmp.connect(monitor) as qemu:
-        await qemu.send_socket(connection, "incoming")
-        await qemu.execute("migrate-incoming", {"uri": "fd:incoming"})
+        return self._take(connection)

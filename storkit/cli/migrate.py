@@ -56,9 +56,8 @@ def _migrate(session: Session, options: Namespace, parts: set[str]) -> None:
             "warnings": warnings}  # fmt: skip
     lines = [proof_line(proof) for proof in proofs]
     if moved:
-        lines.append(
-            f"{options.name} runs on {destination}: moved in {moved['total_ms']} ms, down for {moved['downtime_ms']} ms"
-        )
+        down = "" if moved["downtime_ms"] is None else f", down for {moved['downtime_ms']} ms"
+        lines.append(f"{options.name} runs on {destination}: moved in {moved['total_ms']} ms{down}")
     else:
         lines.append(
             f"{destination} is ready and may write; move {options.name} there, then: storkit migrate finish "

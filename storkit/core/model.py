@@ -325,7 +325,8 @@ class MigrationResult:
     """What the hypervisor measured of a finished migration, in milliseconds and bytes."""
 
     total_ms: int
-    downtime_ms: int
+    downtime_ms: int | None
+    """None: the hypervisor does not say."""
     setup_ms: int = 0
     transferred: int = 0
 

@@ -14,6 +14,16 @@ MOST = {"ide": 4, "sata": 6, "scsi": 256}
 """Disks that one controller takes: two IDE channels, AHCI's six ports in QEMU, virtio-scsi's targets."""
 
 
+XEN_TYPES = ("pv", "pvh", "hvm")
+
+
+def xen_type(guest: Guest) -> str:
+    """The type of domain that a guest is under Xen: its `machine`, or else what its firmware needs."""
+    if guest.machine in XEN_TYPES:
+        return guest.machine
+    return "hvm" if guest.boot.firmware == "uefi" else "pvh"
+
+
 def limits(guest: Guest, sources: list[DiskSource], hypervisor: str, place: Place) -> list[StorkitError]:
     """Everything that keeps this guest, with these disks, from being rendered for a hypervisor."""
     problems: list[StorkitError] = []
@@ -106,8 +116,10 @@ def _xl(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[Stork
             yield Unsupported(f"disks[{number}]: xl takes no path that ends in a comma", "rename the file")
     if guest.cpu:
         yield Unsupported("Xen guests see the host's processor: cpu cannot be chosen", "leave cpu out")
-    if guest.machine and not place.machine:
-        yield Unsupported(f"machine {guest.machine!r} is a word of QEMU's", "leave machine out")
+    if guest.machine and guest.machine not in XEN_TYPES and not place.machine:
+        yield Unsupported(f"machine {guest.machine!r} is no type of Xen's guests", "write pv, pvh or hvm")
+    elif guest.boot.firmware == "uefi" and xen_type(guest) != "hvm":
+        yield Unsupported(f"Xen's {guest.machine} guests have no UEFI firmware", 'write machine = "hvm"')
 
 
 def _uml(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[StorkitError]:

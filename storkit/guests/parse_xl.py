@@ -11,6 +11,7 @@ from typing import TypeAlias
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.guests.draft import GuestDraft, path_source
+from storkit.guests.limits import XEN_TYPES
 from storkit.guests.render import quote_xl
 
 Value: TypeAlias = "str | int | list[Value]"
@@ -161,8 +162,11 @@ def _setting(found: GuestDraft, key: str, value: Value, settings: dict[str, Valu
         case (("maxmem" | "maxvcpus"), _) if value == settings.get({"maxmem": "memory", "maxvcpus": "vcpus"}[key]):
             pass
         case (("type" | "builder"), _):
-            if value not in ("pvh", "hvm" if settings.get("firmware") == "uefi" else "pvh"):
+            kind = {"generic": "pv"}.get(str(value), value)
+            if kind not in XEN_TYPES:
                 found.warn(f"{key}: {value} becomes pvh")
+            elif kind != ("hvm" if {settings.get("firmware"), settings.get("bios")} & {"uefi", "ovmf"} else "pvh"):
+                found.machine = str(kind)
         case (("firmware" | "bios"), ("uefi" | "ovmf")):
             found.boot = replace(found.boot, firmware="uefi")
         case "kernel", str():
@@ -244,6 +248,8 @@ def _disk(found: GuestDraft, spec: str) -> None:
     if prefix == "phy" or parameters.get("backendtype") == "phy":
         source = replace(source, kind="block")
         parameters.pop("backendtype", None)
+    elif parameters.get("backendtype") == "qdisk" and source.kind == "file":
+        parameters.pop("backendtype")
     readonly = parameters.pop("access", "rw") in ("r", "ro")
     for key, value in parameters.items():
         if (key, value) not in (("devtype", "disk"), ("discard", "")):

@@ -18,7 +18,7 @@ from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError,
 from storkit.core.guest import Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.guests.check import check, text_problem
-from storkit.guests.limits import limits
+from storkit.guests.limits import limits, xen_type
 from storkit.guests.place import Place
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def render(
         ],
         "nics": [_nic(guest, index, nic, place) for index, nic in enumerate(guest.nics)],
         "place": place,
-        "machine": place.machine or guest.machine,
+        "machine": xen_type(guest) if hypervisor == "xl" else place.machine or guest.machine,
     }
     return _fill(f"{hypervisor}/{FILES[hypervisor]}.j2", values, tuple(templates))
 

@@ -41,7 +41,8 @@ def which(tool: str) -> str | None:
 def run(
     argv: Sequence[str | Path],
     *,
-    stdin: str | bytes | None = None,
+    stdin: str | bytes | int | None = None,
+    stdout: int | None = None,
     timeout: float = TIMEOUT,
     ok: Sequence[int] = (0,),
     package: str = "",
@@ -52,7 +53,8 @@ def run(
     """Run a program to its end.
 
     `ok` are the exit statuses that are answers rather than failures; `package` names what to install if the program is
-    missing; `on_line` gets each piece of stdout as it comes (for progress), split at newlines and carriage returns.
+    missing; `stdin` is what the program reads, or a descriptor that it gets as it is, as it does `stdout`; `on_line`
+    gets each piece of stdout as it comes (for progress), split at newlines and carriage returns.
 
     Raises Unsupported: no such program. TimedOut: killed after `timeout` seconds. CommandFailed: any other status.
     """
@@ -77,6 +79,8 @@ def run(
     if pass_fds:
         del options["_close_fds"]  # sh refuses both: _pass_fds closes all the others by itself
         options["_pass_fds"] = set(pass_fds)
+    if stdout is not None:
+        options["_out"] = stdout
     if on_line is not None:
         options["_out"] = _Lines(on_line, moving.watcher())
         options["_out_bufsize"] = 0
@@ -95,10 +99,10 @@ def run(
         timer.cancel()
     moving.moved()
     stderr = done.stderr.decode(errors="replace")
-    stdout = "" if on_line else done.stdout.decode(errors="replace")
+    said = "" if on_line else done.stdout.decode(errors="replace")
     if done.exit_code not in ok:
-        raise CommandFailed(words, done.exit_code, stderr or stdout, hint=f"try it by hand: {shlex.join(words)}")
-    return Result(done.exit_code, stdout, stderr)
+        raise CommandFailed(words, done.exit_code, stderr or said, hint=f"try it by hand: {shlex.join(words)}")
+    return Result(done.exit_code, said, stderr)
 
 
 def _kill_after(seconds: float, running: Any, expired: threading.Event) -> threading.Timer:

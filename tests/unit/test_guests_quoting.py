@@ -91,7 +91,13 @@ def test_xl(cmdline: str, kernel: str, path: str) -> None:
     assert settings["kernel"] == kernel
     assert settings.get("cmdline", "") == cmdline
     (disk,) = settings["disk"]  # type: ignore[misc]
-    assert read_disk(str(disk)) == {"format": "raw", "vdev": "xvda", "access": "rw", "target": path}
+    assert read_disk(str(disk)) == {
+        "format": "raw",
+        "vdev": "xvda",
+        "access": "rw",
+        "backendtype": "qdisk",
+        "target": path,
+    }
     plain = read_settings(render(guest("x" if cmdline else ""), [DiskSource("file", "/p")], "xl"))
     assert settings.keys() == plain.keys()
 

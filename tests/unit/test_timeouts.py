@@ -18,7 +18,12 @@ PACKAGE = Path(storkit.__file__).parent
 SAID = {
     "hypervisors/_libvirt/migration.py: LONGEST": "ends no wait: Limits.stall does",
     "hypervisors/_qemu/host.py: PROBE_CPU": "processor time, which no clock changes",
-    "hypervisors/_qemu/door.py: MOST_WAITING": "connections",
+    "hypervisors/_door.py: MOST_WAITING": "connections",
+    "hypervisors/_xl/channel.py: HANDSHAKE_TIMEOUT": "the program imports nothing; the other end answers at once",
+    "hypervisors/_xl/incoming.py: LONGEST": "ends no wait: the source's stall_timeout does",
+    "hypervisors/_xl/processes.py: wait": "its callers' are scaled",
+    "hypervisors/xl.py: stall_timeout": "a person says it",
+    "hypervisors/xl.py: timeout": "a person says it",
     "tech/files/trees.py: _LONG": "copies of whole trees",
     "system/block/scsi.py: _LONGEST": "bytes",
     "tech/images/unpack.py: timeout": "copies of whole images",

@@ -1,0 +1,238 @@
+"""The guests of one host: what Xen has of them now, by xl's own lists, and what storkit has kept of those that it made.
+
+    STATE/xl/NAME/guest.json     the guest's record, its disks on this host
+    STATE/xl/NAME/guest.cfg      what `xl create` reads
+    STATE/xl/NAME/arriving       a mark: the guest is to arrive here since this boot, and has not been let go on
+    STATE/xl/NAME/sent.log       what xl said of the last migration from here
+    STATE/xl/NAME/received.log   what xl said of the last migration to here
+    RUN/xl/NAME/                 key, address and lock of a migration
+
+Where a guest runs is told by `xl list` alone, and by its UUID where storkit has a record. Nothing of it outlives a
+reboot: a guest without a domain does not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storkit.core.errors import StorkitError
+from storkit.core.guest import Guest
+from storkit.core.model import GuestStatus, check_name
+from storkit.hypervisors._qemu.definition import Definition, load
+from storkit.hypervisors._xl import toolstack
+from storkit.hypervisors._xl.processes import XlProcess, xl_processes
+from storkit.hypervisors._xl.toolstack import XenDomain
+from storkit.system.block import devmapper
+from storkit.system.files import make_private, write_atomic
+
+CONFIG = "guest.cfg"
+_ORDER: tuple[GuestStatus, ...] = ("running", "paused", "unknown", "starting", "arrived", "incoming", "migrated")
+_ENDED = {
+    "c": "it has crashed, and Xen keeps it",
+    "w": "its watchdog has ended it, and Xen keeps it",
+    "s": "it was suspended by an xl that has ended",
+}
+"""Why a domain that is shut down stands still for ever; those that reboot or power off are on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenDomain:
+    """One domain of a guest, and what that makes of the guest."""
+
+    domain: XenDomain
+    status: GuestStatus
+    migration: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class XenGuest:
+    """A guest on this host."""
+
+    name: str
+    uuid: str
+    status: GuestStatus
+    record: Definition | None = None
+    seen: list[SeenDomain] = field(default_factory=list)
+    """Its domains. Of one that moves within a host, or comes back to where its rest is, there are two."""
+
+    @property
+    def idle(self) -> bool:
+        return self.status in ("stopped", "migrated")
+
+    @property
+    def first(self) -> SeenDomain | None:
+        """The domain that its status is of."""
+        return self.seen[0] if self.seen else None
+
+    def of(self, *statuses: GuestStatus) -> list[XenDomain]:
+        """Its domains that are one of these."""
+        return [one.domain for one in self.seen if one.status in statuses]
+
+
+@dataclass(frozen=True, slots=True)
+class XenGuests:
+    """The guests of one host. `base` is where their records are, `run` where their migrations' keys are."""
+
+    base: Path
+    run: Path
+
+    def look(self, names: list[str] | None) -> list[XenGuest]:
+        """storkit's guests, all or those of `names`; of `names`, those that somebody else has started as well.
+
+        If xl does not answer, guests with a record are unknown. Raises StorkitError if it does not and one of `names`
+        has none here: it may run.
+        """
+        wanted = self._recorded() if names is None else names
+        records = {name: record for name in wanted if (record := self.record(name))}
+        if not toolstack.is_dom0():
+            return [XenGuest(name, record.guest.uuid, "stopped", record) for name, record in records.items()]
+        try:
+            domains = [domain for domain in toolstack.domains() if not domain.dying]
+            return [found for name in wanted if (found := self._one(name, records.get(name), domains))]
+        except StorkitError:
+            if len(records) < len(wanted):
+                raise
+            return [XenGuest(name, record.guest.uuid, "unknown", record) for name, record in records.items()]
+
+    def one(self, name: str) -> XenGuest | None:
+        """What is known of a guest."""
+        return next(iter(self.look([check_name("guest", name)])), None)
+
+    def foreign(self, guest: Guest) -> list[XenDomain]:
+        """The domains of this guest's name that are not it."""
+        return [d for d in toolstack.domains() if not d.dying and d.guest == guest.name and d.uuid != guest.uuid]
+
+    def taken(self, guest: Guest) -> list[str]:
+        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
+        both for this host, which may write."""
+        readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
+        others = [name for name in self._recorded() if name != guest.name and self._shares(name, readonly)]
+        return [
+            f"volume {disk.volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
+            for other in (self.look(others) if others else [])
+            if other.record and not other.idle
+            for disk in other.record.guest.disks
+            if disk.uuid in readonly and not (readonly[disk.uuid] and disk.readonly)
+        ]
+
+    def _shares(self, name: str, volumes: Iterable[str]) -> bool:
+        record = self.record(name)
+        return record is not None and any(disk.uuid in volumes for disk in record.guest.disks)
+
+    # --- what is kept
+
+    def record(self, name: str) -> Definition | None:
+        try:
+            return load(self.directory(name))
+        except FileNotFoundError:
+            return None
+
+    def directory(self, name: str) -> Path:
+        return self.base / check_name("guest", name)
+
+    def moving(self, name: str) -> Path:
+        """The directory of a migration's key."""
+        return self.run / check_name("guest", name)
+
+    def expect(self, name: str) -> None:
+        """Mark the guest as one that is to arrive here."""
+        write_atomic(self._mark(name), _boot())
+
+    def expected(self, name: str) -> bool:
+        """Whether it is to arrive, and has not been let go on."""
+        try:
+            return self._mark(name).read_text() == _boot()
+        except FileNotFoundError:
+            return False
+
+    def forget_arrival(self, name: str) -> None:
+        self._mark(name).unlink(missing_ok=True)
+
+    def make(self, name: str) -> None:
+        """The directories of a guest."""
+        make_private(self.directory(name))
+        make_private(self.moving(name))
+
+    def _mark(self, name: str) -> Path:
+        return self.directory(name) / "arriving"
+
+    def _recorded(self) -> list[str]:
+        return sorted(entry.name for entry in self.base.iterdir()) if self.base.is_dir() else []
+
+    # --- what there is
+
+    def _one(self, name: str, record: Definition | None, domains: list[XenDomain]) -> XenGuest | None:
+        if record:
+            mine = [domain for domain in domains if domain.uuid == record.guest.uuid]
+        else:
+            mine = [domain for domain in domains if domain.guest == name]
+        if not mine and not record:
+            return None
+        processes = xl_processes()
+        seen = [self._seen(name, domain, processes) for domain in mine]
+        seen.sort(key=lambda one: _ORDER.index(one.status))
+        if seen:
+            return XenGuest(name, seen[0].domain.uuid, seen[0].status, record, seen)
+        assert record
+        status: GuestStatus = "incoming" if self.expected(name) else "stopped"
+        return XenGuest(name, record.guest.uuid, status, record)
+
+    def _seen(self, name: str, domain: XenDomain, processes: list[XlProcess]) -> SeenDomain:
+        if domain.incoming:
+            received = any(process.receives and process.guest in ("", name) for process in processes)
+            # Its xl has ended before it was told that it may run: all of it is here, or it never will be.
+            return SeenDomain(domain, "arrived" if not received and toolstack.launched(domain.id) else "incoming", "in")
+        sender = next((process for process in processes if process.sends(domain.guest, domain.id)), None)
+        if domain.ended == "s" and sender:
+            # It runs on here by itself if its migration fails now; a save ends it.
+            return SeenDomain(domain, "running" if sender.verb == "migrate" else "starting", "out")
+        if domain.ended and domain.away:
+            return SeenDomain(domain, "migrated")
+        if domain.ended:
+            reason = _ENDED.get(domain.ended, "")
+            return SeenDomain(domain, "paused" if reason else "starting", reason=reason)
+        if domain.paused:
+            return SeenDomain(domain, "arrived" if self.expected(name) else "paused")
+        # Whoever let it go on: if it is paused from now on, it has not just arrived.
+        self.forget_arrival(name)
+        return SeenDomain(domain, "running", "out" if sender else "")
+
+
+def disks_of(domain: XenDomain) -> dict[str, str]:
+    """The volumes that a domain was started with, UUID to name: those of its disks that are storkit's nodes."""
+    return {
+        uuid: Path(path).name
+        for path in disk_paths(toolstack.xl("list", "-l", str(domain.id)))
+        if (uuid := _volume(path))
+    }
+
+
+def disk_paths(text: str) -> list[str]:
+    """The paths of the disks in the JSON of `xl list -l ID`."""
+    return [
+        disk["pdev_path"]
+        for domain in json.loads(text)
+        for disk in domain.get("config", {}).get("disks", [])
+        if isinstance(disk.get("pdev_path"), str)
+    ]
+
+
+def _volume(path: str) -> str:
+    """The UUID of the volume behind a device; empty: it is none of storkit's."""
+    try:
+        number = os.stat(path).st_rdev
+        text = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid").read_text()
+    except OSError:
+        return ""
+    found = re.fullmatch(rf"{re.escape(devmapper.PREFIX)}([0-9a-f-]{{36}})-.*", text.strip())
+    return found[1] if found else ""
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,42 @@
+"""What a guest needs of a host that runs under Xen."""
+
+from __future__ import annotations
+
+from storkit.core.errors import Unsupported
+from storkit.core.guest import Guest
+from storkit.core.units import format_size
+from storkit.guests.limits import xen_type
+from storkit.hypervisors._xl import toolstack
+from storkit.hypervisors._xl.toolstack import XenDomain
+
+
+def machine_problems(guest: Guest, arrives: bool, running: bool) -> list[str]:
+    """What Xen here lacks for this guest, which runs here already or is to; each in one line."""
+    machine, problems = toolstack.machine(), list[str]()
+    wanted = "pv" if xen_type(guest) == "pv" else "hvm"
+    if wanted not in machine.abilities:
+        abilities = " ".join(sorted(machine.abilities))
+        problems.append(
+            f"Xen here cannot run {xen_type(guest)} guests (virt_caps: {abilities}): look into the BIOS's settings"
+        )
+    if arrives and xen_type(guest) == "pv" and "shadow" not in machine.abilities:
+        error = no_live_pv(guest.name)
+        problems.append(f"{error.message}: {error.hint}")
+    if not running and machine.free is not None and guest.memory > machine.free:
+        wants, has = format_size(guest.memory), format_size(machine.free)
+        problems.append(f"{wants} of memory are wanted, and Xen here has {has}: xl mem-set 0 with less, or stop guests")
+    return problems
+
+
+def no_live_pv(name: str) -> Unsupported:
+    """The error of a live migration that this Xen has no means for."""
+    return Unsupported(
+        f"guest {name} is of type pv, and Xen here has no shadow paging, so that it cannot be moved while it runs",
+        'stop it and start it on the other host, or make it pvh: machine = "pvh" in its file',
+    )
+
+
+def in_the_way(domain: XenDomain) -> str:
+    """Why a guest cannot have its name here."""
+    there = f"Xen here has a domain {domain.name} ({domain.uuid})"
+    return f"{there} that is not this guest: xl rename {domain.id} moves it away"

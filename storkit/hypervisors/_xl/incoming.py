@@ -1,0 +1,109 @@
+"""A migration's destination: a key for this one, and what takes the stream from the port to `xl migrate-receive`.
+
+`-p` has the guest stand still when it has arrived, until storkit lets it go on. The threads live as long as the agent.
+When the connection ends early, xl loses its output before its input: it then leaves a guest that is here whole as it
+is, where it would otherwise destroy it, while its source may already have given it up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from storkit.core.errors import StorkitError
+from storkit.core.model import Credential, Secret
+from storkit.hypervisors._xl import channel, toolstack
+from storkit.hypervisors._xl.processes import GUEST
+from storkit.hypervisors._xl.toolstack import PACKAGE
+from storkit.system.files import write_atomic
+from storkit.system.run import run
+
+LOG = "received.log"
+LONGEST = 7 * 24 * 3600.0
+"""Seconds for one migration; what ends one that does not move is the source."""
+_streams: dict[Path, ssl.SSLSocket] = {}
+
+
+def new_key(directory: Path) -> None:
+    """A key and a certificate for one migration; those there are, if they were made already."""
+    if (directory / channel.CERTIFICATE).exists():
+        return
+    key, certificate = directory / channel.KEY, directory / channel.CERTIFICATE
+    made = directory / "new.pem"
+    run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-batch",
+         "-subj", "/CN=storkit", "-days", "30", "-keyout", key, "-out", made],
+        package="openssl",
+    )  # fmt: skip
+    key.chmod(0o600)
+    made.rename(certificate)
+
+
+def read_key(directory: Path) -> Credential | None:
+    """The key of the migration that is awaited, for its source."""
+    names = (channel.CERTIFICATE, channel.KEY)
+    if not (directory / channel.CERTIFICATE).exists():
+        return None
+    return Credential("x509", files={name: Secret((directory / name).read_text()) for name in names})
+
+
+def write_key(directory: Path, credential: Credential) -> None:
+    """Keep the key that the destination gave."""
+    for name in (channel.CERTIFICATE, channel.KEY):
+        write_atomic(directory / name, credential.files[name].reveal())
+
+
+def forget_key(directory: Path) -> None:
+    for name in (channel.CERTIFICATE, channel.KEY):
+        (directory / name).unlink(missing_ok=True)
+
+
+def take(name: str, directory: Path, log: Path, connection: socket.socket) -> bool:
+    """Receive guest `name` through this connection, if its other end shows the key of `directory`."""
+    try:
+        secured = channel.secure(connection.dup(), directory, server=True)
+    except OSError:
+        return False
+    _streams[directory] = secured
+    threading.Thread(target=_receive, args=(name, directory, log, secured), name="migration", daemon=True).start()
+    return True
+
+
+def cut(directory: Path) -> None:
+    """End the connection of a migration that this process receives."""
+    if secured := _streams.get(directory):
+        with suppress(OSError):
+            socket.socket.shutdown(secured, socket.SHUT_RDWR)
+
+
+def _receive(name: str, directory: Path, log: Path, secured: ssl.SSLSocket) -> None:
+    to_xl, from_xl = os.pipe(), os.pipe()
+
+    def xl() -> None:
+        try:
+            run(
+                ["sh", "-c", 'exec 2>"$0"; exec "$@"', log, toolstack.path(), "migrate-receive", "-p"],
+                stdin=to_xl[0], stdout=from_xl[1], timeout=LONGEST, ok=range(256), package=PACKAGE, env={GUEST: name},
+            )  # fmt: skip
+        except StorkitError as error:
+            write_atomic(log, f"{error.message}\n")
+        finally:
+            os.close(to_xl[0])
+            os.close(from_xl[1])
+
+    running = threading.Thread(target=xl, name="migration-xl", daemon=True)
+    running.start()
+    try:
+        channel.carry(secured, from_xl[0], to_xl[1])
+    except OSError:
+        pass
+    finally:
+        os.close(from_xl[0])
+        os.close(to_xl[1])
+        secured.close()
+        running.join()
+        _streams.pop(directory, None)

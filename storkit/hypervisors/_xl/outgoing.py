@@ -1,0 +1,164 @@
+"""A migration's source: `xl migrate`, whose stream channel.py carries to the destination.
+
+It runs by itself, so that it comes to an end whatever becomes of the command that started it. Its exit status says
+nothing of where the guest is: that is asked of xl's list, after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import storkit
+from storkit.core.errors import TimedOut, UsageError
+from storkit.core.model import Credential, MigrationResult
+from storkit.hypervisors._xl import channel, toolstack
+from storkit.hypervisors._xl.guests import XenGuest, XenGuests
+from storkit.hypervisors._xl.incoming import write_key
+from storkit.hypervisors._xl.processes import GUEST, XlProcess, disconnect, kill, wait_until, xl_processes
+from storkit.hypervisors._xl.toolstack import PACKAGE
+from storkit.system import locks, moving
+from storkit.system.files import make_private, write_atomic
+from storkit.system.run import run
+from storkit.system.timeouts import scaled
+
+LOG = "sent.log"
+DONE = "Migration successful."
+"""xl's last words when the guest is at the destination and nothing is left here."""
+TICK = 0.2
+END_TIMEOUT = scaled(60.0)
+"""Seconds for an xl whose connection has ended to put its domain in order."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class XlSource:
+    """The guest on the host that it leaves."""
+
+    guests: XenGuests
+    name: str
+    progress: Callable[[float, str], None]
+
+    @property
+    def _moving(self) -> Path:
+        return self.guests.moving(self.name)
+
+    @property
+    def _log(self) -> Path:
+        return self.guests.directory(self.name) / LOG
+
+    @property
+    def said(self) -> str:
+        """What xl has said of the last migration from here."""
+        return self._log.read_text(errors="replace").replace("\r", "\n").strip() if self._log.exists() else ""
+
+    def moved(self) -> bool:
+        """Whether the last migration from here went well, by xl's word: else the guest may have ended here."""
+        return DONE in self.said
+
+    def forget(self) -> None:
+        """Before the guest is here anew, or for good."""
+        self._log.unlink(missing_ok=True)
+
+    def start(self, domain: int, uri: str, credential: Credential) -> None:
+        """Start the migration."""
+        make_private(self._moving)
+        make_private(self._log.parent)
+        write_key(self._moving, credential)
+        address, port = parse_uri(uri)
+        write_atomic(self._moving / channel.TO, json.dumps({"address": address, "port": port}))
+        (self._moving / channel.SENT).unlink(missing_ok=True)
+        words = [toolstack.path(), "migrate", "-s", "", str(domain), program(self._moving)]
+        lock = locks.acquire(self._lock, f"the migration of guest {self.name}", holder="xl migrate")
+        try:
+            os.set_inheritable(lock.descriptor, True)
+            # `exec` first: of what is started in the background, nothing may keep this command's pipes open.
+            script = 'exec >"$0" 2>&1 </dev/null; exec "$@"'
+            run(
+                ["setsid", "--fork", "sh", "-c", script, self._log, *words],
+                pass_fds=[lock.descriptor], package=PACKAGE, env={GUEST: self.name},
+            )  # fmt: skip
+        finally:
+            lock.release()
+
+    def wait(self, stall: float, memory: int) -> None:
+        """Until xl has ended. Raises TimedOut: it sent nothing for `stall` seconds, and was called off."""
+        changed, before = time.monotonic(), -1
+        while self.under_way():
+            if (sent := self.sent()) != before:
+                changed, before = time.monotonic(), sent
+                moving.moved()
+                self.progress(min(0.99, sent / memory), f"{sent // MIB} MiB sent, of a memory of {memory // MIB} MiB")
+            if time.monotonic() - changed > stall:
+                self.cancel()
+                raise TimedOut(
+                    f"the migration of guest {self.name} sent nothing for {stall:g} seconds and was called off",
+                    f"check the destination, then: storkit migrate status {self.name}",
+                )
+            time.sleep(TICK)
+
+    def result(self) -> MigrationResult:
+        """What is known of the migration that has ended. xl measures nothing."""
+        try:
+            began, ended = (self._moving / channel.TO).stat().st_mtime, self._log.stat().st_mtime
+        except FileNotFoundError:
+            return MigrationResult(0, None)
+        return MigrationResult(max(0, round((ended - began) * 1000)), None, transferred=self.sent())
+
+    def sent(self) -> int:
+        """Bytes that have been sent so far."""
+        try:
+            return int((self._moving / channel.SENT).read_text() or 0)
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def under_way(self) -> bool:
+        """Whether xl migrates the guest away now, by whoever's wish."""
+        return locks.held(self._lock) or bool(self._senders(self.guests.one(self.name)))
+
+    def cancel(self) -> None:
+        """Call the migration off, and wait for its end. Raises TimedOut."""
+        if not self.under_way():
+            return
+        deadline = time.monotonic() + END_TIMEOUT
+        for end in (disconnect, kill):
+            for sender in self._senders(self.guests.one(self.name)):
+                end(sender)
+            if wait_until(lambda: not self.under_way(), max(1.0, deadline - time.monotonic())):
+                return
+        raise TimedOut(f"the migration of guest {self.name} does not end", "ps -C xl; storkit migrate status")
+
+    @property
+    def _lock(self) -> Path:
+        return self._moving / "lock"
+
+    def _senders(self, guest: XenGuest | None) -> list[XlProcess]:
+        ids = [seen.domain.id for seen in guest.seen] if guest else []
+        return [
+            process
+            for process in xl_processes()
+            if process.verb == "migrate"
+            and (process.guest == self.name or any(process.sends(self.name, one) for one in ids))
+        ]
+
+
+def program(directory: Path) -> str:
+    """The shell's words for channel.py, with this very storkit, which may be a zipapp."""
+    root = str(Path(storkit.__file__).parents[1])
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from storkit.hypervisors._xl import channel; channel.main()"
+    return "exec " + shlex.join([sys.executable, "-P", "-s", "-c", code, root, str(directory)])
+
+
+def parse_uri(uri: str) -> tuple[str, int]:
+    """The address and port that `receive` gave. Raises UsageError."""
+    found = re.fullmatch(r"xl:(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|([A-Za-z0-9][A-Za-z0-9.-]*)):(\d{1,5})", uri)
+    if not found:
+        raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
+    return found[1] or found[2], int(found[3])

@@ -1,0 +1,411 @@
+"""Guests as domains of Xen, commanded through xl.
+
+A migration goes from agent to agent (_xl/channel.py), and with `xl migrate-receive -p`: the guest stands still at the
+destination until the source has given it up, which its domain's name there says (`NAME--migratedaway`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from storkit.core import codec
+from storkit.core.backend import Hypervisor, Needs, path_setting
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    raise_problems,
+)
+from storkit.core.guest import Guest
+from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
+from storkit.guests.limits import xen_type
+from storkit.hypervisors import _door as door
+from storkit.hypervisors._machine import (
+    PRESS_AGAIN,
+    differences,
+    digest,
+    file_problems,
+    force_command,
+    look_command,
+    refuse_shutdown,
+    stop_command,
+)
+from storkit.hypervisors._qemu.definition import RECORD, Definition
+from storkit.hypervisors._xl import incoming, toolstack
+from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, disks_of
+from storkit.hypervisors._xl.host import in_the_way, machine_problems, no_live_pv
+from storkit.hypervisors._xl.outgoing import XlSource
+from storkit.hypervisors._xl.processes import kill, wait_until, xl_processes
+from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
+from storkit.system.addresses import address_problem, own_address
+from storkit.system.files import write_atomic
+from storkit.system.sourcefilter import sources
+from storkit.system.timeouts import scaled
+
+START_TIMEOUT = scaled(180.0)
+"""Seconds for xl to build a guest and to open its disks; its scripts get 40 for each."""
+SETTLE_TIMEOUT = scaled(30.0)
+"""Seconds for an xl that has lost its connection to end, and for a domain to be taken apart."""
+TICK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class XlSettings:
+    """The keys of [hypervisors.xl] in the inventory."""
+
+    templates: str = path_setting()
+    """A directory whose xl/guest.cfg.j2 is taken instead of the one that comes with storkit."""
+    stall_timeout: float = 120.0
+    """Seconds without a byte sent after which a migration is given up."""
+    migration_port: int = 0
+    """The TCP port to receive migrations on; 0: a free one."""
+
+
+class Xl(Hypervisor):
+    """Guests of one host."""
+
+    name: ClassVar[str] = "xl"
+    needs: ClassVar[Needs] = Needs(tools={"xl": PACKAGE, "xenstore-ls": "xenstore-utils", "openssl": "openssl"})
+    Settings: ClassVar[type] = XlSettings
+    settings: XlSettings
+
+    @property
+    def _guests(self) -> XenGuests:
+        return XenGuests(self.site.state.absolute() / "xl", self.site.run.absolute() / "xl")
+
+    def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
+        if not toolstack.is_dom0():
+            return [
+                Finding("this machine does not run under Xen", f"apt install xen-system-amd64; boot {PACKAGE}'s Xen")
+            ]
+        try:
+            toolstack.machine()
+        except StorkitError as error:
+            return [Finding(f"xl does not answer: {toolstack.reason(error)}", "xl info; systemctl status xen")]
+        return []
+
+    def find(self, guests: list[str] | None = None) -> list[GuestState]:
+        """Of the domains in xl's list, and of records; of names that are asked for also those that xl was given by
+        hand."""
+        return [self._state(found) for found in self._guests.look(guests)]
+
+    def check(self, guest: Guest, arrives: bool = False) -> list[str]:
+        problems: list[str] = []
+        if arrives and (wrong := address_problem(self.site.host, self.site.address)):
+            problems.append(f"{wrong.message}: {wrong.hint}")
+        problems += file_problems(guest)
+        for nic in guest.nics:
+            if not Path("/sys/class/net", nic.bridge, "bridge").exists():
+                problems.append(f"there is no bridge {nic.bridge} here: ip link add {nic.bridge} type bridge")
+        try:
+            if not toolstack.is_dom0():
+                return [*problems, f"this machine does not run under Xen: boot it with Xen, of {PACKAGE}"]
+            problems += [in_the_way(domain) for domain in self._guests.foreign(guest)]
+            problems += self._guests.taken(guest)
+            found = self._guests.one(guest.name)
+            problems += machine_problems(guest, arrives, running=found is not None and not found.idle)
+        except StorkitError as error:
+            problems.append(f"{toolstack.reason(error)}: {error.hint}" if error.hint else toolstack.reason(error))
+        return problems
+
+    def fingerprint(self, guest: Guest) -> dict[str, str]:
+        """What must be alike. That a guest does not come to an older Xen, or to a processor that lacks what it has
+        seen, Xen's own stream sees to."""
+        found = self._guests.one(guest.name)
+        started = found.record.guest if found and found.record and found.of("running", "paused") else None
+        changed = differences(started, guest) if started else ""
+        if found and found.status == "paused":
+            raise Conflict(
+                f"guest {guest.name} is paused here, and Xen moves a guest only while it runs",
+                f"xl unpause {guest.name}",
+            )
+        if xen_type(guest) == "pv" and "shadow" not in toolstack.machine().abilities:
+            raise no_live_pv(guest.name)
+        return {
+            "definition": f"changed in {changed} since it was started" if changed else "as recorded",
+            "type": xen_type(guest),
+            "kernel": digest(guest.boot.kernel),
+            "initrd": digest(guest.boot.initrd),
+        }
+
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+        directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
+        raise_problems([Conflict(in_the_way(one), f"xl list -v {one.id}") for one in self._guests.foreign(guest)])
+        found = self._guests.one(guest.name)
+        if found and not found.idle:
+            if before and (before.guest, before.disks) == (guest, disks):
+                return str(directory / CONFIG)
+            if found.record or found.uuid != guest.uuid:
+                what = "another guest of that name" if found.uuid != guest.uuid else "it"
+                raise Conflict(
+                    f"guest {guest.name} cannot be defined: {what} is {found.status} here", stop_command(guest.name)
+                )
+        definition = Definition(guest, disks, machine or xen_type(guest), "", guest.machine)
+        text = self._render(definition)
+        self._guests.make(guest.name)
+        write_atomic(directory / CONFIG, text)
+        # The record last: without it there is none.
+        write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
+        return str(directory / CONFIG)
+
+    def undefine(self, name: str) -> None:
+        found = self._guests.one(name)
+        if found and not found.idle:
+            raise Conflict(f"guest {name} is {found.status} here", stop_command(name))
+        shutil.rmtree(self._guests.directory(name), ignore_errors=True)
+        shutil.rmtree(self._guests.moving(name), ignore_errors=True)
+
+    def start(self, name: str) -> GuestState:
+        found = self._one(name)
+        if found.seen and found.status not in ("running", "paused", "migrated"):
+            raise Conflict(f"guest {name} cannot start here: it is {found.status}", look_command(name))
+        if found.idle or not found.seen:
+            self._check_disks(found)
+            self._end(found.of("migrated"))
+            self._guests.forget_arrival(name)
+            self._source(name).forget()
+            try:
+                xl("create", str(self._guests.directory(name) / CONFIG), timeout=START_TIMEOUT)
+            except CommandFailed:
+                if self._one(name).status != "running":  # another command was faster
+                    raise
+        return self.find([name])[0]
+
+    def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        found = self._guests.one(name)
+        if found is None or found.idle:
+            return
+        if force or found.status in ("incoming", "arrived"):
+            self.cancel(name)
+            self._stop_receiving(name)
+            self._end([seen.domain for seen in found.seen])
+            self._guests.forget_arrival(name)
+            return
+        refuse_shutdown(name, found.status)
+        pressed = 0.0
+        while running := [domain for domain in toolstack.domains() if domain.uuid == found.uuid and not domain.dying]:
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
+            if time.monotonic() - pressed > PRESS_AGAIN:
+                pressed = time.monotonic()
+                for domain in running:
+                    self._press(domain)
+            time.sleep(TICK)
+
+    def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
+        if same_machine:
+            raise Unsupported(
+                "two hosts that are one machine have one Xen, where the guest is already",
+                "choose a host on another machine",
+            )
+        address = own_address(self.site.host, self.site.address)
+        found = self._one(name)
+        if found.status not in ("stopped", "migrated", "incoming"):
+            raise Conflict(f"guest {name} cannot be received here: it is {found.status} here", look_command(name))
+        self._check_disks(found)
+        self._end(found.of("migrated"))
+        directory = self._guests.moving(name)
+        self._guests.make(name)
+        self._source(name).forget()
+        self._guests.expect(name)
+        if found.of("incoming"):
+            return f"xl:{address}:0"  # it is on its way already: nobody has to find the port any more
+        incoming.new_key(directory)
+        log = self._guests.directory(name) / incoming.LOG
+        log.unlink(missing_ok=True)
+        expected = door.Expected(
+            address,
+            self.settings.migration_port,
+            tuple(sources(source, told)),
+            door.TLS_HELLO,
+            "set migration_port of hypervisors.xl to another, or to 0",
+        )
+        return "xl:" + door.open_door(directory, expected, partial(incoming.take, name, directory, log))
+
+    def credential(self, name: str) -> Credential | None:
+        return incoming.read_key(self._guests.moving(name))
+
+    def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
+        source, found = self._source(name), self._guests.one(name)
+        if found is None or (found.status == "stopped" and not source.moved()):
+            raise NotFound(f"guest {name} does not run here", look_command(name))
+        if not found.idle:
+            memory = self._memory(found)
+            if not source.under_way():
+                if found.status != "running":
+                    raise Conflict(f"guest {name} is {found.status} here", look_command(name))
+                if credential is None:
+                    raise Unsafe(f"the destination of guest {name} has made no key", look_command(name))
+                source.start(found.of("running")[0].id, uri, credential)
+            source.wait(self.settings.stall_timeout, memory)
+        return self._sent(name, source)
+
+    def _sent(self, name: str, source: XlSource) -> MigrationResult:
+        """What became of the migration that has ended: whether this side has given the guest up."""
+        found = self._guests.one(name)
+        if found and found.status in ("running", "paused"):
+            self._let_go_on(found)
+            hint = f"guest {name} is still here"
+            raise CommandFailed(["xl", "migrate"], 1, source.said or "xl ended, and said nothing", hint=hint)
+        if found is None or found.status == "stopped":
+            if not source.moved():
+                raise CommandFailed(["xl", "migrate"], 1, source.said, hint=look_command(name))
+        elif found.status != "migrated":
+            raise Unsafe(f"guest {name} is {found.status} here after its migration", look_command(name))
+        # Also one that is suspended here under its other name: it was told that it may run at the destination.
+        self.site.progress(1.0, f"{name} has moved")
+        return source.result()
+
+    def resume(self, name: str, run: bool = True) -> None:
+        found = self._one(name)
+        if found.status == "incoming":
+            # The source has let go of it: what it waits for does not come any more.
+            self._stop_receiving(name)
+            found = self._one(name)
+        if found.status not in ("running", "paused", "arrived") or found.first is None:
+            raise Unsafe(f"guest {name} cannot go on here: it is {found.status}", look_command(name))
+        domain = found.first.domain
+        if domain.incoming:
+            xl("rename", str(domain.id), name)
+        # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
+        self._guests.forget_arrival(name)
+        incoming.forget_key(self._guests.moving(name))
+        if run and found.status != "running":
+            self._run(domain)
+
+    def wake(self, name: str) -> GuestState:
+        found = self._one(name)
+        if found.status not in ("running", "paused"):
+            raise Conflict(f"guest {name} does not stand still here: it is {found.status}", look_command(name))
+        if found.status == "paused" and found.first:
+            if found.first.domain.ended not in ("", "s"):
+                raise Conflict(f"guest {name} cannot go on: {found.first.reason}", force_command(name))
+            self._run(found.first.domain)
+        return self.find([name])[0]
+
+    def messages(self, name: str) -> str:
+        """What xl said of the guest's arrival here."""
+        log = self._guests.directory(name) / incoming.LOG
+        return log.read_text(errors="replace").replace("\r", "\n").strip() if log.exists() else ""
+
+    def cancel(self, name: str) -> None:
+        self._source(check_name("guest", name)).cancel()
+        found = self._guests.one(name)
+        if found:
+            self._let_go_on(found)
+
+    def retire(self, name: str) -> None:
+        found = self._guests.one(name)
+        if found and found.status in ("running", "paused", "starting", "unknown"):
+            may = ", so it may run" if found.status in ("starting", "unknown") else ""
+            raise Unsafe(f"guest {name} is not retired: it is {found.status} here{may}", look_command(name))
+        self._stop_receiving(name)
+        if found := self._guests.one(name):
+            self._end(found.of("arrived", "incoming", "migrated"))
+        self._guests.forget_arrival(name)
+        incoming.forget_key(self._guests.moving(name))
+
+    # --- parts
+
+    def _state(self, found: XenGuest) -> GuestState:
+        volumes = {disk.uuid: disk.volume for disk in found.record.guest.disks if disk.uuid} if found.record else {}
+        if found.record is None and found.first:
+            volumes = disks_of(found.first.domain)
+        return GuestState(
+            name=found.name,
+            uuid=found.uuid,
+            host=self.site.host,
+            hypervisor=self.name,
+            status=found.status,
+            migration=found.first.migration if found.first else "",
+            machine=found.record.machine if found.record else "",
+            volumes=volumes,
+            reason=found.first.reason if found.first else "",
+        )
+
+    def _render(self, definition: Definition) -> str:
+        from storkit.guests.place import Place
+        from storkit.guests.render import render
+
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        return render(definition.guest, definition.disks, self.name, Place(machine=definition.machine), templates)
+
+    def _run(self, domain: XenDomain) -> None:
+        """Let a domain go on that stands still."""
+        if domain.ended == "s":
+            toolstack.unsuspend(domain.id)
+        if domain.paused:
+            xl("unpause", str(domain.id))
+
+    def _let_go_on(self, found: XenGuest) -> None:
+        """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours."""
+        for seen in found.seen:
+            if seen.status == "paused" and seen.domain.ended == "s" and not seen.domain.away:
+                self._run(seen.domain)
+
+    def _press(self, domain: XenDomain) -> None:
+        try:
+            xl("shutdown", "-F", str(domain.id))
+        except CommandFailed:
+            if any(other.id == domain.id for other in toolstack.domains()):
+                raise
+
+    def _end(self, domains: list[XenDomain]) -> None:
+        """Destroy domains, and wait until their devices are gone."""
+        for domain in domains:
+            try:
+                xl("destroy", str(domain.id), timeout=START_TIMEOUT)
+            except CommandFailed:
+                if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
+                    raise
+
+    def _stop_receiving(self, name: str) -> None:
+        """End what receives the guest here for storkit, and leave what has arrived as it is. Raises Unsafe: somebody
+        else receives it."""
+        directory = self._guests.moving(name)
+        door.close_door(directory)
+        incoming.cut(directory)
+
+        def ended() -> bool:
+            return not any(process.receives and process.guest == name for process in xl_processes())
+
+        if not wait_until(ended, SETTLE_TIMEOUT):
+            for process in xl_processes():
+                if process.receives and process.guest == name:
+                    kill(process)
+            wait_until(ended, SETTLE_TIMEOUT)
+        found = self._guests.one(name)
+        strangers = [process.pid for process in xl_processes() if process.receives and not process.guest]
+        if found and found.of("incoming") and strangers:
+            raise Unsafe(
+                f"guest {name} is just being moved here by hand: xl migrate-receive, process {strangers[0]}",
+                f"wait for its end, then: {look_command(name)}; or: kill {strangers[0]}",
+            )
+
+    def _source(self, name: str) -> XlSource:
+        return XlSource(self._guests, name, self.site.progress)
+
+    def _memory(self, found: XenGuest) -> int:
+        return found.record.guest.memory if found.record else 1 << 30
+
+    def _one(self, name: str) -> XenGuest:
+        found = self._guests.one(name)
+        if found is None:
+            raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")
+        return found
+
+    def _check_disks(self, found: XenGuest) -> None:
+        taken = self._guests.taken(found.record.guest) if found.record else []
+        if taken:
+            raise Unsafe(f"guest {found.name} cannot be here: {'; '.join(taken)}", look_command(found.name))

@@ -1,0 +1,26 @@
+"""storkit moves a guest of Xen's that writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.world import storage
+from tests.lab.xen import XenLab
+from tests.lab.xen.world import XenWorld
+
+pytestmark = pytest.mark.lab
+
+
+def test_guest_moves_there_and_back(xen: XenLab, tmp_path: Path) -> None:
+    world = XenWorld(xen, tmp_path, storage("nbd-kernel"))
+    world.define()
+    world.storkit("guest", "start", "g1", "--on", "h1")
+    world.wait_for_writes(world.h1, 10)
+    for destination in (world.h2, world.h1):
+        world.migrate(destination)
+    world.storkit("guest", "stop", "g1")
+    assert world.domains(world.h1) == []
+    report = world.report()
+    assert report.clean and not report.recovered and report.starts == 1, report

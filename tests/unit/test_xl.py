@@ -1,0 +1,303 @@
+"""What xl says, as it was captured, and what becomes of it: where a guest is, and what still moves it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storkit.core.errors import StorkitError, UsageError
+from storkit.core.guest import Disk, Guest
+from storkit.core.model import DiskSource, GuestStatus
+from storkit.hypervisors._qemu.definition import Definition
+from storkit.hypervisors._xl import channel, guests, incoming, toolstack
+from storkit.hypervisors._xl.guests import XenGuests, disk_paths
+from storkit.hypervisors._xl.outgoing import parse_uri, program
+from storkit.hypervisors._xl.processes import XlProcess, xl_processes
+from storkit.hypervisors._xl.toolstack import XenDomain, parse_devices, parse_info, parse_list
+from storkit.system.run import which
+
+DATA = Path(__file__).parent / "data"
+UUID = "606063c6-f709-4bdf-87e4-d458aa1e59d8"
+HEADER = "Name                                        ID   Mem VCPUs\tState\tTime(s)   UUID"
+
+
+def said(name: str) -> str:
+    return (DATA / name).read_text()
+
+
+def line(name: str, flags: str, id: int = 1, uuid: str = UUID) -> str:
+    return f"{name:<40} {id:5}    96     1     {flags}       1.2 {uuid}        -                -"
+
+
+def test_list_and_info_as_they_were_captured() -> None:
+    assert parse_list(said("xl-4.17-list-v-running.txt")) == [XenDomain("g1", 1, "------", UUID)]
+    (paused,) = parse_list(said("xl-4.17-list-v-paused.txt"))
+    assert paused.paused and not paused.ended and not paused.dying
+    info = parse_info(said("xl-4.17-info-pv-hvm.txt"))
+    assert info.version == "4.17" and info.free == 211 << 20
+    assert {"pv", "hvm"} <= info.abilities and "shadow" not in info.abilities
+    assert disk_paths(said("xl-4.17-list-l-running.json")) == ["/dev/mapper/guest"]
+
+
+def test_memory_that_dom0_would_give_is_not_known() -> None:
+    text = said("xl-4.17-info-pv-hvm.txt").replace("dom0_mem=448M,max:448M ", "")
+    assert parse_info(text).free is None
+
+
+def test_a_domain_is_ready_when_all_its_devices_are() -> None:
+    text = said("xenstore-4.17-ls-backend-connected.txt")
+    assert parse_devices(text) == {1: True}
+    assert parse_devices(text.replace('hotplug-status = "connected"', 'hotplug-status = "error"')) == {1: False}
+    without = "\n".join(each for each in text.splitlines() if "hotplug-status" not in each)
+    assert parse_devices(without) == {1: False}
+    assert parse_devices("") == {}
+
+
+def test_the_first_error_is_the_cause() -> None:
+    said = (
+        "Parsing config from /var/lib/storkit/xl/g1/guest.cfg\n"
+        "libxl: error: libxl_aoutils.c:539:async_exec_timeout: killing execution of /etc/xen/scripts/block add because of"
+        " timeout\n"
+        "libxl: error: libxl_create.c:1672:domcreate_launch_dm: Domain 1:unable to add disk devices\n"
+        "libxl: error: libxl_domain.c:1064:domain_destroy_cb: Domain 1:Destruction of domain failed"
+    )
+    assert toolstack.cause(said) == "killing execution of /etc/xen/scripts/block add because of timeout"
+    assert toolstack.cause(said.splitlines()[-1]) == ""
+
+
+def test_names_of_digits_and_spaces() -> None:
+    found = parse_list("\n".join([HEADER, line("12 3", "-b----", 7), line("g--incoming", "--p---", 8)]))
+    assert [(domain.name, domain.id) for domain in found] == [("12 3", 7), ("g--incoming", 8)]
+    assert found[1].incoming and found[1].guest == "g"
+
+
+# --- where a guest is
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[XenGuests]:
+    """Records of one guest, g, on a host whose xl prints what LIST has."""
+    capabilities = tmp_path / "capabilities"
+    capabilities.write_text("control_d\n")
+    monkeypatch.setattr(toolstack, "PRIVILEGED", capabilities)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, file in (("xl", "list"), ("xenstore-ls", "devices")):
+        (tools / name).write_text(f'#!/bin/sh\nexec cat "{tmp_path}/{file}"\n')
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    (tmp_path / "devices").write_text(said("xenstore-4.17-ls-backend-connected.txt"))
+    found = XenGuests(tmp_path / "state", tmp_path / "run")
+    monkeypatch.setattr(
+        XenGuests, "record", lambda self, name: Definition(GUEST, [DISK], "pvh", "") if name == "g" else None
+    )
+    found.make("g")
+    yield found
+
+
+GUEST = Guest("g", UUID, 96 << 20, hypervisor="xl", disks=[Disk("g", uuid=UUID)])
+DISK = DiskSource("block", "/dev/storkit/g")
+SENDER = XlProcess(4, ("xl", "migrate", "-s", "", "1", "x"), "g", False)
+BY_HAND = XlProcess(4, ("/usr/lib/xen-4.17/bin/xl", "migrate", "g", "h2"), "", False)
+SAVER = XlProcess(4, ("xl", "save", "g", "/file"), "", False)
+OTHER = XlProcess(4, ("xl", "migrate", "other", "h2"), "", False)
+RECEIVER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", False)
+WATCHER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", True)
+
+
+@pytest.mark.parametrize(
+    ("domains", "processes", "marked", "status"),
+    [
+        ([], [], False, "stopped"),
+        ([], [], True, "incoming"),
+        ([line("g", "r-----")], [], False, "running"),
+        ([line("g", "r-----")], [], True, "running"),
+        ([line("renamed", "-b----")], [], False, "running"),
+        ([line("g", "--p---")], [], False, "paused"),
+        ([line("g", "--p---")], [], True, "arrived"),
+        ([line("g", "---ss-")], [SENDER], False, "running"),
+        ([line("g", "---ss-")], [BY_HAND], False, "running"),
+        ([line("g--migratedaway", "---ss-")], [BY_HAND], False, "running"),
+        ([line("g--migratedaway", "---ss-")], [OTHER], False, "migrated"),
+        ([line("g", "---ss-")], [], False, "paused"),
+        ([line("g", "---ss-")], [SAVER], False, "starting"),
+        ([line("g", "---sr-")], [], False, "starting"),
+        ([line("g", "---s--")], [], False, "starting"),
+        ([line("g", "---sc-")], [], False, "paused"),
+        ([line("g", "--ps-d")], [], False, "stopped"),
+        ([line("g--incoming", "--p---")], [RECEIVER], True, "incoming"),
+        ([line("g--incoming", "--p---")], [WATCHER], True, "arrived"),
+        ([line("g--incoming", "--p---", 9)], [], True, "incoming"),
+        ([line("g--migratedaway", "---ss-", 1), line("g", "-b----", 2)], [], False, "running"),
+        ([line("g", "-b----", uuid=UUID.replace("6", "7"))], [], False, "stopped"),
+    ],
+)
+def test_status(
+    base: XenGuests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    domains: list[str], processes: list[XlProcess], marked: bool, status: GuestStatus,
+) -> None:  # fmt: skip
+    (tmp_path / "list").write_text("\n".join([HEADER, *domains]))
+    monkeypatch.setattr(guests, "xl_processes", lambda: processes)
+    if marked:
+        base.expect("g")
+    found = base.one("g")
+    assert found and found.status == status
+    assert base.expected("g") == (marked and status != "running")
+
+
+def test_a_domain_started_by_hand_is_found_by_its_name(base: XenGuests, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("\n".join([HEADER, line("web", "-b----")]))
+    found = base.one("web")
+    assert found and (found.status, found.uuid, found.record) == ("running", UUID, None)
+    assert base.one("other") is None
+    assert [one.name for one in base.look(None)] == ["g"]
+
+
+def test_an_xl_that_fails_leaves_guests_unknown(base: XenGuests, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    found = base.one("g")
+    assert found and found.status == "unknown"
+    with pytest.raises(StorkitError):
+        base.one("web")
+
+
+def test_a_mark_of_an_earlier_boot_does_not_count(
+    base: XenGuests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base.expect("g")
+    assert base.expected("g")
+    monkeypatch.setattr(guests, "_boot", lambda: "another")
+    assert not base.expected("g")
+
+
+def test_processes_of_xl_are_found(tmp_path: Path) -> None:
+    fake = tmp_path / "xl"
+    fake.symlink_to("/usr/bin/sleep")
+    with subprocess.Popen([fake, "60"], env={"STORKIT_GUEST": "g"}, stdin=subprocess.PIPE) as process:
+        try:
+            (found,) = [one for one in xl_processes() if one.pid == process.pid]
+        finally:
+            process.kill()
+    assert (found.guest, found.verb, found.watches) == ("g", "60", False)
+
+
+# --- the channel
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    if which("openssl") is None:
+        pytest.skip("needs openssl")
+    incoming.new_key(tmp_path)
+    return tmp_path
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        first = socket.create_connection(server.getsockname())
+        return first, server.accept()[0]
+
+
+def test_the_channel_carries_both_ways_until_an_end(keys: Path) -> None:
+    ours, theirs = connected()
+    into, out, back, answer = os.pipe(), os.pipe(), os.pipe(), os.pipe()
+    data = os.urandom(3 << 20)
+
+    def destination() -> None:
+        with channel.secure(theirs, keys, server=True) as secured:
+            channel.carry(secured, back[0], out[1])
+        os.close(out[1])
+
+    def source() -> None:
+        with channel.secure(ours, keys, server=False) as secured:
+            channel.carry(secured, into[0], answer[1], sent.append)
+
+    sent = list[int]()
+    threads = [threading.Thread(target=each, daemon=True) for each in (destination, source)]
+    for thread in threads:
+        thread.start()
+    os.write(back[1], b"ready")
+    assert os.read(answer[0], 100) == b"ready"
+    writer = threading.Thread(target=lambda: (os.write(into[1], data), os.close(into[1])), daemon=True)
+    writer.start()
+    got = b""
+    while piece := os.read(out[0], 1 << 20):
+        got += piece
+    assert got == data and sent[-1] == len(data)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_who_does_not_have_the_key_is_not_let_in(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    incoming.new_key(other)
+    ours, theirs = connected()
+    failed = list[OSError]()
+
+    def stranger() -> None:
+        try:
+            with channel.secure(ours, other, server=False) as secured:
+                secured.recv(1)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=stranger, daemon=True)
+    thread.start()
+    with pytest.raises(OSError, match=r"(?i)cert|alert|closed|EOF"):
+        channel.secure(theirs, keys, server=True)
+    theirs.close()
+    thread.join(10)
+    assert failed
+
+
+def test_the_key_travels_as_a_credential(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    there = tmp_path_factory.mktemp("there")
+    credential = incoming.read_key(keys)
+    assert credential and "PRIVATE" not in repr(credential)
+    incoming.write_key(there, credential)
+    for name in (channel.KEY, channel.CERTIFICATE):
+        assert (there / name).read_text() == (keys / name).read_text()
+        assert (there / name).stat().st_mode & 0o077 == 0 or name == channel.CERTIFICATE
+    incoming.forget_key(keys)
+    assert incoming.read_key(keys) is None
+
+
+def test_the_program_connects_and_says_what_it_sent(keys: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (keys / channel.TO).write_text(f'{{"address": "127.0.0.1", "port": {server.getsockname()[1]}}}')
+        words = ["sh", "-c", program(keys)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin and process.stdout
+            with channel.secure(server.accept()[0], keys, server=True) as secured:
+                secured.sendall(b"banner")
+                assert os.read(process.stdout.fileno(), 100) == b"banner"
+                process.stdin.write(b"memory")
+                process.stdin.close()
+                assert secured.recv(100) == b"memory"
+            assert process.wait(10) == 0
+    assert int((keys / channel.SENT).read_text()) == 6
+
+
+def test_the_program_says_that_nobody_listens(keys: Path) -> None:
+    (keys / channel.TO).write_text('{"address": "127.0.0.1", "port": 1}')
+    done = subprocess.run(["sh", "-c", program(keys)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1 and "127.0.0.1 port 1 cannot be connected to" in done.stderr
+
+
+@pytest.mark.parametrize("uri", ["xl:10.0.0.1:70", "xl:h2.example:8002", "xl:[fe80::1%eth0]:12"])
+def test_uri(uri: str) -> None:
+    address, port = parse_uri(uri)
+    assert uri in (f"xl:{address}:{port}", f"xl:[{address}]:{port}")
+
+
+@pytest.mark.parametrize("uri", ["tcp:10.0.0.1:70", "xl:-oProxyCommand=x:1", "xl:a b:1", "xl:h2", "xl:h2:123456"])
+def test_a_uri_that_is_none_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError):
+        parse_uri(uri)

@@ -18,9 +18,11 @@ XEN_TYPES = ("pv", "pvh", "hvm")
 
 
 def xen_type(guest: Guest) -> str:
-    """The type of domain that a guest is under Xen: its `machine`, or else what its firmware needs."""
-    if guest.machine in XEN_TYPES:
-        return guest.machine
+    """The type of domain that a guest is under Xen: its `machine`, which may have Xen's version (pvh-4.17), or else
+    what its firmware needs."""
+    kind = guest.machine.partition("-")[0]
+    if kind in XEN_TYPES:
+        return kind
     return "hvm" if guest.boot.firmware == "uefi" else "pvh"
 
 

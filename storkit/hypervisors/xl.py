@@ -150,7 +150,7 @@ class Xl(Hypervisor):
                 raise Conflict(
                     f"guest {guest.name} cannot be defined: {what} is {found.status} here", stop_command(guest.name)
                 )
-        definition = Definition(guest, disks, machine or xen_type(guest), "", guest.machine)
+        definition = Definition(guest, disks, f"{xen_type(guest)}-{toolstack.machine().version}", "", guest.machine)
         text = self._render(definition)
         self._guests.make(guest.name)
         write_atomic(directory / CONFIG, text)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from storkit.core.model import DiskSource, GuestStatus
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import channel, guests, incoming, toolstack
 from storkit.hypervisors._xl.guests import XenGuests, disk_paths
+from storkit.hypervisors._xl.host import machine_problems
 from storkit.hypervisors._xl.outgoing import parse_uri, program
-from storkit.hypervisors._xl.processes import XlProcess, xl_processes
+from storkit.hypervisors._xl.processes import XlProcess, wait_until, xl_processes
 from storkit.hypervisors._xl.toolstack import XenDomain, parse_devices, parse_info, parse_list
 from storkit.system.run import which
 
@@ -45,6 +47,26 @@ def test_list_and_info_as_they_were_captured() -> None:
     assert disk_paths(said("xl-4.17-list-l-running.json")) == ["/dev/mapper/guest"]
 
 
+@pytest.mark.parametrize(
+    ("machine", "refused"), [("", False), ("pvh", False), ("pvh-4.9", False), ("pvh-4.17", False), ("pvh-4.18", True)]
+)
+def test_a_guest_never_comes_from_a_newer_xen(monkeypatch: pytest.MonkeyPatch, machine: str, refused: bool) -> None:
+    monkeypatch.setattr(toolstack, "xl", lambda *words: said("xl-4.17-info-pv-hvm.txt"))
+    problems = machine_problems(replace(GUEST, machine=machine), arrives=True, running=False)
+    assert any("older" in problem for problem in problems) == refused and len(problems) == refused
+
+
+def test_what_xen_here_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolstack, "xl", lambda *words: said("xl-4.17-info-pv-hvm.txt").replace(" hvm hap", ""))
+    (wrong,) = machine_problems(GUEST, arrives=False, running=False)
+    assert wrong.startswith("Xen here cannot run pvh guests")
+    assert machine_problems(replace(GUEST, machine="pv"), arrives=False, running=True) == []
+    (live,) = machine_problems(replace(GUEST, machine="pv"), arrives=True, running=False)
+    assert "no shadow paging" in live
+    (memory,) = machine_problems(replace(GUEST, machine="pv", memory=1 << 30), arrives=False, running=False)
+    assert "1GiB of memory are wanted, and Xen here has 211MiB" in memory
+
+
 def test_memory_that_dom0_would_give_is_not_known() -> None:
     text = said("xl-4.17-info-pv-hvm.txt").replace("dom0_mem=448M,max:448M ", "")
     assert parse_info(text).free is None
@@ -62,8 +84,8 @@ def test_a_domain_is_ready_when_all_its_devices_are() -> None:
 def test_the_first_error_is_the_cause() -> None:
     said = (
         "Parsing config from /var/lib/storkit/xl/g1/guest.cfg\n"
-        "libxl: error: libxl_aoutils.c:539:async_exec_timeout: killing execution of /etc/xen/scripts/block add because of"
-        " timeout\n"
+        "libxl: error: libxl_aoutils.c:539:async_exec_timeout: killing execution of /etc/xen/scripts/block add"
+        " because of timeout\n"
         "libxl: error: libxl_create.c:1672:domcreate_launch_dm: Domain 1:unable to add disk devices\n"
         "libxl: error: libxl_domain.c:1064:domain_destroy_cb: Domain 1:Destruction of domain failed"
     )
@@ -181,6 +203,8 @@ def test_processes_of_xl_are_found(tmp_path: Path) -> None:
     fake.symlink_to("/usr/bin/sleep")
     with subprocess.Popen([fake, "60"], env={"STORKIT_GUEST": "g"}, stdin=subprocess.PIPE) as process:
         try:
+            # its words are there a moment after exec(2) has closed what Popen waits for
+            assert wait_until(lambda: any(one.pid == process.pid for one in xl_processes()), 10)
             (found,) = [one for one in xl_processes() if one.pid == process.pid]
         finally:
             process.kill()

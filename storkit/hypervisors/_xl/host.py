@@ -13,6 +13,12 @@ from storkit.hypervisors._xl.toolstack import XenDomain
 def machine_problems(guest: Guest, arrives: bool, running: bool) -> list[str]:
     """What Xen here lacks for this guest, which runs here already or is to; each in one line."""
     machine, problems = toolstack.machine(), list[str]()
+    comes_from = guest.machine.partition("-")[2]
+    if comes_from and _numbers(machine.version) < _numbers(comes_from):
+        problems.append(
+            f"it runs under Xen {comes_from}, and Xen here is {machine.version}: a guest never moves to an older one;"
+            f" storkit guest stop {guest.name}, and start it here"
+        )
     wanted = "pv" if xen_type(guest) == "pv" else "hvm"
     if wanted not in machine.abilities:
         abilities = " ".join(sorted(machine.abilities))
@@ -26,6 +32,10 @@ def machine_problems(guest: Guest, arrives: bool, running: bool) -> list[str]:
         wants, has = format_size(guest.memory), format_size(machine.free)
         problems.append(f"{wants} of memory are wanted, and Xen here has {has}: xl mem-set 0 with less, or stop guests")
     return problems
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
 def no_live_pv(name: str) -> Unsupported:

@@ -1,8 +1,8 @@
 """storkit's commands in forks of one process that has it imported, for tests that start many.
 
 Most of what a short command costs is the start of an interpreter. A fork runs the same `main` with the same words,
-environment and descriptors, and ends as every interpreter does. Where the start itself, ssh or a kill is tested, a
-command is a program of its own (`World.popen`, `argv`).
+environment and descriptors, and ends as every interpreter does, or is killed as one. Where the start itself, ssh or a
+signal from outside is tested, a command is a program of its own (`World.popen`, `argv`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.system import timeouts
+from tests.e2e import killed
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("PYTHONPATH", timeouts.VARIABLE)
@@ -44,11 +45,17 @@ class Forks:
         """Whether a command of this environment can run in a fork."""
         return [environment.get(name) for name in FIXED] == self._fixed
 
-    def run(self, words: Sequence[str], environment: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
-        """Status (negative: the signal that ended it), standard output, standard error."""
+    def run(
+        self, words: Sequence[str], environment: Mapping[str, str], timeout: float, killed: str = ""
+    ) -> tuple[int, str, str]:
+        """Status (negative: the signal that ended it), standard output, standard error. `killed`: where it kills itself
+        (tests.e2e.killed)."""
         with tempfile.TemporaryDirectory(prefix="forked-") as place:
             files = [f"{place}/out", f"{place}/err"]
-            request = {"words": list(words), "environment": dict(environment), "cwd": str(Path.cwd()), "files": files}
+            request = {
+                "words": list(words), "environment": dict(environment), "cwd": str(Path.cwd()), "files": files,
+                "killed": killed,
+            }  # fmt: skip
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             pid = self._answer()
@@ -99,6 +106,8 @@ def _command(request: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["storkit", *request["words"]]
+    if request["killed"]:
+        killed.arm(request["killed"])
     try:
         return main(request["words"])
     except Exception:

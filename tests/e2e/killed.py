@@ -1,16 +1,14 @@
-"""`python -m tests.e2e.killed POINT ARGS...`: storkit, killed by SIGKILL at a point of its journal.
+"""storkit, killed by SIGKILL at a point of its journal (`World.killed`).
 
-POINT is `after:N` or `before:N`: after, or before, its Nth journal entry is on the disk. Entry 0 is the plan itself.
+A point is `after:N` or `before:N`: after, or before, its Nth journal entry is on the disk. Entry 0 is the plan itself.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
-from storkit.cli.main import main
 from storkit.plans import journal
 from storkit.plans.plan import Plan
 
@@ -19,9 +17,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(when: str, number: int) -> None:
-    """Kill this process at entry `number`."""
-    count = 0
+def arm(point: str) -> None:
+    """Kill this process at a point of the first plan that it makes."""
+    when, _, given = point.partition(":")
+    number, count = int(given), 0
     append, create = journal.Journal._append, journal.Journals.create
 
     def counted_append(self: journal.Journal, entry: dict[str, Any]) -> None:
@@ -41,9 +40,3 @@ def arm(when: str, number: int) -> None:
 
     journal.Journal._append = counted_append  # type: ignore[method-assign]
     journal.Journals.create = counted_create  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    point, _, given = sys.argv[1].partition(":")
-    arm(point, int(given))
-    sys.exit(main(sys.argv[2:]))

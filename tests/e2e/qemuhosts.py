@@ -17,6 +17,7 @@ from storkit.core.model import DiskSource
 from storkit.hypervisors.qemu import Qemu, QemuSettings
 from storkit.system.files import make_private
 from storkit.system.timeouts import scaled
+from tests.e2e.world import REST
 from tests.guestkit import bootsector, linux
 
 NAME = "g1"
@@ -58,7 +59,7 @@ class Hosts:
         return self.base / "console"
 
     def boot_sector(self, name: str = NAME) -> Guest:
-        bootsector.make_disk(self.disk)
+        bootsector.make_disk(self.disk, rest=REST)
         disk = Disk("v1", uuid=str(uuid.uuid4()))
         return Guest(name, str(uuid.uuid4()), 16 << 20, disks=[disk], console=str(self.console))
 

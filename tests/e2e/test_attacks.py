@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +124,7 @@ def test_new_volume_under_an_old_name_is_never_written_by_the_old_one_s_guest(wo
 
 def killed(world: World, point: str, *words: str) -> str:
     """Run a command that is killed at a point of its journal; the id of its plan."""
-    argv = [sys.executable, "-m", "tests.e2e.killed", point]
-    assert world.storkit(*words, argv=argv, ok=None).status == -9
+    assert world.killed(point, *words).status == -9
     return str(world.storkit("--json", "plan", "list").json[-1]["id"])
 
 

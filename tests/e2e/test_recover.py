@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 
 import pytest
 
 from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
-
-
-def killed(world: World, point: str, *words: str) -> None:
-    world.storkit(*words, argv=[sys.executable, "-m", "tests.e2e.killed", point], ok=-9)
 
 
 def lose_the_coordinator(world: World) -> None:
@@ -23,7 +18,7 @@ def lose_the_coordinator(world: World) -> None:
 
 def test_an_attach_whose_journal_is_lost_is_ended_by_hand(world: World) -> None:
     world.storkit("volume", "create", "v", "1MiB")
-    killed(world, "after:3", "attach", "v", "--on", "b")
+    assert world.killed("after:3", "attach", "v", "--on", "b").status == -9
     lose_the_coordinator(world)
     done = world.storkit("detach", "v", "--on", "b", ok=5)
     (mark,) = (world.directory / "a/pending").glob("*.json")
@@ -38,7 +33,7 @@ def test_an_attach_whose_journal_is_lost_is_ended_by_hand(world: World) -> None:
 def test_a_migration_whose_journal_is_lost_is_ended_by_cleanup(world: World) -> None:
     world.guest()
     world.storkit("guest", "start", "g", "--on", "a")
-    killed(world, "after:9", "migrate", "run", "g", "--to", "b")
+    assert world.killed("after:9", "migrate", "run", "g", "--to", "b").status == -9
     lose_the_coordinator(world)
     assert world.status()["window"] is True
     world.storkit("guest", "stop", "g", ok=5)

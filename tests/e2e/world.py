@@ -34,8 +34,8 @@ accel = "tcg"
 """A busy machine may find KVM on one host of a test and not on the other."""
 
 
-PACE = 64
-"""Records that a guest writes between two of its 18 ticks a second."""
+REST = 2
+"""Ticks, 18 a second, that a guest rests before each record."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ class World:
             assert done.status == ok, f"storkit {' '.join(map(str, words))}: {done.status}\n{done.stderr}"
         return done
 
+    def killed(self, point: str, *words: object) -> Done:
+        """Run a command that is killed at a point of its journal (tests.e2e.killed), if it comes to it."""
+        forks = the_forks()
+        assert forks.fit(self.environment)
+        return Done(*forks.run(self.words(*words), self.environment, scaled(120), point))
+
     def popen(self, *words: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.argv, *self.words(*words)],
@@ -95,7 +101,7 @@ class World:
     def guest(self, name: str = "g") -> None:
         """Define a guest of one boot sector, with its disk."""
         image = self.directory / "boot.img"
-        bootsector.make_disk(image, pace=PACE)
+        bootsector.make_disk(image, rest=REST)
         self.storkit("volume", "import", image, name)
         self.storkit("guest", "define", name, "--disk", name, "--memory", "16MiB")
 

@@ -10,8 +10,8 @@ for good. A record fills its sector with 32 copies of {magic, number, time stamp
 On the first serial port it prints `s` once its scan is over, `.` for every 256 records, `e` for every disk error (it
 tries the same record again) and `c` when it stops because of a second writer.
 
-With a pace it rests after every so many records until the timer ticks, 18 times a second: enough to see what a test is
-about, and no processor is busy with it where a QEMU emulates one.
+It can rest before each record, until the timer has ticked a few times. Where a QEMU emulates the processor, a record
+costs one some 10 ms: the firmware's way to the disk and back writes to pages with code, which is then translated anew.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ next:   81C3 0002                 ; add bx, 512
         B0 73                     ; mov al, 's'
         E8 =print                 ; call print
 
-record: REST                      ; test di, PACE - 1; jnz over hlt; hlt
+record: REST                      ; mov cx, TICKS
+                                  ; hlt; loop hlt
         66 47                     ; inc edi
 again:  66 89F8                   ; mov eax, edi
         66 25 MASK                ; and eax, REGION - 1
@@ -121,10 +122,8 @@ lba:    01000000 00000000         ; first sector
 """
 
 
-def boot_sector(region: int = REGION, pace: int = 0) -> bytes:
+def boot_sector(region: int = REGION, rest: int = 0) -> bytes:
     """The guest's code, with the signature that makes it bootable."""
-    if pace & (pace - 1):
-        raise ValueError(f"{pace} is no power of two")
     if region & (region - 1) or region < BATCH:
         raise ValueError(f"{region} is no power of two from {BATCH} on")
     words = {
@@ -132,7 +131,7 @@ def boot_sector(region: int = REGION, pace: int = 0) -> bytes:
         "BATCH": bytes([BATCH]),
         "REGION": struct.pack("<I", region),
         "MASK": struct.pack("<I", region - 1),
-        "REST": b"\xf7\xc7" + struct.pack("<H", pace - 1) + b"\x75\x01\xf4" if pace else b"",
+        "REST": b"\xb9" + struct.pack("<H", rest) + b"\xf4\xe2\xfd" if rest else b"",
     }
     code = assemble(LISTING, words)
     if len(code) > 440:
@@ -171,13 +170,13 @@ def assemble(listing: str, words: dict[str, bytes] | None = None) -> bytes:
     return bytes(code)
 
 
-def make_disk(path: Path, size: int = SIZE, region: int = REGION, pace: int = 0) -> None:
-    """A raw disk image of `size` bytes with the guest on it, sparse but for the boot sector. `pace` is the records that
-    it writes between two rests, 0 if it never rests."""
+def make_disk(path: Path, size: int = SIZE, region: int = REGION, rest: int = 0) -> None:
+    """A raw disk image of `size` bytes with the guest on it, sparse but for the boot sector. `rest` is how many ticks,
+    18 a second, it rests before each record."""
     if size < (1 + region) * SECTOR:
         raise ValueError(f"{size} bytes do not hold {region} records")
     with path.open("wb") as image:
-        image.write(boot_sector(region, pace))
+        image.write(boot_sector(region, rest))
         image.truncate(size)
 
 

@@ -28,8 +28,8 @@ VOLUMES = "/srv/volumes"
 IMAGE = "/root/boot.img"
 SIZE = 4 << 20
 """Of the guest's disk: one extent of LVM."""
-PACE = 4
-"""Records that the guest writes between two of its 18 ticks a second."""
+REST = 4
+"""Ticks, 18 a second, that the guest rests before each record."""
 KEPT = (
     ". files: " + kept.below("/var/lib/storkit", kept.STATE, kept.COORDINATOR),
     ". files: " + kept.below("/run/storkit", kept.RUN),
@@ -201,7 +201,7 @@ class World:
     def define(self, name: str = "g", *options: str) -> None:
         """A guest that is a boot sector, with its disk."""
         image = self.scratch / "boot.img"
-        bootsector.make_disk(image, SIZE, pace=PACE)
+        bootsector.make_disk(image, SIZE, rest=REST)
         self.import_(image, name)
         self.storkit("guest", "define", name, "--disk", name, *(options or ("--memory", "16MiB")))
 

@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from storkit.core.backend import Pool, Site
 Setup = Callable[[Path], AbstractContextManager[Any]]
 
 
+@cache
 def pool_module(name: str) -> Any:
     """The file of a pool technology, or None."""
     file = Path(__file__).with_name(f"pool_{name}.py")

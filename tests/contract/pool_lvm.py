@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from storkit.lvm import LvmSettings
 VG = "contract"
 
 
+@cache
+def _prepare() -> None:
+    """The volume group, once: it goes with the host of the lab."""
+    _lvm("vgcreate", "-y", VG, os.environ["LAB_LVM_DISK"])
+    _lvm("lvcreate", "-y", "--type", "thin-pool", "-L", "1G", "-n", "pool", VG)
+
+
 @contextmanager
 def _group(thin: bool, place: Path) -> Iterator[LvmSettings]:
-    disk = os.environ["LAB_LVM_DISK"]
-    _lvm("vgcreate", "-y", VG, disk)
+    _prepare()
     try:
-        if thin:
-            _lvm("lvcreate", "-y", "--type", "thin-pool", "-L", "1G", "-n", "pool", VG)
         yield LvmSettings(vg=VG, thinpool="pool" if thin else "")
     finally:
-        _lvm("vgremove", "-f", "-y", VG)
-        _lvm("pvremove", "-y", disk)
+        if any(Path("/dev", VG).glob("*")):  # a link to each active volume; the thin pool has none
+            _lvm("lvremove", "-y", "--select", "lv_name!=pool", VG)
 
 
 def _lvm(*argv: str) -> None:

@@ -23,6 +23,7 @@ from storkit.lvm import Lvm, LvmSettings
 from storkit.tech.lvm import tools
 
 MIB = 1 << 20
+PIECE = 1 << 16  # a small buffer used again: new pages are what costs most in a kernel like this
 site = Site("here", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
 
 def pool(**settings):
@@ -37,14 +38,15 @@ def sh(*argv):
 def write(path, pattern, length, offset=0):
     with open(path, "r+b", buffering=0) as device:
         device.seek(offset)
-        for _ in range(0, length, MIB):
-            device.write(pattern * MIB)
+        for _ in range(0, length, PIECE):
+            device.write(pattern * PIECE)
         os.fsync(device.fileno())
 
 def only(path, pattern, length, offset=0):
-    with open(path, "rb") as device:
+    with open(path, "rb", buffering=0) as device:
         device.seek(offset)
-        return all(device.read(MIB) == pattern * MIB for _ in range(0, length, MIB))
+        same = pattern * PIECE
+        return all(device.read(PIECE) == same for _ in range(0, length, PIECE))
 
 def refused(kind, call, *args, **more):
     try:

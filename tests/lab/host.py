@@ -260,9 +260,9 @@ class Host:
         passing.unlink()
         return data
 
-    def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30, every: float = 0.05) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, deadline: float = 30, every: float = 0.25) -> None:
         """Wait until `condition()`, asked `every` so many seconds, is true; `what` is for the error. `deadline` is that
-        of an idle machine."""
+        of an idle machine. A question that runs a command takes a host some 50 ms of its processor."""
         deadline *= float(PATIENCE)
         end = time.monotonic() + deadline
         while not condition():

@@ -55,6 +55,22 @@ for verb, *args in json.loads(sys.argv[1]):
     globals()[verb](*args)
 """
 
+WRITER = """\
+import mmap, os, sys, time
+block = mmap.mmap(-1, 4096)
+with open("/run/written", "a", buffering=1) as written:
+    while True:
+        try:
+            disk = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
+            for number in range(10):
+                os.pwrite(disk, block, 4096 * number)
+            os.close(disk)
+        except OSError:
+            sys.exit(3)
+        written.write(".\\n")
+        time.sleep(0.05)
+"""
+
 _CLIENT = """\
 import json, sys
 from pathlib import Path
@@ -193,13 +209,10 @@ class Client:
 
     def writer(self, number: int) -> Command:
         """Something that goes on writing at the stable path, and ends with status 3 at the first error."""
-        write = (
-            f"dd if=/dev/zero of=/dev/storkit/v{number} bs=4096 count=10 oflag=direct conv=notrunc,nocreat 2>/dev/null"
-        )
-        return self.host.spawn(["sh", "-c", f"while {write}; do echo . >>/run/written; done; exit 3"])
+        return self.host.spawn(["/usr/bin/python3", "-c", WRITER, f"/dev/storkit/v{number}"])
 
     def written(self) -> int:
-        return int(self.sh("cat /run/written 2>/dev/null | wc -l"))
+        return self.host.run(["cat", "/run/written"], check=False).stdout.count(".")
 
     def states(self) -> list[str]:
         return self.sh(STATES).split()

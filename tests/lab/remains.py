@@ -11,7 +11,7 @@ from tests.lab.host import Host, changes
 PASSING = (
     r". modules: ",
     r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
-    r". processes: (\S*python3 -P -s -c from storkit|sh -c storkit agent|\S*/udevadm )",
+    r". processes: (\S*python3 -P -[sS] -c from storkit|sh -c storkit agent|\S*/udevadm )",
     r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
     ". files: " + kept.below("/run/storkit", kept.LOCKS),
     r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/run/dmeventd-|/dev/mapper/control )",

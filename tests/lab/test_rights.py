@@ -180,7 +180,7 @@ def test_who_may_not_write_does_not(lab: Lab, tmp_path: Path, combination: tuple
     refused = dict.fromkeys("ab", 0)
     for turn in range(ROUNDS):
         source, destination = (world.a, world.b) if turn % 2 == 0 else (world.b, world.a)
-        intruders = {host.name: intrude(host, 0.02 if tries == 1 else 0.002) for host in (source, destination)}
+        intruders = {host.name: intrude(host, 0.1 if tries == 1 else 0.002) for host in (source, destination)}
         world.migrate(destination.name)
         runs = {host.name: told(intruders[host.name], host, ahead[host.name]) for host in (source, destination)}
         (given, _, both), *_, (_, taken, one) = rights(world.s)

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 OWN = "/lab/own"  # seen by the test process too: large answers travel there
 INLINE = 32768
+UNSEEN = ("/run/lab", "/run/udev", "/opt/storkit", "/dev/pts", "/dev/fd", "/dev/char", "/dev/block", "/var/lib/dpkg")
+"""Directories whose files make no difference to a test, or come and go; half of a host's files are dpkg's."""
 
 
 class Agent:
@@ -152,8 +154,9 @@ def files() -> list[str]:
     """Files of the places that tools write to, with what changes when they are written, renamed or replaced."""
     found = []
     for top in ("/etc", "/root", "/home", "/var", "/tmp", "/srv", "/opt", "/usr/local", "/run", "/dev"):
-        for directory, _, names in os.walk(top):
-            if directory.startswith(("/run/lab", "/run/udev", "/opt/storkit", "/dev/pts", "/dev/fd", "/dev/char")):
+        for directory, below, names in os.walk(top):
+            if directory.startswith(UNSEEN):
+                below.clear()
                 continue
             for name in names:
                 path = f"{directory}/{name}"

@@ -89,7 +89,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
             if _fingerprint(file) != before:
                 raise Unsafe(f"{path} was changed while it was imported", "import it again when nobody writes it")
     finally:
-        lock.release()
+        lock.release(remove=True)
     return info
 
 

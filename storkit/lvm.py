@@ -31,9 +31,7 @@ from storkit.core.errors import (
 )
 from storkit.core.model import Damaged, Found, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
-from storkit.system.block import blockdevice
-from storkit.system.run import run
-from storkit.system.timeouts import scaled
+from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
 from storkit.tech.lvm import checks, tools
 from storkit.tech.lvm.batches import Batches
@@ -438,7 +436,7 @@ class Lvm(Pool):
         """The volume group once udevd has let go of these volumes: it looks into those that were written to."""
         if not any(group.lvs[volume.name].open for volume in volumes):
             return group
-        run(["udevadm", "settle", f"--timeout={scaled(30):.0f}"], ok=(0, 1), package="udev")
+        udev.settle()
         return tools.read(self._vg)
 
     def _in_use(self, group: VolumeGroup, volume: Volume, what: str) -> list[StorkitError]:

@@ -9,7 +9,15 @@ from typing import Any
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import HostUnreachable, StorkitError, Unsupported, UsageError, collected, raise_problems
+from storkit.core.errors import (
+    HostUnreachable,
+    StorkitError,
+    Unsupported,
+    UsageError,
+    collected,
+    quoted,
+    raise_problems,
+)
 from storkit.core.model import guest_of
 from storkit.core.units import format_size
 
@@ -165,6 +173,11 @@ def status(session: Session, options: Namespace) -> None:
         for attachment in group
         if (attachment.uuid, host) not in told
     ]
+    others = {
+        export.uuid: quoted(f"volume {export.volume} is open for writing on {home}: by {export.others}",
+                            session.survey.speaker(home))
+        for home, group in exports.items() for export in group if export.others
+    }  # fmt: skip
     paused, usages = _paused(session), session.survey.usage()
     asleep = [
         {"volume": name, "pool": usage.pool, **codec.dump(hold)}
@@ -172,6 +185,7 @@ def status(session: Session, options: Namespace) -> None:
         for name, hold in usage.held.items()
     ]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
+    parts += others.values()
     parts += [f"guest {one['guest']} is paused on {one['host']}: {one['reason']}" for one in paused]
     parts += [f"guest {one['name']} sleeps on volume {one['volume']} since {one['since']}" for one in asleep]
     if open_plans:

@@ -218,6 +218,9 @@ class Export:
     """For people: the socket, portal or path."""
     generation: Count = 0
     """The volume's: a larger number each time that a right to write it is given, nothing when one is taken."""
+    others: Words = ""
+    """Who else on its home host can write the volume, past the server, and how to see them; empty: nobody that was
+    seen, or nobody looked (Transport.look_exports does)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from storkit.core.errors import (
     UsageError,
     quoted,
     raise_problems,
+    together,
 )
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import (
@@ -23,6 +24,7 @@ from storkit.core.model import (
     Damaged,
     Declared,
     Export,
+    Finding,
     GuestState,
     Usage,
     Volume,
@@ -103,10 +105,16 @@ class Survey:
     def of_damaged(self, volume: Damaged) -> StorkitError:
         """The error of a command that needs a damaged volume. The words are its host's."""
         error = Unsafe(volume.message, volume.hint)
-        error.said_by = self._speaker(volume.host)
+        error.said_by = self.speaker(volume.host)
         return error
 
-    def _speaker(self, host: str) -> str:
+    def _unsafe(self, host: str, finding: Finding) -> StorkitError:
+        """The error of a record that a host found damaged."""
+        error = Unsafe(quoted(finding.message, self.speaker(host)), finding.hint)
+        error.said_by = self.speaker(host)
+        return error
+
+    def speaker(self, host: str) -> str:
         """The host that words are to be marked as of; empty: this machine."""
         config = self.connections.find(host)
         return "" if config and config.machine == "local" else host
@@ -120,7 +128,7 @@ class Survey:
         except StorkitError:
             raise reason from None
         for each in seen.damaged:
-            message = quoted(each.message, self._speaker(pool.host))
+            message = quoted(each.message, self.speaker(pool.host))
             self.damaged[pool.name, each.name] = replace(each, pool=pool.name, host=pool.host, message=message)
         return seen.volumes
 
@@ -145,17 +153,20 @@ class Survey:
     def all_exports(self, homes: Iterable[str] | None = None, partial: bool = False) -> dict[str, list[Export]]:
         """Every export, by home host (None: of all hosts); silent ones are missing.
 
-        With `partial`, for those who only look, what a host cannot say (a damaged record) is noted in `unread`.
+        With `partial`, for those who only look, what a host cannot say (a damaged record) is noted in `unread`, and an
+        export says who else can write the volume there.
         """
 
         def ask(host: str) -> list[Export]:
             exports = list[Export]()
             for target in self.connections.inventory.served_by:
                 transport = self.connections.to(host).transport(target)
-                if (told := self._told(host, target, partial, transport.find_exports)) is not None:
+                if partial and (looked := _seen(transport.look_exports)) is not None:
+                    exports += looked.exports
+                    if looked.damaged:
+                        self.unread[host, target] = together([self._unsafe(host, each) for each in looked.damaged])
+                elif (told := self._told(host, target, partial, transport.find_exports)) is not None:
                     exports += told
-                elif (seen := _seen(transport.look_exports)) is not None:
-                    exports += seen.exports
             return exports
 
         return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
@@ -259,7 +270,7 @@ class Survey:
             connection = self.connections.to(pool.host)
             with self._noted(pool):
                 found = connection.pool(f"pool:{pool.name}").capacity()
-                return replace(found, warnings=[quoted(each, self._speaker(pool.host)) for each in found.warnings])
+                return replace(found, warnings=[quoted(each, self.speaker(pool.host)) for each in found.warnings])
             return None
 
         wanted = list(self.connections.inventory.pools.values() if pools is None else pools)

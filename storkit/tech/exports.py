@@ -27,11 +27,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol
 
 from storkit.core.backend import Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.model import Client, Export, Exported, Offer, Volume, check_name
+from storkit.tech import strangers
 from storkit.tech.grants import G, GrantStore, of_client, refused_writers, without
 from storkit.tech.records import damaged
 
@@ -146,7 +148,10 @@ class HomeExports(ABC, Generic[G]):
 
     def look_exports(self, volumes: list[str] | None = None) -> Exported:
         grants, problems = self._grants.find(volumes)
-        return Exported(self._observe(grants), damaged(problems))
+        found = strangers.find(self.site.run, [grant.volume for grant in grants])
+        others = {each.volume.uuid: f"{each}; {each.hint}" for each in found}
+        exports = [replace(export, others=others.get(export.uuid, "")) for export in self._observe(grants)]
+        return Exported(exports, damaged(problems))
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
@@ -211,8 +216,9 @@ class HomeExports(ABC, Generic[G]):
         return ()
 
     def _refuse_held(self, grants: Sequence[G]) -> Iterable[StorkitError]:
-        """Whoever else on this host has these volumes in use, so that nobody may get a right to them."""
-        return ()
+        """Whoever else on this host can write these volumes, so that nobody may get a right to them."""
+        found = strangers.find(self.site.run, [grant.volume for grant in grants])
+        return [each.refuse(self.site.host) for each in found]
 
     def _lose(self, grant: G, losers: Sequence[str]) -> None:
         """Change, unsaved, what the grant has of clients that lose the right to write."""

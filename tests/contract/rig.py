@@ -12,6 +12,7 @@ run by tests/lab/test_contract_transports.py, on hosts with kernels of their own
 
 from __future__ import annotations
 
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -50,6 +51,10 @@ class Rig(ABC):
     @abstractmethod
     def leftovers(self) -> list[str]:
         """Processes, files, links and sockets that the transport has left on either host."""
+
+    def at_home(self, *argv: str) -> str:
+        """What a program of host a prints."""
+        return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def swap(self, path: Path, data: bytes) -> bytes:
         """Put something else into a file of host a, in place; what it was."""

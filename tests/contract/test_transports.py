@@ -17,9 +17,10 @@ import pytest
 
 from storkit.core import codec, registry
 from storkit.core.backend import Transport
-from storkit.core.errors import NotFound, StorkitError, Unsafe
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe
 from storkit.core.model import ATTACHED, Attachment, Client, Evidence, Export, Offer, Volume
 from tests.contract.rig import BLOCK, Rig, RigSetup
+from tests.e2e.nbdhosts import wait_until
 
 REFUSED = (OSError, StorkitError)
 
@@ -225,6 +226,33 @@ def test_a_right_is_taken_from_a_disk_that_is_in_use(rig: Rig) -> None:
             disk.write(0, b"x" * BLOCK)
     with rig.access(there) as other:
         assert other.read(0, BLOCK) == b"b" * BLOCK
+
+
+HOLD = 'exec 3<>"$0" 4<>"$1"; sleep 600 >/dev/null 2>&1 </dev/null & echo $!'
+"""What opens two files or devices for writing, and asks for no lock; its pid."""
+
+
+def test_who_writes_a_volume_past_its_server_is_named_before_a_right_is_given(rig: Rig) -> None:
+    volume, other = rig.volume("v"), rig.volume("other")
+    rig.home.export([volume], [rig.a, rig.b])
+    rig.home.set_writers([volume], ["a"])
+    pid = rig.at_home("sh", "-c", HOLD, volume.path, other.path).strip()
+    try:
+        with pytest.raises(Conflict, match=rf"volume v is open for writing .*\(pid {pid}\)"):
+            rig.home.set_writers([volume], ["a", "b"])
+        with pytest.raises(Conflict, match=rf"volume other is open for writing .*\(pid {pid}\)"):
+            rig.home.export([other], [rig.b])
+        assert rights(rig, volume) == {"a": True, "b": False} and rig.home.find_exports([other.uuid]) == []
+        shown = rig.home.look_exports().exports
+        assert len(shown) == 2 and all(f"ps -fp {pid}" in export.others for export in shown)
+        rig.home.export([volume], [rig.a])  # what it has already
+        rig.home.set_writers([volume], [])  # a right is taken, whoever else there is
+        assert rights(rig, volume) == {"a": False, "b": False}
+    finally:
+        rig.at_home("kill", pid)
+    wait_until(lambda: not any(export.others for export in rig.home.look_exports().exports))
+    rig.home.set_writers([volume], ["b"])
+    assert rights(rig, volume) == {"a": False, "b": True}
 
 
 def test_only_hosts_with_an_export_can_be_writers(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,14 @@ def test_a_client_that_lies_is_not_believed(world: Beside) -> None:
 def test_exports_that_are_none_make_their_host_unknown_and_strange_clients_are_only_shown(world: Beside) -> None:
     world.storkit("attach", "web", "--on", "c")
     for lie in lies(world, "find_exports", "export"):
-        world.tell(lie)
+        world.tell(lie, replace(lie, verb="look_exports"))
         done = world.ask("status", ok=0)
         shown = [line.split() for line in done.stdout.splitlines()[1:]]
         assert "host b" in done.stderr, (lie, done.stderr)
         assert shown == [["web", "unknown", "c", "unknown", "attached"]], (lie, done.stdout)  # c's word alone
     made = f"local:{world.directory}/made"
     for client in (made, "ssh://root@127.0.0.99", "nobody"):
-        world.tell(Lie("find_exports", "client", client))
+        world.tell(*(Lie(verb, "client", client) for verb in ("find_exports", "look_exports")))
         done = world.ask("status", ok=0)
         assert client in done.stdout and "not in the inventory" in done.stdout
         world.ask("volume", "show", "web", ok=0)

@@ -141,3 +141,18 @@ def test_who_comes_while_the_server_is_dead_is_named_when_it_is_to_come_back(hos
     a.restore()
     assert rights(a, volume) == {"a": True, B.name: False}  # what was refused was not granted either
     assert "lock" in refusal(foreign(hosts, "qemu-nbd", volume.path, "raw"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="no loop devices")
+def test_a_loop_device_on_the_file_is_named(hosts: Hosts) -> None:
+    a = hosts.nbd("a")
+    volume = hosts.volume()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", volume.path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        with pytest.raises(Conflict, match=f"the loop device {device.removeprefix('/dev/')}") as refused:
+            a.export([volume], [A])
+    finally:
+        subprocess.run(refused.value.hint.split(), check=True)
+    a.export([volume], [A])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +196,17 @@ def test_a_damaged_record_hides_nothing_but_what_it_is_of(world: World) -> None:
     shown = world.storkit("--json", "status")
     assert "host b cannot say all of what nbd has there" in shown.stderr
     assert [one["volume"] for one in shown.json["attachments"]["b"]] == ["new"]
+
+
+def test_status_names_who_writes_a_volume_past_its_server(world: World) -> None:
+    world.storkit("attach", "web", "--on", "a")
+    path = world.storkit("--json", "volume", "show", "web").json["path"]
+    assert "open for writing" not in world.storkit("status").stdout
+    with Path(path).open("r+b"):  # by this process, which asks for no lock
+        shown = world.storkit("status").stdout
+        assert "volume web is open for writing on a: by " in shown and f"(pid {os.getpid()})" in shown
+        (export,) = world.storkit("--json", "status").json["exports"]["a"]
+        assert f"ps -fp {os.getpid()}" in export["others"]
+        refused = world.storkit("attach", "web", "--on", "b", "--read-only", ok=5)
+        assert f"(pid {os.getpid()})" in refused.stderr and "everything was put back" in refused.stderr
+        world.storkit("detach", "web", "--on", "a")

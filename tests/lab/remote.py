@@ -263,6 +263,9 @@ class LabRig(Rig):
         made = Inventory(hosts, pools, {self.transport: dict(self.settings)})
         return self._hosts.inventories.setdefault(repr((hosts, self.pool, pool, made.transports)), made)
 
+    def at_home(self, *argv: str) -> str:
+        return self.run("a", *argv)
+
     def swap(self, path: Path, data: bytes) -> bytes:
         host = self._machines["a"].host
         before = host.get(str(path))

@@ -16,7 +16,6 @@ block devices without asking udevd: an administrator who has guests with LVM dir
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import stat
@@ -41,7 +40,6 @@ SUBSYSTEM=="block", ATTR{{dm/uuid}}=="{PREFIX}?*", ENV{{DM_UDEV_DISABLE_SUBSYSTE
 _CONTROL = Path("/sys/class/misc/device-mapper")
 _PACKAGE = "dmsetup"
 _SUSPEND = scaled(30.0)
-_SETTLE = math.ceil(scaled(30))
 _EACH = scaled(2.0)
 """Seconds that one node may take of a busy udevd."""
 
@@ -251,7 +249,7 @@ def remove(names: Sequence[str], *, force: bool = False, timeout: float = _SUSPE
     if not ours or not _remove_idle(ours):
         return
     # udevd's programs may have a node open for a moment when something asks for its events again.
-    run(["udevadm", "settle", f"--timeout={_SETTLE}"], ok=(0, 1), timeout=_SETTLE + 10, package="udev")
+    udev.settle()
     raise_problems(
         [
             Conflict(f"{node.path} is in use", f"see who has it open: lsblk {node.path}; fuser -v {node.path}")

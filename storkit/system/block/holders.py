@@ -61,6 +61,17 @@ def kernel_name(device: str, sys: Path = SYS) -> str:
         return ""
 
 
+def nodes_on(name: str, sys: Path = SYS) -> list[str]:
+    """Device-mapper's names of the nodes that stand on a device of sysfs, storkit's own included."""
+    return [mapped(each.name, sys)[0] for each in (sys / "class/block" / name).glob("holders/*")]
+
+
+def mapped(name: str, sys: Path = SYS) -> tuple[str, str]:
+    """Device-mapper's name and UUID of a device of sysfs; empty if it is none of its nodes."""
+    entry = sys / "class/block" / name / "dm"
+    return _read(entry / "name"), _read(entry / "uuid")
+
+
 def conflict(volume: str, host: str, held: list[Holder]) -> Conflict:
     """Why a volume's device cannot be taken away, or used; the hint is what to type."""
     who = " and ".join(f"{holder.what} on {holder.device}" for holder in held)

@@ -10,6 +10,7 @@ rules and links are in place; elsewhere the kernel's (udev(7), NETLINK_KOBJECT_U
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -21,8 +22,10 @@ from typing import Any
 from storkit.core.errors import TimedOut
 from storkit.system import files
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 UDEVD = Path("/run/udev/control")
+_SETTLE = math.ceil(scaled(30))
 
 
 def runs() -> bool:
@@ -48,6 +51,11 @@ def keep_rules(path: Path, rules: str) -> None:
     # (SO_PASSCRED), and udevadm succeeds all the same. A guest's disk must not be the first event after a lost one.
     for _ in range(2):
         run(["udevadm", "control", "--reload"], ok=(0, 1), package="udev")
+
+
+def settle() -> None:
+    """Wait until udevd has looked at all that has changed so far; some half a minute at most."""
+    run(["udevadm", "settle", f"--timeout={_SETTLE}"], ok=(0, 1), timeout=_SETTLE + 10, package="udev")
 
 
 class Watch:

@@ -90,7 +90,7 @@ class NbdExports(HomeExports[NbdGrant]):
         for grant in grants:
             with collected(problems):
                 self._server(grant).refuse_held()
-        return problems
+        return problems or super()._refuse_held(grants)
 
     def _lose(self, grant: NbdGrant, losers: Sequence[str]) -> None:
         # A device that still holds writes connects again by itself: it must never find, under the name that it knows,

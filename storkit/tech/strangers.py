@@ -1,0 +1,95 @@
+"""Who else on its home host can write a volume, past the server: looked for before a right is given, and by `status`.
+
+A file that the NBD server has open is held by QEMU's image locks. Nothing holds a logical volume, or a file of an NFS
+pool, against whoever is root there and opens it: the kernel lets everyone in who does not ask to be alone. So it cannot
+be prevented; it can be seen. Not strangers are storkit's own nodes, and processes that have the volume's use lock: its
+servers, and commands at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storkit.core.errors import Conflict, Unsupported
+from storkit.core.model import Volume
+from storkit.system import locks, openers
+from storkit.system.block import dmioctl, holders, udev
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """Those who can write one volume."""
+
+    volume: Volume
+    processes: Sequence[openers.Opener] = ()
+    things: Sequence[holders.Holder] = field(default=())
+    """Maps, mounts, loop devices and the like."""
+    unseen: bool = False
+    """The kernel itself has the device open, and does not say for whom."""
+
+    def __str__(self) -> str:
+        """Who they are; empty: there are none."""
+        each = [f"{process}" for process in self.processes]
+        each += [f"{thing.what} on {thing.device}" for thing in self.things]
+        each += ["something in the kernel, perhaps an iSCSI target that storkit did not make"] * self.unseen
+        return " and ".join(each)
+
+    @property
+    def hint(self) -> str:
+        """The commands that show them, and take away what can be taken away."""
+        pids = ",".join(str(process.pid) for process in self.processes)
+        shows = [f"see what it is, and end it: ps -fp {pids}"] if pids else []
+        shows += [thing.remove for thing in self.things]
+        shows += [f"see what it is: dmsetup info {self.volume.path}; targetcli ls /backstores"] * self.unseen
+        return "; ".join(shows)
+
+    def refuse(self, host: str) -> Conflict:
+        """Why nobody may get a right to the volume."""
+        message = f"volume {self.volume.name} is open for writing on its home host {host}: by {self}"
+        return Conflict(message, self.hint)
+
+
+def find(run: Path, volumes: Iterable[Volume]) -> list[Strangers]:
+    """The strangers of these volumes, for those that have any; `run` is the home host's Site.run."""
+    looked = [volume for volume in volumes if volume.path and volume.kind != "tree"]
+    found = _look(run, looked)
+    if any(each.unseen for each in found) and udev.runs():  # udevd looks at a device that was written to
+        udev.settle()
+        found = _look(run, looked)
+    return [each for each in found if str(each)]
+
+
+def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
+    use = {volume.uuid: str(locks.use_lock(run, volume.uuid)) for volume in volumes}
+    opened = openers.find([*use.values(), *(volume.path for volume in volumes)])
+    devices = {volume.path for volume in volumes if Path(volume.path).is_block_device()}
+    unseen = _unseen(devices)
+    found = []
+    for volume in volumes:
+        own = {each.pid for each in opened.get(use[volume.uuid], []) if each.locked}
+        here = opened.get(volume.path, [])
+        writers = [each for each in here if each.writes and each.pid not in own]
+        if volume.path in devices:
+            things = holders.find([volume.path], through=False)
+            found.append(Strangers(volume, writers, things, volume.path in unseen and not here and not things))
+        else:
+            found.append(Strangers(volume, writers, holders.on_file(volume.path)))
+    return found
+
+
+def _unseen(devices: Iterable[str]) -> set[str]:
+    """Those of these logical volumes that more have open than the nodes which stand on them."""
+    try:
+        nodes = {node.name: node for node in dmioctl.every()} if devices else {}
+    except Unsupported:  # not root, whom alone device-mapper tells
+        return set()
+    opens = {holders.kernel_name(f"/dev/mapper/{name}"): node.opens for name, node in nodes.items()}
+    # A node's next table may have it open beside the present one.
+    return {
+        device
+        for device in devices
+        if (name := holders.kernel_name(device)) in opens
+        and opens[name] > sum(1 + nodes[above].pending for above in holders.nodes_on(name) if above in nodes)
+    }

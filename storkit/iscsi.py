@@ -48,6 +48,10 @@ class Iscsi(HomeSide):
             from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
 
             found += grabbers.findings(sample(), LVM_FILTER, MULTIPATH_BLACKLIST)
+        if serves:
+            from storkit.tech.iscsi import others
+
+            found += others.findings(self.site, self.settings)
         return found
 
     def doors(self) -> list[Door]:

@@ -252,6 +252,47 @@ open(path, "w").write(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=Fa
     assert s.run(["sh", "-c", "ls /var/lib/storkit/iscsi"]).stdout == ""
 
 
+STRANGERS = """
+import rtslib_fb as rts
+fabric = rts.FabricModule("iscsi")
+group = rts.TPG(rts.Target(fabric, "iqn.2003-01.org.linux-iscsi.nas:theirs"), 1)
+rts.LUN(group, 7, rts.BlockStorageObject("theirs", "/dev/mapper/source3"))
+rts.NetworkPortal(group, "ADDRESS", 3260)
+rts.TPG(rts.Target(fabric, "iqn.2003-01.org.linux-iscsi.nas:memory"), 1)
+rts.RDMCPStorageObject("memory", 4 << 20)
+"""
+
+NAMED = """
+from storkit.tech.iscsi import others
+before = sorted(str(path) for path in configfs.TARGET.rglob("*"))
+found = others.findings(site, IscsiSettings())
+assert sorted(str(path) for path in configfs.TARGET.rglob("*")) == before
+show([[each.message, each.hint, each.warning] for each in found])
+print(refused(home.set_writers, [volume(3)], ["s"]))
+print(refused(home.export, [volume(1)], clients("a")))
+"""
+
+
+def test_others_on_storkits_disks_are_named_by_host_check_and_given_no_right_beside(lab: Lab, home: Home) -> None:
+    s = home.host
+    s.run(["sh", "-c", "mke2fs -q /dev/mapper/source1 && mkdir -p /mnt/v && mount /dev/mapper/source1 /mnt/v"])
+    home.python("home.export([volume(0), volume(3)], clients('s')); home.export([volume(0)], clients('a'))")
+    s.run(["/usr/bin/python3", "-"], input=STRANGERS.replace("ADDRESS", s.address()))
+    s.run(["mkdir", "/sys/kernel/config/target/iscsi/iqn.2003-01.nas:damaged"])
+    found, kernel, mounted = home.python(NAMED).splitlines()
+    damaged, beside, backstore = json.loads(found)
+    theirs = "iqn.2003-01.org.linux-iscsi.nas:theirs"
+    assert "rtslib cannot read target iqn.2003-01.nas:damaged" in damaged[0] and not damaged[2]
+    assert f"target {theirs}, which storkit did not make, listens at {s.address()}:3260" in beside[0] and beside[2]
+    assert (
+        f"backstore block/theirs, which storkit did not make, has volume v3 open, as LUN 7 of target {theirs}"
+        in (backstore[0])
+    )
+    assert backstore[1] == "targetcli /backstores/block delete theirs" and not backstore[2]
+    assert "volume v3 is open for writing" in kernel and "something in the kernel" in kernel
+    assert "volume v1 is open for writing" in mounted and "the mount /mnt/v on /dev/dm-1" in mounted
+
+
 def test_what_stands_in_the_way_is_refused_and_changes_nothing(lab: Lab, home: Home) -> None:
     s = home.host
     s.run(["modprobe", "-a", "target_core_mod", "iscsi_target_mod"])

@@ -52,6 +52,11 @@ class Sidecar:
     """The UUID of the volume of this directory that holds the bytes which are not in this one's file."""
 
 
+def is_pool(directory: Path) -> bool:
+    """Whether a directory is one that a pool has been in."""
+    return (directory / _LOCK).exists()
+
+
 class VolumeDirectory:
     """The files of one directory. Changes are made with `locked`; reading needs no lock."""
 

@@ -1,8 +1,8 @@
 """The home host's half of the transport `iscsi`: what is its own in storkit.tech.exports.
 
 From the grants follow the save file and the kernel's target (storkit.tech.iscsi.target), and the home host's own node
-(storkit.tech.homenode). The save file is written before rights are taken, with those that are to be given: it counts
-after a reboot alone, when no write of before it is on its way.
+(storkit.tech.iscsi.homenode). The save file is written before rights are taken, with those that are to be given: it
+counts after a reboot alone, when no write of before it is on its way.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from storkit.core.model import (
 )
 from storkit.system.block import devmapper
 from storkit.tech.exports import HomeExports
-from storkit.tech.homenode import LocalNodes, device_size, export_node, wanted_export
 from storkit.tech.iscsi import configfs, savefile, target
+from storkit.tech.iscsi.homenode import LocalNodes, device_size, export_node, wanted_export
 from storkit.tech.iscsi.names import (
     Chapped,
     IscsiClientGrant,

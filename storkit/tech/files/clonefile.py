@@ -107,3 +107,13 @@ def _write_all(target: int, view: memoryview, position: int) -> None:
         written = os.pwrite(target, view, position)
         view = view[written:]
         position += written
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's soft limit of open files (getrlimit(2)) if `count` is above it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -21,13 +21,11 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, rais
 from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
-from storkit.tech.files import clonefile, volumefile
+from storkit.tech.files import clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
-from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
+from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
 
-IMPORTING = "importing"
-"""`made` of a volume whose image is not yet, or not wholly, in it."""
 _LITTLE_ROOM = 0.05
 
 
@@ -106,12 +104,14 @@ class FilePool(Pool):
             problems: list[StorkitError] = []
             for volume, sidecar in zip(volumes, known, strict=True):
                 problems += volumefile.size_problems(volume, sidecar.volume.format)
-                problems += self._resize_problems(directory, volume, sidecar, shrink)
+                if volume.size != sidecar.volume.size:
+                    problems += self._in_use(sidecar.volume, "resized")
+                    problems += resizing.problems(directory, volume, sidecar, shrink)
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
                 lock = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
                 try:
-                    self._resize(directory, sidecar, volume.size)
+                    resizing.resize(directory, sidecar, volume.size)
                 finally:
                     lock.release()
         return self._found(volumes)
@@ -336,7 +336,7 @@ class FilePool(Pool):
         self, directory: VolumeDirectory, verb: str, origin: Sidecar, todo: Sequence[Volume]
     ) -> list[locks.Lock]:
         """Locks that hold the names of volumes being copied, and the source against being written."""
-        _allow_open_files(len(todo) + 100)
+        clonefile.allow_open_files(len(todo) + 100)
         holder = f"{verb} of {origin.volume.name} (pid {os.getpid()})"
         held: list[locks.Lock] = []
         try:
@@ -388,46 +388,6 @@ class FilePool(Pool):
         volumefile.resize(making, volume.format, volume.size)
         files.change_mode(making, volumefile.mode(volume))
 
-    def _resize_problems(
-        self, directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrink: bool
-    ) -> list[StorkitError]:
-        old = sidecar.volume
-        if volume.size == old.size:
-            return []
-        problems: list[StorkitError] = self._in_use(old, "resized") + holds.held(old, "resized")
-        if old.kind != "disk":
-            hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
-            problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
-        if old.made == IMPORTING:
-            problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
-        problems += directory.needed([sidecar], "resized")
-        if volume.size < old.size and not shrink:
-            problems.append(
-                Conflict(
-                    f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "
-                    "what lies beyond",
-                    "shrink the file system in it first, then give --shrink twice",
-                )
-            )
-        return problems
-
-    def _resize(self, directory: VolumeDirectory, sidecar: Sidecar, size: int) -> None:
-        """The sidecar never promises more than the file holds, so that a kill in between is harmless."""
-        path = directory.data(sidecar.volume.name, sidecar.volume.format)
-        changed = replace(sidecar, volume=replace(sidecar.volume, size=size))
-        if size >= sidecar.volume.size:
-            volumefile.resize(path, sidecar.volume.format, size, shrink=True)
-            volumefile.flush(path)
-            directory.write([changed])
-            return
-        directory.write([changed])
-        try:
-            volumefile.resize(path, sidecar.volume.format, size, shrink=True)
-        except StorkitError:
-            directory.write([sidecar])
-            raise
-        volumefile.flush(path)
-
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
         if not locks.held(locks.use_lock(self.site.run, volume.uuid)):
             return []
@@ -450,13 +410,3 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
 
 def derived(origin: Sidecar, volume: Volume, format: str, made: str) -> Volume:
     return replace(fresh(volume, format, made), origin=origin.volume.uuid)
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise this process's soft limit of open files (getrlimit(2)) if `count` is above it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -9,7 +9,7 @@ servers, and commands at work.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.errors import Conflict, Unsupported
@@ -24,7 +24,7 @@ class Strangers:
 
     volume: Volume
     processes: Sequence[openers.Opener] = ()
-    things: Sequence[holders.Holder] = field(default=())
+    things: Sequence[holders.Holder] = ()
     """Maps, mounts, loop devices and the like."""
     unseen: bool = False
     """The kernel itself has the device open, and does not say for whom."""
@@ -46,7 +46,7 @@ class Strangers:
         return "; ".join(shows)
 
     def refuse(self, host: str) -> Conflict:
-        """Why nobody may get a right to the volume."""
+        """Why nobody may get a right to the volume, and no command change it."""
         message = f"volume {self.volume.name} is open for writing on its home host {host}: by {self}"
         return Conflict(message, self.hint)
 
@@ -54,6 +54,8 @@ class Strangers:
 def find(run: Path, volumes: Iterable[Volume]) -> list[Strangers]:
     """The strangers of these volumes, for those that have any; `run` is the home host's Site.run."""
     looked = [volume for volume in volumes if volume.path and volume.kind != "tree"]
+    if not looked:
+        return []
     found = _look(run, looked)
     if any(each.unseen for each in found) and udev.runs():  # udevd looks at a device that was written to
         udev.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -84,6 +85,27 @@ def test_the_cheapest_means_is_taken_and_reported(tmp_path: Path, kind: str, for
             with pytest.raises(Conflict, match="in use"):
                 pool.snapshot(clones[0], [new("s")])
         lock.release()
+
+
+def test_what_another_program_writes_is_not_deleted_resized_or_copied(shm: Path) -> None:
+    pool = pool_at(shm / "pool", "raw")
+    (volume,) = pool.create([new("v")])
+    argv = ["sh", "-c", 'exec 3<>"$0"; echo ready; exec sleep 600', volume.path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"ready\n"
+        acts: list[Callable[[], object]] = [
+            lambda: pool.delete([volume]),
+            lambda: pool.resize([replace(volume, size=2 * SIZE)]),
+            lambda: pool.relabel([replace(volume, kind="image")]),
+            lambda: pool.clone(volume, [new("c")]),
+            lambda: pool.snapshot(volume, [new("s")]),  # without shared blocks it is a copy
+        ]
+        for act in acts:
+            with pytest.raises(Conflict, match=rf"volume v is open for writing .*\(pid {other.pid}\)"):
+                act()
+        assert pool.find() == [volume]
+        other.kill()
+    pool.delete([volume])
 
 
 def test_overlays_are_sound_and_find_their_base(shm: Path) -> None:

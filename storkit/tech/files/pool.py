@@ -21,6 +21,7 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, rais
 from storkit.core.model import Damaged, Finding, Found, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
+from storkit.tech import strangers
 from storkit.tech.files import clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
@@ -105,8 +106,9 @@ class FilePool(Pool):
             for volume, sidecar in zip(volumes, known, strict=True):
                 problems += volumefile.size_problems(volume, sidecar.volume.format)
                 if volume.size != sidecar.volume.size:
-                    problems += self._in_use(sidecar.volume, "resized")
                     problems += resizing.problems(directory, volume, sidecar, shrink)
+            pairs = zip(volumes, known, strict=True)
+            problems += self._busy([there for volume, there in pairs if volume.size != there.volume.size], "resized")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
                 lock = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
@@ -120,11 +122,11 @@ class FilePool(Pool):
         with self._locked("relabel") as directory:
             known = directory.known(volumes)
             problems: list[StorkitError] = []
-            for volume, sidecar in zip(volumes, known, strict=True):
-                if volume.kind != sidecar.volume.kind:
-                    problems += self._in_use(sidecar.volume, "made another kind of volume")
-                    problems += holds.held(sidecar.volume, "made another kind of volume")
-                    problems += directory.needed([sidecar], "made another kind of volume")
+            pairs = zip(volumes, known, strict=True)
+            changing = [sidecar for volume, sidecar in pairs if volume.kind != sidecar.volume.kind]
+            problems += self._busy(changing, "made another kind of volume")
+            problems += holds.all_held((each.volume for each in changing), "made another kind of volume")
+            problems += directory.needed(changing, "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
                 files.change_mode(directory.data(volume.name, sidecar.volume.format), volumefile.mode(volume))
@@ -160,8 +162,7 @@ class FilePool(Pool):
             for name in meant:
                 if maker := directory.maker(name):
                     problems.append(Conflict(maker, "wait until that command has ended, then try again"))
-            for sidecar in gone:
-                problems += self._in_use(sidecar.volume, "deleted") + holds.held(sidecar.volume, "deleted")
+            problems += self._busy(gone, "deleted") + holds.all_held((each.volume for each in gone), "deleted")
             problems += directory.needed(gone, "deleted")
             raise_problems(problems)
             # Overlays go before what they stand on.
@@ -262,7 +263,7 @@ class FilePool(Pool):
             with self._locked(verb) as directory:
                 (origin,) = directory.known([source])
                 todo = directory.admit(volumes, origin.volume.format)
-                busy = self._in_use(origin.volume, "cloned") if origin.volume.kind == "disk" else []
+                busy = self._busy([origin], "cloned") if origin.volume.kind == "disk" else []
                 problems = self._derive_problems(directory, origin.volume, volumes)
                 raise_problems(problems + (busy if verb == "clone" else []))
                 path = directory.data(origin.volume.name, origin.volume.format)
@@ -387,6 +388,13 @@ class FilePool(Pool):
             os.close(target)
         volumefile.resize(making, volume.format, volume.size)
         files.change_mode(making, volumefile.mode(volume))
+
+    def _busy(self, sidecars: Sequence[Sidecar], what: str) -> list[StorkitError]:
+        """Why these volumes cannot be `what` now: a server or a command has them, or another program of this host."""
+        problems = [problem for sidecar in sidecars for problem in self._in_use(sidecar.volume, what)]
+        # What a killed import has left running writes what is to be deleted.
+        looked = [self._volume(sidecar) for sidecar in sidecars if sidecar.volume.made != IMPORTING]
+        return problems + [other.refuse(self.site.host) for other in strangers.find(self.site.run, looked)]
 
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
         if not locks.held(locks.use_lock(self.site.run, volume.uuid)):

@@ -78,3 +78,17 @@ def test_a_guest_of_a_hypervisor_that_is_not_there_hides_no_other(make_world: Ca
     assert "guest other: there is no hypervisor 'vmm'" in listed.stderr
     assert [line.split()[0] for line in world.storkit("migrate", "status").stdout.splitlines()[1:]] == ["g"]
     assert "no hypervisor 'vmm'" in world.storkit("migrate", "status", "other", ok=3).stderr
+
+
+def test_a_guest_of_xen_where_there_is_none(make_world: Callable[..., World]) -> None:
+    """Its record is shown, rendered and forgotten like any other; it is not started, and that is said beforehand."""
+    world = make_world()
+    world.storkit("volume", "create", "disk", "1MiB")
+    world.storkit("guest", "define", "g", "--hypervisor", "xl", "--disk", "disk")
+    assert [line.split()[:2] for line in world.storkit("guest", "list").stdout.splitlines()[1:]] == [["g", "stopped"]]
+    assert "stopped" in world.storkit("guest", "show", "g").stdout
+    assert "target=/dev/storkit/disk" in world.storkit("guest", "render", "g").stdout
+    refused = world.storkit("guest", "start", "g", ok=5).stderr
+    assert "this machine does not run under Xen" in refused and "nothing was changed" in refused
+    world.storkit("guest", "delete", "g")
+    assert world.storkit("--json", "guest", "list").json == []

@@ -11,7 +11,7 @@ from tests.lab.host import Result
 from tests.lab.world import INVENTORY, Storage
 from tests.lab.xen import Dom0, XenLab, frozen
 
-PATIENT = 300.0
+PATIENT = 600.0
 """Seconds for what emulation makes slow."""
 LONGER = {"STORKIT_TIMEOUT_FACTOR": "20"}
 """For commands on s, which is no slower than this machine, and which ask dom0s."""

@@ -300,9 +300,7 @@ class Xl(Hypervisor):
         return log.read_text(errors="replace").replace("\r", "\n").strip() if log.exists() else ""
 
     def cancel(self, name: str) -> None:
-        self._source(check_name("guest", name)).cancel()
-        found = self._guests.one(name)
-        if found:
+        if self._source(check_name("guest", name)).cancel() and (found := self._guests.one(name)):
             self._let_go_on(found)
 
     def retire(self, name: str) -> None:

@@ -166,6 +166,7 @@ def test_status(
 ) -> None:  # fmt: skip
     (tmp_path / "list").write_text("\n".join([HEADER, *domains]))
     monkeypatch.setattr(guests, "xl_processes", lambda: processes)
+    monkeypatch.setattr(guests, "disks_of", lambda domain: {})
     if marked:
         base.expect("g")
     found = base.one("g")
@@ -179,6 +180,16 @@ def test_a_domain_started_by_hand_is_found_by_its_name(base: XenGuests, tmp_path
     assert found and (found.status, found.uuid, found.record) == ("running", UUID, None)
     assert base.one("other") is None
     assert [one.name for one in base.look(None)] == ["g"]
+
+
+def test_a_domain_of_another_uuid_is_the_guest_if_it_has_its_disk(
+    base: XenGuests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = UUID.replace("6", "7")
+    (tmp_path / "list").write_text("\n".join([HEADER, line("g", "-b----", uuid=other)]))
+    monkeypatch.setattr(guests, "disks_of", lambda domain: {UUID: "g"})
+    found = base.one("g")
+    assert found and (found.status, found.uuid) == ("running", other)
 
 
 def test_an_xl_that_fails_leaves_guests_unknown(base: XenGuests, monkeypatch: pytest.MonkeyPatch) -> None:

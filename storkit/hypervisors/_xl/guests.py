@@ -168,10 +168,12 @@ class XenGuests:
     # --- what there is
 
     def _one(self, name: str, record: Definition | None, domains: list[XenDomain]) -> XenGuest | None:
+        mine = [domain for domain in domains if domain.guest == name]
         if record:
-            mine = [domain for domain in domains if domain.uuid == record.guest.uuid]
-        else:
-            mine = [domain for domain in domains if domain.guest == name]
+            # A configuration without a UUID has another one at each `xl create`: its disks tell it from a stranger.
+            disks = {disk.uuid for disk in record.guest.disks}
+            mine = [domain for domain in mine if domain.uuid != record.guest.uuid and disks & disks_of(domain).keys()]
+            mine += [domain for domain in domains if domain.uuid == record.guest.uuid]
         if not mine and not record:
             return None
         processes = xl_processes()

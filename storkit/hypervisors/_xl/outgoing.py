@@ -123,16 +123,16 @@ class XlSource:
         """Whether xl migrates the guest away now, by whoever's wish."""
         return locks.held(self._lock) or bool(self._senders(self.guests.one(self.name)))
 
-    def cancel(self) -> None:
-        """Call the migration off, and wait for its end. Raises TimedOut."""
+    def cancel(self) -> bool:
+        """Call the migration off, and wait for its end; False: there was none. Raises TimedOut."""
         if not self.under_way():
-            return
+            return False
         deadline = time.monotonic() + END_TIMEOUT
         for end in (disconnect, kill):
             for sender in self._senders(self.guests.one(self.name)):
                 end(sender)
             if wait_until(lambda: not self.under_way(), max(1.0, deadline - time.monotonic())):
-                return
+                return True
         raise TimedOut(f"the migration of guest {self.name} does not end", "ps -C xl; storkit migrate status")
 
     @property

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from storkit.core.contracts import BackendVerbs, HypervisorVerbs, PoolVerbs, TransportVerbs
-from storkit.core.errors import ServiceUnreachable, Unsafe, Unsupported, raise_problems
-from storkit.core.identities import ClientName, GuestName, Line, Uuid, VolumeName, Words
-from storkit.core.model import Attachment, Credential, Door, Export, Finding, GuestState, Volume
+from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
+from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid, VolumeName, Words
+from storkit.core.model import Attachment, Credential, Door, Export, Finding, GuestState, Saved, Volume
 
 if TYPE_CHECKING:
     from storkit.core.guest import Guest
@@ -179,6 +179,24 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def wake(self, name: GuestName) -> GuestState:
         raise Unsupported(f"hypervisor {self.name} does not pause guests", f"storkit guest show {name}")
+
+    def save(self, name: GuestName, saved: Saved, file: MaybePath = "") -> Saved:
+        raise self._no_sleep()
+
+    def unsave(self, name: GuestName, saved: Saved, file: MaybePath = "") -> None:
+        raise self._no_sleep()
+
+    def saved(self, name: GuestName, file: MaybePath = "") -> Saved:
+        raise self._no_sleep()
+
+    def load(self, name: GuestName, hold: Uuid, file: MaybePath = "") -> None:
+        raise self._no_sleep()
+
+    def spend(self, name: GuestName, file: MaybePath = "") -> None:
+        raise self._no_sleep()
+
+    def _no_sleep(self) -> StorkitError:
+        return Unsupported(f"hypervisor {self.name} does not save guests", "storkit guest stop, and later guest start")
 
     def messages(self, name: GuestName) -> Words:
         return ""

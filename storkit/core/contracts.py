@@ -29,6 +29,7 @@ from storkit.core.identities import (
     HostName,
     Line,
     MaybeAddress,
+    MaybePath,
     MaybeUuid,
     Port,
     Size,
@@ -56,6 +57,7 @@ from storkit.core.model import (
     Listening,
     MigrationResult,
     Offer,
+    Saved,
     Usage,
     Volume,
 )
@@ -419,6 +421,51 @@ class HypervisorVerbs(BackendVerbs):
             Conflict: a migration has it, or it stands still again at once.
             Unsupported: the hypervisor does not pause guests.
         """
+
+    @abstractmethod
+    def save(self, name: GuestName, saved: Saved, file: MaybePath = "") -> Saved:
+        """Write the guest's memory into a new file of this host; all of it is on the disk on return. The guest stands
+        still from then on, or has ended. Called again it goes on, or says what is there.
+
+        Args:
+            name: the guest's.
+            saved: what the file is to say of itself.
+            file: its path; empty: the host's own place.
+
+        Raises:
+            Conflict: there is another file of this name.
+            StorkitError: it failed, and the guest is as it was.
+        """
+
+    @abstractmethod
+    def unsave(self, name: GuestName, saved: Saved, file: MaybePath = "") -> None:
+        """Take a save back, whole or half done: the guest goes on as it was, and the file is removed.
+
+        Raises:
+            Unsafe: the guest has ended, and the file is all that there is of it. Nothing is removed.
+        """
+
+    @abstractmethod
+    def saved(self, name: GuestName, file: MaybePath = "") -> Saved:
+        """Say what a guest's memory on this host says of itself.
+
+        Raises:
+            NotFound: there is no such file.
+            Unsafe: it is something else, or not whole.
+        """
+
+    @abstractmethod
+    def load(self, name: GuestName, hold: Uuid, file: MaybePath = "") -> None:
+        """Read the memory of a defined guest; as one that has arrived by migration it stands still until `resume`.
+
+        Raises:
+            Conflict: the memory is of another sleep than `hold`, or was used.
+            StorkitError: it failed, and nothing of the guest is left here.
+        """
+
+    @abstractmethod
+    def spend(self, name: GuestName, file: MaybePath = "") -> None:
+        """Keep a memory from being used again: the guest has run since, or its memory was given up."""
 
     @abstractmethod
     def messages(self, name: GuestName) -> Words:

@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"look_exports", "look_attachments", "ready", "doors"}
+    | {"look_exports", "look_attachments", "ready", "doors", "saved"}
 )
 
 LONG: Mapping[str, float] = {
@@ -29,6 +29,8 @@ LONG: Mapping[str, float] = {
     "define": 180.0,
     "send": 300.0,  # QEMU's own stall_timeout should end it first
     "cancel": 180.0,
+    "save": 300.0,
+    "load": 300.0,
     "restore": 300.0,
     # One request to the kernel or to a file system, for a whole disk.
     "clone": 900.0,

@@ -41,7 +41,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     GUESTS: {
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define undefine start stop "
-        "receive credential send resume wake messages cancel retire",
+        "receive credential send resume wake messages cancel retire save unsave saved load spend",
     },
 }
 VERBS: Final = {
@@ -54,8 +54,14 @@ PATHS: Final = {
     ("images", "inspect"): ("source", "import"),
     ("images", "fill"): ("source", "import"),
     ("images", "export_image"): ("file", "export"),
+    ("hypervisor", "save"): ("file", "export"),
+    ("hypervisor", "unsave"): ("file", "export"),
+    ("hypervisor", "spend"): ("file", "export"),
+    ("hypervisor", "saved"): ("file", "import"),
+    ("hypervisor", "load"): ("file", "import"),
 }
-"""The arguments that name a file of the host, and whether it is read (import) or made (export)."""
+"""The arguments that name a file of the host, and whether it is read (import) or made (export); empty: the host's own
+place."""
 
 
 def check(grade: str, request: dict[str, Any]) -> None:

@@ -324,6 +324,33 @@ class GuestState:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What the memory of a sleeping guest says of itself: whose it is, and of which bytes of its disks."""
+
+    guest: Uuid
+    name: GuestName
+    hold: Uuid
+    """The id of the holds on its disks."""
+    generations: dict[Uuid, Count]
+    """Volume to its generation, of the disks that the guest writes."""
+    hypervisor: Word
+    fingerprint: dict[Words, Words]
+    """What the host that wakes it must have alike (Hypervisor.fingerprint)."""
+    machine: Word = ""
+    paused: bool = False
+    """It stood still before it was saved, and will do so afterwards."""
+    since: Line = ""
+    version: Line = ""
+    """The hypervisor's, where it was saved."""
+    file: MaybePath = ""
+    """Where it was saved."""
+    size: Count = 0
+    """Of the hypervisor's own part of the file, in bytes."""
+    used: bool = False
+    """The guest has woken up by it: it has run since, and its disks are others."""
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationResult:
     """What the hypervisor measured of a finished migration, in milliseconds and bytes."""
 

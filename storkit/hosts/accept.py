@@ -169,12 +169,13 @@ class Limits:
     @contextmanager
     def paths(self, kind: str, verb: str, values: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
         """While a verb is carried out: its argument that names a file leads below the accepted directories and nowhere
-        else. What is given puts the file's name back into what the verb answers."""
-        if self.accepted is None or (kind, verb) not in grades.PATHS:
+        else; a hypervisor's own place has no name. What is yielded puts the file's name back into what the verb
+        answers."""
+        argument, use = grades.PATHS.get((kind, verb), ("", ""))
+        path = values.get(argument)
+        if self.accepted is None or path is None or (kind == "hypervisor" and not path):
             yield lambda answer: answer
             return
-        argument, use = grades.PATHS[kind, verb]
-        path = values[argument]
         opened: AbstractContextManager[str] = (
             beneath.reading(path, self.accepted.import_)
             if use == "import"

@@ -32,6 +32,8 @@ def qemu_reason(guest: Guest, said: str, failed: Mapping[str, bool]) -> str:
 
     if said == "paused":
         return ""
+    if said == "postmigrate":
+        return "its memory has been saved"
     if said != "io-error":
         return f"QEMU says {said}"
     volumes = {device_id(index): f"volume {disk.volume}" for index, disk in enumerate(guest.disks)}

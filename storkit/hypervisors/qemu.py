@@ -28,8 +28,18 @@ from storkit.core.errors import (
     UsageError,
 )
 from storkit.core.guest import Guest
-from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.model import (
+    Credential,
+    DiskSource,
+    Finding,
+    GuestState,
+    GuestStatus,
+    MigrationResult,
+    Saved,
+    check_name,
+)
 from storkit.hypervisors import _paused as paused
+from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
@@ -244,6 +254,7 @@ class Qemu(Hypervisor):
 
         state = self._one(name)
         if paused.asleep(state):
+            self._process(name).saving.unlink(missing_ok=True)
             asyncio.run(paused.go_on(self._process(name).monitor))
             state = self._one(name)
             if paused.asleep(state):
@@ -279,6 +290,45 @@ class Qemu(Hypervisor):
         here = self._process(check_name("guest", name))
         if here.alive():
             asyncio.run(migration.cancel(here.monitor, name))
+
+    def save(self, name: str, saved: Saved, file: str = "") -> Saved:
+        from storkit.hypervisors._qemu import saving
+
+        return saving.save(self.site, self._process(name), saved, file, self.settings.stall_timeout)
+
+    def unsave(self, name: str, saved: Saved, file: str = "") -> None:
+        from storkit.hypervisors._qemu import saving
+
+        saving.unsave(self.site, self._process(name), saved, file)
+
+    def saved(self, name: str, file: str = "") -> Saved:
+        return memory.read(memory.place(self.site, name, file))
+
+    def load(self, name: str, hold: str, file: str = "") -> None:
+        from storkit.hypervisors._qemu import saving
+
+        here = self._process(name)
+        with memory.opened(memory.place(self.site, name, file)) as (descriptor, saved):
+            memory.refuse_other(saved, name, hold)
+            if (status := self._status(here)) == "arrived":
+                return
+            if status == "incoming":  # killed while it read
+                self._end(here)
+            self._check_disks(name)
+            if not self._launch(here, definitions.RECEIVE):
+                raise Conflict(f"guest {name} cannot wake up here: it is {self._status(here)} here", look_command(name))
+            try:
+                saving.load(self.site, here, descriptor, saved, self.settings.stall_timeout)
+            except StorkitError as error:
+                said = self.messages(name)
+                here.kill()
+                here.forget()
+                if not said:
+                    raise
+                raise CommandFailed(["QMP migrate-incoming"], 1, said, hint=error.hint) from None
+
+    def spend(self, name: str, file: str = "") -> None:
+        memory.spend(memory.place(self.site, name, file), not file)
 
     def messages(self, name: str) -> str:
         """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""

@@ -130,7 +130,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     for volume in subject.written:
         others = writers(subject.exports, volume) - {host}
         if host in subject.running and host not in writers(subject.exports, volume):
-            raise _from_before(subject, host, volume)
+            raise from_before(subject, host, volume)
         if others:
             raise Conflict(
                 f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
@@ -141,9 +141,9 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     give(stages, subject.volumes, host, {host}, inventory, written=subject.written)
     if host not in subject.running:
         _give_root(stages, subject)
-        stages.then(_define(subject, host))
+        stages.then(define(subject, host))
         stages.then(step(StartGuest(subject.name), host, subject.target, f"start {subject.name} on {host}"))
-    return finish_plan(f"start {subject.name} on {host}", stages, _guest_holds(subject), inventory)
+    return finish_plan(f"start {subject.name} on {host}", stages, guest_holds(subject), inventory)
 
 
 def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
@@ -164,30 +164,30 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
     if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
         _take_root(stages, subject)
     if only:
-        _leave(stages, subject, [only])
-        return finish_plan(f"stop {subject.name} on {only}", stages, _guest_holds(subject), inventory)
-    _leave(stages, subject, _others(subject))
-    return finish_plan(f"stop {subject.name}", stages, _guest_holds(subject), inventory)
+        leave(stages, subject, [only])
+        return finish_plan(f"stop {subject.name} on {only}", stages, guest_holds(subject), inventory)
+    leave(stages, subject, others(subject))
+    return finish_plan(f"stop {subject.name}", stages, guest_holds(subject), inventory)
 
 
 def wake(subject: Subject, inventory: Inventory) -> Plan:
     """Let a guest go on that stands still where it is: where its host may write its disks, and it runs nowhere else."""
     subject.known()
     if len(subject.running) != 1:
-        raise _running_problem(subject)
+        raise running_problem(subject)
     here = subject.running[0]
     subject.awake(f"written by {here}")
     for volume in subject.written:
         if here not in writers(subject.exports, volume):
-            raise _from_before(subject, here, volume)
+            raise from_before(subject, here, volume)
     subject.rooted()
     stages = Stages()
     if subject.places[here] == "paused":
         stages.then(step(WakeGuest(subject.name), here, subject.target, f"let {subject.name} go on on {here}"))
-    return finish_plan(f"resume {subject.name} on {here}", stages, _guest_holds(subject), inventory)
+    return finish_plan(f"resume {subject.name} on {here}", stages, guest_holds(subject), inventory)
 
 
-def _from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
+def from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
     """What a guest has in its memory is older than the disk that was taken from its host: it must never write again."""
     return Unsafe(
         f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
@@ -208,7 +208,7 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
         prove(stages, subject.volumes, [source, destination], source, title, inventory)
         title = f"open the window: {source} and {destination} write"
         set_writers(stages, subject.written, {source, destination}, title, inventory)
-        stages.then(_define(subject, destination))
+        stages.then(define(subject, destination))
     if "run" in parts:
         receive = stages.then(
             step(
@@ -232,9 +232,7 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
     if "finish" in parts:
         _finish(stages, subject, destination, [source] if source else [])
     verb = "migrate" if "run" in parts else f"{' and '.join(sorted(parts))} migration of"
-    return finish_plan(
-        f"{verb} {subject.name} from {source} to {destination}", stages, _guest_holds(subject), inventory
-    )
+    return finish_plan(f"{verb} {subject.name} from {source} to {destination}", stages, guest_holds(subject), inventory)
 
 
 def finish(subject: Subject, inventory: Inventory) -> Plan:
@@ -242,11 +240,11 @@ def finish(subject: Subject, inventory: Inventory) -> Plan:
     subject.known()
     subject.awake("given to where its guest runs")
     if len(subject.running) != 1:
-        raise _running_problem(subject)
+        raise running_problem(subject)
     here = subject.running[0]
     stages = Stages()
-    _finish(stages, subject, here, _others(subject, here))
-    return finish_plan(f"finish migration of {subject.name} to {here}", stages, _guest_holds(subject), inventory)
+    _finish(stages, subject, here, others(subject, here))
+    return finish_plan(f"finish migration of {subject.name} to {here}", stages, guest_holds(subject), inventory)
 
 
 def cleanup(subject: Subject, inventory: Inventory) -> Plan:
@@ -255,19 +253,19 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     subject.awake("given to where its guest runs")
     arrived = [host for host, status in subject.places.items() if status == "arrived"]
     if len(subject.running) > 1 or (len(arrived) > 1 and not subject.running):
-        raise _running_problem(subject)
+        raise running_problem(subject)
     stages = Stages()
     if arrived and not subject.running:
         here = arrived[0]
         stages.then(step(ResumeGuest(subject.name), here, subject.target, f"let {subject.name} go on on {here}"))
-        _finish(stages, subject, here, _others(subject, here))
+        _finish(stages, subject, here, others(subject, here))
     elif subject.running:
         here = subject.running[0]
-        _finish(stages, subject, here, _others(subject, here))
+        _finish(stages, subject, here, others(subject, here))
     else:
         _take_root(stages, subject)
-        _leave(stages, subject, _others(subject))
-    return finish_plan(f"clean up after {subject.name}", stages, _guest_holds(subject), inventory)
+        leave(stages, subject, others(subject))
+    return finish_plan(f"clean up after {subject.name}", stages, guest_holds(subject), inventory)
 
 
 def _source(subject: Subject, destination: str, parts: set[str]) -> str:
@@ -276,7 +274,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     if not subject.running:
         raise Conflict(f"guest {subject.name} does not run", f"storkit guest start {subject.name} --on {destination}")
     if len(subject.running) > 1:
-        raise _running_problem(subject)
+        raise running_problem(subject)
     if subject.running == [destination]:
         raise Conflict(f"guest {subject.name} already runs on {destination}", f"storkit migrate status {subject.name}")
     source = subject.running[0]
@@ -302,7 +300,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     return source
 
 
-def _running_problem(subject: Subject) -> StorkitError:
+def running_problem(subject: Subject) -> StorkitError:
     if len(subject.running) > 1:
         return Unsafe(
             f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
@@ -315,10 +313,10 @@ def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> N
     name, others = subject.name, sorted(others)
     stages.then(step(ConfirmPlace(name, others), here, subject.target, f"see that {name} runs on {here} alone"))
     set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
-    _leave(stages, subject, others)
+    leave(stages, subject, others)
 
 
-def _leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
+def leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them."""
     name, target = subject.name, subject.target
     stages.then(*(step(RetireGuest(name), host, target, f"retire {name} on {host}") for host in hosts))
@@ -354,7 +352,7 @@ def _served(subject: Subject, volume: Volume) -> str:
     return subject.inventory.transport(volume.pool)
 
 
-def _define(subject: Subject, host: str) -> Step:
+def define(subject: Subject, host: str) -> Step:
     transports = [_served(subject, volume) for volume in subject.volumes]
     verb = DefineGuest(subject.guest, subject.volumes, transports, subject.machine)
     return step(verb, host, subject.target, f"render {subject.name}'s configuration on {host}")
@@ -366,13 +364,13 @@ def _undefine(subject: Subject, host: str) -> Step:
     return step(verb, host, subject.target, f"forget {subject.name} on {host}")
 
 
-def _others(subject: Subject, here: str = "") -> list[str]:
+def others(subject: Subject, here: str = "") -> list[str]:
     """The hosts but `here` that have anything of a guest: its disks, itself, or what is left of it."""
     clients = {export.client for export in subject.exports}
     return sorted({*clients, *subject.places, *subject.stopped} - {here})
 
 
-def _guest_holds(subject: Subject) -> list[Hold]:
+def guest_holds(subject: Subject) -> list[Hold]:
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     mine += [subject.root] if subject.root else []
     return holds(mine) + holds([volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True)

@@ -153,7 +153,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
     stages = Stages()
     steps = [
         step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {names_of(group)}")
-        for pool, group in _by_pool(volumes).items()
+        for pool, group in by_pool(volumes).items()
     ]
     stages.then(*steps)
     return finish_plan(f"delete {names_of(volumes)}", stages, holds(volumes), inventory)
@@ -334,7 +334,7 @@ def writers(exports: list[Export], volume: Volume) -> set[str]:
     return {export.client for export in exports if export.uuid == volume.uuid and export.writable}
 
 
-def _by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
+def by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
     groups: dict[str, list[Volume]] = {}
     for volume in volumes:
         groups.setdefault(volume.pool, []).append(volume)

@@ -170,6 +170,12 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     storkit("guest", "show", "g")
     storkit("guest", "render", "g")
     storkit("volume", "show", "g")
+    storkit("guest", "save", "g")
+    assert storkit("volume", "show", "g")["hold"].keys() == record("VolumeHold")
+    storkit("guest", "restore", "g")
+    storkit("guest", "save", "g")
+    storkit("guest", "discard", "g", "--force")
+    storkit("guest", "start", "g")
     prepared = storkit("migrate", "prepare", "g", "--to", "b")
     assert prepared["migration"] is None and prepared["proof"][0].keys() == record("Proof")
     proof = storkit("verify", "g")[0]

@@ -45,6 +45,10 @@ ATTACHMENT = {
 }  # fmt: skip
 STATE = {"name": "g", "uuid": UUID, "host": "h", "hypervisor": "q", "status": "running", "pid": 1, "machine": "pc",
          "migration": "", "volumes": {UUID: "web"}}  # fmt: skip
+SAVED = {
+    "guest": UUID, "name": "g", "hold": UUID, "generations": {UUID: 1}, "hypervisor": "q", "machine": "pc",
+    "fingerprint": {"x": "y"}, "paused": False, "since": "", "version": "", "file": "/m", "size": 9, "used": False,
+}  # fmt: skip
 USAGE = {"pool": "p", "host": "h", "total": 9, "free": 9, "provisioned": 0, "allocated": 0, "warnings": ["full"]}
 EVIDENCE = {
     "volume": "web",
@@ -109,6 +113,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "define"): ({}, "/run/g.xml"),
     ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
     ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),
+    ("hypervisor", "save"): ({"name": "g", "saved": SAVED}, SAVED),
+    ("hypervisor", "saved"): ({"name": "g"}, SAVED),
     ("hypervisor", "messages"): ({"name": "g"}, "said\nmore"),
     ("images", "inspect"): ({"source": "/i"}, INFO),
     ("images", "fill"): ({"volume": VOLUME, "source": "/i"}, INFO),
@@ -132,7 +138,8 @@ FREE = {
     "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
-    "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "export_image": {"size"}, "find_off": {"host"},
+    "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "save": {"size"}, "saved": {"size"},
+    "export_image": {"size"}, "find_off": {"host"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""
 

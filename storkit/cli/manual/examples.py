@@ -97,6 +97,12 @@ EXAMPLES = {
         ("storkit guest stop web --timeout 300", "Wait five minutes."),
         ("storkit guest stop web --force", "Do not ask: what it has not written is lost."),
     ),
+    "guest save": (("storkit guest save web", "Before its host restarts: the guest sleeps, and its disks are held."),),
+    "guest restore": (
+        ("storkit guest restore web", "It goes on where it was."),
+        ("storkit guest restore web /srv/shared/web.memory --on b", "On another host, which reads the file there."),
+    ),
+    "guest discard": (("storkit guest discard web --force", "Its memory is lost; start it as after a power cut."),),
     "guest resume": (("storkit guest resume web", "Its disk has room again: let it go on."),),
     "guest list": (("storkit guest list", "Every guest, and the host that runs it."),),
     "guest show": (("storkit guest show web", "Its disks, memory and network cards, and where it runs."),),

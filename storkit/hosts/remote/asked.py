@@ -166,6 +166,12 @@ def _start(host: str, hypervisor: str, args: Record, result: Record) -> Iterator
     yield from _told([result], host=host, hypervisor=hypervisor, name=args["name"])
 
 
+def _saved(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], hypervisor=hypervisor, name=args["name"])
+    asked = args.get("saved", {})
+    yield from _told([result], **{key: asked[key] for key in ("guest", "hold", "generations") if key in asked})
+
+
 def _receive(host: str, hypervisor: str, args: Record, result: str) -> Iterator[str]:
     if result.startswith("unix:") and not args["same_machine"]:
         yield f"{result!r}, a socket of another machine, to send a guest to"
@@ -204,6 +210,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
     ("hypervisor", "receive"): _receive,
+    ("hypervisor", "save"): _saved,
+    ("hypervisor", "saved"): _saved,
     ("host", "declare_off"): _declared,
 }
 WORDS = frozenset(

@@ -89,6 +89,12 @@ class Process:
         return self.directory / "arriving"
 
     @property
+    def saving(self) -> Path:
+        """Stands while a guest is saved, and after: its memory is in a file, and it stands still. What has saved it
+        knows it by this mark, which holds the id of its sleep, from one that has migrated away."""
+        return self.directory / "saving"
+
+    @property
     def keys(self) -> Path:
         """A migration's pre-shared key, 0700."""
         return self.directory / "tls"
@@ -205,7 +211,7 @@ class Process:
             lock.release()
 
     def _sweep(self) -> None:
-        for path in (self.monitor, self.migration, self.incoming, self.pidfile, self.arriving):
+        for path in (self.monitor, self.migration, self.incoming, self.pidfile, self.arriving, self.saving):
             path.unlink(missing_ok=True)
 
 
@@ -241,6 +247,8 @@ async def _ask(process: Process) -> Answer:
             status = STATUS.get(runs["status"], "paused")
             if status == "paused" and process.arriving.exists():
                 status = "arrived"
+            if status == "migrated" and process.saving.exists():
+                status = "paused"
             failed = await failed_disks(qemu) if runs["status"] == IO_ERROR else {}
             return Answer(status, moves.get("status", ""), runs["status"], failed)
     except StorkitError:

@@ -12,6 +12,17 @@ from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, Unexp
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
 from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
+from storkit.plans.verbs.sleeping import (
+    AwakeGuest,
+    EndSaved,
+    GiveUpHolds,
+    HoldVolumes,
+    LoadGuest,
+    ReleaseVolumes,
+    SaveGuest,
+    SpendMemory,
+    WakeWriters,
+)
 from storkit.plans.verbs.volumes import (
     CloneVolume,
     CreateVolumes,
@@ -28,6 +39,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     CreateVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes, ResizeVolumes, DeleteVolumes,
     ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes, DetachVolumes, Prove, DefineGuest,
     UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest, ConfirmPlace, ResumeGuest, RetireGuest,
+    HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory,
     FenceHost, UnfenceHost, DeclareOff, WithdrawOff,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}

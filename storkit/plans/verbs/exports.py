@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from storkit.core import registry
-from storkit.core.identities import ClientName, MaybeAddress, Uuid
+from storkit.core.identities import ClientName, MaybeAddress, MaybeUuid, Uuid
 from storkit.core.model import Client, Export, Volume, guest_of
 from storkit.plans.plan import Step
 from storkit.plans.verb import Run, Verb, names, uuids
@@ -119,8 +119,8 @@ class SetWriters(Verb[dict[Uuid, list[ClientName]]]):
             if exports or before[volume.uuid]:
                 self._set(run, step, [volume], before[volume.uuid])
 
-    def _set(self, run: Run, step: Step, volumes: list[Volume], hosts: list[ClientName]) -> None:
-        run.on(step.host).transport(step.target).set_writers(volumes, hosts)
+    def _set(self, run: Run, step: Step, volumes: list[Volume], hosts: list[ClientName], hold: MaybeUuid = "") -> None:
+        run.on(step.host).transport(step.target).set_writers(volumes, hosts, **({"hold": hold} if hold else {}))
         for host in hosts if _claims(step.target) else ():
             run.on(host).transport(step.target).claim(volumes, hosts)
 

@@ -90,6 +90,11 @@ class Monitor:
         # QEMU makes what it receives block (tcp_chr_recv in char-socket.c); both copies have this flag in common.
         connection.setblocking(False)
 
+    async def send_file(self, descriptor: int, name: str) -> None:
+        """Give the server a copy of an open file, which commands on this monitor can name `fd:NAME`."""
+        self._client.send_fd_scm(descriptor)
+        await self.execute("getfd", {"fdname": name})
+
     async def execute(
         self, command: str, arguments: dict[str, Any] | None = None, *, timeout: float = TIMEOUT, hint: str = ""
     ) -> Any:

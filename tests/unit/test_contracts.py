@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from storkit.hosts import declared
 from storkit.hosts.connections import Connections
 from storkit.hosts.setup import PoolSettings, Setup
 from storkit.hosts.site import Performer, site
+from storkit.plans import verbs
 
 KINDS: dict[str, tuple[type[Any], Callable[[str], type[Backend]]]] = {
     "pool": (Pool, registry.pool),
@@ -171,3 +173,13 @@ def test_plans_ask_by_proxies() -> None:
     folder = Path(plans.__file__).parent
     calling = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if ".call(" in path.read_text()}
     assert calling == {"engine.py"}, "it adds what reports progress"
+
+
+@pytest.mark.parametrize("name", verbs.VERBS)
+def test_verbs_of_plans_are_typed(name: str) -> None:
+    """Their arguments, what they see and what they give: `Any` would be a hole in the seam."""
+    cls = verbs.VERBS[name]
+    assert cls.verb == name
+    hints = [*typing.get_type_hints(cls).items()]
+    hints += [(method, typing.get_type_hints(getattr(cls, method))["return"]) for method in ("find", "act")]
+    assert not [place for place, hint in hints if "Any" in str(hint)]

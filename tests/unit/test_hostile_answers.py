@@ -238,3 +238,36 @@ def test_every_verb_that_answers_is_compared() -> None:
             if returned(kind, verb) is not type(None):
                 assert (kind, verb) in TRUE, f"{kind}.{verb}"
                 assert ((kind, verb) in asked.COMPARED) != ((kind, verb) in asked.WORDS), f"{kind}.{verb}"
+
+
+ITSELF: dict[str, Any] = {
+    "lock": {"given_up": ["20261128-230641-30800"], "epoch": 7},
+    "epoch": 7,
+    "marked": True,
+    "facts": {
+        "version": "0.1.0", "kernel": "6.1.0", "clock": 1.5, "python": "3.11.2", "root": True, "state": "/var/s",
+        "missing": [{"backend": "nbd", "needs": "qemu-storage-daemon", "package": "qemu-utils"}],
+        "refused": [{"kind": "not-allowed", "message": "no", "hint": ""}], "findings": [FINDING],
+    },
+    "source": "10.0.0.1",
+    "listen": {"doors": [{"address": "10.0.0.1", "port": 1, "last": 2}], "findings": [FINDING]},
+    "reach": "no answer",
+    "unlock": None, "mark": None, "unmark": None, "unlisten": None,
+}  # fmt: skip
+"""A true answer to each request to a host itself."""
+
+
+def test_every_request_to_a_host_itself_has_an_answer_here() -> None:
+    assert calls.verbs("agent") == ITSELF.keys()
+
+
+@pytest.mark.parametrize("verb", ITSELF)
+def test_a_host_that_says_something_else_of_itself_is_not_believed(verb: str) -> None:
+    answers.checked("agent", verb, ITSELF[verb])
+    for path, hint in places(returned("agent", verb), ITSELF[verb]):
+        for value in wrong[hint]:
+            with pytest.raises(Malformed):
+                answers.checked("agent", verb, put(ITSELF[verb], path, value))
+    for value in ([1], [None], {"x": []}, -1):
+        with pytest.raises(Malformed):
+            answers.checked("agent", verb, value)

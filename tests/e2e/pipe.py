@@ -44,7 +44,7 @@ class Pipe:
         self._process.stdin.flush()
         while True:
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-            if "progress" not in answer:
+            if not answer.keys() & {"progress", "moved"}:
                 return answer
 
 

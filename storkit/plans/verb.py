@@ -69,7 +69,7 @@ class Verb(ABC, Generic[B]):
     def act(self, run: Run, step: Step) -> Any:
         """Do it; the result has a JSON form, and no secret."""
 
-    def undo(self, run: Run, step: Step, before: B) -> None:  # noqa: B027: some need not
+    def undo(self, run: Run, step: Step, before: B) -> None:
         """Restore `before`; idempotent."""
 
     def by_hand(self, step: Step) -> str:

@@ -30,11 +30,8 @@ from storkit.system import files, locks
 from storkit.system.block import blockdevice
 from storkit.tech.files import streams, volumefile
 from storkit.tech.files.sidecar import SPOOL, rename_new
-from storkit.tech.images import checksums, headers, qemuimg, unpack
+from storkit.tech.images import checksums, exporting, headers, qemuimg, unpack
 
-MAX_SIZE = 64 << 40
-"""The largest disk that is imported unless another limit is given: 64 TiB."""
-EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 _CHUNK = 1 << 20
 _NAMED = {".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vpc": "vpc", ".vdi": "vdi", ".vhdx": "vhdx"}
 """What the ends of file names promise: a vpc image that lost its footer looks like a raw disk."""
@@ -47,7 +44,7 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
     `sha256:HEX` or `sha512:HEX` of the file as it is. Raises, together: NotFound; UsageError: damaged, truncated,
     too large (`max_size`, or 64 TiB), wrong checksum; Unsafe: it points to other files; Unsupported.
     """
-    limit = max_size or MAX_SIZE
+    limit = max_size or headers.MAX_SIZE
     digest = checksums.parse(checksum)
     if format and format not in headers.FORMATS:
         known = ", ".join(headers.FORMATS)
@@ -82,7 +79,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
             if kind:
                 if wanted := checksums.parse(checksum):
                     checksums.verify(site, path, file, *wanted)
-                info = _fill_unpacked(site, volume, path, kind, format, max_size or MAX_SIZE)
+                info = _fill_unpacked(site, volume, path, kind, format, max_size or headers.MAX_SIZE)
             else:
                 info = inspect(site, source, format, checksum, max_size)
                 _convert_in(site, volume, target, path, info)
@@ -100,14 +97,14 @@ def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", c
     compressed, or no directory for the file.
     """
     final = Path(file).absolute()
-    refuse_export(volume, final, format, compress)
+    exporting.refuse(volume, final, format, compress)
     partial = final.with_name(final.name + files.PARTIAL)
     with ExitStack() as stack:
         if volume.kind == "disk":
             use = locks.use_lock(site.run, volume.uuid)
             stack.callback(locks.acquire(use, f"volume {volume.name}", shared=True).release)
         descriptor = stack.enter_context(_partial_file(partial, f"{final}"))
-        arguments = [*_export_options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
+        arguments = [*exporting.options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
 
         def progress(part: float) -> None:
             site.progress(part, f"exporting {volume.name}")
@@ -329,32 +326,3 @@ def _partial_file(path: Path, what: str) -> Iterator[int]:
 
 
 # Exporting
-
-
-def refuse_export(volume: Volume, final: Path, format: str, compress: bool) -> None:
-    """Raise what is wrong with an export to a file, all at once, before anything is written. As `export_image`."""
-    problems: list[StorkitError] = []
-    if format not in EXPORT_FORMATS:
-        problems.append(UsageError(f"{format!r} is not a format to export to", f"known: {', '.join(EXPORT_FORMATS)}"))
-    elif compress and format not in ("qcow2", "vmdk"):
-        problems.append(UsageError(f"{format} images are not compressed", "leave --compress out, or choose qcow2"))
-    if not final.parent.is_dir():
-        problems.append(UsageError(f"there is no directory {final.parent}", f"mkdir -p {final.parent}"))
-    if volume.kind == "tree":
-        message = f"volume {volume.name} is a tree, and no image of a disk"
-        problems.append(Unsupported(message, f"on {volume.host}: tar --xattrs --acls -C {volume.path} -cf FILE ."))
-    if os.path.lexists(final):
-        problems.append(Conflict(f"{final} exists already", "choose another name, or remove it"))
-    if volume.made == "importing":
-        problems.append(Conflict(f"the import of volume {volume.name} has not ended", "wait for it"))
-    if not volume.path:
-        problems.append(Unsupported(f"volume {volume.name} has no path on its host", "copy it by its guest"))
-    raise_problems(problems)
-
-
-def _export_options(format: str, compress: bool) -> list[str]:
-    if format == "vmdk" and compress:
-        return ["-c", "-o", "subformat=streamOptimized"]
-    if format == "vpc":
-        return ["-o", "force_size=on"]  # otherwise the disk grows to whole cylinders
-    return ["-c"] if compress else []

@@ -38,17 +38,8 @@ TO = arg("--to", help="the destination: a host's name or URL", required=True, **
 ACCEPT = arg(
     "--file", help="the file that says what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE"
 )
-REMOVABLE = {
-    "disks": "--disk",
-    "root": "--root",
-    "nics": "--bridge",
-    "kernel": "--kernel",
-    "initrd": "--initrd",
-    "cmdline": "--cmdline",
-    "machine": "--machine",
-    "console": "--console",
-}
-"""What `guest define --without` can name, and the option that says it."""
+REMOVABLE = ("disks", "root", "nics", "kernel", "initrd", "cmdline", "machine", "console")
+"""What `guest define --without` can name."""
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 
 GLOBAL = (
@@ -83,7 +74,7 @@ COMMANDS = (
         "host",
         "accept",
         "allow coordinators to use pools, programs and directories of this machine; without arguments: show which",
-        "accept:accept",
+        "host:accept",
         (
             arg(
                 "targets",
@@ -248,7 +239,7 @@ COMMANDS = (
         "guest",
         "define",
         "describe a guest and its disks",
-        "define:define",
+        "guest:define",
         (
             arg("name", help="the guest's name", metavar="NAME"),
             arg("--disk", help="a volume, in order; VOLUME:ro is read-only", action="append", **VOLUME),
@@ -273,7 +264,7 @@ COMMANDS = (
                 "--without",
                 help="with --replace: remove this from the guest",
                 action="append",
-                choices=tuple(REMOVABLE),
+                choices=REMOVABLE,
             ),
         ),
     ),
@@ -339,7 +330,7 @@ COMMANDS = (
         "guest",
         "save",
         "put a running guest to sleep: its memory goes into a file, and nobody writes its disks until it wakes up",
-        "migrate:save",
+        "asleep:save",
         (
             A_GUEST,
             arg(
@@ -354,7 +345,7 @@ COMMANDS = (
         "guest",
         "restore",
         "wake a sleeping guest up, on any host that reaches its disks and its memory's file",
-        "migrate:restore",
+        "asleep:restore",
         (
             A_GUEST,
             arg("file", help="the file on that host (default: where it was saved)", nargs="?", metavar="FILE"),
@@ -365,7 +356,7 @@ COMMANDS = (
         "guest",
         "discard",
         "give a sleeping guest's memory up: its disks are as after a power cut",
-        "migrate:discard",
+        "asleep:discard",
         (A_GUEST, arg("--force", help="yes, its memory is to be lost", action="store_true")),
     ),
     Command("guest", "list", "list the guests and where they run", "guest:list_", ()),

@@ -48,20 +48,12 @@ def print_(options: Namespace) -> int:
 
 def names(session: Session, options: Namespace) -> None:
     """Volumes: those of this machine's pools, and those that were found or made from here."""
-    from storkit.guests import files
-
-    found: list[str] = []
-    if options.kind == "hosts":
-        found = list(session.inventory.hosts)
-    elif options.kind == "pools":
-        found = list(session.inventory.pools)
-    elif options.kind == "guests":
-        found = files.names(session.guests)
-    else:
-        here = [
-            pool for pool in session.inventory.pools.values() if session.inventory.host(pool.host).machine == "local"
-        ]
-        found = sorted({*session.survey.hints.names(), *(volume.name for volume in session.survey.volumes(pools=here))})
+    found = {
+        "hosts": lambda: list(session.site.inventory.hosts),
+        "pools": lambda: list(session.site.inventory.pools),
+        "guests": lambda: session.site.guests.names(),
+        "volumes": session.site.known_volumes,
+    }[options.kind]()
     print("".join(f"{name}\n" for name in found), end="")
 
 

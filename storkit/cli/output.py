@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from storkit.core.errors import CommandFailed, Problems, StepFailed, StorkitError
-from storkit.plans.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from storkit.api import Plan, Step
 
 
 def shown(text: object) -> str:
@@ -144,12 +146,12 @@ class Bars:
             self._tasks.clear()
 
 
-def describe(plan: Plan, undoable: Any) -> str:
+def describe(plan: Plan, is_final: Callable[[Step], bool]) -> str:
     """A plan for people: what `-n` prints."""
     lines = [shown(plan.title)]
     for number, stage in enumerate(plan.stages, 1):
         for step in stage:
-            note = "" if undoable(step) else "   (cannot be taken back)"
+            note = "   (cannot be taken back)" if is_final(step) else ""
             lines.append(f"  {number:2}. {shown(f'{step.host}: {step.title}')}{note}")
     if not plan.stages:
         lines.append("  nothing to do")

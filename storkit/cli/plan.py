@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import StorkitError
-from storkit.plans.journal import Journals
 
 
 def list_(session: Session, options: Namespace) -> None:
-    journals = Journals(session.state / "plans")
     rows: list[tuple[str, ...]] = []
-    data: list[dict[str, object]] = []
-    for plan in journals.ids():
-        try:
-            record = journals.read(plan)
-        except StorkitError as error:
-            session.warn(f"storkit: {error.message}")
-            rows.append((plan, "damaged", "", ""))
-            data.append({"id": plan, "status": "damaged"})
+    data: list[dict[str, Any]] = []
+    for plan in session.site.plans.listing():
+        if plan.error:
+            session.say(plan.error.message)
+            rows.append((plan.id, plan.status, "", ""))
+            data.append({"id": plan.id, "status": plan.status})
             continue
-        total, done = len(record.plan.steps), len(record.done.keys() - record.undone)
-        rows.append((plan, record.status, f"{done}/{total}", record.plan.title))
-        data.append({"id": plan, "status": record.status, "done": done, "steps": total, "title": record.plan.title})
+        rows.append((plan.id, plan.status, f"{plan.done}/{plan.steps}", plan.title))
+        data.append({"id": plan.id, "status": plan.status, "done": plan.done, "steps": plan.steps, "title": plan.title})
     session.result(data, output.table(("PLAN", "STATUS", "STEPS", "WHAT"), rows))
 
 
 def show(session: Session, options: Namespace) -> None:
-    record = Journals(session.state / "plans").read(options.id)
+    record = session.site.plans.show(options.id)
     lines = [output.shown(f"{record.plan.title}: {record.status}")]
     for step in record.plan.steps:
         if step.id in record.undone:
@@ -54,10 +49,10 @@ def show(session: Session, options: Namespace) -> None:
 
 
 def resume(session: Session, options: Namespace) -> None:
-    results = session.engine().resume(options.id)
+    results = session.site.plans.resume(options.id)
     session.result({"plan": options.id, "results": results}, f"{options.id}: completed")
 
 
 def rollback(session: Session, options: Namespace) -> None:
-    undone = session.engine().rollback(options.id)
+    undone = session.site.plans.rollback(options.id)
     session.result({"plan": options.id, "undone": undone}, f"{options.id}: rolled back")

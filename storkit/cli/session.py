@@ -1,4 +1,4 @@
-"""One run of the command line: the inventory, the connections, the engine, and how results and errors are shown."""
+"""One run of the command line: what it works with, and how results and errors are shown."""
 
 from __future__ import annotations
 
@@ -7,154 +7,43 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storkit.core.errors import (
-    NOTHING_CHANGED,
-    PUT_BACK,
-    Conflict,
-    Interrupted,
-    StepFailed,
-    StorkitError,
-    in_a_line,
-)
+from storkit.api import process
+from storkit.core.errors import Conflict, Interrupted, StorkitError, in_a_line
 
 if TYPE_CHECKING:
-    from storkit.core.inventory import Inventory, PoolConfig
-    from storkit.core.model import Usage
-    from storkit.plans.plan import Plan
+    from storkit.api import Reporter
 
 
 class Session:
     """What commands work with."""
 
     def __init__(self, options: Namespace) -> None:
-        from storkit.core import inventory
-        from storkit.hosts.connections import Connections
-        from storkit.plans.remembered import Hints, Named
-        from storkit.plans.survey import Survey
+        from storkit import api
 
         self.options = options
-        given = Path(options.inventory) if options.inventory else None
-        self.state = Path(options.state).absolute() if options.state else inventory.state_directory()
-        self.named = Named(self.state)
-        self.connections = Connections(inventory.load(given), self.named)
-        self.survey = Survey(self.connections, Hints(self.state))
-        self._changed = False
-        """Whether a plan was begun: then an error of the next one does not say that nothing was changed."""
-        self.acted = False
-        """Whether this command has begun to change something by other means than its connections."""
+        self.site = api.open(options.inventory, options.state, warn=self.say, reporter=_reporter(options))
 
-    @property
-    def inventory(self) -> Inventory:
-        return self.connections.inventory
-
-    @property
-    def guests(self) -> Path:
-        """The directory of guests' files."""
-        return self.inventory.directory / "guests"
-
-    def hypervisors(self) -> list[str]:
-        """The hypervisors that there may be guests of: the default, those of the inventory, those that guests' files
-        name. All that storkit knows where one of these files cannot be read: it may name any."""
-        from storkit.core import registry
-        from storkit.core.backend import Hypervisor
-        from storkit.guests import files
-
-        found = {self.inventory.defaults.hypervisor, *self.inventory.hypervisors}
-        try:
-            found |= {guest.hypervisor for guest in files.load_all(self.guests)}
-        except (StorkitError, OSError):
-            found.update(registry.names(Hypervisor))  # type: ignore[type-abstract]
-        return sorted(found)
-
-    def host(self, name: str, *, given: bool = False) -> str:
-        """The name of the host that was named on the command line, which may be a URL. Raises NotFound.
-
-        `given`: it is to be given a disk. A URL is remembered then, since that disk's grant will name it.
-        """
-        config = self.inventory.host(name)
-        if config.name not in self.inventory.hosts:
-            self.connections.inventory = self.inventory.with_host(config)
-            if given and not self.options.dry_run:
-                self.named.add(config.name)
-        return config.name
-
-    def client(self, name: str) -> tuple[str, bool]:
-        """The client of exports that was named on the command line, and whether it is a host that can be asked.
-
-        One that is not in the inventory can still be cut off: the grants name it. Nor is a directory asked that no host
-        has its state in: to ask it would make one of it.
-        """
-        if self.connections.find(name):
-            return self.host(name), True
-        if ":" not in name:
-            return name, False
-        config = self.inventory.host(name)
-        if config.machine == "local" and not Path(config.name.removeprefix("local:"), "setup.json").exists():
-            return config.name, False
-        return self.host(name), True
-
-    def engine(self) -> Any:
-        """The engine, with a reporter that fits where stderr goes."""
-        from storkit.cli import output
-        from storkit.plans.engine import Engine, Silent
-
-        reporter: Any = Silent()
-        if self.options.verbose:
-            reporter = output.Lines()
-        elif sys.stderr.isatty() and not self.options.json:
-            reporter = output.Bars()
-        return Engine(self.connections, self.state, reporter)
-
-    def change(self, build: Callable[[], Plan], *, over_marks: bool = False) -> tuple[Plan, dict[str, Any]] | None:
-        """Build a plan, lock its names, build it again from what is true now, and run it. None for a dry run.
-
-        `over_marks`: unfinished plans of the same names are given up; this plan works from the truth alone.
-        The second look is needed because another command may have ended between the first one and the lock.
-        """
-        changed, engine = self._changed, self.engine()
-        try:
-            plan = build()
-            if self.options.dry_run:
-                self.show_plan(plan)
-                return None
-            if plan.holds:
-                engine.hold(plan.holds, over_marks=over_marks, title=plan.title)
-                again = build()
-                if again.holds != plan.holds:
-                    raise Conflict("another command changed the same volumes meanwhile", "look at them, then try again")
-                plan = again
-            self._changed = True
-            return plan, engine.run(plan)
-        except StorkitError as error:
-            if not self._changed:
-                error.left = NOTHING_CHANGED
-            elif changed and error.left in (NOTHING_CHANGED, PUT_BACK):  # that is true of the last plan alone
-                error.left = ""
-            raise
-        finally:
-            self.connections.unlock()
-
-    def changed(self, error: StorkitError) -> bool | None:
-        """Whether a command that fails so has changed something that is not as it was; None: that is not known."""
-        if error.left in (NOTHING_CHANGED, PUT_BACK) or not (self.acted or self.connections.acted):
-            return False
-        return True if isinstance(error, StepFailed) else None
-
-    def show_plan(self, plan: Plan) -> None:
-        """Print a plan that is not run."""
+    def carry_out(self, function: Callable[[Session, Namespace], int | None]) -> int:
+        """Call a command's function; with --dry-run print the plan that it has made. Its exit status."""
         from storkit.cli import output
         from storkit.core import codec
-        from storkit.plans import verbs
 
+        if not self.options.dry_run:
+            return int(function(self, self.options) or 0)
+        status: list[int | None] = []
+        plan = self.site.plan(lambda: status.append(function(self, self.options)))
+        if plan is None:
+            return int(status[0] or 0)
         if self.options.json:
             self.print_json(codec.dump(plan))
         else:
-            out(output.describe(plan, lambda step: verbs.VERBS[step.verb].undoable or bool(verbs.of(step).again(step))))
+            out(output.describe(plan, self.site.plans.is_final))
+        return 0
 
     def result(self, data: Any, text: str = "") -> None:
         """Print what a command found or made: JSON for scripts, `text` for people."""
@@ -175,34 +64,32 @@ class Session:
         """Name the pools that could not be looked at, and the damaged volumes that were come across."""
         from storkit.cli import output
 
-        for pool, error in self.survey.failed.items():
-            self.warn(f"storkit: pool {pool} cannot be looked at: {in_a_line(error)}")
+        for pool, error in self.site.failed.items():
+            self.say(f"pool {pool} cannot be looked at: {in_a_line(error)}")
             for hint, said_by in dict.fromkeys((each.hint, each.said_by) for each in error.each):
                 output.advise(hint, said_by)
-        for (host, target), error in sorted(self.survey.unread.items()):
+        for (host, target), error in sorted(self.site.unread.items()):
             name = target.partition(":")[2]
-            self.warn(f"storkit: host {host} cannot say all of what {name} has there: {in_a_line(error)}")
-        for damaged in self.survey.damaged.values():
-            self.warn(f"storkit: pool {damaged.pool}: {damaged.message}")
-            local = self.inventory.host(damaged.host).machine == "local"
+            self.say(f"host {host} cannot say all of what {name} has there: {in_a_line(error)}")
+        for damaged in self.site.damaged:
+            self.say(f"pool {damaged.pool}: {damaged.message}")
+            local = self.site.inventory.host(damaged.host).machine == "local"
             output.advise(damaged.hint, "" if local else damaged.host)
 
-    def pool_warnings(self, pools: Iterable[PoolConfig]) -> list[str]:
-        """What there is to be said of how full these pools are: printed for people, and returned for scripts."""
-        return self.usage_warnings(self.survey.usage(pools))
-
-    def usage_warnings(self, usages: Iterable[Usage]) -> list[str]:
-        """As `pool_warnings`, of pools that have been asked."""
-        warnings = [warning for usage in usages for warning in usage.warnings]
-        for warning in warnings:
-            self.warn(f"storkit: {warning}")
-        return warnings
-
-    def warn(self, text: str) -> None:
-        """A line for people, on stderr."""
+    def say(self, text: str) -> None:
+        """A line for people, on stderr, with our name before it."""
         from storkit.cli import output
 
-        output.say(text)
+        output.say(f"storkit: {text}")
+
+
+def _reporter(options: Namespace) -> Reporter | None:
+    """Who tells how far a plan is, as it fits where stderr goes."""
+    from storkit.cli import output
+
+    if options.verbose:
+        return output.Lines()
+    return output.Bars() if sys.stderr.isatty() and not options.json else None
 
 
 def out(text: str) -> None:
@@ -230,11 +117,11 @@ def run(options: Namespace) -> int:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
                 signal.signal(number, _interrupt)
         session = Session(options)
-        status = int(function(session, options) or 0)
-        for host, error in session.survey.silent.items():
-            off = session.survey.off.get(host)
+        status = session.carry_out(function)
+        for host, error in session.site.silent.items():
+            off = session.site.off.get(host)
             word = f"declared off by {off.by}, {off.since}" if off else "what is there is unknown"
-            session.warn(f"storkit: {error.message}; {word}")
+            session.say(f"{error.message}; {word}")
         session.tell_what_is_wrong()
         sys.stdout.flush()
         return status
@@ -243,15 +130,14 @@ def run(options: Namespace) -> int:
     except KeyboardInterrupt:
         return failed(Interrupted("interrupted", "storkit plan list"), options.json, session)
     except Exception as error:
-        from storkit.system import files
-
         if isinstance(error, BrokenPipeError):
             # Whoever read our output has seen enough (`storkit volume list | head`).
             sys.stderr.close()
             return 0
-        if isinstance(error, OSError) and (error.filename or error.errno in files.MEANINGS):
-            place = files.place(error, session.state if session else Path())
-            return failed(files.explain(error, place), options.json, session)
+        if isinstance(error, OSError) and (
+            known := process.explained(error, session.site.state if session else Path())
+        ):
+            return failed(known, options.json, session)
         import traceback
 
         traceback.print_exc()
@@ -259,8 +145,7 @@ def run(options: Namespace) -> int:
         return failed(bug, options.json, session)
     finally:
         if session is not None:
-            session.survey.hints.save()
-            session.connections.close()
+            session.site.close()
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -268,8 +153,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
     The threads that wait for other hosts are told as well: the process ends only after them.
     """
-    if conversation := sys.modules.get("storkit.hosts.remote.conversation"):
-        conversation.hang_up()
+    process.hang_up()
     raise KeyboardInterrupt
 
 
@@ -281,7 +165,7 @@ def failed(error: StorkitError, json: bool, session: Session | None = None) -> i
 
     if json:
         with suppress(Conflict):  # stderr has it as well
-            changed = session.changed(error) if session else False
+            changed = session.site.changed(error) if session else False
             out(dumps({"error": {**error.to_json(), "changed": changed}}, indent=2))
     output.explain(error)
     return error.exit_code

@@ -421,6 +421,9 @@ class _Run:
     def result(self, step: str) -> Any:
         return self._journal.record.done[step]
 
+    def before(self, step: str) -> Any:
+        return self._journal.record.started[step]
+
     def same_machine(self, one: str, other: str) -> bool:
         return self._engine.connections.same_machine(one, other)
 

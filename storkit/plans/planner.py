@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,7 +293,10 @@ def give(
     )  # fmt: skip
     if rights is not None:
         title = f"let {' and '.join(sorted(rights))} write"
-        set_writers(stages, volumes if written is None else written, rights, title, inventory)
+        places = [(home, target) for home, target, _ in servers]
+        steps = stages.stages[-1] if servers else []
+        exported = {place: each.id for place, each in zip(places, steps, strict=True)}
+        set_writers(stages, volumes if written is None else written, rights, title, inventory, exported)
     stages.then(
         *(step(AttachVolumes(group), host, target, f"attach {names_of(group)} on {host}", peer=home)
           for home, target, group in servers)
@@ -313,10 +316,19 @@ def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inv
     )  # fmt: skip
 
 
-def set_writers(stages: Stages, volumes: list[Volume], hosts: set[str], title: str, inventory: Inventory) -> None:
-    """Exactly `hosts` write these volumes from then on."""
+def set_writers(
+    stages: Stages,
+    volumes: list[Volume],
+    hosts: set[str],
+    title: str,
+    inventory: Inventory,
+    exported: Mapping[tuple[str, str], str] | None = None,
+) -> None:
+    """Exactly `hosts` write these volumes from then on. `exported`: the step that exports those of a home host and
+    transport just before, to be attached afterwards."""
     stages.then(
-        *(step(SetWriters(group, sorted(hosts)), home, target, f"{title} {names_of(group)}")
+        *(step(SetWriters(group, sorted(hosts), (exported or {}).get((home, target), "")), home, target,
+               f"{title} {names_of(group)}")
           for home, target, group in by_server(volumes, inventory))
     )  # fmt: skip
 

@@ -164,7 +164,7 @@ def restore(subject: Subject, here: str, hold: VolumeHold, saved: Saved, file: s
     give(stages, subject.volumes, here, None, inventory)
     prove(stages, subject.volumes, [here], here, f"prove that {here} sees {name}'s disks", inventory)
     stages.then(
-        *(step(WakeWriters(group, [here], hold.id), home, server, f"let {here} alone write {names_of(group)}")
+        *(step(WakeWriters(group, [here], hold=hold.id), home, server, f"let {here} alone write {names_of(group)}")
           for home, server, group in by_server(subject.written, inventory))
     )  # fmt: skip
     stages.then(migration.define(replace(subject, machine=saved.machine), here))

@@ -32,6 +32,9 @@ class Run(Protocol):
     def result(self, step: str) -> Any:
         """The result of an earlier step of the plan, as JSON."""
 
+    def before(self, step: str) -> Any:
+        """What an earlier step of the plan found, as JSON."""
+
     def same_machine(self, one: str, other: str) -> bool:
         """Whether two hosts share Unix sockets."""
 

@@ -67,6 +67,13 @@ def test_the_ground_imports_nothing_else() -> None:
     ]
 
 
+def test_the_command_line_uses_nothing_but_the_api() -> None:
+    """What may be done is decided below it, for every caller; it knows arguments and output."""
+    allowed = ("storkit.api", "storkit.cli", "storkit.core")
+    mine = [module for module in MODULES if module.startswith("storkit.cli")]
+    assert not [f"{m} -> {o}" for m in mine for o in GRAPH[m] if o not in OUTSIDE and not o.startswith(allowed)]
+
+
 def test_technologies_do_not_know_each_others_faces() -> None:
     """A face is found by listing; what two technologies share stands in tech/, where neither owns it."""
     faces = {module for module in MODULES if module.count(".") == 1 and floor(module) == FLOORS.index(FACES)} - OUTSIDE

@@ -23,6 +23,7 @@ from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import locks
 from storkit.tech.files import streams
+from storkit.tech.images import headers
 from tests.filesystems import mounted
 
 MIB = 1 << 20
@@ -342,12 +343,12 @@ def test_two_imports_into_one_volume_exclude_each_other(site: Site, disk: Path) 
 
 
 def test_a_stream_is_kept_until_it_is_imported(site: Site, disk: Path) -> None:
-    path = streams.spool(io.BytesIO(disk.read_bytes()), site.state, images.MAX_SIZE)
+    path = streams.spool(io.BytesIO(disk.read_bytes()), site.state, headers.MAX_SIZE)
     assert path.read_bytes() == disk.read_bytes()
     assert path.stat().st_blocks * 512 < SIZE // 2
     dead = path.with_name("stream-1-dead.partial")
     dead.touch()
-    second = streams.spool(io.BytesIO(bytes(MIB)), site.state, images.MAX_SIZE)
+    second = streams.spool(io.BytesIO(bytes(MIB)), site.state, headers.MAX_SIZE)
     assert second.read_bytes() == bytes(MIB)
     assert path.exists() and second.exists() and not dead.exists()
     assert images.inspect(site, str(path)).virtual_size == SIZE
@@ -381,11 +382,11 @@ def test_a_full_disk_stops_the_import_and_leaves_no_spool(tmp_path: Path) -> Non
             assert Path(volume.path).stat().st_blocks == 0
             assert not list(Path(volume.path).parent.glob("*.partial"))
         with pytest.raises(Conflict, match="no space left"):
-            streams.spool(io.BytesIO(noise.read_bytes()), place, images.MAX_SIZE)
+            streams.spool(io.BytesIO(noise.read_bytes()), place, headers.MAX_SIZE)
         assert not list((place / "spool").iterdir())
 
 
-@pytest.mark.parametrize("format", images.EXPORT_FORMATS)
+@pytest.mark.parametrize("format", headers.FORMATS)
 @pytest.mark.parametrize("compress", [False, True])
 def test_export_and_import_again(site: Site, disk: Path, tmp_path: Path, format: str, compress: bool) -> None:
     volume = importing(site, "qcow2")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from storkit.cli.fence import may_run
-from storkit.core import inventory
+from storkit.core import codec, inventory
 from storkit.core.calls import Targets
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.guest import Guest
-from storkit.core.model import Client, Door, Volume
+from storkit.core.model import Client, Door, Export, Volume
 from storkit.plans import migration, planner, verbs
+from storkit.plans.intent.fences import may_run
 from storkit.plans.plan import Stages
 from storkit.plans.verb import step
 from storkit.plans.verbs.exports import SetWriters, client
@@ -111,6 +111,9 @@ def test_a_guest_that_runs_elsewhere_is_not_on_a_fenced_host_that_is_silent() ->
     assert not may_run({"b": "unknown", "a": "paused", "c": "unknown"}, "b")[0]
 
 
+UUID_OF_ONE = volume("one", "files", "s").uuid
+
+
 class Asked(Targets):
     def __init__(self, host: str, made: list[tuple[str, str, Any]]) -> None:
         self.host, self.made = host, made
@@ -131,6 +134,9 @@ class Calls:
     def result(self, step: str) -> Any:
         raise KeyError(step)
 
+    def before(self, step: str) -> Any:
+        return codec.dump([Export("one", UUID_OF_ONE, "a", False, "nbd", True)])
+
     def same_machine(self, one: str, other: str) -> bool:
         return one == other
 
@@ -146,6 +152,19 @@ class Calls:
 
 def test_a_client_record_says_where_the_client_comes_from() -> None:
     assert client(Calls(), "a", "s", {}) == Client("s", False, "10.0.0.9", "10.0.1.9")
+
+
+def test_who_had_no_export_takes_its_right_up_when_it_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export step before has seen that b had none: it has nothing there that would have to be made writable."""
+    from storkit.nbd import Nbd
+
+    monkeypatch.setattr(Nbd, "claims", True)
+    calls = Calls()
+    change = SetWriters([volume("one", "files", "s")], ["a", "b"], exported="1.1")
+    at = step(change, "s", "transport:nbd", "")
+    assert change.find(calls, at) == {UUID_OF_ONE: []}
+    change.act(calls, at)
+    assert calls.made == [("s", "set_writers", ["a", "b"]), ("a", "claim", ["a", "b"])]
 
 
 def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from storkit.directory import Directory, DirectorySettings
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import site
 from storkit.system import files, locks, ownership
+from storkit.tech.images import headers
 from storkit.tech.nbd.arguments import image_node
 from storkit.tech.nfs import layout
 from tests.unit.directories import new
@@ -182,7 +183,7 @@ def test_an_export_does_not_fill_a_file_of_another_user(shared: Directory, tmp_p
     assert trap.stat().st_size == 0
 
 
-@pytest.mark.parametrize("format", images.EXPORT_FORMATS)
+@pytest.mark.parametrize("format", headers.FORMATS)
 def test_every_format_is_exported_by_descriptor(shared: Directory, tmp_path: Path, format: str) -> None:
     (volume,) = shared.create([new("v")])
     image = tmp_path / f"out.{format}"

@@ -33,6 +33,7 @@ SAID = {
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
     "cli/commands.py: timeout": "a person says it",
     "core/contracts.py: timeout": "a person says it",
+    "plans/intent/guests.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
     "hypervisors/qemu.py: stall_timeout": "a person says it",

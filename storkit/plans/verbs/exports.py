@@ -10,7 +10,7 @@ from storkit.core import registry
 from storkit.core.identities import ClientName, MaybeAddress, MaybeUuid, Uuid
 from storkit.core.model import Client, Export, Volume, guest_of
 from storkit.plans.plan import Step
-from storkit.plans.verb import Run, Verb, names, uuids
+from storkit.plans.verb import Run, Verb, names, seen, uuids
 
 
 @dataclass(frozen=True)
@@ -99,29 +99,43 @@ class SetWriters(Verb[dict[Uuid, list[ClientName]]]):
     verb: ClassVar[str] = "set_writers"
     volumes: list[Volume]
     hosts: list[ClientName]
+    exported: str = ""
+    """The step before this one that has exported the volumes, to be attached after it: what was there it has found, and
+    a client that had no export then has nothing yet that could take a right up. Empty: there is none."""
 
     def needs(self, step: Step) -> set[str]:
         return super().needs(step) | (set(self.hosts) if _claims(step.target) else set())
 
     def find(self, run: Run, step: Step) -> dict[Uuid, list[ClientName]]:
-        exports = run.on(step.host).transport(step.target).find_exports(uuids(self.volumes))
+        exports = (
+            self._had(run)
+            if self.exported
+            else (run.on(step.host).transport(step.target).find_exports(uuids(self.volumes)))
+        )
         return {
             uuid: sorted(export.client for export in exports if export.uuid == uuid and export.writable)
             for uuid in uuids(self.volumes)
         }
 
     def act(self, run: Run, step: Step) -> None:
-        self._set(run, step, self.volumes, self.hosts)
+        had = {export.client for export in self._had(run)} if self.exported else set(self.hosts)
+        self._set(run, step, self.volumes, self.hosts, [host for host in self.hosts if host in had])
 
     def undo(self, run: Run, step: Step, before: dict[Uuid, list[ClientName]]) -> None:
         for volume in self.volumes:
             exports = run.on(step.host).transport(step.target).find_exports([volume.uuid])
             if exports or before[volume.uuid]:
-                self._set(run, step, [volume], before[volume.uuid])
+                self._set(run, step, [volume], before[volume.uuid], before[volume.uuid])
 
-    def _set(self, run: Run, step: Step, volumes: list[Volume], hosts: list[ClientName], hold: MaybeUuid = "") -> None:
+    def _had(self, run: Run) -> list[Export]:
+        return seen(ExportVolumes([], []), run.before(self.exported))
+
+    def _set(
+        self, run: Run, step: Step, volumes: list[Volume], hosts: list[ClientName], attached: list[ClientName],
+        hold: MaybeUuid = "",
+    ) -> None:  # fmt: skip
         run.on(step.host).transport(step.target).set_writers(volumes, hosts, **({"hold": hold} if hold else {}))
-        for host in hosts if _claims(step.target) else ():
+        for host in attached if _claims(step.target) else ():
             run.on(host).transport(step.target).claim(volumes, hosts)
 
 

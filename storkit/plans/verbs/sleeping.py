@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from storkit.core.errors import Unsafe
-from storkit.core.identities import GuestName, MaybePath, Uuid
+from storkit.core.identities import GuestName, MaybePath, MaybeUuid, Uuid
 from storkit.core.model import Saved, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, names
@@ -79,10 +79,10 @@ class WakeWriters(SetWriters):
     """The writers of volumes that are held, by the id of their hold: for the guest, which wakes up."""
 
     verb: ClassVar[str] = "wake_writers"
-    hold: Uuid
+    hold: MaybeUuid = ""
 
     def act(self, run: Run, step: Step) -> None:
-        self._set(run, step, self.volumes, self.hosts, self.hold)
+        self._set(run, step, self.volumes, self.hosts, self.hosts, self.hold)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from storkit.tech.images import qcow2
 
 HEAD = 2 << 20
 """As much of a file as a header can take."""
+MAX_SIZE = 64 << 40
+"""The largest disk that is imported unless another limit is given: 64 TiB."""
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 _FLATTEN = "flatten it where it was made: qemu-img convert -O qcow2 IMAGE FLAT.qcow2"
 _AGAIN = "get the file again, and check its size and checksum"

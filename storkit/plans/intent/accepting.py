@@ -1,95 +1,119 @@
-"""`storkit host accept`: what this machine accepts of coordinators."""
+"""What this machine accepts of coordinators: looked at, and written."""
 
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storkit.cli import output
-from storkit.cli.session import Session
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.inventory import state_directory
 from storkit.hosts.accept import KINDS, Accepted, check_names, default_file, difference, dumps, load, save
 from storkit.hosts.setup import Setup, remembered, setup
+from storkit.plans.intent.coordinator import Coordinator
 from storkit.system import beneath
 
 
-def accept(session: Session, options: Namespace) -> None:
-    """Show what is accepted and what was asked for; with anything to accept or to remove, write the file first."""
-    file = Path(options.file).absolute() if options.file else default_file()
+@dataclass(frozen=True, slots=True)
+class AcceptWish:
+    """What this machine is to accept from now on, beside what it accepts, or not to accept any more."""
+
+    targets: Sequence[str] = ()
+    """`pool:NAME`, `transport:NAME`, `hypervisor:NAME`, as the machine was told of them."""
+    import_directories: Sequence[str] = ()
+    export_directories: Sequence[str] = ()
+    templates: str = ""
+    state: str = ""
+    remove: Sequence[str] = ()
+    """Targets and directories."""
+    from_inventory: str = ""
+    """The host of this coordinator's inventory that the machine is: what it would be told."""
+    file: Path | None = None
+    """The file that says what is accepted; None: the machine's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What this machine accepts."""
+
+    file: Path
+    exists: bool
+    changed: bool
+    """Whether what was wished for makes a difference."""
+    written: bool
+    accepted: Accepted
+    asked: list[tuple[str, str]]
+    """What it was asked for and does not accept: target, and in what they differ."""
+
+    @property
+    def text(self) -> str:
+        """The file's text (TOML)."""
+        return dumps(self.accepted)
+
+
+def accept(coordinator: Coordinator, wish: AcceptWish) -> Acceptance:
+    """What is accepted; with anything wished for it is written first, unless this coordinator only plans."""
+    file = (wish.file or default_file()).absolute()
     before = load(file)
-    told = _told(session, options, before or Accepted())
-    after = _changed(before or Accepted(), told, options)
-    written = after != (before or Accepted()) or (before is None and _says_anything(options))
-    if written and not options.dry_run:
+    told = _told(coordinator, wish, before or Accepted())
+    after = _changed(before or Accepted(), told, wish)
+    changed = after != (before or Accepted()) or (before is None and any(astuple(replace(wish, file=None))))
+    written = changed and not coordinator.planning
+    if written:
         save(file, after)
-    asked = _asked(after, told)
-    data = {
-        "file": str(file),
-        "exists": before is not None or (written and not options.dry_run),
-        "accepted": {key.rstrip("_"): value for key, value in codec.dump(after).items()},
-        "asked": [{"target": target, "why": why} for target, why in asked],
-    }
-    session.result(data, _text(options, file, before is None and not written, after, asked))
-    if written and not options.dry_run:
-        session.warn(f"{file} is written: it holds for every key that starts `storkit agent` here")
+    return Acceptance(file, before is not None or written, changed, written, after, _asked(after, told))
 
 
-def _says_anything(options: Namespace) -> bool:
-    given = options.targets or options.import_dir or options.export_dir or options.remove
-    return bool(given or options.from_inventory or options.templates or options.state)
-
-
-def _told(session: Session, options: Namespace, accepted: Accepted) -> Setup | None:
+def _told(coordinator: Coordinator, wish: AcceptWish, accepted: Accepted) -> Setup | None:
     """What this host was told: by the inventory that is named, or else by whoever last did."""
-    if options.from_inventory:
-        return setup(session.inventory, session.inventory.host(options.from_inventory))
-    state = Path(options.state or accepted.state or state_directory()).absolute()
+    if wish.from_inventory:
+        return setup(coordinator.inventory, coordinator.inventory.host(wish.from_inventory))
+    state = Path(wish.state or accepted.state or state_directory()).absolute()
     told = remembered(state)
     if told is not None:
         check_names(told)
     return told
 
 
-def _changed(accepted: Accepted, told: Setup | None, options: Namespace) -> Accepted:
+def _changed(accepted: Accepted, told: Setup | None, wish: AcceptWish) -> Accepted:
     """What is accepted from now on. Everything that is wrong with what was said is raised at once."""
     problems: list[StorkitError] = []
     tables: dict[str, dict[str, dict[str, Any]]] = {kind: dict(getattr(accepted, KINDS[kind])) for kind in KINDS}
     directories = {use: list(getattr(accepted, use)) for use in ("import_", "export")}
-    wanted = options.targets or (_all(told) if options.from_inventory and told else [])
+    wanted = wish.targets or (_all(told) if wish.from_inventory and told else [])
     for target in wanted:
         with collected(problems):
             kind, _, name = target.partition(":")
             tables[kind][name] = _definition(target, told)
-    for use, given in (("import_", options.import_dir), ("export", options.export_dir)):
+    for use, given in (("import_", wish.import_directories), ("export", wish.export_directories)):
         for each in given:
             with collected(problems):
                 directory = _directory(each, closed=use == "export")
                 directories[use] += [directory] if directory not in directories[use] else []
     templates = accepted.templates
-    if options.templates:
+    if wish.templates:
         with collected(problems):
-            templates = _directory(options.templates, closed=True)
-    for what in options.remove:
+            templates = _directory(wish.templates, closed=True)
+    for what in wish.remove:
         kind, _, name = what.partition(":")
         place = str(Path(what).resolve())
         places = [places for places in directories.values() if place in places]
         if kind in tables and name in tables[kind]:
             del tables[kind][name]
         elif places:
-            for each in places:
-                each.remove(place)
+            for accepted_places in places:
+                accepted_places.remove(place)
         elif place == templates:
             templates = ""
         else:
             problems.append(NotFound(f"{what} is not accepted, so it cannot be removed", "storkit host accept"))
     raise_problems(problems)
-    state = options.state or (told.state if told and options.from_inventory else "") or accepted.state
+    state = wish.state or (told.state if told and wish.from_inventory else "") or accepted.state
     return Accepted(
         state=str(Path(state).absolute()) if state else "",
         templates=templates,
@@ -165,12 +189,3 @@ def _asked(accepted: Accepted, told: Setup | None) -> list[tuple[str, str]]:
         except StorkitError as error:
             found += [(target, problem.message) for problem in error.each]
     return found
-
-
-def _text(options: Namespace, file: Path, missing: bool, accepted: Accepted, asked: list[tuple[str, str]]) -> str:
-    parts = [f"{file} does not exist: a key without a grade is root's here"] if missing else [dumps(accepted).rstrip()]
-    if asked:
-        parts.append(output.table(("ASKED FOR", "AS"), asked))
-        words = [target for target, _ in asked] + (["--file", str(file)] if options.file else [])
-        parts.append(f"to accept it: storkit host accept {' '.join(words)}")
-    return "\n\n".join(parts)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from storkit.cli.session import Session
 from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import Volume
 from storkit.guests import files
+from storkit.plans.intent.coordinator import Coordinator
 
 
-def readable(session: Session, problems: list[StorkitError]) -> list[Guest]:
+def readable(coordinator: Coordinator, problems: list[StorkitError]) -> list[Guest]:
     """The guests whose files can be read; what is wrong with the others is added to `problems`."""
     guests = []
-    for name in files.names(session.guests):
+    for name in files.names(coordinator.guests):
         try:
-            guests.append(files.load(session.guests, name))
+            guests.append(files.load(coordinator.guests, name))
         except StorkitError as error:
             problems += error.each
     return guests
 
 
-def refuse_to_delete(session: Session, volumes: list[Volume]) -> None:
+def refuse_to_delete(coordinator: Coordinator, volumes: list[Volume]) -> None:
     """Raise what speaks against deleting these volumes: the guests that have them, and files that may name them."""
     problems: list[StorkitError] = []
-    guests = readable(session, problems)
+    guests = readable(coordinator, problems)
     for volume in volumes:
         as_disk = Disk(volume.name, uuid=volume.uuid)
         if owners := [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]:
@@ -33,7 +33,7 @@ def refuse_to_delete(session: Session, volumes: list[Volume]) -> None:
     raise_problems(problems)
 
 
-def refuse_to_share(session: Session, guest: Guest) -> None:
+def refuse_to_share(coordinator: Coordinator, guest: Guest) -> None:
     """Raise Conflict for every disk that `guest` and another one would both write.
 
     The right to write is a host's: two guests on one host would both have it. One that only reads is warned of what
@@ -41,7 +41,7 @@ def refuse_to_share(session: Session, guest: Guest) -> None:
     """
     damaged: list[StorkitError] = []
     problems: list[StorkitError] = []
-    for other in readable(session, damaged):
+    for other in readable(coordinator, damaged):
         if other.name == guest.name:
             continue
         for disk in _disks(guest):
@@ -56,11 +56,9 @@ def refuse_to_share(session: Session, guest: Guest) -> None:
                     problems.append(Conflict(message, hint))
                     continue
                 reads, writes = (guest, other) if disk.readonly else (other, guest)
-                session.warn(
-                    f"storkit: guest {reads.name} reads volume {disk.volume} while guest {writes.name} writes it"
-                )
+                coordinator.warn(f"guest {reads.name} reads volume {disk.volume} while guest {writes.name} writes it")
     for error in damaged:
-        session.warn(f"storkit: {error.message}")
+        coordinator.warn(error.message)
     raise_problems(problems)
 
 

@@ -1,0 +1,163 @@
+"""Guests' records: written anew or changed, bound to the UUIDs of their disks, never to a disk that another writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from storkit.core.errors import Conflict, StorkitError, UsageError, collected, raise_problems
+from storkit.core.guest import Boot, Disk, Guest, Nic, Root
+from storkit.core.model import check_name
+from storkit.core.units import parse_size
+from storkit.guests import files
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.disks import refuse_to_share
+from storkit.plans.intent.making import Bytes, in_bytes
+from storkit.plans.intent.subject import refuse_unless_stopped, tree, uuids
+from storkit.plans.lookup import parts
+
+MEMORY = "512MiB"
+_OPTIONS = {"disks": "--disk", "nics": "--bridge"}
+"""What the command line calls parts of a guest that it does not call as its record does."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWish:
+    """What is said of a guest (GuestActs.define). None: nothing; what it has, or its default, stays."""
+
+    memory: Bytes | None = None
+    vcpus: int | None = None
+    hypervisor: str | None = None
+    machine: str | None = None
+    console: str | None = None
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str | None = None
+    disks: Sequence[str] | None = None
+    bridges: Sequence[str] | None = None
+    root: str | None = None
+    address: str | None = None
+    gateway: str | None = None
+    without: Sequence[str] = ()
+
+
+def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool) -> Guest:
+    """Write the record of a new guest; with `change`, what is to be different of one that may be there."""
+    problems: list[StorkitError] = []
+    memory: int | None = None
+    with collected(problems):
+        check_name("guest", name)
+    with collected(problems):
+        memory = None if wanted.memory is None else in_bytes(wanted.memory)
+    problems += _contradictions(wanted, change)
+    raise_problems(problems)
+    old = files.load(coordinator.guests, name) if change and name in files.names(coordinator.guests) else None
+    start = old or Guest(name, str(uuid4()), parse_size(MEMORY), hypervisor=coordinator.inventory.defaults.hypervisor)
+    start = _without(start, wanted.without)
+    said = {"memory": memory, "vcpus": wanted.vcpus, "hypervisor": wanted.hypervisor, "machine": wanted.machine,
+            "console": _absolute(wanted.console)}  # fmt: skip
+    guest = replace(start, **_given(said))
+    boot = {"kernel": _absolute(wanted.kernel), "initrd": _absolute(wanted.initrd), "cmdline": wanted.cmdline}
+    guest = replace(guest, boot=replace(guest.boot, **_given(boot)), root=_root(coordinator, wanted, guest.root))
+    if wanted.disks is not None:
+        guest = replace(guest, disks=bind(coordinator, _disks(wanted.disks, guest.disks)))
+    if wanted.bridges is not None:
+        guest = replace(guest, nics=_nics(wanted.bridges, guest.nics))
+    return save(coordinator, guest, change)
+
+
+def save(coordinator: Coordinator, guest: Guest, change: bool = False) -> Guest:
+    """Write a guest's file, unless this coordinator only plans; the guest as it is written."""
+    refuse_to_share(coordinator, guest)
+    if coordinator.planning:
+        return guest
+    if change and guest.name in files.names(coordinator.guests):
+        old = files.load(coordinator.guests, guest.name)
+        refuse_unless_stopped(coordinator, old, "its description stays as it is")
+        guest = replace(guest, uuid=old.uuid)
+    files.save(coordinator.guests, guest, change)
+    return guest
+
+
+def bind(coordinator: Coordinator, disks: list[Disk]) -> list[Disk]:
+    """Disks with the UUIDs of their volumes: the record then names the disk itself, whatever its name stands for."""
+    if not disks:
+        return []
+    volumes = coordinator.survey.find_all([disk.volume for disk in disks], uuids(disks))
+    by_name = {volume.name: volume for volume in volumes}
+    for disk, volume in zip(disks, volumes, strict=True):
+        if by_name[volume.name] != volume:
+            raise Conflict(
+                f"two disks would be named {volume.name}, and a host has one of that name", "clone one of them"
+            )
+        if volume.kind == "tree":
+            raise UsageError(f"volume {volume.name} is a tree, and no disk", f"write --root {volume.name}")
+        if volume.kind != "disk" and not disk.readonly:
+            raise Conflict(
+                f"volume {volume.name} is a golden image or a snapshot: no guest can write it",
+                f"storkit volume clone {volume.name} NEW, or --disk {volume.name}:ro",
+            )
+    pairs = zip(disks, volumes, strict=True)
+    return [replace(disk, volume=volume.name, uuid=volume.uuid) for disk, volume in pairs]
+
+
+def _contradictions(wanted: GuestWish, change: bool) -> list[StorkitError]:
+    if wanted.without and not change:
+        return [UsageError("--without takes something from a guest that is there", "say --replace, or leave it out")]
+    return [
+        UsageError(f"{_OPTIONS.get(key, f'--{key}')} and --without {key} contradict each other", "say one of them")
+        for key in wanted.without
+        if getattr(wanted, "bridges" if key == "nics" else key) is not None
+    ]
+
+
+def _without(guest: Guest, keys: Sequence[str]) -> Guest:
+    """The guest less what is not to be there any more."""
+    none: dict[str, Any] = {"disks": [], "root": None, "nics": [], "machine": "", "console": ""}
+    for key in keys:
+        if key in none:
+            guest = replace(guest, **{key: none[key]})
+        else:
+            guest = replace(guest, boot=replace(guest.boot, **{key: getattr(Boot(), key)}))
+    return guest
+
+
+def _disks(texts: Sequence[str], old: list[Disk]) -> list[Disk]:
+    """The disks that are said; one that was there keeps its target and its bus."""
+    had = {disk.volume: disk for disk in old}
+    names = [(text.removesuffix(":ro"), text.endswith(":ro")) for text in texts]
+    # What POOL/NAME says counts, and not the UUID that was there under this name.
+    disks = [(had.get(parts(name)[1], Disk(name)), name, readonly) for name, readonly in names]
+    return [
+        replace(disk, volume=name, uuid="" if "/" in name else disk.uuid, readonly=readonly)
+        for disk, name, readonly in disks
+    ]
+
+
+def _nics(bridges: Sequence[str], old: list[Nic]) -> list[Nic]:
+    """The cards that are said; each keeps the address and the model of the one that was in its place."""
+    return [replace(old[n], bridge=bridge) if n < len(old) else Nic(bridge) for n, bridge in enumerate(bridges)]
+
+
+def _root(coordinator: Coordinator, wanted: GuestWish, old: Root | None) -> Root | None:
+    network = _given({"address": wanted.address, "gateway": wanted.gateway})
+    if wanted.root is None:
+        if network and old is None:
+            raise UsageError("--address and --gateway are for a guest whose root is a tree", "name it with --root")
+        return replace(old, **network) if old else None
+    volume = tree(coordinator, wanted.root)
+    if old is None:
+        return Root(volume.name, **{"address": "", **network}, uuid=volume.uuid)
+    return replace(old, volume=volume.name, uuid=volume.uuid, path="", **network)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """What was said, also if it was said to be nothing."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).absolute()) if path else path

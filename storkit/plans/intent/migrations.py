@@ -1,0 +1,162 @@
+"""Live migration: the window opened, the guest moved, the window closed; and what is left of one set right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from storkit.core import codec, registry
+from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
+from storkit.core.inventory import Inventory
+from storkit.core.model import MigrationResult
+from storkit.guests import files
+from storkit.plans import migration
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.subject import subject
+from storkit.plans.migration import Subject
+from storkit.plans.plan import Plan
+from storkit.plans.proof import Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """A guest that was moved, or may be moved now (`moved` is None)."""
+
+    guest: str
+    to: str
+    plan: str
+    proofs: list[Proof]
+    moved: MigrationResult | None
+    warnings: list[str]
+    """What there is to be said of how full the pools of its volumes are."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRights:
+    """A guest, and the clients that may write its disks or its root. `error`: why that is not known."""
+
+    name: str
+    subject: Subject | None = None
+    error: StorkitError | None = None
+
+    @property
+    def writers(self) -> list[str]:
+        exports = [*self.subject.exports, *self.subject.root_exports] if self.subject else []
+        return sorted({export.client for export in exports if export.writable})
+
+    @property
+    def window(self) -> bool:
+        """Whether two hosts may write a disk of it: a migration is under way."""
+        return self.subject is not None and len({e.client for e in self.subject.exports if e.writable}) > 1
+
+
+class MigrationActs:
+    """Move a running guest, with its disks' right to write."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def run(self, guest: str, to: str) -> Migrated:
+        """Move a guest to a host: prepare, run and finish in one plan."""
+        return self._migrate(guest, to, {"prepare", "run", "finish"})
+
+    def prepare(self, guest: str, to: str) -> Migrated:
+        """Give a host the guest's disks, prove that it sees them, and let it write beside the guest's own host."""
+        return self._migrate(guest, to, {"prepare"})
+
+    def finish(self, guest: str) -> Subject:
+        """Give the right to write, and the disks, to the host alone that the guest runs on; where it is then.
+
+        That ends a migration which was prepared, whether the guest has moved or not.
+        """
+        return self._settle(guest, migration.finish)
+
+    def cleanup(self, guest: str) -> Subject:
+        """Make rights and attachments match where the guest runs, from the truth alone; plans that are open for it are
+        given up."""
+        return self._settle(guest, migration.cleanup, over_marks=True)
+
+    def status(self, guest: str = "") -> list[GuestRights]:
+        """Where a guest is, and who may write its disks; without a name, of all guests, as far as that is known."""
+        names = [guest] if guest else files.names(self._coordinator.guests)
+        found: list[GuestRights] = []
+        for name in names:
+            try:
+                found.append(GuestRights(name, self._wherever(name)))
+            except StorkitError as error:
+                if guest:
+                    raise
+                self._coordinator.warn(f"guest {name}: {in_a_line(error)}")
+                found.append(GuestRights(name, error=error))
+        return found
+
+    def _migrate(self, guest: str, to: str, parts: set[str]) -> Migrated:
+        coordinator = self._coordinator
+        destination = coordinator.host(to, given=True)
+        pools: dict[str, None] = {}
+
+        def build() -> Plan:
+            what = subject(coordinator, guest, destination)
+            pools.update(dict.fromkeys(volume.pool for volume in [*what.volumes, *([what.root] if what.root else [])]))
+            plan = migration.migrate(what, destination, parts, coordinator.inventory)
+            if what.places.get(destination) not in (None, "incoming"):
+                raise Conflict(
+                    f"guest {what.name} is {what.places[destination]} on {destination}",
+                    f"storkit migrate cleanup {what.name}",
+                )
+            raise_problems(differences(coordinator, what, destination))
+            return plan
+
+        ran = coordinator.change(build)
+        moved = next((result for step, result in ran.done if step.verb == "send"), None)
+        return Migrated(
+            guest,
+            destination,
+            ran.plan.id,
+            codec.load(list[Proof], ran.of("prove"), strict=False),
+            codec.load(MigrationResult, moved, destination, strict=False) if moved else None,
+            coordinator.fullness(coordinator.inventory.pool(name) for name in pools),
+        )
+
+    def _settle(self, guest: str, planner: Callable[[Subject, Inventory], Plan], over_marks: bool = False) -> Subject:
+        coordinator = self._coordinator
+        coordinator.change(
+            lambda: planner(self._wherever(guest), coordinator.inventory),
+            over_marks=over_marks,
+        )
+        return subject(coordinator, guest)
+
+    def _wherever(self, guest: str) -> Subject:
+        return subject(self._coordinator, guest, *self._coordinator.survey.hosts())
+
+
+def differences(coordinator: Coordinator, what: Subject, destination: str) -> list[StorkitError]:
+    """Everything that would keep the guest from running at the destination, and what the two hosts differ in."""
+    connections, inventory = coordinator.connections, coordinator.inventory
+    source = what.running[0]
+    guest = replace(what.guest, machine=what.machine)
+    here, there = (connections.to(host).hypervisor(what.target) for host in (source, destination))
+    arrives = not connections.same_machine(source, destination)
+    unfit = coordinator.once((destination, "check"), lambda: there.check(guest, arrives))
+    problems: list[StorkitError] = [
+        Conflict(f"{destination}: {problem}", f"storkit host check {destination}") for problem in unfit
+    ]
+    home = {volume.host for volume in what.volumes}
+    for name in sorted(home - {destination, source}):
+        connections.to(name)
+    for transport in sorted({inventory.transport(volume.pool).partition(":")[2] for volume in what.written}):
+        if not registry.transport(transport).window:
+            problems.append(
+                Unsupported(f"{transport} cannot give two hosts the right to write", "choose another transport")
+            )
+    ours = coordinator.once((source, "fingerprint"), lambda: here.fingerprint(guest))
+    theirs = coordinator.once((destination, "fingerprint"), lambda: there.fingerprint(guest))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            problems.append(
+                Conflict(
+                    f"{key} differs: {ours.get(key, 'none')} on {source}, {theirs.get(key, 'none')} on {destination}",
+                    "make them the same on both hosts, or stop the guest and start it there",
+                )
+            )
+    return problems

@@ -1,0 +1,215 @@
+"""Volumes: made, copied, resized, deleted, looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
+from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
+from storkit.core.units import format_size
+from storkit.plans import planner
+from storkit.plans.intent import disks, images
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.making import (
+    Bytes,
+    clone_kind,
+    hosts_of,
+    in_bytes,
+    made,
+    must_be_free,
+    new_volume,
+    pool_of,
+)
+from storkit.plans.lookup import parts
+from storkit.plans.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """A volume, who may write it, and where it is."""
+
+    volume: Volume
+    writers: list[str]
+    exports: list[Export]
+    attachments: list[Attachment]
+
+    @property
+    def generation(self) -> int:
+        """A number that grows each time that a right to write is given."""
+        return max([self.volume.generation, *(export.generation for export in self.exports)])
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The volumes of pools, and those that are damaged."""
+
+    volumes: list[Volume]
+    damaged: list[Damaged]
+
+
+class VolumeActs:
+    """Make, copy, resize, delete and look at volumes. NAME is a volume's, or POOL/NAME."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._survey = coordinator.survey
+
+    def create(self, name: str, size: Bytes, pool: str = "") -> Volume:
+        """Make an empty volume. `pool`: the inventory's default if none is named."""
+        problems: list[StorkitError] = []
+        with collected(problems):
+            bytes_ = in_bytes(size)
+        with collected(problems):
+            config = pool_of(self._coordinator, pool)
+        with collected(problems):
+            check_name("volume", name)
+        raise_problems(problems)
+
+        def build() -> Plan:
+            must_be_free(self._coordinator, [name], config)
+            return planner.create([new_volume(config, name, bytes_)], self._coordinator.inventory)
+
+        return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def import_image(
+        self,
+        source: str | Path | BinaryIO,
+        name: str,
+        *,
+        pool: str = "",
+        golden: bool = False,
+        format: str = "",
+        size: Bytes | None = None,
+        max_size: Bytes | None = None,
+        checksum: str = "",
+    ) -> Volume:
+        """Make a volume of a disk image: a file on the pool's host, or a stream that is read here.
+
+        `golden`: an image to be cloned, which nobody writes. `format`: of the file, if it cannot be told apart (raw).
+        `size`: at least the image's, which is the default. `max_size`: a larger disk is refused. `checksum`: of the
+        file, as `sha256:HEX`.
+        """
+        how = images.Import(name, pool, golden, format, size, max_size, checksum)
+        return made(self._coordinator, images.import_image(self._coordinator, source, how))[0]
+
+    def import_tree(self, source: str | Path, name: str, pool: str = "") -> Volume:
+        """Make a tree, a guest's root, of a tar file or a directory on the pool's host."""
+        return made(self._coordinator, images.import_tree(self._coordinator, str(source), name, pool))[0]
+
+    def export(self, name: str, file: str | Path, format: str = "raw", compress: bool = False) -> None:
+        """Write a volume to an image file on its host."""
+        images.export(self._coordinator, name, str(file), format, compress)
+
+    def pour(self, name: str, stream: BinaryIO, format: str = "raw", compress: bool = False) -> int:
+        """Write a volume of this machine to a stream, once all of it is known to be there; the image's size."""
+        return images.pour(self._coordinator, name, stream, format, compress)
+
+    def clone(self, source: str, names: Sequence[str], size: Bytes | None = None) -> list[Volume]:
+        """Make clones of a volume, in its own pool. `size`: at least the source's, which is the default."""
+        problems: list[StorkitError] = []
+        wanted = 0
+        with collected(problems):
+            wanted = 0 if size is None else in_bytes(size)
+        for name in names:
+            with collected(problems):
+                check_name("volume", name)
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            problems.append(UsageError(f"named twice: {', '.join(twice)}", "name each clone once"))
+        raise_problems(problems)
+
+        clones = list[Volume]()
+
+        def build() -> Plan:
+            volume = self._survey.volume(source)
+            if not clones:
+                must_be_free(self._coordinator, list(names))
+            if wanted and wanted < volume.size:
+                raise UsageError(
+                    f"{volume.name} is {format_size(volume.size)} large; a clone cannot be smaller", "leave --size out"
+                )
+            if volume.kind in ("disk", "tree"):
+                planner.refuse_written(volume, self._survey.exports([volume]), "cloned")
+            if not clones:
+                pool, kind = self._coordinator.inventory.pool(volume.pool), clone_kind(volume)
+                size = wanted or volume.size
+                clones.extend(new_volume(pool, name, size, origin=volume.uuid, kind=kind) for name in names)
+            return planner.clone([(volume, clones)], self._coordinator.inventory)
+
+        return made(self._coordinator, self._coordinator.change(build))
+
+    def snapshot(self, source: str, name: str) -> Volume:
+        """Keep a volume as it is now, under another name."""
+        check_name("volume", name)
+
+        kept = list[Volume]()
+
+        def build() -> Plan:
+            volume = self._survey.volume(source)
+            if not kept:
+                must_be_free(self._coordinator, [name])
+                pool = self._coordinator.inventory.pool(volume.pool)
+                kept.append(new_volume(pool, name, volume.size, origin=volume.uuid, kind="snapshot"))
+            return planner.snapshot(volume, kept[0], self._coordinator.inventory)
+
+        return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Volume:
+        """Give a volume that no host may write another size. `cut_off`: also a smaller one, whatever is at its end."""
+        wanted = in_bytes(size)
+
+        def build() -> Plan:
+            volume = self._survey.volume(name)
+            if wanted < volume.size and not cut_off:
+                raise UsageError(
+                    f"{volume.name} is {format_size(volume.size)} large; "
+                    f"at {format_size(wanted)} its end would be cut off",
+                    f"shrink the file system in it, then: storkit volume resize {name} {size} --shrink --shrink",
+                )
+            exports = self._survey.exports([volume])
+            return planner.resize(volume, wanted, cut_off, exports, self._coordinator.inventory)
+
+        return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
+        """Delete volumes that no host has, and, without `force`, no guest; their own names."""
+
+        def build() -> Plan:
+            volumes = self._survey.find_all(list(names))
+            if not force:
+                disks.refuse_to_delete(self._coordinator, volumes)
+            return planner.delete(volumes, self._survey.exports(volumes), self._coordinator.inventory)
+
+        self._coordinator.change(build)
+        gone = [parts(name)[1] for name in names]
+        for name in gone:
+            self._survey.hints.drop(name)
+        return gone
+
+    def listing(self, pool: str = "") -> Listing:
+        """The volumes of a pool, or of all that answer."""
+        volumes = self._survey.volumes(pools=[self._coordinator.inventory.pool(pool)] if pool else None)
+        self._warn_of_twins(volumes)
+        return Listing(volumes, [*self._survey.damaged.values()])
+
+    def show(self, name: str) -> VolumeView:
+        """A volume, its exports, and what its clients have of it."""
+        volume = self._survey.volume(name)
+        exports = self._survey.exports([volume])
+        attached = self._survey.attachments(hosts_of(exports), [volume])
+        there = [attachment for group in attached.values() for attachment in group]
+        return VolumeView(volume, sorted(planner.writers(exports, volume)), exports, there)
+
+    def _warn_of_twins(self, volumes: list[Volume]) -> None:
+        """A name that stands for two volumes, made while a pool could not be asked, is no name to go by."""
+        pools: dict[str, list[str]] = {}
+        for volume in volumes:
+            pools.setdefault(volume.name, []).append(volume.pool)
+        for name, places in pools.items():
+            if len(places) > 1:
+                self._survey.hints.drop(name)
+                whole = " or ".join(f"{pool}/{name}" for pool in places)
+                self._coordinator.warn(f"volume {name} is in pool {' and in pool '.join(places)}: write {whole}")

@@ -31,7 +31,7 @@ def test_the_page_s_program_runs(tmp_path: Path) -> None:
     if shutil.which("qemu-system-x86_64") is None or shutil.which("qemu-storage-daemon") is None:
         pytest.skip("qemu-system-x86 not installed")
     (tmp_path / "inventory.toml").write_text(blocks("toml"))
-    bootsector.make_disk(tmp_path / "boot.img", pace=64)
+    bootsector.make_disk(tmp_path / "boot.img", rest=1)
     try:
         done = subprocess.run(
             [sys.executable, "-c", blocks("python")], capture_output=True, text=True, cwd=tmp_path,

@@ -125,8 +125,8 @@ def test_attach_verify_detach(site: storkit.api.Storkit, calls: list[str]) -> No
 
 def test_status(site: storkit.api.Storkit, calls: list[str]) -> None:
     assert of(calls, site.hosts.status) == [
-        "a transport:nbd find_exports",
-        "b transport:nbd find_exports",
+        "a transport:nbd look_exports",
+        "b transport:nbd look_exports",
         "a transport:nbd find_attachments",
         "b transport:nbd find_attachments",
         "a pool:default capacity",
@@ -134,7 +134,7 @@ def test_status(site: storkit.api.Storkit, calls: list[str]) -> None:
 
 
 def test_a_guest_that_moves(site: storkit.api.Storkit, calls: list[str], tmp_path: Path) -> None:
-    bootsector.make_disk(tmp_path / "boot.img", pace=64)
+    bootsector.make_disk(tmp_path / "boot.img", rest=1)
     site.volumes.import_image(tmp_path / "boot.img", "g")
     site.guests.define("g", storkit.api.GuestWish(memory="16MiB", disks=["g"]))
     try:

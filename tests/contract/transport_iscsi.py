@@ -21,7 +21,7 @@ class IscsiThick(LabRig):
         host.run(["modprobe", "-a", "dm-mod", "dm-thin-pool"])
 
     def pool_settings(self, host: Host) -> dict[str, Any]:
-        if host.run(["vgs", VG], check=False).status:
+        if host.run(["test", "-e", f"/etc/lvm/backup/{VG}"], check=False).status:  # quicker than to ask LVM
             host.run(["vgcreate", "-q", VG, host.add_disk(1 << 30)])
             self.fill(host)
         return {"vg": VG}

@@ -47,6 +47,8 @@ class Machine(calls.Targets):
 
     def __init__(self, lab: Lab, name: str) -> None:
         self.host: Host = lab.host(name)
+        self.ready: type | None = None
+        """The rig that has prepared it since its boot, the last of them."""
         self._lab = lab
         self._agent: SshConnection | None = None
         self._inventory: Inventory | None = None
@@ -231,7 +233,7 @@ class LabRig(Rig):
 
     @abstractmethod
     def prepare(self, host: Host) -> None:
-        """Start what systemd would on a host of this transport; called after every boot, so it may be called again."""
+        """Start what systemd would on a host of this transport; called after every boot, and after another transport's."""
 
     def pool_settings(self, host: Host) -> dict[str, Any]:
         """Make what the pool needs on host a, if it is not there; its settings in the inventory."""
@@ -241,7 +243,7 @@ class LabRig(Rig):
         self._hosts = hosts
         self._machines = hosts.take("a", "b")
         for machine in self._machines.values():
-            self.prepare(machine.host)
+            self._prepare(machine)
         self._inventory = self._told(self.pool_settings(self._machines["a"].host))
         self.a = Client("a", True, self._address("a"))
         self.b = Client("b", False, self._address("b"))
@@ -255,6 +257,11 @@ class LabRig(Rig):
         # The rig's own volumes, which are deleted when it has been looked at.
         ignored = (r". files: /var/lib/storkit/volumes/", *self.ignored)
         self._remains = Remains([machine.host for machine in self._machines.values()], ignored)
+
+    def _prepare(self, machine: Machine) -> None:
+        if machine.ready is not type(self):
+            self.prepare(machine.host)
+            machine.ready = type(self)
 
     def _told(self, pool: dict[str, Any]) -> Inventory:
         """The inventory, as the agents may have been told it already."""
@@ -302,7 +309,8 @@ class LabRig(Rig):
         machine.hang_up()
         machine.host.power_off()
         machine.host.boot()
-        self.prepare(machine.host)
+        machine.ready = None
+        self._prepare(machine)
         machine.talk(self._inventory)
         self._remains.again(machine.host)
 

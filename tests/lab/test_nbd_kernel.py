@@ -78,6 +78,7 @@ class Rig(NbdKernelLabRig):
         machine.hang_up()
         machine.host.power_off()
         machine.host.boot()
+        machine.ready = None
         machine.talk(self._inventory)
         self._remains.again(machine.host)
 

@@ -233,7 +233,7 @@ class LabRig(Rig):
 
     @abstractmethod
     def prepare(self, host: Host) -> None:
-        """Start what systemd would on a host of this transport; called after every boot, and after another transport's."""
+        """Start what systemd would on a host of this transport; called after every boot, and after another rig's."""
 
     def pool_settings(self, host: Host) -> dict[str, Any]:
         """Make what the pool needs on host a, if it is not there; its settings in the inventory."""

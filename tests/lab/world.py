@@ -186,11 +186,11 @@ class World:
         self.ready(host)
         self.remains.again(host)
 
-    def run(self, *words: str, timeout: float = 300) -> Result:
+    def run(self, *words: str, timeout: float = 900) -> Result:
         """A storkit command, whatever its end."""
         return self.commands.run(["storkit", "--json", *words], check=False, timeout=timeout)
 
-    def storkit(self, *words: str, timeout: float = 300) -> Any:
+    def storkit(self, *words: str, timeout: float = 900) -> Any:
         """The result of a storkit command that must succeed."""
         done = self.run(*words, timeout=timeout)
         assert done.status == 0, f"storkit {' '.join(words)}: {done.status}\n{done.stdout}\n{done.stderr}"

@@ -23,10 +23,11 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
-from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, Saved, check_name
 from storkit.hypervisors import _paused as paused
+from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
-from storkit.hypervisors._libvirt import host
+from storkit.hypervisors._libvirt import host, saving
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import XML, Guests, Known
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, Source, Way, way
@@ -270,6 +271,31 @@ class Libvirt(Hypervisor):
                     raise paused.still(state)
                 time.sleep(0.05)
         return state
+
+    def save(self, name: str, saved: Saved, file: str = "") -> Saved:
+        return saving.save(self.site, self._guests, name, saved, file)
+
+    def unsave(self, name: str, saved: Saved, file: str = "") -> None:
+        saving.unsave(self.site, self._guests, name, saved, file)
+
+    def saved(self, name: str, file: str = "") -> Saved:
+        return memory.read(memory.place(self.site, name, file))
+
+    def load(self, name: str, hold: str, file: str = "") -> None:
+        path = memory.place(self.site, name, file)
+        memory.refuse_other(memory.read(path), name, hold)
+        known = self._one(name)
+        if known.status == "arrived":
+            return
+        if known.status == "incoming":  # killed while it was read
+            self._destroy(known)
+        elif not known.idle:
+            raise Conflict(f"guest {name} cannot wake up here: it is {known.status} here", look_command(name))
+        self._check_disks(name)
+        saving.load(self._guests, known, path)
+
+    def spend(self, name: str, file: str = "") -> None:
+        memory.spend(memory.place(self.site, name, file), not file)
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

@@ -169,6 +169,46 @@ def test_guest_lives_beside_domains_that_are_not_storkits(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_guest_sleeps_and_goes_on_where_it_was(lab: Lab) -> None:
+    here = Hypervisor(lab.host("a"))
+    host = here.host
+    host.put(bootsector.boot_sector(rest=1).ljust(bootsector.SIZE, b"\0"), "/lab/own/disk")
+    disks = [{"kind": "file", "path": "/lab/own/disk"}]
+    disk, saved = host.own / "disk", {
+        "guest": UUID, "name": "g", "hold": OTHER, "generations": {VOLUME: 1}, "hypervisor": "libvirt",
+        "fingerprint": {},
+    }  # fmt: skip
+
+    def writes_on() -> None:
+        before = bootsector.last_record(disk)
+        host.wait_for(lambda: bootsector.last_record(disk) > before + 20, "records of the guest", 90, every=1)
+
+    here.all(("define", {"guest": guest(), "disks": disks}), ("start", {"name": "g"}))
+    writes_on()
+    save: tuple[str, dict[str, Any]] = ("save", {"name": "g", "saved": saved})
+    said, back, found = here.all(save, ("unsave", save[1]), ("find", {}))
+    assert said["hold"] == OTHER and said["size"] > 1 << 18 and back is None
+    assert found[0]["status"] == "running"
+    writes_on()
+    said, again, found, told, moved = here.all(
+        save, save, ("find", {}), ("saved", {"name": "g"}), ("load", {"name": "g", "hold": UUID})
+    )
+    assert said == again == told and found[0]["status"] == "stopped"
+    refused(moved, "conflict", "another time")
+    asleep = disk.read_bytes()
+    load, found, _, ended = here.all(
+        ("load", {"name": "g", "hold": OTHER}), ("find", {}), ("retire", {"name": "g"}), ("find", {})
+    )
+    assert (load, found[0]["status"], ended[0]["status"]) == (None, "arrived", "stopped")
+    assert disk.read_bytes() == asleep, "it ran before it was let go on"
+    here.all(("load", {"name": "g", "hold": OTHER}), ("resume", {"name": "g"}), ("spend", {"name": "g"}))
+    writes_on()
+    refused(here.all(("saved", {"name": "g"}))[0], "not-found")
+    here.do("stop", name="g", force=True)
+    assert bootsector.verify(disk).clean
+
+
+@pytest.mark.slow
 def test_guest_moves_and_whoever_moves_it_is_killed(lab: Lab, tmp_path: Path) -> None:
     hosts = lab.hosts("a", "b", "s")
     s = hosts[2]

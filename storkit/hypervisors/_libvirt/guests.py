@@ -31,6 +31,8 @@ from storkit.hypervisors._paused import because
 from storkit.hypervisors._qemu.definition import Definition, load
 
 XML = "domain.xml"
+WHOLE = "whole"
+"""What the mark `arriving` says of a guest whose memory was read from a file to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,10 @@ class Guests:
             if job and job.outgoing:
                 # Paused for the switchover, and it runs on here by itself if that fails.
                 return "running"
-            return "incoming" if arriving.exists() else "paused"
+            if not arriving.exists():
+                return "paused"
+            # So libvirt calls what it has read from a file as well, once it is whole.
+            return "arrived" if arriving.read_text() == WHOLE else "incoming"
         return "arrived" if arriving.exists() else "paused"
 
 

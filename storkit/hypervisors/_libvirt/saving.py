@@ -1,0 +1,116 @@
+"""A guest of libvirt's into a file and back: `virsh save` and `virsh restore`, virsh(1).
+
+`save` ends the guest by itself, in libvirtd, also when virsh is killed. libvirt begins its file with other bytes while
+it writes than when it is whole (qemu_saveimage.h in libvirt), so that the file itself says whether it was finished.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from storkit.core.backend import Site
+from storkit.core.errors import CommandFailed, NotFound, StorkitError, Unsafe
+from storkit.core.model import Saved
+from storkit.hypervisors import _saved as memory
+from storkit.hypervisors._libvirt import domain as domains
+from storkit.hypervisors._libvirt.guests import WHOLE, XML, Guests, Known
+from storkit.system.files import write_atomic
+
+LONGEST = 24 * 3600.0
+"""Seconds for one virsh process: what it writes is as large as the guest's memory."""
+TICK = 0.25
+_WHOLE = b"LibvirtQemudSave"
+
+
+def save(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> Saved:
+    """As Hypervisor.save. The guest has ended when it returns."""
+    path, own = memory.place(site, name, file), not file
+    if there := memory.refuse_taken(path, own, saved.hold):
+        memory.partial(path).unlink(missing_ok=True)
+        return there
+    partial = memory.partial(path)
+    known = _settled(guests, name)
+    if known and not known.idle:
+        os.close(memory.make(path, own))
+        try:
+            guests.virsh("save", known.uuid, str(partial), "--paused", timeout=LONGEST)
+        except CommandFailed:
+            partial.unlink(missing_ok=True)
+            raise
+    elif not _whole(partial):
+        raise NotFound(f"guest {name} does not run here", f"storkit guest show {name}")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)
+        version = guests.virsh("version", "--daemon").strip().splitlines()[-1].rpartition(" ")[2]
+        return memory.seal(path, descriptor, replace(saved, version=version), own)
+    finally:
+        os.close(descriptor)
+
+
+def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> None:
+    """As Hypervisor.unsave: where the guest has ended, it is read again, and goes on."""
+    path = memory.place(site, name, file)
+    known = _settled(guests, name)
+    if known is None or known.idle:
+        source = next((each for each in (path, memory.partial(path)) if _is_of(each, saved)), None)
+        if source is not None:
+            how = "--paused" if saved.paused else "--running"
+            try:
+                guests.virsh("restore", str(source), how, timeout=LONGEST)
+            except StorkitError as error:
+                message = f"guest {name} has ended, and is not read again: {error.message}; it is all in {source}"
+                raise Unsafe(message, f"storkit plan resume; then storkit guest restore {name}") from error
+    if _is_of(path, saved):
+        path.unlink()
+    memory.partial(path).unlink(missing_ok=True)
+
+
+def load(guests: Guests, known: Known, file: Path) -> None:
+    """Read a memory into a defined guest, with the disks that it has here; it stands still."""
+    directory = guests.directory(known.name)
+    xml = directory / "waking.xml"
+    inside = guests.virsh("save-image-dumpxml", str(file), "--security-info")
+    there = domains.sources((directory / XML).read_text())
+    write_atomic(xml, domains.moved(inside, there))
+    guests.arriving(known.name).touch(0o600)
+    try:
+        guests.virsh("restore", str(file), "--xml", str(xml), "--paused", timeout=LONGEST)
+        write_atomic(guests.arriving(known.name), WHOLE)
+    except StorkitError:
+        guests.arriving(known.name).unlink(missing_ok=True)
+        raise
+    finally:
+        xml.unlink(missing_ok=True)
+
+
+def _settled(guests: Guests, name: str) -> Known | None:
+    """The guest, once no job of an earlier call has it: libvirtd goes on when virsh is killed."""
+    while (known := guests.one(name)) and not known.idle:
+        with suppress(CommandFailed):
+            if guests.virsh.job(known.uuid) is None:
+                break
+        time.sleep(TICK)
+    return known
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_WHOLE)) == _WHOLE
+    except FileNotFoundError:
+        return False
+
+
+def _is_of(path: Path, saved: Saved) -> bool:
+    """Whether a file has the memory of this sleep; one that is not sealed is of the plan that asks."""
+    try:
+        return memory.read(path).hold == saved.hold
+    except NotFound:
+        return False
+    except Unsafe:
+        return _whole(path)

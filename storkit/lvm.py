@@ -29,7 +29,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import Damaged, Found, Usage, Volume, VolumeHold, check_name
+from storkit.core.model import Damaged, PoolContent, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
 from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
@@ -75,10 +75,10 @@ class Lvm(Pool):
     Settings: ClassVar[type] = LvmSettings
     settings: LvmSettings
 
-    def look(self, names: list[str] | None = None) -> Found:
+    def look(self, names: list[str] | None = None) -> PoolContent:
         wanted = None if names is None else {check_name("volume", name) for name in names}
         group = tools.read(self._vg)
-        found = Found([])
+        found = PoolContent([])
         for name, lv in sorted(group.lvs.items()):
             if (wanted is None or name in wanted) and self._is_ours(group, lv):
                 try:

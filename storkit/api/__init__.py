@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
     from storkit.plans.intent.volumes import VolumeView as VolumeView
-    from storkit.plans.migration import Subject as Subject
+    from storkit.plans.migration import GuestView as GuestView
     from storkit.plans.plan import Plan as Plan
     from storkit.plans.plan import Step as Step
     from storkit.plans.proof import Proof as Proof
@@ -75,7 +75,7 @@ _PLACES = {
     "Woken": "storkit.plans.intent.sleeping",
     "Listing": "storkit.plans.intent.volumes",
     "VolumeView": "storkit.plans.intent.volumes",
-    "Subject": "storkit.plans.migration",
+    "GuestView": "storkit.plans.migration",
     "Plan": "storkit.plans.plan",
     "Step": "storkit.plans.plan",
     "Storkit": "storkit.api.site",

@@ -12,7 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Unsupported
 
 if TYPE_CHECKING:
-    from storkit.api import Migrated, Subject
+    from storkit.api import GuestView, Migrated
 
 
 def run(session: Session, options: Namespace) -> None:
@@ -51,7 +51,7 @@ def abort(session: Session, options: Namespace) -> None:
     finish(session, options)
 
 
-def _settled(session: Session, what: Subject) -> None:
+def _settled(session: Session, what: GuestView) -> None:
     here = ", ".join(what.running)
     text = f"{what.name} runs on {here}, which alone may write" if here else f"{what.name} runs nowhere"
     session.result({"guest": what.name, "places": what.places}, text)
@@ -61,7 +61,7 @@ def status(session: Session, options: Namespace) -> None:
     rows: list[tuple[object, ...]] = []
     data: list[dict[str, Any]] = []
     for each in session.site.migrate.status(options.name or ""):
-        what = each.subject
+        what = each.view
         if what is None:
             if each.error and not isinstance(each.error, Unsupported):
                 rows.append((each.name, "unknown", "unknown", "unknown"))

@@ -50,13 +50,13 @@ from storkit.core.model import (
     Export,
     Exported,
     Finding,
-    Found,
     GuestState,
     ImageFile,
     ImageInfo,
     Listening,
     MigrationResult,
     Offer,
+    PoolContent,
     Saved,
     Usage,
     Volume,
@@ -83,7 +83,7 @@ class PoolVerbs(BackendVerbs):
     """The verbs of a pool, at the host that it is on."""
 
     @abstractmethod
-    def look(self, names: list[VolumeName] | None = None) -> Found:
+    def look(self, names: list[VolumeName] | None = None) -> PoolContent:
         """Look for volumes: all of this pool, or those of `names` that exist.
 
         Returns:

@@ -130,7 +130,7 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PoolContent:
     """What a pool holds, each in the order of the names."""
 
     volumes: list[Volume]

@@ -13,24 +13,24 @@ from storkit.core.backend import Site
 from storkit.core.errors import raise_problems
 from storkit.core.identities import ClientName, HostName, Line
 from storkit.core.model import Declared
-from storkit.tech.grants import check_slug, slug
+from storkit.tech.grants import check_host_slug, host_slug
 from storkit.tech.records import RecordFiles
 
 
 def _records(site: Site) -> RecordFiles[Declared]:
-    return RecordFiles(site.state / "off", Declared, "the record of a host that is off", check_slug)
+    return RecordFiles(site.state / "off", Declared, "the record of a host that is off", check_host_slug)
 
 
 def declare_off(site: Site, client: ClientName, by: Line, keepers: list[HostName]) -> Declared:
     """Keep the word of `by` that host `client` is off, durably."""
     declared = Declared(client, by, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), keepers)
-    _records(site).save({slug(client): declared})
+    _records(site).save({host_slug(client): declared})
     return declared
 
 
 def withdraw_off(site: Site, client: ClientName) -> None:
     """Forget that `client` was declared off; nobody said so is fine."""
-    _records(site).forget([slug(client)])
+    _records(site).forget([host_slug(client)])
 
 
 def find_off(site: Site) -> list[Declared]:

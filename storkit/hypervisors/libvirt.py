@@ -29,8 +29,8 @@ from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host, saving
 from storkit.hypervisors._libvirt.domain import Domain
-from storkit.hypervisors._libvirt.guests import XML, Guests, Known
-from storkit.hypervisors._libvirt.migration import LibvirtLimits, Source, Way, way
+from storkit.hypervisors._libvirt.guests import XML, Guests, KnownGuest
+from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, Source, parse_route
 from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
@@ -240,12 +240,12 @@ class Libvirt(Hypervisor):
         self._guests.arriving(name).touch(0o600)
         shown = f"[{address}]" if ":" in address else address
         sources = domains.sources((self._guests.directory(name) / XML).read_text())
-        return str(Way(self.settings.migrate_uri.replace("{address}", shown), f"tcp://{shown}", sources))
+        return str(MigrationRoute(self.settings.migrate_uri.replace("{address}", shown), f"tcp://{shown}", sources))
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         settings = self.settings
         limits = LibvirtLimits(settings.channel, settings.downtime_limit, settings.bandwidth, settings.stall_timeout)
-        known, to = self._one(name), way(uri, self.settings.migrate_uri)
+        known, to = self._one(name), parse_route(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", look_command(name))
         xml = self._guests.directory(name) / "moving.xml"
@@ -328,7 +328,7 @@ class Libvirt(Hypervisor):
         text = render(definition.guest, definition.disks, "libvirt", place, templates)
         return domains.marked(text, definition.guest)
 
-    def _press(self, known: Known, seconds: float) -> None:
+    def _press(self, known: KnownGuest, seconds: float) -> None:
         """Press the power button, and wait for the guest to end, no longer than `seconds`."""
         until = time.monotonic() + seconds
         # In one process: an event that came before anybody listens would be waited for in vain.
@@ -338,7 +338,7 @@ class Libvirt(Hypervisor):
             self._virsh.batch([*words, f"event {known.uuid} --event lifecycle --timeout {wait}"], timeout=wait + 30)
             words = []
 
-    def _destroy(self, known: Known) -> None:
+    def _destroy(self, known: KnownGuest) -> None:
         try:
             self._virsh("destroy", known.uuid)
         except CommandFailed:
@@ -346,10 +346,10 @@ class Libvirt(Hypervisor):
                 raise
         self._guests.arriving(known.name).unlink(missing_ok=True)
 
-    def _source(self, known: Known) -> Source:
+    def _source(self, known: KnownGuest) -> Source:
         return Source(self._virsh, known.name, known.uuid, self.site.progress)
 
-    def _one(self, name: str) -> Known:
+    def _one(self, name: str) -> KnownGuest:
         known = self._guests.one(name)
         if known is None or not known.defined:
             raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")

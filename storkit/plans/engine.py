@@ -169,7 +169,7 @@ class Engine:
             if not record.end and record.started and not self._marked_everywhere(record.plan):
                 journal.end("given up")
             if what == "resumed" and not (record.end or record.started or self._marked_everywhere(record.plan)):
-                # It was killed before it had said so to the hosts: what it was made from may be long past.
+                # No host carries its mark, so it never started; and what it was planned from may have changed since.
                 journal.end("never begun")
                 raise Conflict(f"plan {plan} was killed before it began", "run its command again")
             if record.end:
@@ -259,7 +259,7 @@ class Engine:
         raise error
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
-        verb, run = verbs.of(step), _Run(self, journal, step)
+        verb, run = verbs.of(step), _PlanRun(self, journal, step)
         self.reporter.step(step, "start")
         try:
             with journal_lock:
@@ -322,7 +322,7 @@ class Engine:
             journal.undo(step.id)
             self.reporter.step(step, "undo")
             try:
-                verb.undo(_Run(self, journal, step), step, seen(verb, record.started[step.id]))
+                verb.undo(_PlanRun(self, journal, step), step, seen(verb, record.started[step.id]))
             except StorkitError as error:
                 if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):
                     journal.undone(step.id)  # what a host does not let this key undo, it has not let it do
@@ -405,7 +405,7 @@ class _Reported(Targets):
         self._reporter.progress(self._step, fraction, text)
 
 
-class _Run:
+class _PlanRun:
     """A step's view of the engine (storkit.plans.verb.Run)."""
 
     def __init__(self, engine: Engine, journal: Journal, step: Step) -> None:

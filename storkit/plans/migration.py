@@ -11,7 +11,7 @@ from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
 from storkit.core.model import Export, Volume, guest_client
 from storkit.plans.plan import Hold, Plan, Stages, Step
-from storkit.plans.planner import finish_plan, give, holds, prove, set_writers, take, writers
+from storkit.plans.planner import add_attach, add_detach, add_proof, finish_plan, locks_of, set_writers, writers_of
 from storkit.plans.verb import step
 from storkit.plans.verbs.exports import ExportVolumes, UnexportVolumes
 from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
@@ -19,7 +19,7 @@ from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, R
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class GuestView:
     """A guest, its disks' volumes in order, and what was seen of both."""
 
     guest: Guest
@@ -118,7 +118,7 @@ def shown(places: dict[str, str], reasons: dict[str, str], volumes: Iterable[Vol
     return ", ".join(words) or ("asleep" if any(volume.hold for volume in volumes) else "stopped")
 
 
-def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
+def start(subject: GuestView, host: str, inventory: Inventory) -> Plan:
     """Give a guest its disks on a host and start it there."""
     subject.known()
     subject.awake(f"written by {host}")
@@ -128,8 +128,8 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
             f"storkit migrate run {subject.name} --to {host}, or storkit guest stop {subject.name}",
         )
     for volume in subject.written:
-        others = writers(subject.exports, volume) - {host}
-        if host in subject.running and host not in writers(subject.exports, volume):
+        others = writers_of(subject.exports, volume) - {host}
+        if host in subject.running and host not in writers_of(subject.exports, volume):
             raise from_before(subject, host, volume)
         if others:
             raise Conflict(
@@ -138,7 +138,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
             )
     subject.rooted()
     stages = Stages()
-    give(stages, subject.volumes, host, {host}, inventory, written=subject.written)
+    add_attach(stages, subject.volumes, host, {host}, inventory, written=subject.written)
     if host not in subject.running:
         _give_root(stages, subject)
         stages.then(define(subject, host))
@@ -146,7 +146,7 @@ def start(subject: Subject, host: str, inventory: Inventory) -> Plan:
     return finish_plan(f"start {subject.name} on {host}", stages, guest_holds(subject), inventory)
 
 
-def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
+def stop(subject: GuestView, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
     """Stop a guest wherever it is, or on the host `only`, and take its disks back from there."""
     if not force:
         subject.known()
@@ -170,7 +170,7 @@ def stop(subject: Subject, force: bool, timeout: float, only: str, inventory: In
     return finish_plan(f"stop {subject.name}", stages, guest_holds(subject), inventory)
 
 
-def wake(subject: Subject, inventory: Inventory) -> Plan:
+def wake(subject: GuestView, inventory: Inventory) -> Plan:
     """Let a guest go on that stands still where it is: where its host may write its disks, and it runs nowhere else."""
     subject.known()
     if len(subject.running) != 1:
@@ -178,7 +178,7 @@ def wake(subject: Subject, inventory: Inventory) -> Plan:
     here = subject.running[0]
     subject.awake(f"written by {here}")
     for volume in subject.written:
-        if here not in writers(subject.exports, volume):
+        if here not in writers_of(subject.exports, volume):
             raise from_before(subject, here, volume)
     subject.rooted()
     stages = Stages()
@@ -187,7 +187,7 @@ def wake(subject: Subject, inventory: Inventory) -> Plan:
     return finish_plan(f"resume {subject.name} on {here}", stages, guest_holds(subject), inventory)
 
 
-def from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
+def from_before(subject: GuestView, host: str, volume: Volume) -> StorkitError:
     """What a guest has in its memory is older than the disk that was taken from its host: it must never write again."""
     return Unsafe(
         f"guest {subject.name} runs on {host} from before volume {volume.name} was taken from there",
@@ -195,7 +195,7 @@ def from_before(subject: Subject, host: str, volume: Volume) -> StorkitError:
     )
 
 
-def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inventory) -> Plan:
+def migrate(subject: GuestView, destination: str, parts: set[str], inventory: Inventory) -> Plan:
     """Prepare, run and finish a live migration: `parts` says which of them.
 
     The window, in which source and destination may both write, opens in `prepare` and closes in `finish`.
@@ -203,9 +203,9 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
     source = _source(subject, destination, parts)
     stages = Stages()
     if "prepare" in parts:
-        give(stages, subject.volumes, destination, None, inventory)
+        add_attach(stages, subject.volumes, destination, None, inventory)
         title = f"prove that {source} and {destination} see one disk"
-        prove(stages, subject.volumes, [source, destination], source, title, inventory)
+        add_proof(stages, subject.volumes, [source, destination], source, title, inventory)
         title = f"open the window: {source} and {destination} write"
         set_writers(stages, subject.written, {source, destination}, title, inventory)
         stages.then(define(subject, destination))
@@ -235,7 +235,7 @@ def migrate(subject: Subject, destination: str, parts: set[str], inventory: Inve
     return finish_plan(f"{verb} {subject.name} from {source} to {destination}", stages, guest_holds(subject), inventory)
 
 
-def finish(subject: Subject, inventory: Inventory) -> Plan:
+def finish(subject: GuestView, inventory: Inventory) -> Plan:
     """After the hypervisor has moved a guest: only the host it runs on keeps the disk."""
     subject.known()
     subject.awake("given to where its guest runs")
@@ -247,7 +247,7 @@ def finish(subject: Subject, inventory: Inventory) -> Plan:
     return finish_plan(f"finish migration of {subject.name} to {here}", stages, guest_holds(subject), inventory)
 
 
-def cleanup(subject: Subject, inventory: Inventory) -> Plan:
+def cleanup(subject: GuestView, inventory: Inventory) -> Plan:
     """Make rights and attachments match where the guest runs, from the truth alone."""
     subject.known()
     subject.awake("given to where its guest runs")
@@ -268,7 +268,7 @@ def cleanup(subject: Subject, inventory: Inventory) -> Plan:
     return finish_plan(f"clean up after {subject.name}", stages, guest_holds(subject), inventory)
 
 
-def _source(subject: Subject, destination: str, parts: set[str]) -> str:
+def _source(subject: GuestView, destination: str, parts: set[str]) -> str:
     subject.known()
     subject.awake(f"written by {destination}")
     if not subject.running:
@@ -281,7 +281,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     subject.rooted()
     problems: list[StorkitError] = []
     for volume in subject.written:
-        strangers = writers(subject.exports, volume) - {source, destination}
+        strangers = writers_of(subject.exports, volume) - {source, destination}
         if strangers:
             problems.append(
                 Unsafe(
@@ -289,7 +289,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
                     f"storkit detach {volume.name} --on {min(strangers)}",
                 )
             )
-        if source not in writers(subject.exports, volume):
+        if source not in writers_of(subject.exports, volume):
             problems.append(
                 Unsafe(
                     f"guest {subject.name} runs on {source}, which has no right to write volume {volume.name}",
@@ -300,7 +300,7 @@ def _source(subject: Subject, destination: str, parts: set[str]) -> str:
     return source
 
 
-def running_problem(subject: Subject) -> StorkitError:
+def running_problem(subject: GuestView) -> StorkitError:
     if len(subject.running) > 1:
         return Unsafe(
             f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
@@ -309,24 +309,24 @@ def running_problem(subject: Subject) -> StorkitError:
     return NotFound(f"guest {subject.name} runs on no host", f"storkit migrate cleanup {subject.name}")
 
 
-def _finish(stages: Stages, subject: Subject, here: str, others: list[str]) -> None:
+def _finish(stages: Stages, subject: GuestView, here: str, others: list[str]) -> None:
     name, others = subject.name, sorted(others)
     stages.then(step(ConfirmPlace(name, others), here, subject.target, f"see that {name} runs on {here} alone"))
     set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
     leave(stages, subject, others)
 
 
-def leave(stages: Stages, subject: Subject, hosts: list[str]) -> None:
+def leave(stages: Stages, subject: GuestView, hosts: list[str]) -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them."""
     name, target = subject.name, subject.target
     stages.then(*(step(RetireGuest(name), host, target, f"retire {name} on {host}") for host in hosts))
     stages.then(*(_undefine(subject, host) for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     if hosts:
-        take(stages, mine, hosts, subject.inventory)
+        add_detach(stages, mine, hosts, subject.inventory)
 
 
-def _give_root(stages: Stages, subject: Subject) -> None:
+def _give_root(stages: Stages, subject: GuestView) -> None:
     """Export the root to the guest, for writing. An export that it has from an earlier start ends first: what another
     instance of the guest has mounted, somewhere, does not exist any more."""
     if subject.root is None or subject.guest.root is None:
@@ -339,7 +339,7 @@ def _give_root(stages: Stages, subject: Subject) -> None:
     set_writers(stages, [tree], {name}, f"let guest {subject.name} write", subject.inventory)
 
 
-def _take_root(stages: Stages, subject: Subject) -> None:
+def _take_root(stages: Stages, subject: GuestView) -> None:
     """End the export of the root to the guest."""
     if subject.root is None or subject.guest.root is None:
         return
@@ -348,29 +348,31 @@ def _take_root(stages: Stages, subject: Subject) -> None:
     stages.then(step(UnexportVolumes([tree], [name], {name: address}), tree.host, _served(subject, tree), title))
 
 
-def _served(subject: Subject, volume: Volume) -> str:
+def _served(subject: GuestView, volume: Volume) -> str:
     return subject.inventory.transport(volume.pool)
 
 
-def define(subject: Subject, host: str) -> Step:
+def define(subject: GuestView, host: str) -> Step:
     transports = [_served(subject, volume) for volume in subject.volumes]
     verb = DefineGuest(subject.guest, subject.volumes, transports, subject.machine)
     return step(verb, host, subject.target, f"render {subject.name}'s configuration on {host}")
 
 
-def _undefine(subject: Subject, host: str) -> Step:
+def _undefine(subject: GuestView, host: str) -> Step:
     transports = [_served(subject, volume) for volume in subject.volumes]
     verb = UndefineGuest(subject.guest, subject.volumes, transports, subject.machine)
     return step(verb, host, subject.target, f"forget {subject.name} on {host}")
 
 
-def others(subject: Subject, here: str = "") -> list[str]:
+def others(subject: GuestView, here: str = "") -> list[str]:
     """The hosts but `here` that have anything of a guest: its disks, itself, or what is left of it."""
     clients = {export.client for export in subject.exports}
     return sorted({*clients, *subject.places, *subject.stopped} - {here})
 
 
-def guest_holds(subject: Subject) -> list[Hold]:
+def guest_holds(subject: GuestView) -> list[Hold]:
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     mine += [subject.root] if subject.root else []
-    return holds(mine) + holds([volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True)
+    return locks_of(mine) + locks_of(
+        [volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True
+    )

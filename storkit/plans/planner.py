@@ -38,7 +38,7 @@ def names_of(volumes: Iterable[Volume]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} volumes)"
 
 
-def holds(volumes: list[Volume], shared: bool = False) -> list[Hold]:
+def locks_of(volumes: list[Volume], shared: bool = False) -> list[Hold]:
     """Locks on volumes at their home hosts."""
     return [
         Hold(home, [v.uuid for v in group], shared, {v.uuid: f"volume {v.name}" for v in group})
@@ -92,7 +92,7 @@ def export_image(volume: Volume, file: str, format: str, compress: bool, invento
     stages = Stages()
     title = f"write {volume.name} to {file}"
     stages.then(step(ExportImage(volume, file, format, compress), volume.host, "images", title))
-    return finish_plan(title, stages, holds([volume]), inventory)
+    return finish_plan(title, stages, locks_of([volume]), inventory)
 
 
 def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Plan:
@@ -105,7 +105,7 @@ def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Pl
             for title, (source, volumes) in zip(titles, copies, strict=True)
         )
     )
-    return finish_plan("; ".join(titles), stages, holds([source for source, _ in copies], shared=True), inventory)
+    return finish_plan("; ".join(titles), stages, locks_of([source for source, _ in copies], shared=True), inventory)
 
 
 def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
@@ -113,12 +113,12 @@ def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
     stages = Stages()
     title = f"snapshot {source.name} as {snapshot.name}"
     stages.then(step(SnapshotVolume([snapshot], source), source.host, f"pool:{source.pool}", title))
-    return finish_plan(title, stages, holds([source]), inventory)
+    return finish_plan(title, stages, locks_of([source]), inventory)
 
 
 def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:
     """Raise Conflict if anyone may write the volume: also while its server is down, and the guest waits for it."""
-    if hosts := sorted(writers(exports, volume)):
+    if hosts := sorted(writers_of(exports, volume)):
         raise Conflict(
             f"volume {volume.name} is written by {', '.join(hosts)}, and cannot be {what}",
             f"stop its guest, or storkit detach {volume.name} --on {hosts[0]}",
@@ -133,7 +133,7 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
     title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resized = _with(volume, size=size)
     stages.then(step(ResizeVolumes([resized], shrink), volume.host, f"pool:{volume.pool}", title))
-    return finish_plan(title, stages, holds([volume]), inventory)
+    return finish_plan(title, stages, locks_of([volume]), inventory)
 
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
@@ -156,7 +156,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
         for pool, group in by_pool(volumes).items()
     ]
     stages.then(*steps)
-    return finish_plan(f"delete {names_of(volumes)}", stages, holds(volumes), inventory)
+    return finish_plan(f"delete {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
 
 # Attachments
@@ -173,10 +173,10 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
                 f"storkit detach {volume.name} --on {host}, then storkit attach {volume.name} --on {host} --read-only",
             )
             for volume in volumes
-            if host in writers(exports, volume)
+            if host in writers_of(exports, volume)
         ]
     for volume in disks:
-        if others := sorted(writers(exports, volume) - {host}):
+        if others := sorted(writers_of(exports, volume) - {host}):
             problems.append(
                 Conflict(
                     f"volume {volume.name} is written by {', '.join(others)}",
@@ -185,8 +185,8 @@ def attach(volumes: list[Volume], host: str, exports: list[Export], write: bool,
             )
     raise_problems(problems)
     stages = Stages()
-    give(stages, volumes, host, {host} if disks else None, inventory, written=disks)
-    return finish_plan(f"attach {names_of(volumes)} on {host}", stages, holds(volumes), inventory)
+    add_attach(stages, volumes, host, {host} if disks else None, inventory, written=disks)
+    return finish_plan(f"attach {names_of(volumes)} on {host}", stages, locks_of(volumes), inventory)
 
 
 def cut_off(ended: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
@@ -204,22 +204,22 @@ def cut_off(ended: list[tuple[Volume, Export]], inventory: Inventory) -> Plan:
     stages.then(*ends)
     clients = ", ".join(dict.fromkeys(export.client for _, export in ended))
     title = ends[0].title if len(ends) == 1 else f"end the exports of {names_of(volumes)} to {clients}"
-    return finish_plan(title, stages, holds(volumes), inventory)
+    return finish_plan(title, stages, locks_of(volumes), inventory)
 
 
 def detach(volumes: list[Volume], host: str, inventory: Inventory) -> Plan:
     """Detach volumes from a host and take its rights away."""
     stages = Stages()
-    take(stages, volumes, [host], inventory)
-    return finish_plan(f"detach {names_of(volumes)} from {host}", stages, holds(volumes), inventory)
+    add_detach(stages, volumes, [host], inventory)
+    return finish_plan(f"detach {names_of(volumes)} from {host}", stages, locks_of(volumes), inventory)
 
 
 def verify(volume: Volume, hosts: list[str], inventory: Inventory) -> Plan:
     """Compare what hosts see of a volume."""
     stages = Stages()
     title = f"prove that {' and '.join(hosts)} see one disk"
-    prove(stages, [volume], hosts, volume.host, title, inventory)
-    return finish_plan(title, stages, holds([volume], shared=True), inventory)
+    add_proof(stages, [volume], hosts, volume.host, title, inventory)
+    return finish_plan(title, stages, locks_of([volume], shared=True), inventory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ def _servers_but(host: str, inventory: Inventory) -> list[tuple[str, str]]:
     return [(home, target) for home, target in served if home != host]
 
 
-def give(
+def add_attach(
     stages: Stages,
     volumes: list[Volume],
     host: str,
@@ -303,7 +303,7 @@ def give(
     )  # fmt: skip
 
 
-def take(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inventory) -> None:
+def add_detach(stages: Stages, volumes: list[Volume], hosts: list[str], inventory: Inventory) -> None:
     """Detach volumes from hosts, then end their exports, and with them their rights."""
     servers = by_server(volumes, inventory)
     stages.then(
@@ -333,7 +333,9 @@ def set_writers(
     )  # fmt: skip
 
 
-def prove(stages: Stages, volumes: list[Volume], hosts: list[str], host: str, title: str, inventory: Inventory) -> None:
+def add_proof(
+    stages: Stages, volumes: list[Volume], hosts: list[str], host: str, title: str, inventory: Inventory
+) -> None:
     """Compare what hosts see of volumes; `host` is where the step is said to run."""
     groups: dict[str, list[Volume]] = {}
     for volume in volumes:
@@ -341,7 +343,7 @@ def prove(stages: Stages, volumes: list[Volume], hosts: list[str], host: str, ti
     stages.then(*(step(Prove(group, hosts), host, target, title) for target, group in groups.items()))
 
 
-def writers(exports: list[Export], volume: Volume) -> set[str]:
+def writers_of(exports: list[Export], volume: Volume) -> set[str]:
     """The hosts that may write a volume now."""
     return {export.client for export in exports if export.uuid == volume.uuid and export.writable}
 

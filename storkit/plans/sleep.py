@@ -35,9 +35,9 @@ from storkit.core.holds import held as refused
 from storkit.core.inventory import Inventory
 from storkit.core.model import Saved, Volume, VolumeHold
 from storkit.plans import migration
-from storkit.plans.migration import Subject
+from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan, Stages
-from storkit.plans.planner import by_pool, finish_plan, give, names_of, prove, writers
+from storkit.plans.planner import add_attach, add_proof, by_pool, finish_plan, names_of, writers_of
 from storkit.plans.survey import by_server
 from storkit.plans.verb import Verb, step
 from storkit.plans.verbs.moves import RetireGuest
@@ -54,7 +54,7 @@ from storkit.plans.verbs.sleeping import (
 )
 
 
-def sleep_of(subject: Subject) -> VolumeHold:
+def sleep_of(subject: GuestView) -> VolumeHold:
     """The guest's hold on its disks. Raises NotFound: it does not sleep; Conflict: another one does."""
     holds = [volume.hold for volume in subject.written if volume.hold and volume.hold.guest == subject.guest.uuid]
     others = [volume for volume in subject.written if volume.hold and volume.hold.guest != subject.guest.uuid]
@@ -64,7 +64,7 @@ def sleep_of(subject: Subject) -> VolumeHold:
     return holds[0]
 
 
-def asked(subject: Subject, hold: VolumeHold, fingerprint: dict[str, str]) -> Saved:
+def asked(subject: GuestView, hold: VolumeHold, fingerprint: dict[str, str]) -> Saved:
     """What the memory of a guest that is about to be saved will say of itself."""
     paused = subject.places[hold.host] == "paused"
     return Saved(
@@ -73,12 +73,12 @@ def asked(subject: Subject, hold: VolumeHold, fingerprint: dict[str, str]) -> Sa
     )  # fmt: skip
 
 
-def record(subject: Subject) -> str:
+def record(subject: GuestView) -> str:
     """A digest of the guest's record, which must be the same when it wakes up: the memory knows these devices."""
     return hashlib.sha256(json.dumps(codec.dump(replace(subject.guest, machine=""))).encode()).hexdigest()[:16]
 
 
-def runs_on(subject: Subject) -> str:
+def runs_on(subject: GuestView) -> str:
     """The host where a guest runs that is to be saved. Raises what keeps it from being saved."""
     subject.known()
     subject.awake("held a second time")
@@ -93,7 +93,7 @@ def runs_on(subject: Subject) -> str:
         message = f"guest {subject.name} writes no volume that could be held while it sleeps"
         problems.append(Unsupported(message, f"storkit guest stop {subject.name}"))
     for volume in subject.written:
-        having = writers(subject.exports, volume)
+        having = writers_of(subject.exports, volume)
         if here not in having:
             problems.append(migration.from_before(subject, here, volume))
         elif having != {here}:
@@ -103,7 +103,7 @@ def runs_on(subject: Subject) -> str:
     return here
 
 
-def save(subject: Subject, hold: VolumeHold, saved: Saved, inventory: Inventory) -> Plan:
+def save(subject: GuestView, hold: VolumeHold, saved: Saved, inventory: Inventory) -> Plan:
     """Save a guest to a file of the host where it runs (`hold.host`, `hold.file`)."""
     name, here, target = subject.name, hold.host, subject.target
     stages = Stages()
@@ -116,7 +116,7 @@ def save(subject: Subject, hold: VolumeHold, saved: Saved, inventory: Inventory)
     return finish_plan(f"save {name} on {here}", stages, migration.guest_holds(subject), inventory)
 
 
-def refuse_restore(subject: Subject, hold: VolumeHold, saved: Saved, ours: dict[str, str], here: str) -> None:
+def refuse_restore(subject: GuestView, hold: VolumeHold, saved: Saved, ours: dict[str, str], here: str) -> None:
     """Raise everything that keeps a memory from being the guest's. `ours`: the fingerprint of the host `here`."""
     name, problems = subject.name, list[StorkitError]()
     show = f"storkit guest show {name}"
@@ -143,7 +143,7 @@ def refuse_restore(subject: Subject, hold: VolumeHold, saved: Saved, ours: dict[
     raise_problems(problems)
 
 
-def refuse_elsewhere(subject: Subject) -> None:
+def refuse_elsewhere(subject: GuestView) -> None:
     """Raise Conflict if a guest that sleeps is somewhere all the same: what saved it has not ended."""
     subject.known()
     if subject.running:
@@ -153,7 +153,7 @@ def refuse_elsewhere(subject: Subject) -> None:
         )
 
 
-def restore(subject: Subject, here: str, hold: VolumeHold, saved: Saved, file: str, inventory: Inventory) -> Plan:
+def restore(subject: GuestView, here: str, hold: VolumeHold, saved: Saved, file: str, inventory: Inventory) -> Plan:
     """Wake a guest on the host `here` by the memory in its `file` there."""
     name, target = subject.name, subject.target
     refuse_elsewhere(subject)
@@ -161,8 +161,8 @@ def restore(subject: Subject, here: str, hold: VolumeHold, saved: Saved, file: s
     if here in subject.places:
         stages.then(step(RetireGuest(name), here, target, f"retire {name} on {here}"))
     migration.leave(stages, subject, [host for host in migration.others(subject) if host != here])
-    give(stages, subject.volumes, here, None, inventory)
-    prove(stages, subject.volumes, [here], here, f"prove that {here} sees {name}'s disks", inventory)
+    add_attach(stages, subject.volumes, here, None, inventory)
+    add_proof(stages, subject.volumes, [here], here, f"prove that {here} sees {name}'s disks", inventory)
     stages.then(
         *(step(WakeWriters(group, [here], hold=hold.id), home, server, f"let {here} alone write {names_of(group)}")
           for home, server, group in by_server(subject.written, inventory))
@@ -175,7 +175,7 @@ def restore(subject: Subject, here: str, hold: VolumeHold, saved: Saved, file: s
     return finish_plan(f"restore {name} on {here}", stages, migration.guest_holds(subject), inventory)
 
 
-def discard(subject: Subject, hold: VolumeHold, keeps: bool, inventory: Inventory) -> Plan:
+def discard(subject: GuestView, hold: VolumeHold, keeps: bool, inventory: Inventory) -> Plan:
     """Give a guest's saved memory up: its disks are as after a power cut. `keeps`: the host that has it answers."""
     subject.known()
     stages = Stages()
@@ -189,7 +189,7 @@ def discard(subject: Subject, hold: VolumeHold, keeps: bool, inventory: Inventor
     return finish_plan(f"discard the memory of {subject.name}", stages, migration.guest_holds(subject), inventory)
 
 
-def _generations(subject: Subject) -> dict[str, int]:
+def _generations(subject: GuestView) -> dict[str, int]:
     """The generation of each volume that the guest writes."""
     return {
         volume.uuid: max([volume.generation, *(e.generation for e in subject.exports if e.uuid == volume.uuid)])

@@ -12,7 +12,7 @@ from storkit.system import moving
 T = TypeVar("T")
 
 
-def every(action: Callable[[T], None], items: Sequence[T]) -> None:
+def for_each_at_once(action: Callable[[T], None], items: Sequence[T]) -> None:
     """Do `action` for all items at the same time; all that failed is raised at the end."""
     problems: list[StorkitError] = []
 

@@ -35,9 +35,9 @@ from storkit.system.block import holders, reading
 from storkit.system.block.fingerprint import BLOCK
 from storkit.system.block.holders import Holder
 from storkit.system.files import PARTIAL, make_private
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.system.timeouts import scaled
-from storkit.tech.records import RecordFiles, damaged
+from storkit.tech.records import RecordFiles, damaged_findings
 
 R = TypeVar("R")
 
@@ -225,7 +225,7 @@ class Attachments(ABC, Generic[R]):
                 self._bring([Attaching(known[uuid], known[uuid], None)])
 
         with collected(problems):
-            every(again, list(known))
+            for_each_at_once(again, list(known))
         raise_problems(problems)
 
     # The stable path
@@ -277,7 +277,7 @@ class Attachments(ABC, Generic[R]):
         known |= self._unrecorded(known, volumes)
         broken = self._faults(known)
         found = [replace(self._shown(record), state=state(broken.get(uuid, ""))) for uuid, record in known.items()]
-        return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), damaged(problems))
+        return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), damaged_findings(problems))
 
     def _unrecorded(self, known: Mapping[str, R], volumes: list[str] | None) -> dict[str, R]:
         """What is attached without a record."""
@@ -309,7 +309,7 @@ class Attachments(ABC, Generic[R]):
         def look(volume: Volume) -> None:
             found[volume.uuid] = self._look(known[volume.uuid], offsets)
 
-        every(look, volumes)
+        for_each_at_once(look, volumes)
         return [found[volume.uuid] for volume in volumes]
 
     def _must_work(

@@ -34,8 +34,8 @@ from storkit.core.backend import Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.model import Client, Export, Exported, Offer, Volume, check_name
 from storkit.tech import strangers
-from storkit.tech.grants import G, GrantStore, of_client, refused_writers, without
-from storkit.tech.records import damaged
+from storkit.tech.grants import G, GrantStore, grant_without, grants_of_client, refused_writers
+from storkit.tech.records import damaged_findings
 
 
 class HomeExports(ABC, Generic[G]):
@@ -151,13 +151,13 @@ class HomeExports(ABC, Generic[G]):
         found = strangers.find(self.site.run, [grant.volume for grant in grants])
         others = {each.volume.uuid: f"{each}; {each.hint}" for each in found}
         exports = [replace(export, others=others.get(export.uuid, "")) for export in self._observe(grants)]
-        return Exported(exports, damaged(problems))
+        return Exported(exports, damaged_findings(problems))
 
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         grants, problems = self._grants.find(volume.uuid for volume in volumes)
         raise_problems(problems)
         offers: list[Offer] = []
-        for grant in of_client(grants, volumes, client):
+        for grant in grants_of_client(grants, volumes, client):
             with collected(problems):
                 offers.append(self._offer(grant, client))
         raise_problems(problems)
@@ -167,7 +167,7 @@ class HomeExports(ABC, Generic[G]):
 
     def _withdraw(self, grants: Sequence[G], clients: Sequence[str], *, force: bool = False) -> None:
         """Take these clients' exports away; with `force`, also past a server that hangs."""
-        self._reduce(grants, [without(grant, clients) for grant in grants], force)
+        self._reduce(grants, [grant_without(grant, clients) for grant in grants], force)
 
     def _remake(self, grants: Sequence[G]) -> None:
         left = [self._grants.without_fenced(grant) for grant in grants]
@@ -180,7 +180,7 @@ class HomeExports(ABC, Generic[G]):
         """Bring servers and records from `grants` to `left`, in which some have fewer clients."""
         smaller = [(old, new) for old, new in zip(grants, left, strict=True) if len(new.clients) < len(old.clients)]
         for old, new in smaller:
-            named = without(old, ())
+            named = grant_without(old, ())
             named.writers = new.writers
             self._grants.save([named])
         self._take(left, force)

@@ -69,7 +69,7 @@ class GrantStore(Generic[G]):
         return self._files.path(uuid)
 
     def find(self, uuids: Iterable[str] | None = None) -> tuple[list[G], list[StorkitError]]:
-        """The grants of these volumes (None: all), by volume name, and what is wrong with those that are damaged."""
+        """The grants of these volumes (None: of all) by volume name, and an error for each unreadable file."""
         records, problems = self._files.find(uuids)
         for uuid, grant in records.items():
             if grant.volume.uuid != uuid:
@@ -102,14 +102,14 @@ class GrantStore(Generic[G]):
     def fence(self, client: str) -> None:
         """Raises Unsafe: a later command has let the host in again."""
         with self._marking(client):
-            write_atomic(make_private(self._marks) / slug(client), f"{client}\n{self._epoch}\n")
+            write_atomic(make_private(self._marks) / host_slug(client), f"{client}\n{self._epoch}\n")
 
     def unfence(self, client: str) -> None:
         """Raises Unsafe: a later command has fenced the host."""
         with self._marking(client):
             if self._epoch and self.fenced(client):
-                write_atomic(make_private(self._unmarks) / slug(client), f"{client}\n{self._epoch}\n")
-            (self._marks / slug(client)).unlink(missing_ok=True)
+                write_atomic(make_private(self._unmarks) / host_slug(client), f"{client}\n{self._epoch}\n")
+            (self._marks / host_slug(client)).unlink(missing_ok=True)
             if self._marks.is_dir():
                 sync_directory(self._marks)
 
@@ -119,14 +119,14 @@ class GrantStore(Generic[G]):
         path = make_private(self._locks) / f"{self.transport}-fence.lock"
         lock = locks.acquire(path, f"the fence of host {client}", holder=f"process {os.getpid()}", wait=_WAIT)
         try:
-            if self._is_late(max(_epoch(directory / slug(client)) for directory in (self._marks, self._unmarks))):
+            if self._is_late(max(_epoch(directory / host_slug(client)) for directory in (self._marks, self._unmarks))):
                 raise _late(f"the fence of host {client}", self._host)
             yield
         finally:
             lock.release(remove=True)
 
     def fenced(self, client: str) -> bool:
-        return (self._marks / slug(client)).exists()
+        return (self._marks / host_slug(client)).exists()
 
     def refused(self, clients: Iterable[str]) -> list[StorkitError]:
         """Why those of these clients that were fenced, also if only since this command began, get no export."""
@@ -135,7 +135,7 @@ class GrantStore(Generic[G]):
             if self.fenced(client):
                 hint = f"once it is known to be harmless: storkit unfence {client}"
                 problems.append(Unsafe(f"host {client} is fenced on {self._host}", hint))
-            elif self._is_late(_epoch(self._unmarks / slug(client))):
+            elif self._is_late(_epoch(self._unmarks / host_slug(client))):
                 problems.append(_late(f"the fence of host {client}", self._host))
         return problems
 
@@ -144,7 +144,7 @@ class GrantStore(Generic[G]):
 
     def without_fenced(self, grant: G) -> G:
         """A grant as it is without the clients that were fenced."""
-        return without(grant, [name for name in grant.clients if self.fenced(name)])
+        return grant_without(grant, [name for name in grant.clients if self.fenced(name)])
 
 
 def _late(what: str, host: str) -> StorkitError:
@@ -161,7 +161,7 @@ def _epoch(mark: Path) -> int:
     return int(said) if said.strip().isdecimal() else 0
 
 
-def without(grant: G, clients: Container[str]) -> G:
+def grant_without(grant: G, clients: Container[str]) -> G:
     """A copy of a grant in which these clients have nothing."""
     left = copy(grant)
     left.clients = {name: granted for name, granted in grant.clients.items() if name not in clients}
@@ -169,7 +169,7 @@ def without(grant: G, clients: Container[str]) -> G:
     return left
 
 
-def of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> list[G]:
+def grants_of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str) -> list[G]:
     """The grant of each volume to a client. Raises NotFound: some are not exported to it."""
     found = {grant.volume.uuid: grant for grant in grants if client in grant.clients}
     raise_problems([_not_exported(volume, client) for volume in volumes if volume.uuid not in found])
@@ -199,19 +199,19 @@ def _not_exported(volume: Volume, client: str) -> StorkitError:
     return NotFound(f"volume {volume.name} is not exported to host {client}", hint)
 
 
-def short(text: str) -> str:
+def short_digest(text: str) -> str:
     """A short stand-in for `text` in socket paths and ids."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def check_slug(text: str) -> str:
+def check_host_slug(text: str) -> str:
     """A host's name as `slug` makes it. Raises UsageError for anything else that a file could be named."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(~[0-9a-f]{12})?", text, re.ASCII):
         raise UsageError(f"{text!r} is no name of a record of a host")
     return text
 
 
-def slug(client: str) -> str:
+def host_slug(client: str) -> str:
     """A host's name as it may stand in URIs and file names. '~' is in no name, so no two hosts get the same one."""
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", client).strip("-.")[:40]
-    return client if clean == client else f"{clean}~{short(client)}"
+    return client if clean == client else f"{clean}~{short_digest(client)}"

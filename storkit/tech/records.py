@@ -69,7 +69,7 @@ class RecordFiles(Generic[R]):
             sync_directory(self.directory)
 
 
-def damaged(problems: Iterable[StorkitError]) -> list[Finding]:
+def damaged_findings(problems: Iterable[StorkitError]) -> list[Finding]:
     """What is wrong with records, for those who only look."""
     return [Finding(each.message, each.hint) for problem in problems for each in problem.each]
 

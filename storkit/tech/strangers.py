@@ -84,7 +84,7 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
 def _unseen(devices: Iterable[str]) -> set[str]:
     """Those of these logical volumes that more have open than the nodes which stand on them."""
     try:
-        nodes = {node.name: node for node in dmioctl.every()} if devices else {}
+        nodes = {node.name: node for node in dmioctl.all_nodes()} if devices else {}
     except Unsupported:  # not root, whom alone device-mapper tells
         return set()
     opens = {holders.kernel_name(f"/dev/mapper/{name}"): node.opens for name, node in nodes.items()}

@@ -13,7 +13,7 @@ from storkit.core.errors import Conflict
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import Export, Volume, VolumeHold
 from storkit.plans import migration, planner
-from storkit.plans.migration import Subject
+from storkit.plans.migration import GuestView
 
 INVENTORY = inventory.parse(
     '[hosts.a]\nurl = "ssh://a"\n[hosts.b]\nurl = "ssh://b"\n[pools.p]\nhost = "a"\n', Path("i")
@@ -25,9 +25,9 @@ ASLEEP = replace(AWAKE, hold=HOLD, generation=4)
 READ = Volume("r", "68ef4ad6-1cb9-49f8-8773-a1a59a20d669", 1 << 20, "p", "a", kind="image")
 
 
-def subject(volume: Volume, places: dict[str, str]) -> Subject:
+def subject(volume: Volume, places: dict[str, str]) -> GuestView:
     exports = [Export("v", volume.uuid, host, True, "nbd", True) for host in places]
-    return Subject(GUEST, [volume, READ], exports, places, INVENTORY)
+    return GuestView(GUEST, [volume, READ], exports, places, INVENTORY)
 
 
 COMMANDS: dict[str, Callable[[Volume, dict[str, str]], object]] = {

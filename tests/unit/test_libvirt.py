@@ -15,7 +15,7 @@ from storkit.guests.render import render
 from storkit.hypervisors import _paused as paused_guests
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host, virsh
-from storkit.hypervisors._libvirt.migration import LibvirtLimits, Way, arguments, way
+from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, arguments, parse_route
 from storkit.hypervisors.libvirt import Libvirt, last_messages
 from storkit.system import acl
 
@@ -34,7 +34,7 @@ OTHER = "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
 
 
 def test_look_at_all_domains() -> None:
-    look = virsh.parse_look(data("look.txt"))
+    look = virsh.parse_listing(data("look.txt"))
     assert look.names == {UUID: "g", OTHER: "a 'quoted' name"}
     assert look.saved == set()
     assert look.states == {UUID: virsh.State(1, 1), OTHER: virsh.State(5, 0)}
@@ -44,11 +44,11 @@ def test_look_at_all_domains() -> None:
 
 def test_saved_memory_is_seen() -> None:
     listed, domain, rest = data("look.txt").partition("Domain: ")
-    assert virsh.parse_look(f"{listed}{UUID}\n{domain}{rest}").saved == {UUID}
+    assert virsh.parse_listing(f"{listed}{UUID}\n{domain}{rest}").saved == {UUID}
 
 
 def test_no_domains() -> None:
-    assert virsh.parse_look("\n\n") == virsh.Look({}, {}, set(), [])
+    assert virsh.parse_listing("\n\n") == virsh.DomainListing({}, {}, set(), [])
 
 
 def test_jobs() -> None:
@@ -114,11 +114,11 @@ URI = "qemu+ssh://{address}/system"
 
 
 def test_way_to_the_destination_survives_the_journey() -> None:
-    one = Way("qemu+ssh://b/system", "tcp://b", {"vda": "<disk/>"})
-    assert way(str(one), URI) == one
+    one = MigrationRoute("qemu+ssh://b/system", "tcp://b", {"vda": "<disk/>"})
+    assert parse_route(str(one), URI) == one
     for text in ("tcp:b:49152", '{"connect": 1}', "[]"):
         with pytest.raises(StorkitError):
-            way(text, URI)
+            parse_route(text, URI)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_way_to_the_destination_survives_the_journey() -> None:
 )
 def test_a_destination_chooses_its_address_and_nothing_else(connect: str, data: str) -> None:
     with pytest.raises(UsageError, match="what this host goes by"):
-        way(str(Way(connect, data, {})), URI)
+        parse_route(str(MigrationRoute(connect, data, {})), URI)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_destination_chooses_its_address_and_nothing_else(connect: str, data: 
     ],
 )
 def test_arguments_of_virsh_migrate(limits: LibvirtLimits, words: str) -> None:
-    to = Way("qemu+ssh://b/system", "tcp://b", {})
+    to = MigrationRoute("qemu+ssh://b/system", "tcp://b", {})
     made = " ".join(arguments(UUID, to, limits, Path("/x.xml")))
     assert made == (
         f"migrate --live --p2p --suspend --auto-converge --domain {UUID} "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storkit.core.model import DiskSource
-from storkit.tech.nbd.kernel import Link, relay_arguments
+from storkit.tech.nbd.kernel import KernelDevice, relay_arguments
 from storkit.tech.nbd.netlink import Device, attribute, attributes, devices, message, messages, sockets_attribute
 
 # What Linux 6.1 answered: to NBD_CMD_CONNECT the device's number, then an acknowledgement; to NBD_CMD_RECONFIGURE with
@@ -70,7 +70,7 @@ def test_only_devices_with_an_identifier_are_found(tmp_path: Path) -> None:
 def test_a_relay_has_the_right_of_its_link_and_its_secrets_in_files(writable: bool) -> None:
     wire = DiskSource("network", protocol="nbd", export="v@a+1", server="::1", port=10809, tls="psk", tls_dir="/k")
     credential = {"qom-type": "tls-creds-psk", "id": "tls0", "endpoint": "client", "dir": "/k"}
-    words = relay_arguments(Link("v", "u", 512, writable, wire, credential))
+    words = relay_arguments(KernelDevice("v", "u", 512, writable, wire, credential))
     assert words[0] == "--object" and words[-2] == "--export"
     assert f'"read-only": {"false" if writable else "true"}' in words[3]
     assert f'"writable": {"true" if writable else "false"}' in words[-1]

@@ -8,7 +8,7 @@ import pytest
 
 from storkit.core.errors import ServiceUnreachable, UsageError
 from storkit.system.block.fingerprint import spread
-from storkit.tech.grants import slug
+from storkit.tech.grants import host_slug
 from storkit.tech.nbd.arguments import x509_authorization
 from storkit.tech.nbd.attach import parse_dump, parse_listing
 from storkit.tech.nbd.names import export_name
@@ -44,11 +44,11 @@ def test_spread_of_blocks(size: int) -> None:
 
 def test_export_names_are_safe_and_distinct() -> None:
     clients = ["a", "local:/tmp/b", "local:/tmp-b", "local--tmp-b", "x" * 200, "x" * 201, "..", "é", ""]
-    assert len({slug(client) for client in clients}) == len(clients)
+    assert len({host_slug(client) for client in clients}) == len(clients)
     assert export_name("disk", "a") == "disk@a"
     for client in clients:
-        assert set(slug(client)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~")
-        assert slug(client) not in ("", ".", "..") or client == ""
+        assert set(host_slug(client)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~")
+        assert host_slug(client) not in ("", ".", "..") or client == ""
 
 
 @pytest.mark.parametrize("client", ["*", "a,CN=b", "a b", "local:/tmp/b"])

@@ -18,7 +18,7 @@ from storkit.guests.clone import clone
 from storkit.guests.parse import read_root
 from storkit.guests.render import FILES, render
 from storkit.plans import migration
-from storkit.plans.migration import Subject
+from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.verbs.exports import client
 from storkit.tech.nfs import rules, server
@@ -45,10 +45,10 @@ type = "nfs"
 INVENTORY = inventory.parse(HOSTS, Path("inventory.toml"))
 
 
-def subject(places: dict[str, str], exported: bool, *disks: Disk, **more: Any) -> Subject:
+def subject(places: dict[str, str], exported: bool, *disks: Disk, **more: Any) -> GuestView:
     exports = [Export("web", TREE, "guest:web", True, "nfs", True)] if exported else []
     guest = replace(WEB, disks=list(disks))
-    return Subject(guest, [], [], places, INVENTORY, root=VOLUME, root_exports=exports, **more)
+    return GuestView(guest, [], [], places, INVENTORY, root=VOLUME, root_exports=exports, **more)
 
 
 def shown(plan: Plan) -> list[str]:

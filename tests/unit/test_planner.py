@@ -59,7 +59,7 @@ def test_a_transport_that_does_not_exist_is_refused() -> None:
 def test_volumes_of_several_homes_are_given_home_by_home() -> None:
     stages = Stages()
     volumes = [volume("one", "files", "s"), volume("two", "mine", "a"), volume("three", "others", "s")]
-    planner.give(stages, volumes, "b", {"b"}, site())
+    planner.add_attach(stages, volumes, "b", {"b"}, site())
     shown = [[(each.verb, each.host, [v["name"] for v in each.args["volumes"]]) for each in s] for s in stages.stages]
     assert shown == [
         [("export", "s", ["one", "three"]), ("export", "a", ["two"])],
@@ -182,7 +182,7 @@ def test_a_right_is_given_by_the_server_before_a_client_takes_it_up(monkeypatch:
 def test_a_guest_that_is_being_started_is_a_conflict_not_a_silent_host() -> None:
     guest = Guest("g", str(uuid.uuid4()), 16 << 20)
     for places in ({"b": "starting"}, {"a": "running", "b": "starting"}):
-        subject = migration.Subject(guest, [], [], places, site())
+        subject = migration.GuestView(guest, [], [], places, site())
         for build in (
             lambda subject: migration.start(subject, "a", subject.inventory),
             lambda subject: migration.stop(subject, False, 1.0, "", subject.inventory),
@@ -193,7 +193,7 @@ def test_a_guest_that_is_being_started_is_a_conflict_not_a_silent_host() -> None
             with pytest.raises(Conflict, match="just being started on b by another command") as caught:
                 build(subject)
             assert "migrate status g" in caught.value.hint
-    unknown = migration.Subject(guest, [], [], {"b": "starting", "c": "unknown"}, site())
+    unknown = migration.GuestView(guest, [], [], {"b": "starting", "c": "unknown"}, site())
     with pytest.raises(Unsafe, match="on c, which cannot be asked"):
         unknown.known()
     steps = migration.stop(subject, True, 1.0, "", subject.inventory).steps

@@ -36,7 +36,7 @@ WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownGuest:
     """A guest of storkit's on this host."""
 
     name: str
@@ -65,7 +65,7 @@ class Guests:
     virsh: Virsh
     base: Path
 
-    def look(self, names: list[str] | None, uuid: str = "") -> tuple[list[Known], list[Domain]]:
+    def look(self, names: list[str] | None, uuid: str = "") -> tuple[list[KnownGuest], list[Domain]]:
         """storkit's guests, all or those of `names`; and the domains of these names, or this UUID, that are not its.
 
         One virsh process, a second for domains without a record, and one for each guest in a migration's switchover. If
@@ -80,7 +80,7 @@ class Guests:
             found = [domains.read(xml) for xml in [*seen.xml, *others]]
         except StorkitError:
             return [_recorded(record, "unknown", defined=True) for record in records.values()], []
-        known: dict[str, Known] = {}
+        known: dict[str, KnownGuest] = {}
         foreign: list[Domain] = []
         for one in found:
             name = ids.get(one.uuid, one.name)
@@ -92,7 +92,7 @@ class Guests:
             known.setdefault(name, _recorded(record, "stopped", defined=False))
         return [known[name] for name in sorted(known)], foreign
 
-    def one(self, name: str) -> Known | None:
+    def one(self, name: str) -> KnownGuest | None:
         """What is known of a guest."""
         return next(iter(self.look([check_name("guest", name)])[0]), None)
 
@@ -116,7 +116,7 @@ class Guests:
         record = self.record(name)
         return record is not None and any(disk.uuid in volumes for disk in record.guest.disks)
 
-    def active(self, known: Known) -> bool:
+    def active(self, known: KnownGuest) -> bool:
         """Whether the guest has a process now."""
         state = self.virsh.states().get(known.uuid)
         return state is not None and state.active
@@ -138,7 +138,7 @@ class Guests:
             return sorted(entry.name for entry in self.base.iterdir()) if self.base.is_dir() else []
         return names
 
-    def _known(self, name: str, one: Domain, state: State, saved: bool) -> Known:
+    def _known(self, name: str, one: Domain, state: State, saved: bool) -> KnownGuest:
         status = self._status(name, one.uuid, state)
         migration = "in" if status in ("incoming", "arrived") else ""
         if status == "running" and state.state == PAUSED:
@@ -146,7 +146,7 @@ class Guests:
         reason = REASONS.get(state.reason, "") if status == "paused" else ""
         if status == "paused" and state.reason == BY_ERROR:
             reason = because({f"disk {disk}": room for disk, room in self.virsh.disk_errors(one.uuid).items()})
-        return Known(name, one.uuid, status, one.machine, one.volumes, migration, saved=saved, reason=reason)
+        return KnownGuest(name, one.uuid, status, one.machine, one.volumes, migration, saved=saved, reason=reason)
 
     def _status(self, name: str, uuid: str, state: State) -> GuestStatus:
         arriving = self.arriving(name)
@@ -172,7 +172,7 @@ class Guests:
         return "arrived" if arriving.exists() else "paused"
 
 
-def _recorded(record: Definition, status: GuestStatus, *, defined: bool) -> Known:
+def _recorded(record: Definition, status: GuestStatus, *, defined: bool) -> KnownGuest:
     guest = record.guest
     volumes = {disk.uuid: disk.volume for disk in guest.disks if disk.uuid}
-    return Known(guest.name, guest.uuid, status, record.machine, volumes, defined=defined)
+    return KnownGuest(guest.name, guest.uuid, status, record.machine, volumes, defined=defined)

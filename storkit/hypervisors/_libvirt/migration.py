@@ -36,7 +36,7 @@ MIB = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class MigrationRoute:
     """How the source reaches the destination: `receive` gives it to `send`, as JSON."""
 
     connect: str
@@ -50,12 +50,12 @@ class Way:
         return json.dumps(codec.dump(self))
 
 
-def way(text: str, migrate_uri: str) -> Way:
+def parse_route(text: str, migrate_uri: str) -> MigrationRoute:
     """The Way in what `receive` gave. Raises UsageError: it is none, or leads elsewhere than `migrate_uri` of this host
     does. A libvirt URI can name a program that libvirtd runs as root (libvirt.org/uri.html, `command`), and what the
     destination says chooses nothing but the address in it."""
     try:
-        found = codec.load(Way, json.loads(text), "URI")
+        found = codec.load(MigrationRoute, json.loads(text), "URI")
     except (ValueError, RecursionError):
         raise UsageError(
             f"{text!r} is no way to migrate by libvirt", "take the one that `receive` gave at the destination"
@@ -83,7 +83,7 @@ class LibvirtLimits:
     """Seconds without a byte sent after which it is given up."""
 
 
-def arguments(uuid: str, to: Way, limits: LibvirtLimits, xml: Path) -> list[str]:
+def arguments(uuid: str, to: MigrationRoute, limits: LibvirtLimits, xml: Path) -> list[str]:
     """The words of `virsh migrate` (virsh(1))."""
     words = ["migrate", "--live", "--p2p", "--suspend", "--auto-converge", "--domain", uuid, "--desturi", to.connect]
     if limits.path == "tunnelled":
@@ -104,7 +104,7 @@ class Source:
     uuid: str
     progress: Callable[[float, str], None]
 
-    def send(self, to: Way, limits: LibvirtLimits, xml: Path, moved: bool) -> MigrationResult:
+    def send(self, to: MigrationRoute, limits: LibvirtLimits, xml: Path, moved: bool) -> MigrationResult:
         """Migrate, or go on waiting for the migration under way, or report the one that has ended well (`moved`).
 
         Raises CommandFailed with libvirt's reason, TimedOut if nothing moves any more; the guest is here then.

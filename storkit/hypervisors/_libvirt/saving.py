@@ -17,7 +17,7 @@ from storkit.core.errors import CommandFailed, NotFound, StorkitError, Unsafe
 from storkit.core.model import Saved
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
-from storkit.hypervisors._libvirt.guests import WHOLE, XML, Guests, Known
+from storkit.hypervisors._libvirt.guests import WHOLE, XML, Guests, KnownGuest
 from storkit.system.files import write_atomic
 
 LONGEST = 24 * 3600.0
@@ -70,7 +70,7 @@ def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> No
     memory.partial(path).unlink(missing_ok=True)
 
 
-def load(guests: Guests, known: Known, file: Path) -> None:
+def load(guests: Guests, known: KnownGuest, file: Path) -> None:
     """Read a memory into a defined guest, with the disks that it has here; it stands still."""
     directory = guests.directory(known.name)
     xml = directory / "waking.xml"
@@ -88,7 +88,7 @@ def load(guests: Guests, known: Known, file: Path) -> None:
         xml.unlink(missing_ok=True)
 
 
-def _settled(guests: Guests, name: str) -> Known | None:
+def _settled(guests: Guests, name: str) -> KnownGuest | None:
     """The guest, once no job of an earlier call has it: libvirtd goes on when virsh is killed."""
     while (known := guests.one(name)) and not known.idle:
         with suppress(CommandFailed):

@@ -49,7 +49,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DomainListing:
     """What libvirt has at one time, by UUID."""
 
     names: dict[str, str]
@@ -89,10 +89,10 @@ class Virsh:
             raise CommandFailed(["virsh", "-c", self.uri], done.status, done.stderr, hint="is libvirtd running?")
         return done.stdout
 
-    def look(self, uuids: Sequence[str] = ()) -> Look:
+    def look(self, uuids: Sequence[str] = ()) -> DomainListing:
         """All domains, with the XML of those of `uuids` that exist (of live ones as they run)."""
         lists = ["list --all --uuid --name", "list --all --uuid --with-managed-save", "domstats --state --nowait"]
-        return parse_look(self.batch([*lists, *(f"dumpxml {uuid}" for uuid in uuids)]))
+        return parse_listing(self.batch([*lists, *(f"dumpxml {uuid}" for uuid in uuids)]))
 
     def states(self) -> dict[str, State]:
         """The state of every domain, by UUID."""
@@ -112,14 +112,14 @@ class Virsh:
         return parse_job(self.batch([words]))
 
 
-def parse_look(text: str) -> Look:
+def parse_listing(text: str) -> DomainListing:
     """What `Virsh.look` asks for. No line of it but those of `dumpxml` begins with an angle bracket."""
     lists, start, documents = f"\n{text}".partition("\n<domain")
     listed, domain, domstats = lists.partition("\nDomain: ")
     pairs = [line.rstrip().partition(" ")[::2] for line in listed.splitlines() if line.strip()]
     names = {uuid: name for uuid, name in pairs if name}
     by_name = parse_domstats(domain + domstats)
-    return Look(
+    return DomainListing(
         names=names,
         states={uuid: by_name[name] for uuid, name in names.items() if name in by_name},
         saved={uuid for uuid, name in pairs if not name},

@@ -25,7 +25,8 @@ from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
 
 SETTLE_TIMEOUT = scaled(10.0)
-"""Seconds that the source gets, once a migration has ended, to run again or to lie down; QEMU takes milliseconds."""
+"""Seconds that the source gets, once a migration has ended, to resume or to reach
+`postmigrate`; QEMU takes milliseconds."""
 CONNECT_TIMEOUT = scaled(10.0)
 HANDSHAKE_TIMEOUT = scaled(10.0)
 """Seconds for the destination's port to take the connection, and for its QEMU to answer."""

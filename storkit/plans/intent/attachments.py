@@ -107,7 +107,7 @@ class AttachmentActs:
             volumes[:] = volumes or find()
             exports = self._survey.exports(volumes)
             if not asked:
-                lost[:] = [volume for volume in volumes if name in planner.writers(exports, volume)]
+                lost[:] = [volume for volume in volumes if name in planner.writers_of(exports, volume)]
                 return self._cut_off(volumes, [export for export in exports if export.client == name], name)
             exported = {export.uuid for export in exports if export.client == name}
             self._refuse_from_under_a_guest([volume for volume in volumes if volume.uuid in exported], name)

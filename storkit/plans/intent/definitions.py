@@ -16,7 +16,7 @@ from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.making import Bytes, in_bytes
-from storkit.plans.intent.subject import refuse_unless_stopped, tree, uuids
+from storkit.plans.intent.views import refuse_unless_stopped, tree, uuids
 from storkit.plans.lookup import parts
 
 MEMORY = "512MiB"

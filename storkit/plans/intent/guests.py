@@ -11,11 +11,11 @@ from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import files
 from storkit.plans import migration, planner
-from storkit.plans.intent import definitions, subject
+from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
-from storkit.plans.migration import Subject
+from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 
 
@@ -93,7 +93,7 @@ class GuestActs:
         if root:
             place = f"{root.server}:{root.path}"
             if place in volumes:
-                tree = subject.tree(self._coordinator, volumes[place])
+                tree = views.tree(self._coordinator, volumes[place])
                 root = replace(root, volume=tree.name, uuid=tree.uuid, server="", path="")
             else:
                 hint = f"storkit volume import --tree {root.path} {root.volume}; then: --disk {place}={root.volume}"
@@ -124,7 +124,7 @@ class GuestActs:
         made: list[tuple[Volume, list[Volume]]] = []
 
         def build() -> Plan:
-            wanted = subject.uuids([original.root, *original.disks])
+            wanted = views.uuids([original.root, *original.disks])
             originals = coordinator.survey.find_all(list(copies), wanted)
             if not made:
                 must_be_free(coordinator, list(copies.values()))
@@ -137,7 +137,7 @@ class GuestActs:
         if copies:
             coordinator.change(build)
         if guest.root:
-            tree = subject.tree(coordinator, guest.root.volume)
+            tree = views.tree(coordinator, guest.root.volume)
             guest = replace(guest, root=replace(guest.root, uuid=tree.uuid))
         return definitions.save(coordinator, replace(guest, disks=definitions.bind(coordinator, guest.disks)))
 
@@ -148,11 +148,11 @@ class GuestActs:
         first = next((disk for disk in [*guest.disks, guest.root] if disk), None)
         home = "local"
         if first and not host:
-            home = coordinator.survey.find_all([first.volume], subject.uuids([first]))[0].host
+            home = coordinator.survey.find_all([first.volume], views.uuids([first]))[0].host
         where = coordinator.host(host or home, given=True)
 
         def build() -> Plan:
-            what = subject.subject(coordinator, name, where)
+            what = views.guest_view(coordinator, name, where)
             if not what.running:
                 hypervisor = coordinator.connections.to(where).hypervisor(what.target)
                 problems = coordinator.once((where, "check"), lambda: hypervisor.check(what.guest))
@@ -164,7 +164,7 @@ class GuestActs:
 
     def resume(self, name: str) -> tuple[str, bool]:
         """Let a guest go on that stands still; its host, and whether it stood still."""
-        found: list[Subject] = []
+        found: list[GuestView] = []
 
         def build() -> Plan:
             found.append(self._wherever(name))
@@ -186,7 +186,7 @@ class GuestActs:
 
     def delete(self, name: str) -> None:
         """Forget a guest that is stopped; its volumes stay."""
-        subject.refuse_unless_stopped(self._coordinator, self.load(name), "it cannot be forgotten")
+        views.refuse_unless_stopped(self._coordinator, self.load(name), "it cannot be forgotten")
         if not self._coordinator.planning:
             files.delete(self._coordinator.guests, name)
 
@@ -194,9 +194,9 @@ class GuestActs:
         """All guests, and where each is; what is wrong with one keeps no other from being listed."""
         return [self._entry(name) for name in self.names()]
 
-    def show(self, name: str) -> Subject:
+    def show(self, name: str) -> GuestView:
         """A guest, its volumes, and where it is, as the hosts say that have its disks."""
-        return subject.subject(self._coordinator, name)
+        return views.guest_view(self._coordinator, name)
 
     def render(self, name: str, kind: str = "", host: str = "") -> tuple[str, str]:
         """A hypervisor, the guest's own by default, and the guest's configuration for it: on a host, the one that it
@@ -219,15 +219,15 @@ class GuestActs:
         kind = kind or what.guest.hypervisor
         return kind, rendering.render(what.guest, sources, kind, templates=templates)
 
-    def _wherever(self, name: str) -> Subject:
+    def _wherever(self, name: str) -> GuestView:
         """A guest on any host: also where a fence has left it without its disk."""
-        return subject.subject(self._coordinator, name, *self._coordinator.survey.hosts())
+        return views.guest_view(self._coordinator, name, *self._coordinator.survey.hosts())
 
     def _entry(self, name: str) -> GuestEntry:
         guest: Guest | None = None
         try:
             guest = self.load(name)
-            return GuestEntry(name, guest, *subject.places(self._coordinator, guest))
+            return GuestEntry(name, guest, *views.places(self._coordinator, guest))
         except StorkitError as error:
             self._coordinator.warn(f"guest {name}: {in_a_line(error)}")
             return GuestEntry(name, guest, error=error)

@@ -15,7 +15,7 @@ from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.making import Bytes, in_bytes, must_be_free, new_volume, pool_of
 from storkit.plans.plan import Plan
-from storkit.plans.planner import holds
+from storkit.plans.planner import locks_of
 from storkit.tech.files import streams
 from storkit.tech.images import exporting, headers
 
@@ -125,7 +125,7 @@ def pour(coordinator: Coordinator, name: str, stream: BinaryIO, format: str, com
     volume = _here(coordinator, name)
     if coordinator.planning:
         return 0
-    coordinator.engine.hold(holds([volume]), title=f"write {volume.name} to standard output")
+    coordinator.engine.hold(locks_of([volume]), title=f"write {volume.name} to standard output")
     try:
         if _here(coordinator, name) != volume:
             raise Conflict("another command changed the same volume meanwhile", "look at it, then try again")

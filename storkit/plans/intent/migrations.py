@@ -12,8 +12,8 @@ from storkit.core.model import MigrationResult
 from storkit.guests import files
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.subject import subject
-from storkit.plans.migration import Subject
+from storkit.plans.intent.views import guest_view
+from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.proof import Proof
 
@@ -36,18 +36,18 @@ class GuestRights:
     """A guest, and the clients that may write its disks or its root. `error`: why that is not known."""
 
     name: str
-    subject: Subject | None = None
+    view: GuestView | None = None
     error: StorkitError | None = None
 
     @property
     def writers(self) -> list[str]:
-        exports = [*self.subject.exports, *self.subject.root_exports] if self.subject else []
+        exports = [*self.view.exports, *self.view.root_exports] if self.view else []
         return sorted({export.client for export in exports if export.writable})
 
     @property
     def window(self) -> bool:
         """Whether two hosts may write a disk of it: a migration is under way."""
-        return self.subject is not None and len({e.client for e in self.subject.exports if e.writable}) > 1
+        return self.view is not None and len({e.client for e in self.view.exports if e.writable}) > 1
 
 
 class MigrationActs:
@@ -64,14 +64,14 @@ class MigrationActs:
         """Give a host the guest's disks, prove that it sees them, and let it write beside the guest's own host."""
         return self._migrate(guest, to, {"prepare"})
 
-    def finish(self, guest: str) -> Subject:
+    def finish(self, guest: str) -> GuestView:
         """Give the right to write, and the disks, to the host alone that the guest runs on; where it is then.
 
         That ends a migration which was prepared, whether the guest has moved or not.
         """
         return self._settle(guest, migration.finish)
 
-    def cleanup(self, guest: str) -> Subject:
+    def cleanup(self, guest: str) -> GuestView:
         """Make rights and attachments match where the guest runs, from the truth alone; plans that are open for it are
         given up."""
         return self._settle(guest, migration.cleanup, over_marks=True)
@@ -96,7 +96,7 @@ class MigrationActs:
         pools: dict[str, None] = {}
 
         def build() -> Plan:
-            what = subject(coordinator, guest, destination)
+            what = guest_view(coordinator, guest, destination)
             pools.update(dict.fromkeys(volume.pool for volume in [*what.volumes, *([what.root] if what.root else [])]))
             plan = migration.migrate(what, destination, parts, coordinator.inventory)
             if what.places.get(destination) not in (None, "incoming"):
@@ -118,19 +118,21 @@ class MigrationActs:
             coordinator.fullness(coordinator.inventory.pool(name) for name in pools),
         )
 
-    def _settle(self, guest: str, planner: Callable[[Subject, Inventory], Plan], over_marks: bool = False) -> Subject:
+    def _settle(
+        self, guest: str, planner: Callable[[GuestView, Inventory], Plan], over_marks: bool = False
+    ) -> GuestView:
         coordinator = self._coordinator
         coordinator.change(
             lambda: planner(self._wherever(guest), coordinator.inventory),
             over_marks=over_marks,
         )
-        return subject(coordinator, guest)
+        return guest_view(coordinator, guest)
 
-    def _wherever(self, guest: str) -> Subject:
-        return subject(self._coordinator, guest, *self._coordinator.survey.hosts())
+    def _wherever(self, guest: str) -> GuestView:
+        return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())
 
 
-def differences(coordinator: Coordinator, what: Subject, destination: str) -> list[StorkitError]:
+def differences(coordinator: Coordinator, what: GuestView, destination: str) -> list[StorkitError]:
     """Everything that would keep the guest from running at the destination, and what the two hosts differ in."""
     connections, inventory = coordinator.connections, coordinator.inventory
     source = what.running[0]

@@ -13,8 +13,8 @@ from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
 from storkit.plans import sleep
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.subject import subject
-from storkit.plans.migration import Subject
+from storkit.plans.intent.views import guest_view
+from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 
 
@@ -113,8 +113,8 @@ class SleepActs:
         coordinator.change(build, over_marks=True)
         return names
 
-    def _wherever(self, guest: str) -> Subject:
-        return subject(self._coordinator, guest, *self._coordinator.survey.hosts())
+    def _wherever(self, guest: str) -> GuestView:
+        return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())
 
     def _file(self, host: str, file: str) -> str:
         """A file of a host, as the host is told of it."""
@@ -126,13 +126,13 @@ class SleepActs:
             raise UsageError(f"{file} is a file of host {host}, and no absolute path", "name it from / on")
         return file
 
-    def _fingerprint(self, what: Subject, host: str) -> dict[str, str]:
+    def _fingerprint(self, what: GuestView, host: str) -> dict[str, str]:
         """What the guest needs of a host, and the record that it is by."""
         hypervisor = self._coordinator.connections.to(host).hypervisor(what.target)
         found = self._coordinator.once((host, "fingerprint"), lambda: hypervisor.fingerprint(_guest(what)))
         return {**found, "record": sleep.record(what)}
 
-    def _refuse_file(self, what: Subject, hold: VolumeHold) -> None:
+    def _refuse_file(self, what: GuestView, hold: VolumeHold) -> None:
         """Raise Conflict if a file has the name already, and Unsupported if its hypervisor does not save guests. In the
         host's own place there may be an earlier memory."""
         try:
@@ -144,7 +144,7 @@ class SleepActs:
         if hold.file:
             raise Conflict(f"{hold.file} exists already on {hold.host}", "choose another name, or remove it there")
 
-    def _saved(self, what: Subject, hold: VolumeHold, host: str, file: str) -> Saved:
+    def _saved(self, what: GuestView, hold: VolumeHold, host: str, file: str) -> Saved:
         """What the memory says of itself. Raises NotFound: this host cannot read it, and how to bring it there."""
 
         def asked(of: str, file: str) -> Saved:
@@ -166,6 +166,6 @@ class SleepActs:
             ) from None
 
 
-def _guest(what: Subject) -> Guest:
+def _guest(what: GuestView) -> Guest:
     """The guest's record with the machine type that it runs with."""
     return replace(what.guest, machine=what.machine)

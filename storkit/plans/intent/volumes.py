@@ -201,7 +201,7 @@ class VolumeActs:
         exports = self._survey.exports([volume])
         attached = self._survey.attachments(hosts_of(exports), [volume])
         there = [attachment for group in attached.values() for attachment in group]
-        return VolumeView(volume, sorted(planner.writers(exports, volume)), exports, there)
+        return VolumeView(volume, sorted(planner.writers_of(exports, volume)), exports, there)
 
     def _warn_of_twins(self, volumes: list[Volume]) -> None:
         """A name that stands for two volumes, made while a pool could not be asked, is no name to go by."""

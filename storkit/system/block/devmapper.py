@@ -146,7 +146,7 @@ def concise(wanted: Sequence[Wanted]) -> str:
 
 def find(prefix: str = PREFIX) -> list[MappedNode]:
     """The nodes whose UUID starts with `prefix`, by name order; it costs no process."""
-    return [_node(mapped) for mapped in dmioctl.every(prefix)]
+    return [_node(mapped) for mapped in dmioctl.all_nodes(prefix)]
 
 
 def of_role(role: str) -> dict[str, MappedNode]:

@@ -44,7 +44,7 @@ class Mapped:
     """Start and length in 512-byte sectors, type, parameters."""
 
 
-def every(prefix: str = "") -> list[Mapped]:
+def all_nodes(prefix: str = "") -> list[Mapped]:
     """The nodes whose UUID starts with `prefix`, by name order; none where there is no device-mapper."""
     with _control() as control:
         if control is None:

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from storkit.core import holds
 from storkit.core.backend import Needs, Pool, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import Damaged, Finding, Found, Usage, Volume
+from storkit.core.model import Damaged, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
@@ -60,7 +60,7 @@ class FilePool(Pool):
         message = f"pool {self.pool}: {self.path} cannot be written: it is read-only, or not this user's"
         return [Finding(message, f"findmnt -T {self.path}; ls -ld {self.path}")]
 
-    def look(self, names: list[str] | None = None) -> Found:
+    def look(self, names: list[str] | None = None) -> PoolContent:
         sidecars, damaged = self._files.look(names) if self._exists() else ([], {})
         volumes = []
         for sidecar in sidecars:
@@ -75,7 +75,7 @@ class FilePool(Pool):
             Damaged(name, self.pool, self.site.host, error.message, error.hint)
             for name, error in sorted(damaged.items())
         ]
-        return Found(volumes, bad)
+        return PoolContent(volumes, bad)
 
     def create(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("create") as directory:

@@ -33,7 +33,7 @@ from storkit.system.block import devmapper, reading, reservations, scsi
 from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
 from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.openers import only_killed
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.tech.attachments import Attaching, Attachments, Detaching
 from storkit.tech.iscsi import attached, initiator, sessiondisk
 from storkit.tech.iscsi.attached import ROLE
@@ -144,12 +144,12 @@ class IscsiAttachments(Attachments[Offer]):
     def _open(self, batch: Sequence[Attaching[Offer]]) -> None:
         initiator.check_daemon()
         nodes, deadline = self._nodes(), self._until or _patience()
-        every(lambda one: self._connect(one, nodes.get(one.record.uuid), deadline), batch)
+        for_each_at_once(lambda one: self._connect(one, nodes.get(one.record.uuid), deadline), batch)
         for one in batch:
             if one.offer is None:
                 self._heed_target(one)
         raise_problems([problem for one in batch for problem in self._duplicates(one.record)])
-        every(lambda one: self._take_right(one), [one for one in batch if one.record.writable])
+        for_each_at_once(lambda one: self._take_right(one), [one for one in batch if one.record.writable])
 
     def _connect(self, one: Attaching[Offer], node: MappedNode | None, deadline: float) -> None:
         """Have a session, and in it the disk that the offer speaks of. Where the volume has a node, that keeps the new
@@ -271,7 +271,7 @@ class IscsiAttachments(Attachments[Offer]):
         with suppress(StorkitError):
             devmapper.remove([node_name(one.record.volume, ROLE) for one in fresh])
         with suppress(StorkitError):
-            every(lambda one: _hang_up(one.record), fresh)
+            for_each_at_once(lambda one: _hang_up(one.record), fresh)
         for one in fresh:
             if one.offer is not None:
                 initiator.delete_records(one.record.name)
@@ -285,11 +285,11 @@ class IscsiAttachments(Attachments[Offer]):
         if any(each.session for each in here):
             initiator.check_daemon()
         raise_problems([problem for each in here for problem in self._in_use(each)])
-        every(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
+        for_each_at_once(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
         # What was sent to a target that is away comes back only at the end of its session.
-        every(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
+        for_each_at_once(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
         devmapper.remove([each.node.name for each in here if each.node])
-        every(self._let_go, [each for each in here if each.alive])
+        for_each_at_once(self._let_go, [each for each in here if each.alive])
         for one in batch:
             one.gone = True
 
@@ -339,7 +339,7 @@ class IscsiAttachments(Attachments[Offer]):
                 else:
                     self._take_right(one, writers)
 
-            every(take, batch)
+            for_each_at_once(take, batch)
             if taken := [one for one in batch if one.device]:
                 self._records.save({one.record.uuid: one.record for one in taken})
                 self._place(taken)

@@ -211,7 +211,8 @@ class IscsiExports(HomeExports[IscsiGrant]):
             yield from self._not_off(grant, client)
 
     def _not_off(self, grant: IscsiGrant, client: str) -> Iterable[StorkitError]:
-        """What disproves that `client` is off: an access list (and so a session), a registration, a writable node."""
+        """Yield an error for each way in that `client` still has: an access list (and so a session), a reservation
+        key, a writable device-mapper node."""
         initiator = initiator_iqn(grant.prefix, client) if grant.iqn else ""
         seen = target.observe(grant.iqn) if initiator else None
         if seen is not None:

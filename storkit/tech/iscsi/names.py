@@ -16,7 +16,7 @@ from storkit.core.backend import WORD, word_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, Line
 from storkit.core.model import Secret, Volume
-from storkit.tech.grants import short
+from storkit.tech.grants import short_digest
 
 PREFIX = "iqn.2026-11.org.storkit"
 PORT = 3260
@@ -92,7 +92,7 @@ def initiator_iqn(prefix: str, host: str) -> str:
     hash of itself; ':' is in no unchanged name, so no two hosts get the same one.
     """
     clean = re.sub(r"[^a-z0-9.-]+", "-", host.lower()).strip("-.")[:60]
-    return f"{prefix}:host.{host if clean == host else f'{clean}:{short(host)}'}"
+    return f"{prefix}:host.{host if clean == host else f'{clean}:{short_digest(host)}'}"
 
 
 def unit_serial(uuid: str) -> str:

@@ -34,9 +34,9 @@ DRAIN = scaled(60.0)
 LINK = "storkit"
 """What the links from LUN to backstore and from mapped LUN to LUN are called; rtslib calls it the alias."""
 TAKING = "storkit-taking"
-"""The tag of an ACL whose right to write is being taken: it is write-protected, and what was written before may be on
-its way. A command that gave up waiting, or was killed, leaves the tag for the next, which waits too, whatever it wants:
-until the session has ended, nobody can even read the target's attributes."""
+"""The tag of an ACL whose right to write is being taken: the kernel refuses new writes; earlier ones may still be
+on their way. If a command times out or is killed here, the ACL keeps this tag. The next command sees it and waits for
+the session to end too, because until then every configfs read of this target blocks."""
 FIRST_INDEX = 1 << 20
 """rtslib numbers backstores below this, so no foreign process ever picks one of ours at the same moment."""
 TPG_ATTRIBUTES = {

@@ -31,16 +31,16 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume
 from storkit.system.block import reading
 from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.files import make_private, write_atomic
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.system.qemu.storagedaemon import check_socket_path, listening_sockets
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.attachments import Attaching, Attachments, Detaching
-from storkit.tech.grants import short
+from storkit.tech.grants import short_digest
 from storkit.tech.nbd import keepalive
 from storkit.tech.nbd import wire as nbd_wire
 from storkit.tech.nbd.arguments import check_x509
-from storkit.tech.nbd.kernel import KernelDevices, Link
+from storkit.tech.nbd.kernel import KernelDevice, KernelDevices
 from storkit.tech.nbd.names import export_name
 from storkit.tech.nbd.server import NbdSettings
 from storkit.tech.records import RecordFiles
@@ -62,13 +62,13 @@ class NbdAttached:
     """How the server of a block device is reached; None: QEMU does it itself, as the attachment's source says."""
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> KernelDevice | None:
         """What the block device is made of, where there is one."""
         it = self.attachment
         if self.wire is None:
             return None
         credential = tls_credential(self.wire) if self.wire.tls else None
-        return Link(it.volume, it.uuid, it.size, it.writable, self.wire, credential)
+        return KernelDevice(it.volume, it.uuid, it.size, it.writable, self.wire, credential)
 
 
 class NbdAttachments(Attachments[NbdAttached]):
@@ -139,7 +139,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         """Ask each server who it is. What has been asked once, QEMU finds by itself after a reboot."""
         make_private(self._directory.parent)
         make_private(self._directory)
-        every(self._verify, batch)
+        for_each_at_once(self._verify, batch)
 
     def _verify(self, one: Attaching[NbdAttached]) -> None:
         """The credential is written first: the question is asked with it. A volume that was attached keeps its own."""
@@ -177,7 +177,7 @@ class NbdAttachments(Attachments[NbdAttached]):
                 shutil.rmtree(self._directory / one.record.attachment.uuid, ignore_errors=True)
 
     def _close(self, batch: Sequence[Detaching[NbdAttached]]) -> None:
-        every(self._disconnect, batch)
+        for_each_at_once(self._disconnect, batch)
 
     def _disconnect(self, one: Detaching[NbdAttached]) -> None:
         if (record := one.record) and (link := record.link):
@@ -194,7 +194,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         if record.wire is not None:
             return self._kernel.makes(target, name)
         # An earlier attachment of the same volume, which a kill kept from being replaced, had another port.
-        earlier = target.startswith(("nbd:", "nbds:")) or target.endswith(f"/{short(uuid)}.sock")
+        earlier = target.startswith(("nbd:", "nbds:")) or target.endswith(f"/{short_digest(uuid)}.sock")
         return earlier or target == record.target
 
     def _broken(self, records: Mapping[str, NbdAttached]) -> dict[str, str]:

@@ -24,11 +24,11 @@ from storkit.core.errors import (
 from storkit.core.model import Client, Credential, Export, Offer, Secret, Volume
 from storkit.system.addresses import own_address
 from storkit.system.files import make_private
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 from storkit.tech.exports import HomeExports
-from storkit.tech.grants import short, without
+from storkit.tech.grants import grant_without, short_digest
 from storkit.tech.nbd import wire
 from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
 from storkit.tech.nbd.server import PSK_USER, NbdSettings, VolumeServer
@@ -53,7 +53,7 @@ class NbdExports(HomeExports[NbdGrant]):
         deadline = time.monotonic() + GUARD_TIMEOUT
         with ExitStack() as stack:
             for uuid in sorted(set(uuids)):
-                stack.enter_context(_guard(directory / f"{short(uuid)}.guard", uuid, deadline))
+                stack.enter_context(_guard(directory / f"{short_digest(uuid)}.guard", uuid, deadline))
             yield
 
     def _extend(
@@ -101,25 +101,27 @@ class NbdExports(HomeExports[NbdGrant]):
 
     def _take(self, grants: Sequence[NbdGrant], force: bool = False) -> None:
         servers = [self._server(grant) for grant in grants]
-        every(VolumeServer.drop_others, servers)
+        for_each_at_once(VolumeServer.drop_others, servers)
         serving = [server for server in servers if server.grant.clients and server.serves()]
         failed = _at_once(VolumeServer.take, serving)
         if not force:
             raise_problems([error for _, error in failed])
-        every(lambda server: server.stop(kill=True), [server for server, _ in failed])
-        every(lambda server: server.stop(kill=force), [server for server in servers if not server.grant.clients])
+        for_each_at_once(lambda server: server.stop(kill=True), [server for server, _ in failed])
+        for_each_at_once(
+            lambda server: server.stop(kill=force), [server for server in servers if not server.grant.clients]
+        )
 
     def _withdraw(self, grants: Sequence[NbdGrant], clients: Sequence[str], *, force: bool = False) -> None:
         super()._withdraw(grants, clients, force=force)
         if force:  # A server that hung was killed: its other clients get it back.
-            left = [without(grant, clients) for grant in grants]
+            left = [grant_without(grant, clients) for grant in grants]
             self._give([grant for grant in left if grant.clients and not self._server(grant).daemon.running()])
 
     def _give(self, grants: Sequence[NbdGrant]) -> None:
         servers = [self._server(grant) for grant in grants]
-        every(VolumeServer.start, servers)
+        for_each_at_once(VolumeServer.start, servers)
         raise_problems([error for _, error in _at_once(VolumeServer.give, servers)])
-        every(VolumeServer.start_fronts, servers)
+        for_each_at_once(VolumeServer.start_fronts, servers)
 
     def _observe(self, grants: Sequence[NbdGrant]) -> list[Export]:
         return [export for grant in grants for export in self._observed(grant)]
@@ -159,7 +161,7 @@ class NbdExports(HomeExports[NbdGrant]):
             yield from self._still_exported(grant, client)
 
     def _still_exported(self, grant: NbdGrant, client: str) -> Iterable[StorkitError]:
-        """What disproves that `client` is cut off: the server is asked, and must answer if it runs."""
+        """Yield an error for each export that `client` still has. A server that runs must answer."""
         server = self._server(grant)
         exported = server.front_runs(client)
         if server.daemon.running():

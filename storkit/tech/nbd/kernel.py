@@ -31,10 +31,10 @@ from storkit.core.model import DiskSource
 from storkit.system import locks
 from storkit.system.block import devmapper
 from storkit.system.files import make_private
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_unix
 from storkit.system.timeouts import scaled
-from storkit.tech.grants import short
+from storkit.tech.grants import short_digest
 from storkit.tech.nbd import wire as nbd_wire
 from storkit.tech.nbd.arguments import FOREVER
 from storkit.tech.nbd.netlink import Device, Netlink, devices
@@ -46,7 +46,7 @@ _SECTOR = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class KernelDevice:
     """What a block device is made of."""
 
     volume: str
@@ -66,10 +66,10 @@ class KernelDevices:
         self.site = site
         self._run = site.run / "nbd"
         # Several hosts can be one machine: each has a state directory of its own.
-        self._key = short(str(site.state))[:6]
+        self._key = short_digest(str(site.state))[:6]
         self._role = f"nbd-{self._key}"
 
-    def check(self, link: Link) -> None:
+    def check(self, link: KernelDevice) -> None:
         """Raise what stands in the way of a device."""
         check_socket_path(self._relay(link).socket)
         if link.size % _SECTOR:
@@ -78,17 +78,18 @@ class KernelDevices:
                 "storkit volume resize it",
             )
 
-    def connect(self, links: Sequence[Link]) -> dict[str, str]:
+    def connect(self, links: Sequence[KernelDevice]) -> dict[str, str]:
         """Bring devices to what they should be, with new connections where theirs are dead: UUID to device path.
 
-        Whatever has the node open keeps it. What a device of another name or right still held fails, unless its name
-        stayed the same: then it has been answered before.
+        Whoever has the stable path's node open keeps it open. An old device of another export is disconnected before
+        the node leads to the new one: requests that still wait in it fail. One of the same export is disconnected
+        after that, since its requests are answered first.
         """
         if not links:
             return {}
         found: dict[str, Device] = {}
         with self._guard(link.uuid for link in links):
-            every(lambda link: found.update({link.uuid: self._connected(link)}), list(links))
+            for_each_at_once(lambda link: found.update({link.uuid: self._connected(link)}), list(links))
             old = [
                 (link, device) for link in links for device in self._devices(link.uuid) if device != found[link.uuid]
             ]
@@ -99,7 +100,7 @@ class KernelDevices:
                 self._stop_relays(link.uuid, but=self._relay(link) if not link.wire.socket else None)
         return paths
 
-    def disconnect(self, link: Link, served: Callable[[], bool]) -> None:
+    def disconnect(self, link: KernelDevice, served: Callable[[], bool]) -> None:
         """Remove a device and all that belongs to it. `served` tells whether its server still serves it.
 
         Raises Conflict: the device is in use, and its server answers. If that is gone or serves this host no more, its
@@ -108,7 +109,7 @@ class KernelDevices:
         with self._guard([link.uuid]):
             self._remove(link, served)
 
-    def _remove(self, link: Link, served: Callable[[], bool]) -> None:
+    def _remove(self, link: KernelDevice, served: Callable[[], bool]) -> None:
         there = [node.name for node in devmapper.find(devmapper.node_uuid(link.uuid, self._role))]
         try:
             devmapper.remove(there)
@@ -126,7 +127,7 @@ class KernelDevices:
                     raise
                 time.sleep(0.05)
 
-    def path(self, link: Link) -> str:
+    def path(self, link: KernelDevice) -> str:
         """The block device of a link that is connected; empty if it is not."""
         wanted = [device for device in devices() if device.backend == self._identifier(link)]
         if not wanted:
@@ -138,7 +139,7 @@ class KernelDevices:
         """The block devices that are connected for a volume."""
         return [device.path for device in self._devices(uuid)]
 
-    def broken(self, links: Sequence[Link]) -> dict[str, str]:
+    def broken(self, links: Sequence[KernelDevice]) -> dict[str, str]:
         """By UUID, why devices do not work, as the kernel says: nothing is read from them."""
         if not links:
             return {}
@@ -150,7 +151,7 @@ class KernelDevices:
                 found[link.uuid] = why
         return found
 
-    def _fault(self, link: Link, device: str, node: devmapper.MappedNode | None) -> str:
+    def _fault(self, link: KernelDevice, device: str, node: devmapper.MappedNode | None) -> str:
         path = self.site.dev / link.volume
         leads = str(path.readlink()) if path.is_symlink() else ""
         if not device:
@@ -178,13 +179,13 @@ class KernelDevices:
     def _prefix(self, uuid: str) -> str:
         return f"storkit:{uuid}:{self._key}:"
 
-    def _identifier(self, link: Link) -> str:
+    def _identifier(self, link: KernelDevice) -> str:
         return f"{self._prefix(link.uuid)}{'rw' if link.writable else 'ro'}:{link.wire.export}"
 
     def _devices(self, uuid: str) -> list[Device]:
         return [device for device in devices() if device.backend.startswith(self._prefix(uuid))]
 
-    def _connected(self, link: Link) -> Device:
+    def _connected(self, link: KernelDevice) -> Device:
         """The link's device, made or given a new connection."""
         where = link.wire.socket or self._start_relay(link)
         with nbd_wire.NbdConnection(where) as connection, Netlink() as kernel:
@@ -214,7 +215,7 @@ class KernelDevices:
             with Netlink() as kernel:
                 kernel.disconnect(device)
 
-    def _nodes(self, links: Sequence[Link], found: dict[str, Device]) -> dict[str, str]:
+    def _nodes(self, links: Sequence[KernelDevice], found: dict[str, Device]) -> dict[str, str]:
         """Have the nodes lead to these devices; without device-mapper the devices themselves are the paths."""
         wanted = {
             link.uuid: devmapper.Wanted(
@@ -233,10 +234,10 @@ class KernelDevices:
 
     # Relays
 
-    def _relay(self, link: Link) -> _Relay:
-        return _Relay(self._run, link.volume, f"{short(link.uuid)}.k{short(self._identifier(link))[:8]}")
+    def _relay(self, link: KernelDevice) -> _Relay:
+        return _Relay(self._run, link.volume, f"{short_digest(link.uuid)}.k{short_digest(self._identifier(link))[:8]}")
 
-    def _start_relay(self, link: Link) -> str:
+    def _start_relay(self, link: KernelDevice) -> str:
         """The socket of the link's relay, started if it does not run."""
         relay = self._relay(link)
         relay.start(relay_arguments(link))
@@ -244,7 +245,7 @@ class KernelDevices:
 
     def _stop_relays(self, uuid: str, but: _Relay | None = None) -> None:
         """End the relays of a volume. They are killed: what they still held has failed, and must not be sent."""
-        for lock in self._run.glob(f"{short(uuid)}.k*.lock"):
+        for lock in self._run.glob(f"{short_digest(uuid)}.k*.lock"):
             if but is None or lock.stem != but.stem:
                 _Relay(self._run, uuid, lock.stem).stop()
 
@@ -254,7 +255,7 @@ class KernelDevices:
         make_private(self._run)
         with ExitStack() as stack:
             for uuid in sorted(set(uuids)):
-                path = self._run / f"{short(uuid)}.device"
+                path = self._run / f"{short_digest(uuid)}.device"
                 lock = locks.acquire(path, f"the device of volume {uuid}", wait=_GUARD_TIMEOUT)
                 stack.callback(lock.release, remove=True)
             yield
@@ -291,7 +292,7 @@ class _Relay:
             path.unlink(missing_ok=True)
 
 
-def relay_arguments(link: Link) -> list[str]:
+def relay_arguments(link: KernelDevice) -> list[str]:
     """The arguments of a relay (qemu-storage-daemon(1)); --nbd-server goes before the last two."""
     source = link.wire
     node: dict[str, Any] = {

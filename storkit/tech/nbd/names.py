@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from storkit.core.identities import ClientName, Port, Word
 from storkit.core.model import Volume
-from storkit.tech.grants import slug
+from storkit.tech.grants import host_slug
 
 
 @dataclass(slots=True)
@@ -53,4 +53,4 @@ class NbdGrant:
 
 def export_name(volume: str, client: str, nonce: str = "") -> str:
     """The NBD export name of a volume for one client: each client has an export of its own, new with each grant."""
-    return f"{volume}@{slug(client)}" + (f"+{nonce}" if nonce else "")
+    return f"{volume}@{host_slug(client)}" + (f"+{nonce}" if nonce else "")

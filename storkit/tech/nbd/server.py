@@ -30,7 +30,7 @@ from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_
 from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
-from storkit.tech.grants import short
+from storkit.tech.grants import short_digest
 from storkit.tech.nbd import wire
 from storkit.tech.nbd.arguments import check_x509, front_arguments, image_node, x509_authorization
 from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
@@ -100,7 +100,7 @@ class VolumeServer:
         self.volume = grant.volume
         self._save = save
         self._run = site.run / "nbd"
-        self._stem = short(self.volume.uuid)
+        self._stem = short_digest(self.volume.uuid)
         self.socket = self._run / f"{self._stem}.sock"
         self._monitor = self._run / f"{self._stem}.qmp"
         self.daemon = Daemon(
@@ -256,7 +256,7 @@ class VolumeServer:
         return Daemon(what, self._run / f"{stem}.pid", self._run / f"{stem}.lock")
 
     def front_runs(self, client: str) -> bool:
-        return self._front(short(client)).running()
+        return self._front(short_digest(client)).running()
 
     def start_fronts(self) -> None:
         """Start the fronts that are missing, or that are not what was granted; their ports are put into the grant."""
@@ -268,7 +268,7 @@ class VolumeServer:
         name = self.grant.export_name(client)
         inner = wire.ask(str(self.socket), name)
         tls, words = self._tls_arguments(client), front_arguments(self.socket, inner)
-        front = self._front(short(client))
+        front = self._front(short_digest(client))
         # Which addresses its port takes is no argument of the daemon: its lock's file says so.
         label = f"{front.what}, for {' '.join(granted.sources) or 'any address'}"
         if {*tls, *words} <= set(front.arguments()) and front.running() and front.lock.read_text() == label:
@@ -308,7 +308,7 @@ class VolumeServer:
     def _keys(self, client: str = "") -> Path:
         """Where the pre-shared keys of the volume's clients are, or that of one client."""
         directory = self.site.state / "nbd" / "keys" / self.volume.uuid
-        return directory / short(client) if client else directory
+        return directory / short_digest(client) if client else directory
 
     def _credentials(self, client: str) -> Path:
         """The directory with what the front needs for TLS; what is missing in it is made."""
@@ -336,7 +336,7 @@ class VolumeServer:
 
     def drop_others(self) -> None:
         """Stop the fronts of those who have none by the grant, and delete the keys of those who have nothing."""
-        remote = {short(client) for client, granted in self.grant.clients.items() if not granted.same_machine}
+        remote = {short_digest(client) for client, granted in self.grant.clients.items() if not granted.same_machine}
         for path in self._run.glob(f"{self._stem}.*.lock"):
             key = path.name.split(".")[1]
             if key not in remote:
@@ -372,4 +372,4 @@ class VolumeServer:
 def export_id(client: str, write: bool, nonce: str) -> str:
     """QEMU's id of a client's export. It says whether it may write, and under which name: query-block-exports does
     not."""
-    return f"{'rw' if write else 'ro'}.{short(client)}.{nonce}"
+    return f"{'rw' if write else 'ro'}.{short_digest(client)}.{nonce}"

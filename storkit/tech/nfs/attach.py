@@ -32,7 +32,7 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer
 from storkit.system.block import fingerprint, holders, reading
 from storkit.system.block.holders import Holder
 from storkit.system.files import explain, make_private
-from storkit.system.parallel import every
+from storkit.system.parallel import for_each_at_once
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.attachments import Attaching, Attachments, Detaching
@@ -158,10 +158,10 @@ def unmount(point: Path, abort: bool = False) -> None:
     """Take a mount away. With `abort`, as when its server is gone, what its users wait for fails, and they get time to
     close their files.
 
-    umount(8) must not look at the mount point itself, which would wait for the server (-c -i). What it aborts (-f) is
-    all that is waited for just then: who closes a file after a failed write asks the server again. So it is done until
-    nobody is left. It is never detached under its users (-l): what those ask afterwards cannot be aborted any more, and
-    even when they are killed they stay until the server is back.
+    umount(8) runs with -c and -i, since a look at the mount point would wait for the server. `umount -f` aborts the
+    requests that wait at that moment only. A process that closes its file after EIO sends a new request, so `umount -f`
+    is repeated until no process is left. The mount is never detached under its users (-l): nobody can abort what they
+    request afterwards, and even after a kill they stay until the server is back.
 
     Raises Conflict: it is in use. TimedOut: it cannot be taken away.
     """
@@ -246,7 +246,7 @@ class NfsAttachments(Attachments[NfsAttached]):
 
     def _open(self, batch: Sequence[Attaching[NfsAttached]]) -> None:
         make_private(self._mounts)
-        every(self._mount, batch)
+        for_each_at_once(self._mount, batch)
 
     def _mount(self, one: Attaching[NfsAttached]) -> None:
         record, point = one.record, self._point(one.record.attachment.uuid)
@@ -265,10 +265,10 @@ class NfsAttachments(Attachments[NfsAttached]):
 
     def _abandon(self, fresh: Sequence[Attaching[NfsAttached]]) -> None:
         with suppress(StorkitError):
-            every(lambda one: unmount(self._point(one.record.attachment.uuid)), fresh)
+            for_each_at_once(lambda one: unmount(self._point(one.record.attachment.uuid)), fresh)
 
     def _close(self, batch: Sequence[Detaching[NfsAttached]]) -> None:
-        every(self._unmount, batch)
+        for_each_at_once(self._unmount, batch)
 
     def _unmount(self, one: Detaching[NfsAttached]) -> None:
         point = self._point(one.volume.uuid)

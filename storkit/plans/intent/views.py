@@ -11,10 +11,10 @@ from storkit.core.holds import wake
 from storkit.core.model import Export, GuestState, Volume, guest_client
 from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.migration import Subject
+from storkit.plans.migration import GuestView
 
 
-def subject(coordinator: Coordinator, name: str, *hosts: str) -> Subject:
+def guest_view(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
     """A guest, its volumes and what is true of both. `hosts` are asked beside those that have its disks.
 
     A guest can only run where its disks are exported to: other hosts need not answer.
@@ -34,7 +34,7 @@ def subject(coordinator: Coordinator, name: str, *hosts: str) -> Subject:
     running = [state for state in states.values() if state.status in ("running", "paused")]
     machine = next((state.machine for state in running if state.machine), guest.machine)
     has = {state.host: state.volumes for state in running}
-    return Subject(
+    return GuestView(
         guest, volumes, exports, places, coordinator.inventory, machine, _shared(coordinator, guest, volumes), has,
         root, root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
     )  # fmt: skip

@@ -146,15 +146,17 @@ def remove(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def spend(path: Path, own: bool) -> None:
+def spend(path: Path, own: bool, name: str) -> None:
     """The guest runs again: its memory is of no use any more. In the host's own place it is removed; a file that a
-    person has named stays, and says that it was used."""
+    person has named stays, and says that it was used. Raises Unsafe: it is another guest's."""
     if own:
         return remove(path)
     try:
         saved = read(path)
     except NotFound:
         return None
+    if saved.name != name:
+        raise Unsafe(f"{path} is the memory of guest {saved.name}, not of {name}", f"storkit guest show {name}")
     descriptor = files.open_own(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, saved.size)

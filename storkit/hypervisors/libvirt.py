@@ -295,7 +295,7 @@ class Libvirt(Hypervisor):
         saving.load(self._guests, known, path)
 
     def spend(self, name: str, file: str = "") -> None:
-        memory.spend(memory.place(self.site, name, file), not file)
+        memory.spend(memory.place(self.site, name, file), not file, name)
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

@@ -328,7 +328,7 @@ class Qemu(Hypervisor):
                 raise CommandFailed(["QMP migrate-incoming"], 1, said, hint=error.hint) from None
 
     def spend(self, name: str, file: str = "") -> None:
-        memory.spend(memory.place(self.site, name, file), not file)
+        memory.spend(memory.place(self.site, name, file), not file, name)
 
     def messages(self, name: str) -> str:
         """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""

@@ -27,6 +27,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from storkit.core import codec
@@ -54,13 +55,17 @@ from storkit.plans.verbs.sleeping import (
 )
 
 
-def sleep_of(subject: GuestView) -> VolumeHold:
-    """The guest's hold on its disks. Raises NotFound: it does not sleep; Conflict: another one does."""
+def sleep_of(subject: GuestView, *, one: bool = True) -> VolumeHold:
+    """The guest's hold on its disks. Raises NotFound: it does not sleep; Conflict: another one does, or, unless it need
+    not be `one`, its disks wait for different memories."""
     holds = [volume.hold for volume in subject.written if volume.hold and volume.hold.guest == subject.guest.uuid]
     others = [volume for volume in subject.written if volume.hold and volume.hold.guest != subject.guest.uuid]
     raise_problems([problem for volume in others for problem in refused(volume, f"given to guest {subject.name}")])
     if not holds:
         raise NotFound(f"guest {subject.name} does not sleep", f"storkit guest show {subject.name}")
+    if one and len({(hold.id, hold.host, hold.file) for hold in holds}) > 1:
+        message = f"the disks of guest {subject.name} are held for different memories"
+        raise Conflict(message, f"storkit volume list; or: storkit guest discard {subject.name} --force")
     return holds[0]
 
 
@@ -182,7 +187,9 @@ def discard(subject: GuestView, hold: VolumeHold, keeps: bool, inventory: Invent
     if not subject.running:
         migration.leave(stages, subject, migration.others(subject))
     held = [volume for volume in subject.written if volume.hold]
-    _at_pools(stages, lambda group: GiveUpHolds(group, hold.id), held, f"end {subject.name}'s hold on")
+    for each in sorted({volume.hold.id for volume in held if volume.hold}):
+        of_it = [volume for volume in held if volume.hold and volume.hold.id == each]
+        _at_pools(stages, partial(GiveUpHolds, hold=each), of_it, f"end {subject.name}'s hold on")
     if keeps:
         title = f"mark {subject.name}'s memory on {hold.host} as used"
         stages.then(step(SpendMemory(subject.name, hold.file), hold.host, subject.target, title))

@@ -89,7 +89,7 @@ def test_attach_verify_detach(site: storkit.api.Storkit, calls: list[str]) -> No
     assert of(calls, lambda: site.attachments.attach("web", "b")) == [
         *LOOK,
         "a lock",
-        "a transport:nbd find_exports",  # what is true under the lock
+        *LOOK,  # what is true under the lock
         "a mark",
         "a transport:nbd find_exports",
         "a transport:nbd export",

@@ -63,16 +63,28 @@ def agreed(said: dict[str, Any]) -> int:
 def for_version_1(verb: str, args: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a verb without what 0.1.0 stumbles over: it takes no keys that it does not know."""
     left = {name: value for name, value in args.items() if (verb, name) not in _SINCE_2}
-    if isinstance(clients := left.get("clients"), list):
-        left["clients"] = [_without(client, "told") for client in clients]
+    for name, keys in _RECORDS_SINCE_2.items():
+        if isinstance(value := left.get(name), list):
+            left[name] = [_without(record, keys) for record in value]
+        elif name in left:
+            left[name] = _without(value, keys)
     return left
 
 
 _SINCE_2 = {("receive", "source"), ("receive", "told")}
+_OF_VOLUMES = ("hold", "generation")
+_RECORDS_SINCE_2 = {"clients": ("told",), "volumes": _OF_VOLUMES, "volume": _OF_VOLUMES, "source": _OF_VOLUMES}
+"""The arguments that are records, or lists of them, and what these have only since protocol 2."""
 
 
-def _without(record: Any, key: str) -> Any:
-    return {name: value for name, value in record.items() if name != key} if isinstance(record, dict) else record
+def _without(record: Any, keys: tuple[str, ...]) -> Any:
+    if not isinstance(record, dict):
+        return record
+    if record.get("hold"):
+        # Its host would serve it as if nobody slept on it.
+        message = f"volume {record.get('name')} is held for a sleeping guest, which an older storkit knows nothing of"
+        raise Unsupported(message, "upgrade storkit on its hosts")
+    return {name: value for name, value in record.items() if name not in keys}
 
 
 def read_line(stream: BinaryIO) -> bytes:

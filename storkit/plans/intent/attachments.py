@@ -74,12 +74,11 @@ class AttachmentActs:
         return codec.load(list[Proof], ran.of("prove"), strict=False)
 
     def _attach(self, find: Find, host: str, write: bool) -> Attached:
-        """`find` is asked once: a home host serves a volume by its UUID or not at all, whatever it has become."""
         name, inventory = self._coordinator.host(host, given=True), self._coordinator.inventory
         volumes = list[Volume]()
 
         def build() -> Plan:
-            volumes[:] = volumes or find()
+            volumes[:] = find()  # also under the lock: what the host is offered must be as large as the volume is then
             return planner.attach(volumes, name, self._survey.exports(volumes), write, inventory)
 
         ran = self._coordinator.change(build)

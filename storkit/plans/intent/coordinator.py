@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Conflict, StepFailed, StorkitError
+from storkit.core.guest import Guest
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Usage
 from storkit.hosts.connections import Connections
@@ -62,7 +63,7 @@ class Coordinator:
         """Whether plans are made and not run: what would change anything raises Planned."""
         self.acted = False
         """Whether something was begun to be changed by other means than the connections."""
-        self._machines: dict[Hashable, Any] = {}
+        self._machines: dict[str, Any] = {}
 
     @property
     def inventory(self) -> Inventory:
@@ -151,11 +152,13 @@ class Coordinator:
         finally:
             self.connections.unlock()
 
-    def once(self, about: Hashable, ask: Callable[[], T]) -> T:
-        """What a host says of its machine (its programs, for example), asked once for a plan: no command changes it."""
-        if about not in self._machines:
-            self._machines[about] = ask()
-        known: T = self._machines[about]
+    def once(self, about: tuple[str, str, Guest], ask: Callable[[], T]) -> T:
+        """What a host says of its machine for a guest's record (programs, versions), asked once for a plan and that
+        very record: another command that changes the record is asked for anew."""
+        key = repr(about)
+        if key not in self._machines:
+            self._machines[key] = ask()
+        known: T = self._machines[key]
         return known
 
     def changed(self, error: StorkitError) -> bool | None:

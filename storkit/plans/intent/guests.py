@@ -155,7 +155,7 @@ class GuestActs:
             what = views.guest_view(coordinator, name, where)
             if not what.running:
                 hypervisor = coordinator.connections.to(where).hypervisor(what.target)
-                problems = coordinator.once((where, "check"), lambda: hypervisor.check(what.guest))
+                problems = coordinator.once((where, "check", what.guest), lambda: hypervisor.check(what.guest))
                 raise_problems([Conflict(f"{where}: {problem}", f"storkit host check {where}") for problem in problems])
             return migration.start(what, where, coordinator.inventory)
 

@@ -139,7 +139,7 @@ def differences(coordinator: Coordinator, what: GuestView, destination: str) -> 
     guest = replace(what.guest, machine=what.machine)
     here, there = (connections.to(host).hypervisor(what.target) for host in (source, destination))
     arrives = not connections.same_machine(source, destination)
-    unfit = coordinator.once((destination, "check"), lambda: there.check(guest, arrives))
+    unfit = coordinator.once((destination, "check", guest), lambda: there.check(guest, arrives))
     problems: list[StorkitError] = [
         Conflict(f"{destination}: {problem}", f"storkit host check {destination}") for problem in unfit
     ]
@@ -151,8 +151,8 @@ def differences(coordinator: Coordinator, what: GuestView, destination: str) -> 
             problems.append(
                 Unsupported(f"{transport} cannot give two hosts the right to write", "choose another transport")
             )
-    ours = coordinator.once((source, "fingerprint"), lambda: here.fingerprint(guest))
-    theirs = coordinator.once((destination, "fingerprint"), lambda: there.fingerprint(guest))
+    ours = coordinator.once((source, "fingerprint", guest), lambda: here.fingerprint(guest))
+    theirs = coordinator.once((destination, "fingerprint", guest), lambda: there.fingerprint(guest))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             problems.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,14 +78,18 @@ class SleepActs:
         def build() -> Plan:
             what = self._wherever(guest)
             hold = sleep.sleep_of(what)
-            here = coordinator.host(host or hold.host, given=True)
+            if not host and coordinator.connections.find(hold.host) is None:
+                # The volume's home says so: a host that nobody here has named is shown, and never connected to.
+                message = f"guest {guest} was saved on {hold.host}, which is not in the inventory"
+                raise Unsafe(message, f"storkit guest restore {guest} --on HOST")
+            here = coordinator.host(host, given=True) if host else hold.host
             sleep.refuse_elsewhere(what)
             there = self._file(here, file or hold.file)
             saved = self._saved(what, hold, here, there)
             found.append(Woken(guest, here, saved.paused))
             what = replace(what, machine=saved.machine)
             hypervisor = coordinator.connections.to(here).hypervisor(what.target)
-            unfit = coordinator.once((here, "check"), lambda: hypervisor.check(_guest(what)))
+            unfit = coordinator.once((here, "check", _guest(what)), lambda: hypervisor.check(_guest(what)))
             raise_problems([Conflict(f"{here}: {problem}", f"storkit host check {here}") for problem in unfit])
             sleep.refuse_restore(what, hold, saved, self._fingerprint(what, here), here)
             return sleep.restore(what, here, hold, saved, there, coordinator.inventory)
@@ -100,7 +105,7 @@ class SleepActs:
 
         def build() -> Plan:
             what = self._wherever(guest)
-            hold = sleep.sleep_of(what)
+            hold = sleep.sleep_of(what, one=False)
             names[:] = [volume.name for volume in what.written if volume.hold]
             if not force:
                 raise Conflict(
@@ -129,7 +134,9 @@ class SleepActs:
     def _fingerprint(self, what: GuestView, host: str) -> dict[str, str]:
         """What the guest needs of a host, and the record that it is by."""
         hypervisor = self._coordinator.connections.to(host).hypervisor(what.target)
-        found = self._coordinator.once((host, "fingerprint"), lambda: hypervisor.fingerprint(_guest(what)))
+        found = self._coordinator.once(
+            (host, "fingerprint", _guest(what)), lambda: hypervisor.fingerprint(_guest(what))
+        )
         return {**found, "record": sleep.record(what)}
 
     def _refuse_file(self, what: GuestView, hold: VolumeHold) -> None:
@@ -160,9 +167,10 @@ class SleepActs:
             except (NotFound, HostUnreachable):
                 raise error from None
             copy = f"/var/tmp/{what.name}.memory"
+            source = shlex.quote(f"{hold.host}:{there}")
             raise NotFound(
                 f"{host} has no {file or 'memory of guest ' + what.name}: it was saved on {hold.host} in {there}",
-                f"scp {hold.host}:{there} {host}:{copy}; storkit guest restore {what.name} {copy} --on {host}",
+                f"scp {source} {host}:{copy}; storkit guest restore {what.name} {copy} --on {host}",
             ) from None
 
 

@@ -30,6 +30,8 @@ def show(session: Session, options: Namespace) -> None:
     for step in record.plan.steps:
         if step.id in record.undone:
             state = "undone"
+        elif step.id in record.undoing:
+            state = "being taken back"
         elif step.id in record.failed:
             state = f"failed: {record.failed[step.id]['message']}"
         elif step.id in record.done:
@@ -44,6 +46,7 @@ def show(session: Session, options: Namespace) -> None:
         "done": record.done,
         "failed": record.failed,
         "undone": sorted(record.undone),
+        "undoing": sorted(record.undoing),
     }
     session.result(data, "\n".join(lines))
 

@@ -22,6 +22,7 @@ from storkit.core.errors import (
     NotAllowed,
     StepFailed,
     StorkitError,
+    TimedOut,
     Unsafe,
     raise_problems,
     together,
@@ -148,7 +149,7 @@ class Engine:
         """Go on with a plan that was killed or failed, from the first step that is not done."""
         with self._reopened(plan, "resumed") as journal, _recoverable(journal.record.plan):
             record = journal.record
-            self._reach(step for step in record.plan.steps if step.id not in record.done or step.id in record.undone)
+            self._reach(step for step in record.plan.steps if step.id not in record.standing)
             return self._forward(journal)
 
     def rollback(self, plan: str) -> list[str]:
@@ -191,7 +192,7 @@ class Engine:
         self.reporter.begin(plan)
         try:
             for stage in plan.stages:
-                waiting = [step for step in stage if step.id not in record.done or step.id in record.undone]
+                waiting = [step for step in stage if step.id not in record.standing]
                 failures = [error for error in _together(waiting, lambda step: self._step(journal, step)) if error]
                 if failures:
                     self._give_up(journal, failures)
@@ -218,7 +219,7 @@ class Engine:
             self._never_begun(journal, error)
         failed = "; ".join(f"{step.title}: {each.message}" for step, error in failures for each in error.each)
         hints = list(dict.fromkeys(each.advice for each in error.each if each.hint))
-        done = [other for other in plan.steps if other.id in record.done and other.id not in record.undone]
+        done = [other for other in plan.steps if other.id in record.standing]
         again = next((command for step in plan.steps if (command := verbs.of(step).again(step))), "")
         left = ""
         if again:
@@ -327,6 +328,8 @@ class Engine:
                 if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):
                     journal.undone(step.id)  # what a host does not let this key undo, it has not let it do
                     continue
+                if not any(isinstance(each, (HostUnreachable, TimedOut)) for each in error.each):
+                    journal.stands(step.id)  # of a host that is silent nobody knows what it did
                 by_hand = verb.by_hand(step)
                 problems.append(f"{step.title}: {error.message}" + (f"; by hand: {by_hand}" if by_hand else ""))
                 self.reporter.step(step, "failed", error.message)

@@ -7,7 +7,7 @@ One file a plan, `plans/ID.jsonl` below the coordinator's state directory, a JSO
     {"start": "2.1", "before": ...}     a step is about to run; what its `find` saw
     {"done": "2.1", "result": ...}      it has ended well
     {"failed": "2.1", "error": {...}}   it has failed
-    {"undo": "2.1"} {"undone": "2.1"}   the same for rollback
+    {"undo": "2.1"} {"undone": "2.1"}   the same for rollback; "done" again: its undo failed, and it stands
     {"end": "completed"}                or "rolled back": nothing is left to do
 
 All but the first also have "time", in seconds since 1970, by the coordinator's clock.
@@ -49,7 +49,15 @@ class Record:
     done: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, Any] = field(default_factory=dict)
     undone: set[str] = field(default_factory=set)
+    undoing: set[str] = field(default_factory=set)
+    """Steps whose undo was begun, and of which nobody knows how it ended: `resume` carries them out again, since going
+    on as if they stood would rest on what may be gone."""
     end: str = ""
+
+    @property
+    def standing(self) -> set[str]:
+        """The steps that are done, and were not taken back, not even perhaps."""
+        return self.done.keys() - self.undone - self.undoing
 
     def start(self, step: str, before: Any) -> None:
         """A step starts: for the first time, again after a kill, or anew after it was undone."""
@@ -57,8 +65,21 @@ class Record:
             self.undone.discard(step)
             self.started.pop(step, None)
             self.done.pop(step, None)
+        if step in self.undoing:
+            self.undoing.discard(step)
+            self.done.pop(step, None)
         self.started.setdefault(step, before)
         self.failed.pop(step, None)
+
+    def finish(self, step: str, result: Any) -> None:
+        """A step has ended well, or stands although it was to be taken back."""
+        self.done[step] = result
+        self.undoing.discard(step)
+
+    def take_back(self, step: str) -> None:
+        """A step was undone."""
+        self.undone.add(step)
+        self.undoing.discard(step)
 
     running: bool = False
     """Whether a command is carrying it out now."""
@@ -68,7 +89,7 @@ class Record:
         if self.end:
             return self.end
         if self.running:
-            return "rolling back" if self.undone else "running"
+            return "rolling back" if self.undone or self.undoing else "running"
         return "failed" if self.failed else "interrupted"
 
 
@@ -104,7 +125,7 @@ class Journal:
         self.record.start(step, before)
 
     def done(self, step: str, result: Any) -> None:
-        self.record.done[step] = result
+        self.record.finish(step, result)
         self._append({"done": step, "result": result})
 
     def failed(self, step: str, error: dict[str, Any]) -> None:
@@ -113,9 +134,15 @@ class Journal:
 
     def undo(self, step: str) -> None:
         self._append({"undo": step})
+        self.record.undoing.add(step)
+
+    def stands(self, step: str) -> None:
+        """The undo of a step has failed, and has left it as it was."""
+        if step in self.record.done:
+            self.done(step, self.record.done[step])
 
     def undone(self, step: str) -> None:
-        self.record.undone.add(step)
+        self.record.take_back(step)
         self._append({"undone": step})
 
     def end(self, how: str) -> None:
@@ -258,13 +285,13 @@ def _apply(record: Record, entry: dict[str, Any]) -> None:
         case {"start": step, "before": before}:
             record.start(step, before)
         case {"done": step, "result": result}:
-            record.done[step] = result
+            record.finish(step, result)
         case {"failed": step, "error": error}:
             record.failed[step] = error
-        case {"undo": _}:
-            pass
+        case {"undo": step}:
+            record.undoing.add(step)
         case {"undone": step}:
-            record.undone.add(step)
+            record.take_back(step)
         case {"end": how}:
             record.end = how
         case _:

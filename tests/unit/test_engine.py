@@ -296,6 +296,45 @@ def test_resume_after_rollback_was_cut_short(engine: Engine, log: list[str]) -> 
     assert log == ["do two", "do three"]
 
 
+def test_a_step_that_may_have_been_taken_back_is_done_again(engine: Engine, log: list[str]) -> None:
+    """A rollback was killed within an undo: to go on as if the step stood would rest on what may be gone. What the step
+    found before it first ran is kept, for another rollback."""
+    made = plan([note("one")], [note("two")], [note("three")])
+    journal = engine.journals.create(made)
+    for number in ("1.1", "2.1"):
+        journal.start(number, {"seen": 7})
+        journal.done(number, number)
+    journal.undo("2.1")
+    journal.close()
+    assert engine.journals.read(made.id).standing == {"1.1"}
+    engine.resume(made.id)
+    assert log == ["do two", "do three"]
+    record = engine.journals.read(made.id)
+    assert record.started["2.1"] == {"seen": 7} and record.undoing == set()
+
+
+@pytest.mark.parametrize(("how", "again"), [("conflict", []), ("silent", ["do two"])])
+def test_a_step_whose_undo_has_failed_stands_unless_its_host_is_silent(
+    engine: Engine, log: list[str], how: str, again: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan([note("one")], [note("two")], [note("three", fail="silent")])
+    with pytest.raises(StepFailed):
+        engine.run(made)
+    undo = Note.undo
+
+    def failing(self: Note, run: Run, step: Step, before: Seen) -> None:
+        if step.title == "two":
+            raise error_of(how)
+        undo(self, run, step, before)
+
+    monkeypatch.setattr(Note, "undo", failing)
+    with pytest.raises(StepFailed, match="could be taken back"):
+        engine.rollback(made.id)
+    del log[:]
+    engine.resume(made.id)
+    assert log == ["do one", *again, "do three"]
+
+
 def test_cut_short_line_was_never_written(tmp_path: Path) -> None:
     journals = Journals(tmp_path)
     made = plan([note("one")])

@@ -40,7 +40,7 @@ class PlanEntry:
     @property
     def done(self) -> int:
         """How many steps are carried out, and not taken back."""
-        return len(self.record.done.keys() - self.record.undone) if self.record else 0
+        return len(self.record.standing) if self.record else 0
 
 
 class PlanActs:

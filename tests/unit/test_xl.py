@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -12,17 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from storkit.core.errors import StorkitError, UsageError
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource, GuestStatus
 from storkit.hypervisors._qemu.definition import Definition
-from storkit.hypervisors._xl import channel, guests, incoming, toolstack
+from storkit.hypervisors._xl import channel, guests, incoming, processes, toolstack
 from storkit.hypervisors._xl.guests import XenGuests, disk_paths
 from storkit.hypervisors._xl.host import machine_problems
 from storkit.hypervisors._xl.outgoing import parse_uri, program
 from storkit.hypervisors._xl.processes import XlProcess, wait_until, xl_processes
 from storkit.hypervisors._xl.toolstack import XenDomain, parse_devices, parse_info, parse_list
+from storkit.hypervisors.xl import Xl
 from storkit.system.run import which
+from storkit.system.timeouts import scaled
 
 DATA = Path(__file__).parent / "data"
 UUID = "606063c6-f709-4bdf-87e4-d458aa1e59d8"
@@ -33,12 +37,12 @@ def said(name: str) -> str:
     return (DATA / name).read_text()
 
 
-def line(name: str, flags: str, id: int = 1, uuid: str = UUID) -> str:
-    return f"{name:<40} {id:5}    96     1     {flags}       1.2 {uuid}        -                -"
+def line(name: str, flags: str, id: int = 1, uuid: str = UUID, seconds: float = 1.2) -> str:
+    return f"{name:<40} {id:5}    96     1     {flags}  {seconds:8.1f} {uuid}        -                -"
 
 
 def test_list_and_info_as_they_were_captured() -> None:
-    assert parse_list(said("xl-4.17-list-v-running.txt")) == [XenDomain("g1", 1, "------", UUID)]
+    assert parse_list(said("xl-4.17-list-v-running.txt")) == [XenDomain("g1", 1, "------", UUID, 299.6)]
     (paused,) = parse_list(said("xl-4.17-list-v-paused.txt"))
     assert paused.paused and not paused.ended and not paused.dying
     info = parse_info(said("xl-4.17-info-pv-hvm.txt"))
@@ -99,11 +103,45 @@ def test_names_of_digits_and_spaces() -> None:
     assert found[1].incoming and found[1].guest == "g"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        line("g", "r-----"),
+        f"{HEADER}\nwhat is this?",
+        f"{HEADER}\n{line('g', 'r-----')}\n{line('h', 'r---')}",
+        f"{HEADER}\n{line('g', 'r-----', uuid='-')}",
+    ],
+)
+def test_a_list_that_is_not_understood_says_nothing_of_any_guest(text: str) -> None:
+    with pytest.raises(Unsafe, match="xl list says what storkit does not understand"):
+        parse_list(text)
+
+
 # --- where a guest is
 
 
+XL = """\
+#!/bin/sh
+cd "{base}"
+case $1 in
+create|destroy|shutdown) echo "$STORKIT_GUEST $*" >>done; [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
+*) exec cat {file} ;;
+esac
+"""
+"""An xl that prints `list`; what it is told to do it writes down, and `after-create` and so on is its list then."""
+
+
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[XenGuests]:
+def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that there are: other tests, which run at the same time, have an xl for their g as well."""
+    found = list[int]()
+    monkeypatch.setattr(processes, "_pids", lambda: iter(found))
+    return found
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pids: list[int]) -> Iterator[XenGuests]:
     """Records of one guest, g, on a host whose xl prints what LIST has."""
     capabilities = tmp_path / "capabilities"
     capabilities.write_text("control_d\n")
@@ -111,7 +149,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[XenGuests]
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, file in (("xl", "list"), ("xenstore-ls", "devices")):
-        (tools / name).write_text(f'#!/bin/sh\nexec cat "{tmp_path}/{file}"\n')
+        (tools / name).write_text(XL.format(base=tmp_path, file=file))
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     (tmp_path / "devices").write_text(said("xenstore-4.17-ls-backend-connected.txt"))
@@ -131,6 +169,9 @@ SAVER = XlProcess(4, ("xl", "save", "g", "/file"), "", False)
 OTHER = XlProcess(4, ("xl", "migrate", "other", "h2"), "", False)
 RECEIVER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", False)
 WATCHER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", True)
+SENDER_BEHIND = replace(SENDER, watches=True)
+CREATOR = XlProcess(6, ("xl", "create", "/g.cfg"), "g", False)
+CREATED = replace(CREATOR, watches=True)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +183,19 @@ WATCHER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", True)
         ([line("g", "r-----")], [], True, "running"),
         ([line("renamed", "-b----")], [], False, "running"),
         ([line("g", "--p---")], [], False, "paused"),
-        ([line("g", "--p---")], [], True, "arrived"),
+        ([line("g", "--p---")], [], True, "paused"),
+        ([line("g", "--p---", seconds=0)], [], True, "arrived"),
+        ([line("g", "--p---", seconds=0)], [WATCHER], True, "arrived"),
+        ([line("g", "--p---", seconds=0)], [CREATED], False, "paused"),
+        ([line("g", "--p---", seconds=0)], [CREATOR], True, "starting"),
+        ([], [CREATOR], False, "starting"),
+        ([], [CREATED], True, "starting"),
+        ([], [WATCHER], False, "starting"),
+        ([line("g", "--psrd")], [CREATED], False, "starting"),
+        ([], [RECEIVER], True, "incoming"),
+        ([], [replace(CREATED, guest="other")], False, "stopped"),
+        ([], [SENDER_BEHIND], False, "stopped"),
+        ([line("g", "-b----")], [CREATED], False, "running"),
         ([line("g", "---ss-")], [SENDER], False, "running"),
         ([line("g", "---ss-")], [BY_HAND], False, "running"),
         ([line("g--migratedaway", "---ss-")], [BY_HAND], False, "running"),
@@ -150,7 +203,9 @@ WATCHER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", True)
         ([line("g", "---ss-")], [], False, "paused"),
         ([line("g", "---ss-")], [SAVER], False, "starting"),
         ([line("g", "---sr-")], [], False, "starting"),
+        ([line("g", "--psS-")], [], False, "starting"),
         ([line("g", "---s--")], [], False, "starting"),
+        ([line("g", "---s?-")], [], False, "starting"),
         ([line("g", "---sc-")], [], False, "paused"),
         ([line("g", "--ps-d")], [], False, "stopped"),
         ([line("g--incoming", "--p---")], [RECEIVER], True, "incoming"),
@@ -171,7 +226,23 @@ def test_status(
         base.expect("g")
     found = base.one("g")
     assert found and found.status == status
-    assert base.expected("g") == (marked and status != "running")
+    assert base.expected("g") == marked, "who only asks changes nothing"
+
+
+def test_a_guest_that_was_created_by_hand_from_its_file_is_known_while_it_reboots(
+    base: XenGuests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list").write_text(HEADER)
+    words = ("xl", "create", str(base.config("g")))
+    monkeypatch.setattr(guests, "xl_processes", lambda: [XlProcess(6, words, "", True)])
+    found = base.one("g")
+    assert found and found.status == "starting"
+
+
+def test_a_line_that_is_not_understood_makes_guests_unknown(base: XenGuests, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{HEADER}\n{line('g', '-b----', uuid='?')}")
+    found = base.one("g")
+    assert found and found.status == "unknown"
 
 
 def test_a_domain_started_by_hand_is_found_by_its_name(base: XenGuests, tmp_path: Path) -> None:
@@ -220,6 +291,112 @@ def test_processes_of_xl_are_found(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (found.guest, found.verb, found.watches) == ("g", "60", False)
+
+
+# --- what is done with it
+
+
+@pytest.fixture
+def hypervisor(base: XenGuests, tmp_path: Path) -> Xl:
+    found = Xl(Site("here", tmp_path / "s", tmp_path / "r", tmp_path / "dev"))
+    found._guests.make("g")
+    return found
+
+
+@pytest.fixture
+def creator(tmp_path: Path, pids: list[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that /proc shows as the `xl create` of g; it ends with its input."""
+    (tmp_path / "create").write_text("read line")
+    with subprocess.Popen(
+        ["xl", "create"], executable="/bin/sh", cwd=tmp_path, env={"STORKIT_GUEST": "g"}, stdin=subprocess.PIPE
+    ) as process:
+        pids.append(process.pid)
+        assert wait_until(lambda: any(one.pid == process.pid for one in xl_processes()), 10)
+        yield process
+
+
+def listed(tmp_path: Path, *lines: str, name: str = "list") -> None:
+    (tmp_path / name).write_text("\n".join([HEADER, *lines]))
+
+
+def done(tmp_path: Path) -> list[str]:
+    return (tmp_path / "done").read_text().splitlines() if (tmp_path / "done").exists() else []
+
+
+def test_nothing_is_done_while_xl_does_not_answer(hypervisor: Xl, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("?")
+    hypervisor._guests.expect("g")
+    for act in (
+        lambda: hypervisor.stop("g", force=True),
+        lambda: hypervisor.stop("g"),
+        lambda: hypervisor.start("g"),
+        lambda: hypervisor._end("g", "migrated"),
+    ):
+        with pytest.raises(Unsafe, match="xl does not answer here"):
+            act()
+    assert done(tmp_path) == [] and hypervisor._guests.expected("g")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_known_of_a_migration_is_forgotten_when_the_guest_has_started(
+    hypervisor: Xl, tmp_path: Path, fails: bool
+) -> None:
+    listed(tmp_path)
+    listed(tmp_path, *([] if fails else [line("g", "-b----")]), name="after-create")
+    hypervisor._guests.expect("g")
+    log = hypervisor._guests.directory("g") / "sent.log"
+    log.write_text("Migration successful.")
+    if fails:
+        (tmp_path / "fails").touch()
+        with pytest.raises(StorkitError):
+            hypervisor.start("g")
+    else:
+        assert hypervisor.start("g").status == "running"
+    assert done(tmp_path) == [f"g create {hypervisor._guests.config('g')}"]
+    assert (hypervisor._guests.expected("g"), log.exists()) == (fails, fails)
+
+
+def test_force_ends_the_domains_that_there_are_by_then(
+    hypervisor: Xl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(tmp_path, line("g", "-b----", 1))
+    # it reboots meanwhile
+    monkeypatch.setattr(Xl, "_stop_receiving", lambda self, name: listed(tmp_path, line("g", "-b----", 2)))
+    hypervisor.stop("g", force=True)
+    assert done(tmp_path) == [" destroy 2"]
+
+
+def test_force_ends_what_would_build_the_domain_anew(
+    hypervisor: Xl, tmp_path: Path, creator: subprocess.Popen[bytes]
+) -> None:
+    listed(tmp_path)
+    assert [one.status for one in hypervisor.find(["g"])] == ["starting"]
+    for act in (hypervisor.start, hypervisor.stop, hypervisor.undefine):
+        with pytest.raises(Conflict):
+            act("g")
+    hypervisor.stop("g", force=True)
+    assert creator.wait(10) == -signal.SIGKILL
+    assert [one.status for one in hypervisor.find(["g"])] == ["stopped"]
+
+
+def test_a_guest_that_reboots_has_not_stopped(hypervisor: Xl, tmp_path: Path, creator: subprocess.Popen[bytes]) -> None:
+    listed(tmp_path, line("g", "-b----"))
+    listed(tmp_path, name="after-shutdown")
+    with pytest.raises(TimedOut):
+        hypervisor.stop("g", timeout=scaled(3))
+    assert done(tmp_path) == [" shutdown -F 1"]
+    creator.communicate()
+    hypervisor.stop("g")
+
+
+@pytest.mark.parametrize(("flags", "seconds", "kept"), [("-b----", 1.2, False), ("--p---", 0, True)])
+def test_a_guest_that_runs_has_not_just_arrived(
+    hypervisor: Xl, tmp_path: Path, flags: str, seconds: float, kept: bool
+) -> None:
+    listed(tmp_path, line("g", flags, seconds=seconds))
+    hypervisor._guests.expect("g")
+    hypervisor.cancel("g")
+    assert hypervisor._guests.expected("g") == kept
 
 
 # --- the channel

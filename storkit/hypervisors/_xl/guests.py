@@ -136,6 +136,15 @@ class XenGuests:
     def directory(self, name: str) -> Path:
         return self.base / check_name("guest", name)
 
+    def config(self, name: str) -> Path:
+        """What `xl create` reads."""
+        return self.directory(name) / CONFIG
+
+    def bringers(self, name: str, among: list[XlProcess] | None = None) -> list[XlProcess]:
+        """The processes, of all or of these, that build the guest's domain, or would build it anew."""
+        processes = xl_processes() if among is None else among
+        return [process for process in processes if process.brings(name, self.config(name))]
+
     def moving(self, name: str) -> Path:
         """The directory of a migration's key."""
         return self.run / check_name("guest", name)
@@ -177,15 +186,18 @@ class XenGuests:
         if not mine and not record:
             return None
         processes = xl_processes()
-        seen = [self._seen(name, domain, processes) for domain in mine]
+        bringers = self.bringers(name, processes)
+        building = any(not process.watches for process in bringers)
+        seen = [self._seen(name, domain, processes, building) for domain in mine]
         seen.sort(key=lambda one: _ORDER.index(one.status))
         if seen:
             return XenGuest(name, seen[0].domain.uuid, seen[0].status, record, seen)
         assert record
-        status: GuestStatus = "incoming" if self.expected(name) else "stopped"
+        # xl takes the domain of a guest that reboots apart, waits two seconds, and builds it anew.
+        status: GuestStatus = "starting" if bringers else "incoming" if self.expected(name) else "stopped"
         return XenGuest(name, record.guest.uuid, status, record)
 
-    def _seen(self, name: str, domain: XenDomain, processes: list[XlProcess]) -> SeenDomain:
+    def _seen(self, name: str, domain: XenDomain, processes: list[XlProcess], building: bool) -> SeenDomain:
         if domain.incoming:
             received = any(process.receives and process.guest in ("", name) for process in processes)
             # Its xl has ended before it was told that it may run: all of it is here, or it never will be.
@@ -199,10 +211,10 @@ class XenGuests:
         if domain.ended:
             reason = _ENDED.get(domain.ended, "")
             return SeenDomain(domain, "paused" if reason else "starting", reason=reason)
+        if domain.paused and domain.seconds:
+            return SeenDomain(domain, "paused")  # whoever let it go on, and whatever mark is left: it has run here
         if domain.paused:
-            return SeenDomain(domain, "arrived" if self.expected(name) else "paused")
-        # Whoever let it go on: if it is paused from now on, it has not just arrived.
-        self.forget_arrival(name)
+            return SeenDomain(domain, "starting" if building else "arrived" if self.expected(name) else "paused")
         return SeenDomain(domain, "running", "out" if sender else "")
 
 

@@ -1,4 +1,4 @@
-"""The xl processes that move or save a domain now, whoever has started them, as /proc has them.
+"""The xl processes that build, watch, move or save a domain now, whoever has started them, as /proc has them.
 
 A domain that stands still because it is suspended goes on, or ends, when the xl that has suspended it says so: without
 such a process it stands still for ever.
@@ -40,6 +40,15 @@ class XlProcess:
     def sends(self, name: str, domain: int) -> bool:
         """Whether it migrates or saves this domain away."""
         return self.verb in ("migrate", "save") and bool({name, str(domain)} & set(self.words[2:]))
+
+    def brings(self, name: str, config: Path) -> bool:
+        """Whether it builds the guest's domain now, or waits in the background to build it anew when it reboots.
+
+        Such an xl ends with its domain, unless that reboots, and when it is suspended (xl_vmcontrol.c).
+        """
+        if self.guest == name:
+            return self.verb == "create" or (self.verb == "migrate-receive" and self.watches)
+        return self.verb == "create" and str(config) in self.words
 
     @property
     def receives(self) -> bool:

@@ -6,11 +6,11 @@ Domains are named by their id: a name changes while a guest moves, and xl takes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import CommandFailed, StorkitError, Unsupported
+from storkit.core.errors import CommandFailed, StorkitError, Unsafe, Unsupported
 from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
 
@@ -21,7 +21,8 @@ INCOMING, AWAY = "--incoming", "--migratedaway"
 """What xl appends to the name of a domain that arrives, and of one whose memory has been sent (xl_migrate.c)."""
 PRIVILEGED = Path("/proc/xen/capabilities")
 _LINE = re.compile(
-    r"^(?P<name>.*?)\s+(?P<id>\d+)\s+\d+\s+\d+\s+(?P<flags>[-a-z?]{6})\s+[\d.]+\s+(?P<uuid>[0-9a-f-]{36})(?:\s|$)"
+    r"^(?P<name>.*?)\s+(?P<id>\d+)\s+\d+\s+\d+\s+(?P<flags>[-a-zA-Z?]{6})\s+(?P<seconds>[\d.]+)"
+    r"\s+(?P<uuid>[0-9a-f-]{36})(?:\s|$)"
 )
 _BACKEND = re.compile(
     r"^(?P<device>/local/domain/\d+/backend/[^/]+/(?P<domain>\d+)/\d+)/(?P<key>\S+) = \"(?P<value>.*)\"$"
@@ -37,6 +38,8 @@ class XenDomain:
     flags: str
     """`r b p s X d`: running, blocked, paused, shut down, the reason of that, being destroyed; `-` where not."""
     uuid: str
+    seconds: float
+    """What its processors have run here, to a tenth: one that has arrived has 0 until somebody lets it go on."""
 
     @property
     def guest(self) -> str:
@@ -57,7 +60,8 @@ class XenDomain:
 
     @property
     def ended(self) -> str:
-        """Why it does not run any more: `r`eboot, `s`uspend, `c`rash, `w`atchdog, `-` for poweroff; empty: it does."""
+        """Why it does not run any more: `r`eboot, `S`oft reset (kexec), `s`uspend, `c`rash, `w`atchdog, `-` for
+        poweroff; empty: it does."""
         return self.flags[4] if self.flags[3] == "s" else ""
 
     @property
@@ -79,10 +83,26 @@ class XenMachine:
 
 
 def parse_list(text: str) -> list[XenDomain]:
-    """`xl list -v`, without dom0."""
-    lines = filter(None, map(_LINE.match, text.splitlines()))
-    found = [XenDomain(line["name"], int(line["id"]), line["flags"], line["uuid"]) for line in lines]
+    """`xl list -v`, without dom0.
+
+    Raises Unsafe: a line is not understood. A guest that is left out would be taken for one that is stopped.
+    """
+    header, *lines = text.splitlines() or [""]
+    if not header.startswith("Name "):
+        raise _strange(header)
+    found = [_domain(line) for line in lines if line.strip()]
     return [domain for domain in found if domain.id]
+
+
+def _domain(line: str) -> XenDomain:
+    found = _LINE.match(line)
+    if not found:
+        raise _strange(line)
+    return XenDomain(found["name"], int(found["id"]), found["flags"], found["uuid"], float(found["seconds"]))
+
+
+def _strange(line: str) -> Unsafe:
+    return Unsafe(f"xl list says what storkit does not understand: {line!r}", "xl list -v")
 
 
 def parse_info(text: str) -> XenMachine:
@@ -126,10 +146,10 @@ def is_dom0() -> bool:
         return False
 
 
-def xl(*words: str, timeout: float = ASK_TIMEOUT) -> str:
+def xl(*words: str, timeout: float = ASK_TIMEOUT, env: Mapping[str, str] | None = None) -> str:
     """Run one command; its output. Raises CommandFailed, TimedOut, and Unsupported without xl."""
     try:
-        return run(["xl", *words], timeout=timeout, package=PACKAGE).stdout
+        return run(["xl", *words], timeout=timeout, package=PACKAGE, env=env).stdout
     except CommandFailed as error:
         if first := cause(error.stderr):
             raise CommandFailed(error.argv, error.status, f"{error.stderr}\n{first}", hint=error.hint) from None

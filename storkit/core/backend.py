@@ -192,7 +192,7 @@ class Hypervisor(Backend, HypervisorVerbs):
     def load(self, name: GuestName, hold: Uuid, file: MaybePath = "") -> None:
         raise self._no_sleep()
 
-    def spend(self, name: GuestName, file: MaybePath = "") -> None:
+    def spend(self, name: GuestName, guest: Uuid, file: MaybePath = "") -> None:
         raise self._no_sleep()
 
     def _no_sleep(self) -> StorkitError:

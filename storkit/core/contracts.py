@@ -464,8 +464,12 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def spend(self, name: GuestName, file: MaybePath = "") -> None:
-        """Keep a memory from being used again: the guest has run since, or its memory was given up."""
+    def spend(self, name: GuestName, guest: Uuid, file: MaybePath = "") -> None:
+        """Keep a memory from being used again: the guest has run since, or its memory was given up.
+
+        Raises:
+            Unsafe: it is the memory of another guest than the one with the UUID `guest`, or no memory at all.
+        """
 
     @abstractmethod
     def messages(self, name: GuestName) -> Words:

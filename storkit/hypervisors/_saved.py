@@ -64,23 +64,27 @@ def _said(descriptor: int, path: Path) -> Saved:
     wrong = Unsafe(f"{path} is no memory of a guest, or not all of it is there", "copy it again, whole")
     if not stat.S_ISREG(found.st_mode) or found.st_size < _TAIL.size:
         raise wrong
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        message = f"{path} can be written by others than user {os.geteuid()}, and is no memory to run a guest from"
+        raise Unsafe(message, f"once you know what is in it: chown {os.geteuid()} {path}; chmod 600 {path}")
     length, magic = _TAIL.unpack(os.pread(descriptor, _TAIL.size, found.st_size - _TAIL.size))
     if magic != MAGIC or length > min(_LIMIT, found.st_size - _TAIL.size):
         raise wrong
     try:
         text = os.pread(descriptor, length, found.st_size - _TAIL.size - length)
         saved = codec.load(Saved, json.loads(text), str(path))
-    except (ValueError, StorkitError):
+    except (ValueError, RecursionError, StorkitError):
         raise wrong from None
     if saved.size != found.st_size - _TAIL.size - length:
         raise wrong
     return replace(saved, file=str(path))
 
 
-def refuse_taken(path: Path, own: bool, hold: str) -> Saved | None:
+def refuse_taken(path: Path, own: bool, new: Saved) -> Saved | None:
     """What is in the file already if it is the memory of this very sleep. Raises Conflict: the file is another's.
 
-    `own`: it is the host's own place, where what an earlier sleep has left is written over.
+    `own`: it is the host's own place, where what an earlier sleep of the same guest has left is written over. The
+    place goes by the guest's name, which another inventory may have given to another guest.
     """
     if not path.exists() and not path.is_symlink():
         return None
@@ -88,8 +92,11 @@ def refuse_taken(path: Path, own: bool, hold: str) -> Saved | None:
         saved = read(path)
     except Unsafe:
         saved = None
-    if saved is not None and saved.hold == hold:
+    if saved is not None and saved.hold == new.hold:
         return saved
+    if own and saved is not None and not saved.used and saved.guest != new.guest:
+        message = f"{path} is the memory of another guest {saved.name} ({saved.guest})"
+        raise Conflict(message, f"storkit guest save {new.name} FILE")
     if not own:
         raise Conflict(f"{path} exists already", f"choose another name, or: rm {path}")
     return None
@@ -135,6 +142,42 @@ def seal(path: Path, descriptor: int, saved: Saved, own: bool) -> Saved:
     return replace(whole, file=str(path))
 
 
+def reopen(path: Path) -> int:
+    """Open the file that is being made, as it is."""
+    try:
+        return files.open_own(partial(path), os.O_RDWR)
+    except OSError as error:
+        raise files.explain(error, partial(path)) from error
+
+
+def unseal(path: Path, hold: str) -> None:
+    """Make the whole file of a sleep a partial one again, durable: before its guest goes on, nobody may take it for the
+    guest's memory any more. Where it was cut short it can be asked again."""
+    there = partial(path)
+    try:
+        if is_of(path, hold):
+            there.unlink(missing_ok=True)  # the second name that a seal cut short has left: rename(2) leaves both
+            path.rename(there)
+            files.sync_directory(path.parent)
+        if is_of(there, hold):
+            descriptor = files.open_own(there, os.O_RDWR)
+            try:
+                os.ftruncate(descriptor, _said(descriptor, there).size)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise files.explain(error, path) from error
+
+
+def is_of(path: Path, hold: str) -> bool:
+    """Whether a file is the whole memory of this sleep."""
+    try:
+        return read(path).hold == hold
+    except (NotFound, Unsafe):
+        return False
+
+
 def _tail(saved: Saved) -> bytes:
     text = json.dumps(codec.dump(saved)).encode()
     return text + _TAIL.pack(len(text), MAGIC)
@@ -146,17 +189,23 @@ def remove(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def spend(path: Path, own: bool, name: str) -> None:
-    """The guest runs again: its memory is of no use any more. In the host's own place it is removed; a file that a
-    person has named stays, and says that it was used. Raises Unsafe: it is another guest's."""
-    if own:
-        return remove(path)
+def spend(path: Path, own: bool, name: str, guest: str) -> None:
+    """The guest with this UUID runs again: its memory is of no use any more. In the host's own place it is removed; a
+    file that a person has named stays, and says that it was used. Raises Unsafe: it is another guest's."""
     try:
         saved = read(path)
     except NotFound:
-        return None
-    if saved.name != name:
-        raise Unsafe(f"{path} is the memory of guest {saved.name}, not of {name}", f"storkit guest show {name}")
+        return partial(path).unlink(missing_ok=True)
+    except Unsafe:
+        if own:  # whatever it was, nobody wakes up by it
+            return remove(path)
+        raise
+    if (saved.name, saved.guest) != (name, guest):
+        message = f"{path} is the memory of guest {saved.name} ({saved.guest}), not of {name} ({guest})"
+        raise Unsafe(message, f"storkit guest show {name}")
+    partial(path).unlink(missing_ok=True)
+    if own:
+        return path.unlink()
     descriptor = files.open_own(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, saved.size)

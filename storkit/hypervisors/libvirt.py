@@ -294,8 +294,8 @@ class Libvirt(Hypervisor):
         self._check_disks(name)
         saving.load(self._guests, known, path)
 
-    def spend(self, name: str, file: str = "") -> None:
-        memory.spend(memory.place(self.site, name, file), not file, name)
+    def spend(self, name: str, guest: str, file: str = "") -> None:
+        memory.spend(memory.place(self.site, name, file), not file, name, guest)
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

@@ -252,9 +252,11 @@ class Qemu(Hypervisor):
     def wake(self, name: str) -> GuestState:
         import asyncio
 
+        from storkit.hypervisors._qemu import saving
+
         state = self._one(name)
         if paused.asleep(state):
-            self._process(name).saving.unlink(missing_ok=True)
+            saving.forget(self._process(name))
             asyncio.run(paused.go_on(self._process(name).monitor))
             state = self._one(name)
             if paused.asleep(state):
@@ -327,8 +329,8 @@ class Qemu(Hypervisor):
                     raise
                 raise CommandFailed(["QMP migrate-incoming"], 1, said, hint=error.hint) from None
 
-    def spend(self, name: str, file: str = "") -> None:
-        memory.spend(memory.place(self.site, name, file), not file, name)
+    def spend(self, name: str, guest: str, file: str = "") -> None:
+        memory.spend(memory.place(self.site, name, file), not file, name, guest)
 
     def messages(self, name: str) -> str:
         """What QEMU said since the guest's last start here: at the destination, why a migration did not arrive."""

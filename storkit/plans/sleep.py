@@ -176,7 +176,9 @@ def restore(subject: GuestView, here: str, hold: VolumeHold, saved: Saved, file:
     stages.then(step(LoadGuest(name, hold.id, file), here, target, f"read {name}'s memory on {here}"))
     _at_pools(stages, lambda group: ReleaseVolumes(group, hold.id), subject.written, f"end {name}'s hold on")
     stages.then(step(AwakeGuest(name, not saved.paused), here, target, f"let {name} go on on {here}"))
-    stages.then(step(SpendMemory(name, file), here, target, f"mark {name}'s memory on {here} as used"))
+    stages.then(
+        step(SpendMemory(name, subject.guest.uuid, file), here, target, f"mark {name}'s memory on {here} as used")
+    )
     return finish_plan(f"restore {name} on {here}", stages, migration.guest_holds(subject), inventory)
 
 
@@ -192,7 +194,8 @@ def discard(subject: GuestView, hold: VolumeHold, keeps: bool, inventory: Invent
         _at_pools(stages, partial(GiveUpHolds, hold=each), of_it, f"end {subject.name}'s hold on")
     if keeps:
         title = f"mark {subject.name}'s memory on {hold.host} as used"
-        stages.then(step(SpendMemory(subject.name, hold.file), hold.host, subject.target, title))
+        spent = SpendMemory(subject.name, subject.guest.uuid, hold.file)
+        stages.then(step(spent, hold.host, subject.target, title))
     return finish_plan(f"discard the memory of {subject.name}", stages, migration.guest_holds(subject), inventory)
 
 

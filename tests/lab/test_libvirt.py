@@ -201,7 +201,7 @@ def test_guest_sleeps_and_goes_on_where_it_was(lab: Lab) -> None:
     )
     assert (load, found[0]["status"], ended[0]["status"]) == (None, "arrived", "stopped")
     assert disk.read_bytes() == asleep, "it ran before it was let go on"
-    here.all(("load", {"name": "g", "hold": OTHER}), ("resume", {"name": "g"}), ("spend", {"name": "g"}))
+    here.all(("load", {"name": "g", "hold": OTHER}), ("resume", {"name": "g"}), ("spend", {"name": "g", "guest": UUID}))
     writes_on()
     refused(here.all(("saved", {"name": "g"}))[0], "not-found")
     here.do("stop", name="g", force=True)

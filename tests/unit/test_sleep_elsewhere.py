@@ -14,7 +14,7 @@ from storkit.core.guest import Disk, Guest
 from storkit.core.model import Export, Saved, Volume, VolumeHold
 from storkit.hypervisors import _saved as memory
 from storkit.plans import sleep
-from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.sleeping import SleepActs
 from storkit.plans.migration import GuestView
 
@@ -61,11 +61,21 @@ def test_a_memory_is_not_used_up_for_another_guest(tmp_path: Path) -> None:
     saved = Saved(GUEST.uuid, "db", HOLD.id, {V.uuid: 4}, "qemu", {}, "", False, HOLD.since)
     memory.seal(path, descriptor, saved, own=False)
     before = path.read_bytes()
-    with pytest.raises(Unsafe, match="is the memory of guest db, not of g"):
-        memory.spend(path, False, "g")
+    with pytest.raises(Unsafe, match=r"is the memory of guest db .*, not of g "):
+        memory.spend(path, False, "g", GUEST.uuid)
     assert path.read_bytes() == before
-    memory.spend(path, False, "db")
+    memory.spend(path, False, "db", GUEST.uuid)
     assert memory.read(path).used
+
+
+def test_a_memory_that_cannot_be_marked_as_used_is_told_of(tmp_path: Path) -> None:
+    plan, said = sleep.discard(view(V, W), HOLD, True, INVENTORY), list[str]()
+    (spend,) = [step for step in plan.steps if step.verb == "spend"]
+    acts = SleepActs(Coordinator(INVENTORY, tmp_path, said.append))
+    acts._tell_unspent(Ran(plan, {step.id: "" for step in plan.steps}))
+    assert said == []
+    acts._tell_unspent(Ran(plan, {spend.id: "/m may not be written"}))
+    assert said == ["the memory on a is not marked as used: /m may not be written"]
 
 
 @pytest.mark.parametrize("machine", ["", "pc-i440fx-7.2"])

@@ -3,6 +3,7 @@
 STATE/libvirt/NAME/guest.json   the guest's record, its disks on this host, its pinned machine type
 STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see domain.py)
 STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not been let go on
+STATE/libvirt/NAME/saving       the id of the last sleep that was begun here (see saving.py)
 """
 
 from __future__ import annotations

@@ -29,21 +29,22 @@ _WHOLE = b"LibvirtQemudSave"
 def save(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> Saved:
     """As Hypervisor.save. The guest has ended when it returns."""
     path, own = memory.place(site, name, file), not file
-    if there := memory.refuse_taken(path, own, saved.hold):
+    if there := memory.refuse_taken(path, own, saved):
         memory.partial(path).unlink(missing_ok=True)
         return there
     partial = memory.partial(path)
     known = _settled(guests, name)
     if known and not known.idle:
         os.close(memory.make(path, own))
+        write_atomic(_mark(guests, name), saved.hold)
         try:
             guests.virsh("save", known.uuid, str(partial), "--paused", timeout=LONGEST)
         except CommandFailed:
             partial.unlink(missing_ok=True)
             raise
-    elif not _whole(partial):
+    elif not _is_of(guests, name, partial, saved):
         raise NotFound(f"guest {name} does not run here", f"storkit guest show {name}")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = memory.reopen(path)
     try:
         os.fchmod(descriptor, 0o600)
         version = guests.virsh("version", "--daemon").strip().splitlines()[-1].rpartition(" ")[2]
@@ -55,19 +56,20 @@ def save(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> Save
 def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> None:
     """As Hypervisor.unsave: where the guest has ended, it is read again, and goes on."""
     path = memory.place(site, name, file)
+    source = memory.partial(path)
     known = _settled(guests, name)
-    if known is None or known.idle:
-        source = next((each for each in (path, memory.partial(path)) if _is_of(each, saved)), None)
-        if source is not None:
-            how = "--paused" if saved.paused else "--running"
-            try:
-                guests.virsh("restore", str(source), how, timeout=LONGEST)
-            except StorkitError as error:
-                message = f"guest {name} has ended, and is not read again: {error.message}; it is all in {source}"
-                raise Unsafe(message, f"storkit plan resume; then storkit guest restore {name}") from error
-    if _is_of(path, saved):
-        path.unlink()
-    memory.partial(path).unlink(missing_ok=True)
+    if memory.is_of(path, saved.hold):
+        write_atomic(_mark(guests, name), saved.hold)  # it is this that says what an unsealed file is of
+    memory.unseal(path, saved.hold)
+    if (known is None or known.idle) and _is_of(guests, name, source, saved):
+        how = "--paused" if saved.paused else "--running"
+        try:
+            guests.virsh("restore", str(source), how, timeout=LONGEST)
+        except StorkitError as error:
+            message = f"guest {name} has ended, and is not read again: {error.message}; it is all in {source}"
+            raise Unsafe(message, f"storkit plan resume; then storkit guest restore {name}") from error
+    source.unlink(missing_ok=True)
+    _mark(guests, name).unlink(missing_ok=True)
 
 
 def load(guests: Guests, known: KnownGuest, file: Path) -> None:
@@ -106,11 +108,14 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _is_of(path: Path, saved: Saved) -> bool:
-    """Whether a file has the memory of this sleep; one that is not sealed is of the plan that asks."""
+def _mark(guests: Guests, name: str) -> Path:
+    """The id of the sleep that this host has last begun of a guest: libvirt's file does not say what it is of."""
+    return guests.directory(name) / "saving"
+
+
+def _is_of(guests: Guests, name: str, partial: Path, saved: Saved) -> bool:
+    """Whether a file that is not sealed is all of the memory of this sleep."""
     try:
-        return memory.read(path).hold == saved.hold
-    except NotFound:
+        return _mark(guests, name).read_text() == saved.hold and _whole(partial)
+    except FileNotFoundError:
         return False
-    except Unsafe:
-        return _whole(path)

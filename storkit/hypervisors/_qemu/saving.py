@@ -20,8 +20,11 @@ from storkit.hypervisors._qemu.migration import ACTIVE, TICK
 from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import write_atomic
 from storkit.system.qemu import qmp
+from storkit.system.timeouts import scaled
 
 NAME = "memory"
+CALL_OFF = scaled(30.0)
+"""Seconds for QEMU to give up what it writes: it waits for the file system that has its last write."""
 CAPABILITIES = ("return-path", "auto-converge", "postcopy-ram", "multifd")
 """What a migration between hosts may have set, and a file cannot do."""
 
@@ -31,13 +34,15 @@ def save(site: Site, process: Process, saved: Saved, file: str, stall: float) ->
     import asyncio
 
     path, own = memory.place(site, process.name, file), not file
-    if there := memory.refuse_taken(path, own, saved.hold):
+    if there := memory.refuse_taken(path, own, saved):
         memory.partial(path).unlink(missing_ok=True)
         return there
     if not process.alive():
         raise NotFound(f"guest {process.name} does not run here", f"storkit guest show {process.name}")
     under_way = process.saving.exists() and process.saving.read_text() == saved.hold
-    descriptor = os.open(memory.partial(path), os.O_RDWR) if under_way else memory.make(path, own)
+    if not under_way:
+        asyncio.run(_refuse_still(process, stall))
+    descriptor = memory.reopen(path) if under_way else memory.make(path, own)
     try:
         if not under_way:
             write_atomic(process.saving, saved.hold)
@@ -46,12 +51,25 @@ def save(site: Site, process: Process, saved: Saved, file: str, stall: float) ->
 
         return memory.seal(path, descriptor, replace(saved, version=version), own)
     except StorkitError:
-        if process.alive():
-            asyncio.run(_go_on(process, saved))
-        memory.remove(memory.partial(path))
+        unsave(site, process, saved, file)
         raise
     finally:
         os.close(descriptor)
+
+
+async def _refuse_still(process: Process, stall: float) -> None:
+    """Raise Conflict if a guest has stood still since another save, or is being migrated: nothing of it would be
+    written, and then it would be ended."""
+    async with qmp.connect(process.migration, timeout=stall) as qemu:
+        runs = (await qemu.execute("query-status"))["status"]
+        status = (await qemu.execute("query-migrate")).get("status", "none")
+    if runs == "inmigrate":
+        raise Conflict(f"guest {process.name} is not here yet", f"storkit migrate status {process.name}")
+    if runs == "postmigrate" or status in ACTIVE:
+        name = process.name
+        raise Conflict(
+            f"guest {name} stands still since it was saved before", f"storkit guest resume {name}, then save it"
+        )
 
 
 async def _store(site: Site, process: Process, saved: Saved, descriptor: int, stall: float) -> str:
@@ -59,9 +77,8 @@ async def _store(site: Site, process: Process, saved: Saved, descriptor: int, st
     async with qmp.connect(process.migration, timeout=stall) as qemu:
         runs = (await qemu.execute("query-status"))["status"]
         status = (await qemu.execute("query-migrate")).get("status", "none")
-        if runs == "inmigrate":
-            raise Conflict(f"guest {process.name} is not here yet", f"storkit migrate status {process.name}")
         if runs != "postmigrate" and status not in ACTIVE:
+            os.ftruncate(descriptor, 0)
             await qemu.execute("stop")
             await _plain(qemu)
             await qemu.send_file(descriptor, NAME)
@@ -86,19 +103,13 @@ def unsave(site: Site, process: Process, saved: Saved, file: str) -> None:
     import asyncio
 
     path = memory.place(site, process.name, file)
-    try:
-        whole = memory.read(path).hold == saved.hold
-    except (NotFound, Unsafe):
-        whole = False
     if process.alive():
+        memory.unseal(path, saved.hold)
         asyncio.run(_go_on(process, saved))
-    elif whole:
+    elif memory.is_of(path, saved.hold):
         message = f"guest {process.name} has ended, and sleeps: all that there is of it is in {path}"
         raise Unsafe(message, f"storkit guest restore {process.name}")
-    if whole:
-        memory.remove(path)
-    else:
-        memory.partial(path).unlink(missing_ok=True)
+    memory.partial(path).unlink(missing_ok=True)
 
 
 async def _go_on(process: Process, saved: Saved) -> None:
@@ -106,15 +117,38 @@ async def _go_on(process: Process, saved: Saved) -> None:
     if not process.saving.exists() or process.saving.read_text() != saved.hold:
         return
     async with qmp.connect(process.migration) as qemu:
-        if (await qemu.execute("query-migrate")).get("status") in ACTIVE:
-            await qemu.execute("migrate_cancel")
-            while (await qemu.execute("query-migrate")).get("status") in ACTIVE:
-                await _pause()
+        await _call_off(qemu, process.name)
         if not saved.paused:
             await qemu.execute("cont")
         elif (await qemu.execute("query-status"))["status"] == "postmigrate":
             return  # as it was: it stands still. The mark says that it has not migrated away.
     process.saving.unlink(missing_ok=True)
+
+
+def forget(process: Process) -> None:
+    """Give up what is left of a save, so that the guest can go on: from here on it was never saved."""
+    import asyncio
+
+    async def call_off() -> None:
+        async with qmp.connect(process.migration) as qemu:
+            await _call_off(qemu, process.name)
+
+    if process.saving.exists():
+        asyncio.run(call_off())
+        process.saving.unlink(missing_ok=True)
+
+
+async def _call_off(qemu: qmp.Monitor, name: str) -> None:
+    """Have QEMU give up what it writes, and wait until it has. Raises TimedOut: it waits for the file system."""
+    if (await qemu.execute("query-migrate")).get("status") not in ACTIVE:
+        return
+    await qemu.execute("migrate_cancel")
+    deadline = time.monotonic() + CALL_OFF
+    while (await qemu.execute("query-migrate")).get("status") in ACTIVE:
+        if time.monotonic() > deadline:
+            message = f"QEMU does not let go of the file with guest {name}'s memory"
+            raise TimedOut(message, "storkit plan rollback, once the file system answers")
+        await _pause()
 
 
 def load(site: Site, process: Process, descriptor: int, saved: Saved, stall: float) -> None:

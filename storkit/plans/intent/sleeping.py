@@ -13,7 +13,7 @@ from storkit.core.errors import Conflict, HostUnreachable, NotAllowed, NotFound,
 from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
 from storkit.plans import sleep
-from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.views import guest_view
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -94,7 +94,7 @@ class SleepActs:
             sleep.refuse_restore(what, hold, saved, self._fingerprint(what, here), here)
             return sleep.restore(what, here, hold, saved, there, coordinator.inventory)
 
-        coordinator.change(build, over_marks=True)
+        self._tell_unspent(coordinator.change(build, over_marks=True))
         return found[-1]
 
     def discard(self, guest: str, force: bool = False) -> list[str]:
@@ -115,8 +115,14 @@ class SleepActs:
             keeps = hold.host in coordinator.inventory.hosts and bool(coordinator.survey.answering([hold.host]))
             return sleep.discard(what, hold, keeps, coordinator.inventory)
 
-        coordinator.change(build, over_marks=True)
+        self._tell_unspent(coordinator.change(build, over_marks=True))
         return names
+
+    def _tell_unspent(self, ran: Ran) -> None:
+        """Warn of a file that does not say that it was used; it wakes nobody all the same."""
+        for step, result in ran.done:
+            if step.verb == "spend" and result:
+                self._coordinator.warn(f"the memory on {step.host} is not marked as used: {result}")
 
     def _wherever(self, guest: str) -> GuestView:
         return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())

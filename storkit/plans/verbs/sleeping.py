@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from storkit.core.errors import Unsafe
+from storkit.core.errors import Conflict, NotAllowed, Unsafe
 from storkit.core.identities import GuestName, MaybePath, MaybeUuid, Uuid
 from storkit.core.model import Saved, Volume
 from storkit.plans.plan import Step
@@ -64,6 +64,8 @@ class EndSaved(BlindVerb):
     name: GuestName
 
     def act(self, run: Run, step: Step) -> None:
+        if guest_on(run, step.host, step.target, self.name) == "running":
+            raise Unsafe(f"guest {self.name} runs since it was saved", "storkit plan rollback")
         run.on(step.host).hypervisor(step.target).stop(self.name, force=True)
 
     def undo(self, run: Run, step: Step, before: None) -> None:
@@ -155,11 +157,17 @@ class AwakeGuest(BlindVerb):
 
 @dataclass(frozen=True)
 class SpendMemory(BlindVerb):
-    """The file with the memory says that it was used, or goes."""
+    """The file with the memory says that it was used, or goes. Where it does neither, the result says why: the hold has
+    ended, so the file wakes nobody, and the plan has done what it was for."""
 
     verb: ClassVar[str] = "spend"
     name: GuestName
+    guest: Uuid
     file: MaybePath = ""
 
-    def act(self, run: Run, step: Step) -> None:
-        run.on(step.host).hypervisor(step.target).spend(self.name, self.file)
+    def act(self, run: Run, step: Step) -> str:
+        try:
+            run.on(step.host).hypervisor(step.target).spend(self.name, self.guest, self.file)
+        except (Conflict, NotAllowed, Unsafe) as error:
+            return error.message
+        return ""

@@ -10,7 +10,7 @@ from tests.lab.world import storage
 from tests.lab.xen import XenLab
 from tests.lab.xen.world import XenWorld
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 def test_guest_moves_there_and_back(xen: XenLab, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class Lvm(Pool):
             known = self._known(group, volumes)
             changed = [old for volume, old in zip(volumes, known, strict=True) if volume.kind != old.kind]
             group = self._settled(group, changed)
-            problems = holds.all_held(changed, "made another kind of volume")
+            problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):

@@ -23,6 +23,12 @@ def all_held(volumes: Iterable[Volume], what: str) -> list[StorkitError]:
     return [problem for volume in volumes for problem in held(volume, what)]
 
 
+def relabelled(pairs: Iterable[tuple[Volume, Volume]]) -> list[Volume]:
+    """The volumes, as they are, that would get another label: of pairs of what is wanted and what is. An import, too,
+    begins with one, and goes on to write."""
+    return [old for new, old in pairs if (new.kind, new.made) != (old.kind, old.made)]
+
+
 def begun(old: Volume, new: Volume) -> Volume:
     """A volume as it is once the hold of `new` has begun. Raises Conflict: another sleep has it."""
     if new.hold is None:

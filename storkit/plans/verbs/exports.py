@@ -66,9 +66,19 @@ class UnexportVolumes(_Exported):
 
     def undo(self, run: Run, step: Step, before: list[Export]) -> None:
         super().undo(run, step, before)
-        for volume in self.volumes:
+        for volume in self._awake(run, step):
             if writers := sorted(name for name, export in _clients_of(volume, before).items() if export.writable):
                 run.on(step.host).transport(step.target).set_writers([volume], writers)
+
+    def _awake(self, run: Run, step: Step) -> list[Volume]:
+        """The volumes on which no guest sleeps, as their pools have them now: nobody gets the right to write the others
+        back, whom the guest's save had not come to take it from yet."""
+        sleeping: set[str] = set()
+        for pool in {volume.pool for volume in self.volumes}:
+            group = [volume.name for volume in self.volumes if volume.pool == pool]
+            found = run.on(step.host).pool(f"pool:{pool}").find(group)
+            sleeping.update(volume.uuid for volume in found if volume.hold)
+        return [volume for volume in self.volumes if volume.uuid not in sleeping]
 
     def by_hand(self, step: Step) -> str:
         return self._detach()

@@ -122,10 +122,12 @@ class FilePool(Pool):
         with self._locked("relabel") as directory:
             known = directory.known(volumes)
             problems: list[StorkitError] = []
-            pairs = zip(volumes, known, strict=True)
-            changing = [sidecar for volume, sidecar in pairs if volume.kind != sidecar.volume.kind]
+            pairs = [(volume, sidecar.volume) for volume, sidecar in zip(volumes, known, strict=True)]
+            problems += holds.all_held(holds.relabelled(pairs), "relabelled")
+            changing = [
+                sidecar for volume, sidecar in zip(volumes, known, strict=True) if volume.kind != sidecar.volume.kind
+            ]
             problems += self._busy(changing, "made another kind of volume")
-            problems += holds.all_held((each.volume for each in changing), "made another kind of volume")
             problems += directory.needed(changing, "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from storkit.core.units import format_size as format_size
     from storkit.core.units import parse_size as parse_size
     from storkit.plans.checkup import Report as Report
-    from storkit.plans.engine import Reporter as Reporter
     from storkit.plans.intent.accepting import Acceptance as Acceptance
     from storkit.plans.intent.accepting import AcceptWish as AcceptWish
     from storkit.plans.intent.attachments import Attached as Attached
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from storkit.plans.plan import Plan as Plan
     from storkit.plans.plan import Step as Step
     from storkit.plans.proof import Proof as Proof
+    from storkit.plans.steprun import Reporter as Reporter
 
 _PLACES = {
     "codec": "storkit.core.codec",
@@ -60,7 +60,7 @@ _PLACES = {
     "format_size": "storkit.core.units",
     "parse_size": "storkit.core.units",
     "Report": "storkit.plans.checkup",
-    "Reporter": "storkit.plans.engine",
+    "Reporter": "storkit.plans.steprun",
     "Acceptance": "storkit.plans.intent.accepting",
     "AcceptWish": "storkit.plans.intent.accepting",
     "Attached": "storkit.plans.intent.attachments",

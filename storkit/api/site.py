@@ -15,7 +15,6 @@ from storkit.plans.intent.coordinator import Coordinator, Planned
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
     from storkit.core.model import Declared
-    from storkit.plans.engine import Reporter
     from storkit.plans.intent.attachments import AttachmentActs
     from storkit.plans.intent.fences import FenceActs
     from storkit.plans.intent.guests import GuestActs
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.sleeping import SleepActs
     from storkit.plans.intent.volumes import VolumeActs
     from storkit.plans.plan import Plan
+    from storkit.plans.steprun import Reporter
 
 
 class Storkit:

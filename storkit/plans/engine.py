@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from storkit.core import codec
-from storkit.core.calls import Targets
 from storkit.core.errors import (
     NOTHING_CHANGED,
     PUT_BACK,
@@ -29,40 +28,12 @@ from storkit.core.errors import (
 )
 from storkit.core.host import Claim
 from storkit.core.inventory import HostConfig
-from storkit.core.model import Door
-from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.journal import Journal, Journals, NotWritten, Unwritten
 from storkit.plans.plan import Hold, Plan, Step
+from storkit.plans.steprun import Reporter, Silent, StepRun
 from storkit.plans.verb import seen
-
-
-class Reporter(Protocol):
-    """Who watches a plan run. Called from several threads."""
-
-    def begin(self, plan: Plan) -> None: ...
-    def step(self, step: Step, event: str, text: str = "") -> None:
-        """`event` is start, done, failed, undo, undone or skipped."""
-
-    def progress(self, step: Step, fraction: float, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def begin(self, plan: Plan) -> None:
-        pass
-
-    def step(self, step: Step, event: str, text: str = "") -> None:
-        pass
-
-    def progress(self, step: Step, fraction: float, text: str) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 class Engine:
@@ -260,7 +231,7 @@ class Engine:
         raise error
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
-        verb, run = verbs.of(step), _PlanRun(self, journal, step)
+        verb, run = verbs.of(step), StepRun(self.connections, self.reporter, journal, step)
         self.reporter.step(step, "start")
         try:
             with journal_lock:
@@ -323,7 +294,9 @@ class Engine:
             journal.undo(step.id)
             self.reporter.step(step, "undo")
             try:
-                verb.undo(_PlanRun(self, journal, step), step, seen(verb, record.started[step.id]))
+                verb.undo(
+                    StepRun(self.connections, self.reporter, journal, step), step, seen(verb, record.started[step.id])
+                )
             except StorkitError as error:
                 if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):
                     journal.undone(step.id)  # what a host does not let this key undo, it has not let it do
@@ -393,52 +366,3 @@ def _together(steps: list[Step], action: Any) -> list[Any]:
 
     with ThreadPoolExecutor(min(len(steps), 16)) as pool:
         return list(pool.map(action, steps))
-
-
-class _Reported(Targets):
-    """The targets of a host, whose progress is a step's."""
-
-    def __init__(self, connection: Connection, reporter: Reporter, step: Step) -> None:
-        self._connection, self._reporter, self._step = connection, reporter, step
-
-    def call(self, target: str, verb: str, args: dict[str, Any]) -> Any:
-        return self._connection.call(target, verb, args, self._progress)
-
-    def _progress(self, fraction: float, text: str) -> None:
-        self._reporter.progress(self._step, fraction, text)
-
-
-class _PlanRun:
-    """A step's view of the engine (storkit.plans.verb.Run)."""
-
-    def __init__(self, engine: Engine, journal: Journal, step: Step) -> None:
-        self._engine = engine
-        self._journal = journal
-        self._step = step
-
-    def on(self, host: str) -> Targets:
-        connection = self._engine.connections.to(host)
-        connection.plan = self._journal.record.plan.id
-        return _Reported(connection, self._engine.reporter, self._step)
-
-    def result(self, step: str) -> Any:
-        return self._journal.record.done[step]
-
-    def before(self, step: str) -> Any:
-        return self._journal.record.started[step]
-
-    def same_machine(self, one: str, other: str) -> bool:
-        return self._engine.connections.same_machine(one, other)
-
-    def address(self, host: str) -> str:
-        return self._engine.connections.address(host)
-
-    def doors(self, host: str, target: str) -> list[Door]:
-        return self._engine.connections.doors(host, target)
-
-    def source(self, host: str, towards: str) -> str:
-        address = self.address(towards)
-        # One that is silent, or too old to know the question, is known by its address in the inventory alone.
-        with suppress(StorkitError):
-            return self._engine.connections.to(host).itself.source(address) if address else ""
-        return ""

@@ -12,10 +12,11 @@ from storkit.core.guest import Guest
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Usage
 from storkit.hosts.connections import Connections
-from storkit.plans.engine import Engine, Reporter, Silent
+from storkit.plans.engine import Engine
 from storkit.plans.journal import Journals
 from storkit.plans.plan import Plan, Step
 from storkit.plans.remembered import Hints, Named
+from storkit.plans.steprun import Reporter, Silent
 from storkit.plans.survey import Survey
 
 T = TypeVar("T")

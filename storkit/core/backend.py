@@ -13,7 +13,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from storkit.core.contracts import BackendVerbs, HypervisorVerbs, PoolVerbs, TransportVerbs
+from storkit.core.contracts.backends import BackendVerbs
+from storkit.core.contracts.hypervisors import HypervisorVerbs
+from storkit.core.contracts.pools import PoolVerbs
+from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid, VolumeName, Words
 from storkit.core.model import Attachment, Credential, Door, Export, Finding, GuestState, Saved, Volume

@@ -16,7 +16,10 @@ from functools import cache
 from typing import Any, Final
 
 from storkit.core import codec
-from storkit.core.contracts import AgentVerbs, HypervisorVerbs, ImageVerbs, OffVerbs, PoolVerbs, TransportVerbs
+from storkit.core.contracts.hosts import AgentVerbs, ImageVerbs, OffVerbs
+from storkit.core.contracts.hypervisors import HypervisorVerbs
+from storkit.core.contracts.pools import PoolVerbs
+from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import StorkitError, Unsupported, UsageError, raise_problems
 
 CONTRACTS: Final[Mapping[str, type]] = {

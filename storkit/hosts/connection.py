@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from storkit.core.calls import Targets
-from storkit.core.contracts import RIGHTS, AgentVerbs
+from storkit.core.contracts.hosts import AgentVerbs
+from storkit.core.contracts.transports import RIGHTS
 from storkit.core.deadlines import QUESTIONS
 from storkit.core.errors import HostUnreachable
 from storkit.core.host import Claim

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from storkit.core.contracts import AgentVerbs
+from storkit.core.contracts.hosts import AgentVerbs
 from storkit.core.host import Claim, Facts, Locked, changes
 from storkit.core.model import Listening
 from storkit.hosts.guard import Guard

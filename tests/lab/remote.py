@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from storkit.core import calls, codec, errors, registry
 from storkit.core.backend import Site, Transport
-from storkit.core.contracts import PoolVerbs
+from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.errors import HostUnreachable, StorkitError, TimedOut
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Attachment, Client, Volume

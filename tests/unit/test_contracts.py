@@ -15,7 +15,7 @@ import pytest
 from storkit import images, plans
 from storkit.core import calls, registry
 from storkit.core.backend import Backend, Hypervisor, Pool, Transport
-from storkit.core.contracts import TransportVerbs
+from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import Unsupported, UsageError
 from storkit.core.inventory import HostConfig, Inventory, PoolConfig
 from storkit.core.model import Credential, Offer, Secret, Volume

@@ -32,7 +32,7 @@ SAID = {
     "tech/nfs/attach.py: _LOOK": "looks, does not wait",
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
     "cli/commands.py: timeout": "a person says it",
-    "core/contracts.py: timeout": "a person says it",
+    "core/contracts/hypervisors.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from storkit.core import calls, deadlines, errors
-from storkit.core.contracts import RIGHTS, AgentVerbs
+from storkit.core.contracts.hosts import AgentVerbs
+from storkit.core.contracts.transports import RIGHTS
 from storkit.core.errors import HostUnreachable, StorkitError
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.connection import Connection, Progress

@@ -1,0 +1,156 @@
+"""What a host can be asked itself, and of its image files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from storkit.core.host import Claim, Facts, Locked
+from storkit.core.identities import (
+    ClientName,
+    Count,
+    HostName,
+    Line,
+    MaybeAddress,
+    Port,
+    Word,
+    Words,
+)
+from storkit.core.model import (
+    Declared,
+    ImageFile,
+    ImageInfo,
+    Listening,
+    Volume,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+class ImageVerbs(ABC):
+    """The verbs of disk images (storkit.images), at the host that the file is on."""
+
+    @abstractmethod
+    def inspect(self, source: Line, format: Word = "", checksum: Line = "", max_size: Count = 0) -> ImageInfo:
+        """Look at an image file; nothing is changed.
+
+        Args:
+            source: the file.
+            format: only where a file must be taken as raw though it looks like something else.
+            checksum: `sha256:HEX` or `sha512:HEX` of the file as it is.
+            max_size: the largest disk that is let in, in bytes; 0: 64 TiB.
+
+        Raises, together:
+            NotFound: there is no such file.
+            UsageError: it is damaged, truncated, too large, or has another checksum.
+            Unsafe: it points to other files.
+            Unsupported: no format that storkit reads.
+        """
+
+    @abstractmethod
+    def fill(
+        self, volume: Volume, source: Line, format: Word = "", checksum: Line = "", max_size: Count = 0
+    ) -> ImageInfo:
+        """Write the image `source` into `volume`, which must be marked as importing; it starts anew when called again.
+
+        What lies beyond the image's end reads as zeros.
+
+        Raises:
+            StorkitError: as `inspect`.
+            Conflict: no room, or the volume is in use.
+            Unsafe: the file was changed meanwhile, or the volume is not one that is being imported.
+        """
+
+    @abstractmethod
+    def export_image(self, volume: Volume, file: Line, format: Word = "qcow2", compress: bool = False) -> ImageFile:
+        """Write a volume to a new image file, whole or not at all.
+
+        Raises:
+            Conflict: the file exists, the volume is in use, or there is no room.
+            UsageError: the format cannot be compressed, or no directory for the file.
+        """
+
+
+class OffVerbs(ABC):
+    """What a host keeps of a person's word that another one is off (storkit.hosts.declared)."""
+
+    @abstractmethod
+    def declare_off(self, client: ClientName, by: Line, keepers: list[HostName]) -> Declared:
+        """Keep the word of `by` that host `client` is off, durably."""
+
+    @abstractmethod
+    def withdraw_off(self, client: ClientName) -> None:
+        """Forget that `client` was declared off; nobody said so is fine."""
+
+    @abstractmethod
+    def find_off(self) -> list[Declared]:
+        """Look for every host that was declared off here."""
+
+
+class AgentVerbs(ABC):
+    """What a host is asked itself: each verb is a request of its own, without a target."""
+
+    @abstractmethod
+    def lock(
+        self,
+        claims: list[Claim],
+        holder: Words,
+        plan: Line = "",
+        over_marks: bool = False,
+        titles: dict[Line, Words] | None = None,
+    ) -> Locked:
+        """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
+
+        The locks are held until `unlock`, or until who has asked dies.
+
+        Args:
+            claims: the names, for itself or shared.
+            holder: who it is, for others' messages.
+            plan: the plan that is resumed or rolled back; empty: a new one.
+            over_marks: remove other plans' marks instead; the result names these plans.
+            titles: what messages call the names.
+
+        Raises:
+            Conflict: somebody else has one of the names; it says who, or which command ends the unfinished plan.
+        """
+
+    @abstractmethod
+    def unlock(self) -> None:
+        """Let go of every lock, once no verb is under way any more: one that was given up may still act."""
+
+    @abstractmethod
+    def epoch(self) -> Count:
+        """Draw a number for a command that changes rights, larger than all that this host has given before."""
+
+    @abstractmethod
+    def mark(self, plan: Line, names: list[Line], title: Words, coordinator: Words) -> None:
+        """Say, durably, that `plan` is under way for these names."""
+
+    @abstractmethod
+    def marked(self, plan: Line) -> bool:
+        """Say whether the mark of `plan` is there."""
+
+    @abstractmethod
+    def unmark(self, plan: Line) -> None:
+        """Note that the plan has ended, or was rolled back."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Say what the machine is: versions, clock, what its backends miss. For `host check`."""
+
+    @abstractmethod
+    def source(self, towards: Line) -> MaybeAddress:
+        """Say which IP address the host's connections to an address come from; empty: there is no way to it."""
+
+    @abstractmethod
+    def listen(self, target: Line) -> Listening:
+        """Listen for a moment where a transport's servers would, for others to try to reach it."""
+
+    @abstractmethod
+    def unlisten(self) -> None:
+        """End that; the end of the connection does, too."""
+
+    @abstractmethod
+    def reach(self, address: Line, port: Port) -> Words:
+        """Say why the host cannot connect to a port; empty: it can."""

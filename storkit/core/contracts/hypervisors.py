@@ -1,0 +1,207 @@
+"""What a hypervisor can be asked: to run guests, to move them, to put them to sleep."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from storkit.core.contracts.backends import BackendVerbs
+from storkit.core.identities import (
+    GuestName,
+    Line,
+    MaybeAddress,
+    MaybePath,
+    Uuid,
+    Word,
+    Words,
+)
+from storkit.core.model import (
+    Credential,
+    DiskSource,
+    GuestState,
+    MigrationResult,
+    Saved,
+)
+
+if TYPE_CHECKING:
+    from storkit.core.guest import Guest
+
+
+class HypervisorVerbs(BackendVerbs):
+    """The verbs of a hypervisor, at the host where the guest runs, or is to run."""
+
+    @abstractmethod
+    def find(self, guests: list[GuestName] | None = None) -> list[GuestState]:
+        """Look for the guests that storkit defined on this host (all, or those of `guests` that are known here).
+
+        One that does not answer is `unknown`: it may be running.
+        """
+
+    @abstractmethod
+    def check(self, guest: Guest, arrives: bool = False) -> list[Words]:
+        """Ask what stands in the way of running this guest here; nothing is changed.
+
+        Args:
+            guest: the guest's record.
+            arrives: it will arrive by live migration from another machine, which has to reach this host.
+
+        Returns:
+            Each obstacle in one line, with what to do about it; none if all is well.
+        """
+
+    @abstractmethod
+    def fingerprint(self, guest: Guest) -> dict[Words, Words]:
+        """Say what both hosts of a migration must have alike for this guest (versions, digests), by name."""
+
+    @abstractmethod
+    def define(self, guest: Guest, disks: list[DiskSource], machine: Word = "") -> Line:
+        """Render the guest's configuration for this host.
+
+        Args:
+            guest: the guest's record.
+            disks: in the order of the guest's disks.
+            machine: pins the machine type.
+
+        Returns:
+            The path of the configuration.
+
+        Raises:
+            Conflict: the guest is running here.
+        """
+
+    @abstractmethod
+    def undefine(self, name: GuestName) -> None:
+        """Forget a guest that does not run here."""
+
+    @abstractmethod
+    def start(self, name: GuestName) -> GuestState:
+        """Start a defined guest; running already is fine."""
+
+    @abstractmethod
+    def stop(self, name: GuestName, force: bool = False, timeout: float = 60.0) -> None:
+        """Shut a guest down and wait until it is gone.
+
+        Args:
+            name: the guest's.
+            force: take its power away.
+            timeout: seconds to wait.
+        """
+
+    @abstractmethod
+    def receive(self, name: GuestName, same_machine: bool, source: MaybeAddress = "", told: MaybeAddress = "") -> Line:
+        """Get ready to receive the guest by live migration. It will not run before `resume`.
+
+        It listens for as long as the connection that asked lives; asked again, the URI may be another.
+
+        Args:
+            name: the guest's.
+            same_machine: its host is on this machine.
+            source: the address that its host comes from, as the inventory has it.
+            told: the address that its host says itself. Nobody else is listened to.
+
+        Returns:
+            The URI for `send`.
+        """
+
+    @abstractmethod
+    def credential(self, name: GuestName) -> Credential | None:
+        """Say what `send` must show to be let in where `receive` waits; None where nothing is asked for."""
+
+    @abstractmethod
+    def send(self, name: GuestName, uri: Line, credential: Credential | None = None) -> MigrationResult:
+        """Migrate the running guest to `uri` and wait for the end.
+
+        Called again during or after the same migration, it waits for it or reports it.
+
+        Raises:
+            StorkitError: it failed, and the guest still runs here.
+        """
+
+    @abstractmethod
+    def resume(self, name: GuestName, run: bool = True) -> None:
+        """Let a guest that has arrived go on; running already is fine.
+
+        Called only once the source has let go of it, so that it cannot run twice.
+
+        Args:
+            name: the guest's.
+            run: false: leave it paused, as it was.
+
+        Raises:
+            Unsafe: it has not arrived.
+        """
+
+    @abstractmethod
+    def wake(self, name: GuestName) -> GuestState:
+        """Let a guest go on that stands still here, since a disk had no room or failed, or since somebody paused it.
+
+        Raises:
+            Conflict: a migration has it, or it stands still again at once.
+            Unsupported: the hypervisor does not pause guests.
+        """
+
+    @abstractmethod
+    def save(self, name: GuestName, saved: Saved, file: MaybePath = "") -> Saved:
+        """Write the guest's memory into a new file of this host; all of it is on the disk on return. The guest stands
+        still from then on, or has ended. Called again it goes on, or says what is there.
+
+        Args:
+            name: the guest's.
+            saved: what the file is to say of itself.
+            file: its path; empty: the host's own place.
+
+        Raises:
+            Conflict: there is another file of this name.
+            StorkitError: it failed, and the guest is as it was.
+        """
+
+    @abstractmethod
+    def unsave(self, name: GuestName, saved: Saved, file: MaybePath = "") -> None:
+        """Take a save back, whole or half done: the guest goes on as it was, and the file is removed.
+
+        Raises:
+            Unsafe: the guest has ended, and the file is all that there is of it. Nothing is removed.
+        """
+
+    @abstractmethod
+    def saved(self, name: GuestName, file: MaybePath = "") -> Saved:
+        """Say what a guest's memory on this host says of itself.
+
+        Raises:
+            NotFound: there is no such file.
+            Unsafe: it is something else, or not whole.
+        """
+
+    @abstractmethod
+    def load(self, name: GuestName, hold: Uuid, file: MaybePath = "") -> None:
+        """Read the memory of a defined guest; as one that has arrived by migration it stands still until `resume`.
+
+        Raises:
+            Conflict: the memory is of another sleep than `hold`, or was used.
+            StorkitError: it failed, and nothing of the guest is left here.
+        """
+
+    @abstractmethod
+    def spend(self, name: GuestName, guest: Uuid, file: MaybePath = "") -> None:
+        """Keep a memory from being used again: the guest has run since, or its memory was given up.
+
+        Raises:
+            Unsafe: it is the memory of another guest than the one with the UUID `guest`, or no memory at all.
+        """
+
+    @abstractmethod
+    def messages(self, name: GuestName) -> Words:
+        """Say what the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
+
+    @abstractmethod
+    def cancel(self, name: GuestName) -> None:
+        """Call off a migration that is under way from here, and wait until it has ended: from then on the guest either
+        stays here or has moved. None under way is fine."""
+
+    @abstractmethod
+    def retire(self, name: GuestName) -> None:
+        """End what is left here of a guest that migrated away, or of a migration that never arrived.
+
+        Raises:
+            Unsafe: the guest runs here.
+        """

@@ -1,0 +1,121 @@
+"""What a pool can be asked: to make volumes, copy, change and delete them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from storkit.core.contracts.backends import BackendVerbs
+from storkit.core.identities import (
+    Line,
+    Uuid,
+    VolumeName,
+)
+from storkit.core.model import (
+    PoolContent,
+    Usage,
+    Volume,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+class PoolVerbs(BackendVerbs):
+    """The verbs of a pool, at the host that it is on."""
+
+    @abstractmethod
+    def look(self, names: list[VolumeName] | None = None) -> PoolContent:
+        """Look for volumes: all of this pool, or those of `names` that exist.
+
+        Returns:
+            The volumes by name order, and the damaged ones apart.
+
+        Raises:
+            StorkitError: the whole pool cannot be looked at (a directory or volume group is not there).
+        """
+
+    @abstractmethod
+    def find(self, names: list[VolumeName] | None = None) -> list[Volume]:
+        """As `look`, for those who need every one of these volumes.
+
+        Raises:
+            Unsafe: one of them is damaged.
+        """
+
+    @abstractmethod
+    def create(self, volumes: list[Volume]) -> list[Volume]:
+        """Make empty volumes of the given names, UUIDs, sizes and kinds; they read as zeros. All or none.
+
+        Raises:
+            Conflict: another UUID has the name, or there is no room. Nothing is left behind.
+        """
+
+    @abstractmethod
+    def import_tree(self, volumes: list[Volume], source: Line) -> list[Volume]:
+        """Make a volume of kind `tree` with the content of `source`, a tar or a directory on this host. All or none.
+
+        Raises:
+            Unsupported: the pool has no trees.
+        """
+
+    @abstractmethod
+    def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """Make volumes with the content of `source`, by the cheapest means there is. All or none.
+
+        A clone may be larger than its source, never smaller.
+
+        Returns:
+            The volumes; `made` of each says by which means.
+
+        Raises:
+            Conflict: as `create`; or somebody writes the source.
+        """
+
+    @abstractmethod
+    def snapshot(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
+        """Keep `source` as it is now under new names, as volumes of kind `snapshot`."""
+
+    @abstractmethod
+    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+        """Give existing volumes the sizes in `volumes`. Not for volumes in use.
+
+        Args:
+            volumes: as they are to be.
+            shrink: a smaller size is meant, and cuts bytes off.
+        """
+
+    @abstractmethod
+    def relabel(self, volumes: list[Volume]) -> list[Volume]:
+        """Set the kind, and `made`, of existing volumes; nobody can write an image from then on."""
+
+    @abstractmethod
+    def hold(self, volumes: list[Volume]) -> list[Volume]:
+        """Keep the `hold` of each of `volumes` with the existing one's metadata, and its generation; durable. All or
+        none.
+
+        A volume that is held is not resized, relabelled or deleted, and no transport gives a new right to write it.
+
+        Raises:
+            Conflict: another sleep holds one of them.
+        """
+
+    @abstractmethod
+    def release(self, volumes: list[Volume], hold: Uuid) -> list[Volume]:
+        """End the hold of this id; the generation stays with the volume. One that has ended already is fine.
+
+        Raises:
+            Conflict: another sleep holds one of them. Then none is ended.
+        """
+
+    @abstractmethod
+    def delete(self, volumes: list[Volume]) -> None:
+        """Delete volumes; those that are gone already are fine.
+
+        Raises:
+            Conflict: a volume is in use or held, or others depend on its bytes. Then none is deleted.
+        """
+
+    @abstractmethod
+    def capacity(self) -> Usage:
+        """Say how full the pool is, with warnings (over-commitment, little room, damaged volumes)."""

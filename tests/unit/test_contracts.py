@@ -172,7 +172,7 @@ def test_plans_ask_by_proxies() -> None:
     """A call whose verb is a word is one that no type checker sees."""
     folder = Path(plans.__file__).parent
     calling = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if ".call(" in path.read_text()}
-    assert calling == {"engine.py"}, "it adds what reports progress"
+    assert calling == {"steprun.py"}, "it adds what reports progress"
 
 
 @pytest.mark.parametrize("name", verbs.VERBS)

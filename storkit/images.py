@@ -24,7 +24,8 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.model import ImageFile, ImageInfo, Volume
+from storkit.core.imagefiles import ImageFile, ImageInfo
+from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.system.block import blockdevice

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Needs
-from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.host import Door
+from storkit.core.model import AttachedHere, Attachment, Evidence, Finding, Offer, Volume
 from storkit.tech.exports import HomeSide
 from storkit.tech.iscsi.names import PORT, IscsiSettings, portal
 

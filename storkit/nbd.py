@@ -18,7 +18,8 @@ from typing import ClassVar
 
 from storkit.core.backend import Needs
 from storkit.core.errors import StorkitError, collected
-from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.host import Door
+from storkit.core.model import AttachedHere, Attachment, Evidence, Finding, Offer, Volume
 from storkit.system import modules
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.tech.exports import HomeSide

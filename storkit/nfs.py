@@ -23,7 +23,8 @@ from typing import ClassVar
 
 from storkit.core.backend import Needs, path_setting, program_setting
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError
-from storkit.core.model import AttachedHere, Attachment, Door, Evidence, Finding, Offer, Volume
+from storkit.core.host import Door
+from storkit.core.model import AttachedHere, Attachment, Evidence, Finding, Offer, Volume
 from storkit.tech.exports import HomeSide
 from storkit.tech.files.pool import FilePoolSettings
 from storkit.tech.files.sidecar import VolumeDirectory

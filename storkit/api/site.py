@@ -13,8 +13,8 @@ from storkit.core.model import Damaged
 from storkit.plans.intent.coordinator import Coordinator, Planned
 
 if TYPE_CHECKING:
+    from storkit.core.host import Declared
     from storkit.core.inventory import Inventory
-    from storkit.core.model import Declared
     from storkit.plans.intent.attachments import AttachmentActs
     from storkit.plans.intent.fences import FenceActs
     from storkit.plans.intent.guests import GuestActs

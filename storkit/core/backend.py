@@ -18,8 +18,9 @@ from storkit.core.contracts.hypervisors import HypervisorVerbs
 from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
+from storkit.core.host import Door
 from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid, VolumeName, Words
-from storkit.core.model import Attachment, Credential, Door, Export, Finding, GuestState, Saved, Volume
+from storkit.core.model import Attachment, Credential, Export, Finding, GuestState, Saved, Volume
 
 if TYPE_CHECKING:
     from storkit.core.guest import Guest

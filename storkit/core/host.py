@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from storkit.core.identities import Count, Line, Words
+from storkit.core.identities import ClientName, Count, HostName, Line, MaybeAddress, Port, Words
 from storkit.core.model import Finding
 
 
@@ -72,3 +72,35 @@ class Locked:
     epoch: Count
     """By which the host tells this command's changes of rights from an earlier one's; 0: it changes nothing, or its
     host's protocol has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a transport's servers listen for hosts on other machines: an address and its ports."""
+
+    address: MaybeAddress
+    port: Port
+    last: Port
+    """The last port of the range that they take one from; `port` where there is only that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What a host listens on for a moment, so that others can try to reach it, and what it cannot listen on."""
+
+    doors: list[Door]
+    """With the very port of each."""
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A person's word that a host is off."""
+
+    host: ClientName
+    by: Line
+    """Who said so, and from where."""
+    since: Line
+    """When, in UTC, by the clock of the host that keeps it."""
+    keepers: list[HostName] = field(default_factory=list)
+    """The hosts that keep it."""

@@ -6,7 +6,7 @@ Every record is plain data with a JSON form (storkit.core.codec). Sizes are byte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from storkit.core.identities import (
     NAME_MAX,
@@ -385,63 +385,3 @@ class AttachedHere:
 
     attachments: list[Attachment]
     damaged: list[Finding] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where a transport's servers listen for hosts on other machines: an address and its ports."""
-
-    address: MaybeAddress
-    port: Port
-    last: Port
-    """The last port of the range that they take one from; `port` where there is only that one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """What a host listens on for a moment, so that others can try to reach it, and what it cannot listen on."""
-
-    doors: list[Door]
-    """With the very port of each."""
-    findings: list[Finding]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """What an image file is, and what it will take. Sizes in bytes."""
-
-    source: Line
-    format: Word
-    """Of the disk image itself: raw, qcow2, vmdk, vpc or vdi."""
-    compression: Word
-    """gz, xz, zst, or empty."""
-    file_size: Count
-    virtual_size: Count
-    """The size of the disk, in whole sectors."""
-    required: Count
-    """About what a volume with this content will allocate; 0: not known before it is unpacked."""
-    details: dict[Words, Any] = field(default_factory=dict)
-    """What qemu-img says of the format."""
-    padding: Count = 0
-    """Bytes of zeros that make whole sectors of a raw image (`format` was raw)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file that was written, and its size in bytes."""
-
-    file: Line
-    size: Count
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A person's word that a host is off."""
-
-    host: ClientName
-    by: Line
-    """Who said so, and from where."""
-    since: Line
-    """When, in UTC, by the clock of the host that keeps it."""
-    keepers: list[HostName] = field(default_factory=list)
-    """The hosts that keep it."""

@@ -11,7 +11,7 @@ from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.connection import Connection, LocalConnection
 
 if TYPE_CHECKING:
-    from storkit.core.model import Door
+    from storkit.core.host import Door
 
 T = TypeVar("T")
 

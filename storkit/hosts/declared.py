@@ -11,8 +11,8 @@ import time
 
 from storkit.core.backend import Site
 from storkit.core.errors import raise_problems
+from storkit.core.host import Declared
 from storkit.core.identities import ClientName, HostName, Line
-from storkit.core.model import Declared
 from storkit.tech.grants import check_host_slug, host_slug
 from storkit.tech.records import RecordFiles
 

@@ -8,7 +8,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from storkit.core.errors import StorkitError
-from storkit.core.model import Door, Finding, Listening
+from storkit.core.host import Door, Listening
+from storkit.core.model import Finding
 from storkit.system.addresses import address_problem
 from storkit.system.timeouts import scaled
 

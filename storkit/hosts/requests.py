@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from storkit.core.contracts.hosts import AgentVerbs
-from storkit.core.host import Claim, Facts, Locked, changes
-from storkit.core.model import Listening
+from storkit.core.host import Claim, Facts, Listening, Locked, changes
 from storkit.hosts.guard import Guard
 
 if TYPE_CHECKING:

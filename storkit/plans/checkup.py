@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import storkit
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, NotAllowed, StorkitError, Unsupported
-from storkit.core.host import Facts
-from storkit.core.model import Door, Finding, Listening
+from storkit.core.host import Door, Facts, Listening
+from storkit.core.model import Finding
 
 if TYPE_CHECKING:
     from storkit.hosts.connection import Connection

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Iterable
 
 from storkit.core.errors import Unsafe
-from storkit.core.model import Door, Offer
+from storkit.core.host import Door
+from storkit.core.model import Offer
 
 
 def refuse(offer: Offer, doors: Iterable[Door], server: str, client: str, same_machine: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from storkit.core.calls import Targets
 from storkit.core.errors import StorkitError
-from storkit.core.model import Door
+from storkit.core.host import Door
 from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
 from storkit.plans.journal import Journal

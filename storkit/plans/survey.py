@@ -18,18 +18,9 @@ from storkit.core.errors import (
     raise_problems,
     together,
 )
+from storkit.core.host import Declared
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import (
-    Attachment,
-    Damaged,
-    Declared,
-    Export,
-    Finding,
-    GuestState,
-    Usage,
-    Volume,
-    guest_of,
-)
+from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, Usage, Volume, guest_of
 from storkit.hosts.connections import Connections
 from storkit.plans import lookup
 from storkit.plans.remembered import Hints

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from storkit.core import codec
 from storkit.core.calls import Targets
-from storkit.core.model import Door, Volume
+from storkit.core.host import Door
+from storkit.core.model import Volume
 from storkit.plans.plan import Step
 
 B = TypeVar("B")

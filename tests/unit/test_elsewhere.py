@@ -11,7 +11,8 @@ import pytest
 from storkit.core import inventory, registry
 from storkit.core.backend import Transport
 from storkit.core.errors import Unsafe
-from storkit.core.model import Door, Offer
+from storkit.core.host import Door
+from storkit.core.model import Offer
 from storkit.hosts.connections import Connections
 from storkit.plans import elsewhere
 

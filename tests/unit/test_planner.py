@@ -12,7 +12,8 @@ from storkit.core import codec, inventory
 from storkit.core.calls import Targets
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.guest import Guest
-from storkit.core.model import Client, Door, Export, Volume
+from storkit.core.host import Door
+from storkit.core.model import Client, Export, Volume
 from storkit.plans import migration, planner, verbs
 from storkit.plans.intent.fences import may_run
 from storkit.plans.plan import Stages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from storkit.core.host import Claim, Facts, Locked
+from storkit.core.host import Claim, Declared, Facts, Listening, Locked
 from storkit.core.identities import (
     ClientName,
     Count,
@@ -16,13 +16,8 @@ from storkit.core.identities import (
     Word,
     Words,
 )
-from storkit.core.model import (
-    Declared,
-    ImageFile,
-    ImageInfo,
-    Listening,
-    Volume,
-)
+from storkit.core.imagefiles import ImageFile, ImageInfo
+from storkit.core.model import Volume
 
 if TYPE_CHECKING:
     pass

@@ -6,23 +6,14 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from storkit.core.contracts.backends import BackendVerbs
+from storkit.core.host import Door
 from storkit.core.identities import (
     ClientName,
     MaybeUuid,
     Size,
     Uuid,
 )
-from storkit.core.model import (
-    AttachedHere,
-    Attachment,
-    Client,
-    Door,
-    Evidence,
-    Export,
-    Exported,
-    Offer,
-    Volume,
-)
+from storkit.core.model import AttachedHere, Attachment, Client, Evidence, Export, Exported, Offer, Volume
 
 if TYPE_CHECKING:
     pass

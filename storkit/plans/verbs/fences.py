@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from storkit.core.host import Declared
 from storkit.core.identities import ClientName, HostName, Line
-from storkit.core.model import Declared, Export
+from storkit.core.model import Export
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run
 

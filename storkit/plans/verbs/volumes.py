@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from storkit.core.identities import Count, Line, Uuid, Word
-from storkit.core.model import ImageFile, ImageInfo, Volume
+from storkit.core.imagefiles import ImageFile, ImageInfo
+from storkit.core.model import Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, names, uuids
 

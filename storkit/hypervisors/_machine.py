@@ -61,6 +61,17 @@ def differences(started: Guest, record: Guest) -> str:
     return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
 
 
+def taken_disks(guest: Guest, other: Guest) -> list[str]:
+    """Which disks of a guest another one has that is here, other than to read them both: the storage side takes both
+    for this host, which may write."""
+    readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
+    return [
+        f"volume {disk.volume} is in use by guest {other.name} here: {stop_command(other.name)}"
+        for disk in other.disks
+        if disk.uuid in readonly and not (readonly[disk.uuid] and disk.readonly)
+    ]
+
+
 def refuse_shutdown(name: str, status: GuestStatus) -> None:
     """Raise Conflict if a guest of this status cannot shut itself down."""
     if status == "starting":

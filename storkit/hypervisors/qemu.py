@@ -24,7 +24,6 @@ from storkit.core.errors import (
     StorkitError,
     TimedOut,
     Unsafe,
-    Unsupported,
     UsageError,
 )
 from storkit.core.guest import Guest
@@ -50,6 +49,7 @@ from storkit.hypervisors._machine import (
     memory_problems,
     refuse_shutdown,
     stop_command,
+    taken_disks,
 )
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu import host
@@ -59,10 +59,6 @@ from storkit.system.addresses import address_problem, own_address
 from storkit.system.qemu import qmp
 from storkit.system.run import which
 from storkit.system.sourcefilter import sources
-from storkit.system.timeouts import scaled
-
-QUIT_TIMEOUT = scaled(10.0)
-"""Seconds for QEMU to write its caches back and end, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +185,14 @@ class Qemu(Hypervisor):
         if not here.alive():
             return here.forget()
         if force:
-            return self._end(here)
+            return here.end()
         deadline = time.monotonic() + timeout
         status = self._status(here)
         refuse_shutdown(name, status)
         if status in ("incoming", "arrived", "migrated"):
-            return self._end(here)
+            return here.end()
         while True:
-            self._command(here, "system_powerdown")
+            here.command("system_powerdown")
             if here.wait(min(PRESS_AGAIN, max(0.0, deadline - time.monotonic()))):
                 return here.forget()
             if time.monotonic() >= deadline:
@@ -315,7 +311,7 @@ class Qemu(Hypervisor):
             if (status := self._status(here)) == "arrived":
                 return
             if status == "incoming":  # killed while it read
-                self._end(here)
+                here.end()
             self._check_disks(name)
             if not self._launch(here, definitions.RECEIVE):
                 raise Conflict(f"guest {name} cannot wake up here: it is {self._status(here)} here", look_command(name))
@@ -360,7 +356,7 @@ class Qemu(Hypervisor):
             # only wait for a server that has cut it off.
             here.kill()
             return here.forget()
-        return self._end(here)
+        return here.end()
 
     def _check_disks(self, name: str) -> None:
         taken = self._taken(self._definition(name).guest)
@@ -368,17 +364,9 @@ class Qemu(Hypervisor):
             raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
 
     def _taken(self, guest: Guest) -> list[str]:
-        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
-        both for this host, which may write."""
-        wanted = {disk.uuid: disk for disk in guest.disks if disk.uuid}
-        taken: list[str] = []
-        for name in self._names(None):
-            if name == guest.name or not self._process(name).alive():
-                continue
-            for disk in self._definition(name).guest.disks:
-                if disk.uuid in wanted and not (disk.readonly and wanted[disk.uuid].readonly):
-                    taken.append(f"volume {disk.volume} is in use by guest {name} here: storkit guest stop {name}")
-        return taken
+        """Which disks of a guest others have that are alive on this host."""
+        others = [name for name in self._names(None) if name != guest.name and self._process(name).alive()]
+        return [line for name in others for line in taken_disks(guest, self._definition(name).guest)]
 
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""
@@ -401,23 +389,6 @@ class Qemu(Hypervisor):
         finally:
             lock.release()
         return True
-
-    def _end(self, here: Process) -> None:
-        try:
-            self._command(here, "quit")
-        except StorkitError:
-            here.kill()
-        else:
-            if not here.wait(QUIT_TIMEOUT):
-                here.kill()
-        here.forget()
-
-    def _command(self, here: Process, command: str) -> None:
-        try:
-            qmp.call(here.monitor, command, timeout=ASK_TIMEOUT)
-        except qmp.Lost:
-            if not here.wait(QUIT_TIMEOUT):
-                raise
 
     def _status(self, here: Process) -> GuestStatus:
         return ask([here])[here.name].status
@@ -442,15 +413,9 @@ class Qemu(Hypervisor):
 
     def _machine(self, guest: Guest, machine: str) -> str:
         """The versioned machine type: the one demanded, the one pinned before, or what the record's stands for now."""
-        known = host.machines(self.site, self.settings.binary)
-        wanted = machine or guest.machine or DEFAULT_MACHINE
-        if not machine and (self._directory(guest.name) / definitions.RECORD).exists():
-            before = self._definition(guest.name)
-            if (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) and before.machine in known:
-                return before.machine
-        if wanted not in known:
-            raise Unsupported(f"QEMU here has no machine type {wanted!r}", f"{self.settings.binary} -machine help")
-        return known[wanted]
+        recorded = (self._directory(guest.name) / definitions.RECORD).exists()
+        before = self._definition(guest.name) if recorded else None
+        return definitions.machine_type(self.site, self.settings.binary, guest, machine, before)
 
     def _accel(self) -> str:
         return self.settings.accel or host.accelerator(self.site, self.settings.binary)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core import codec
+from storkit.core.backend import Site
 from storkit.core.errors import Unsupported
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
+from storkit.hypervisors._machine import DEFAULT_MACHINE
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import make_private, read_json, write_atomic
@@ -100,3 +102,16 @@ def _render(
         *(["-D", log, "-d", "strace"] if "%" not in log else []),  # a template there, which has no quoting
     ]
     return "\n".join([text.rstrip(), *added, ""])
+
+
+def machine_type(site: Site, binary: str, guest: Guest, machine: str, before: Definition | None) -> str:
+    """The versioned machine type of a guest: the one demanded, or the one that it was defined with `before`, or what
+    the record's stands for now. Raises Unsupported: QEMU here has none of that name."""
+    known = host.machines(site, binary)
+    wanted = machine or guest.machine or DEFAULT_MACHINE
+    same = before is not None and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine)
+    if before and same and not machine and before.machine in known:
+        return before.machine
+    if wanted not in known:
+        raise Unsupported(f"QEMU here has no machine type {wanted!r}", f"{binary} -machine help")
+    return known[wanted]

@@ -31,6 +31,8 @@ START_TIMEOUT = scaled(60.0)
 
 ASK_TIMEOUT = scaled(2.0)
 """Seconds after which a guest that does not answer is `unknown`."""
+QUIT_TIMEOUT = scaled(10.0)
+"""Seconds for QEMU to write its caches back and end, before it is killed."""
 KILL_TIMEOUT = scaled(10.0)
 STATUS: dict[str, GuestStatus] = {
     "running": "running",
@@ -180,6 +182,25 @@ class Process:
                 return False
             time.sleep(0.005)
         return True
+
+    def command(self, command: str) -> None:
+        """Give QEMU a command of its monitor; that it ends by it, before it has answered, is fine."""
+        try:
+            qmp.call(self.monitor, command, timeout=ASK_TIMEOUT)
+        except qmp.Lost:
+            if not self.wait(QUIT_TIMEOUT):
+                raise
+
+    def end(self) -> None:
+        """Have QEMU quit, or kill it where it does not, and forget it."""
+        try:
+            self.command("quit")
+        except StorkitError:
+            self.kill()
+        else:
+            if not self.wait(QUIT_TIMEOUT):
+                self.kill()
+        self.forget()
 
     def kill(self, timeout: float = KILL_TIMEOUT) -> None:
         """SIGKILL, and wait for the end. The pidfd makes sure that it hits no other process."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from storkit.core.errors import StorkitError
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, check_name
+from storkit.hypervisors._machine import taken_disks
 from storkit.hypervisors._qemu.definition import Definition, load
 from storkit.hypervisors._xl import toolstack
 from storkit.hypervisors._xl.processes import XlProcess, xl_processes
@@ -109,16 +110,14 @@ class XenGuests:
         return [d for d in toolstack.domains() if not d.dying and d.guest == guest.name and d.uuid != guest.uuid]
 
     def taken(self, guest: Guest) -> list[str]:
-        """Which disks of a guest another guest of this host has, other than to read them both: the storage side takes
-        both for this host, which may write."""
-        readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
-        others = [name for name in self._recorded() if name != guest.name and self._shares(name, readonly)]
+        """Which disks of a guest others have that are on this host."""
+        volumes = {disk.uuid for disk in guest.disks if disk.uuid}
+        others = [name for name in self._recorded() if name != guest.name and self._shares(name, volumes)]
         return [
-            f"volume {disk.volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
+            line
             for other in (self.look(others) if others else [])
             if other.record and not other.idle
-            for disk in other.record.guest.disks
-            if disk.uuid in readonly and not (readonly[disk.uuid] and disk.readonly)
+            for line in taken_disks(guest, other.record.guest)
         ]
 
     def _shares(self, name: str, volumes: Iterable[str]) -> bool:

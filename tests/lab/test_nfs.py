@@ -376,4 +376,4 @@ def test_what_cannot_be_exported_says_why(rig: NfsRig, lab: Lab) -> None:
     with pytest.raises(Unsupported, match="both come from"):
         rig.home.export([volume], [replace(rig.b, name="c")])
     with pytest.raises(Conflict, match="exported and cannot be deleted"):
-        rig._pool("delete", volumes=[volume])
+        rig._pool.delete([volume])

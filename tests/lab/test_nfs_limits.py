@@ -108,8 +108,8 @@ def test_a_full_file_system_fails_a_write_and_takes_it_once_there_is_room(rig: N
         assert full.value.errno == errno.ENOSPC
         # What storkit would add is refused as well, and nothing of it is left.
         with pytest.raises(StorkitError, match=r"room|space"):
-            rig._pool("clone", source=image, volumes=[replace(image, name="w", uuid=UUID, path="")])
-        assert [one.name for one in rig._pool("find", names=None)] == ["image", "v"]
+            rig._pool.clone(image, [replace(image, name="w", uuid=UUID, path="")])
+        assert [one.name for one in rig._pool.find(None)] == ["image", "v"]
         a.run(["rm", f"{SMALL}/ballast"])
         disk.write(4 * MIB, b"y" * 4096)
         assert disk.read(0, 4096) == b"x" * 4096

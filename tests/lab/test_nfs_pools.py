@@ -66,8 +66,8 @@ def test_an_overlay_is_written_and_its_image_is_not(rig: NfsRig, lab: Lab) -> No
     a, b = lab.hosts("a", "b")
     golden = rig.volume("golden")
     assert "wrote" in qemu_io(a, golden.path, "write -P 7 0 64k")
-    image = rig._pool("relabel", volumes=[_with(golden, kind="image")])[0]
-    (web,) = rig._pool("clone", source=image, volumes=[Volume("web", str(uuid4()), image.size)])
+    image = rig._pool.relabel([_with(golden, kind="image")])[0]
+    (web,) = rig._pool.clone(image, [Volume("web", str(uuid4()), image.size)])
     assert web.made == "overlay"
     rig.home.export([web], [rig.a, rig.b])
     rig.home.set_writers([web], ["b"])

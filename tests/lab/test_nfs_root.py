@@ -33,7 +33,7 @@ class TreeRig(NfsRig):
 
     def tree(self, name: str) -> Volume:
         wanted = Volume(name, str(uuid4()), 0, "tested", "a", "tree")
-        (made,) = self._pool("import_tree", volumes=[wanted], source=SOURCE)
+        (made,) = self._pool.import_tree([wanted], SOURCE)
         self._made.append(made)
         return made
 
@@ -74,9 +74,9 @@ def test_a_tree_is_the_guests_alone_and_root_is_root_there(rig: TreeRig, lab: La
     with pytest.raises(Unsupported, match="both come from"):
         rig.home.export([rig.tree("db")], [Client("guest:db", False, rig.b.address)])
     with pytest.raises(StorkitError, match="exported"):
-        rig._pool("delete", volumes=[web])
+        rig._pool.delete([web])
     with pytest.raises(StorkitError, match="exported"):
-        rig._pool("clone", source=web, volumes=[Volume("copy", str(uuid4()), 0, kind="tree")])
+        rig._pool.clone(web, [Volume("copy", str(uuid4()), 0, kind="tree")])
     b.run(["umount", MOUNT])
     rig.home.unexport([web], ["guest:web"])
     assert rig.home.find_exports() == [] and web.path not in try_to(a, "cat /var/lib/nfs/etab /etc/exports.d/*")

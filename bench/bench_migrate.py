@@ -46,7 +46,7 @@ from storkit.hypervisors._qemu.process import process
 from storkit.hypervisors.qemu import QemuSettings
 from storkit.system.qemu import qmp
 from storkit.system.run import run
-from storkit.tech.nbd.server import image_node
+from storkit.tech.nbd.arguments import image_node
 from tests.guestkit import bootsector, linux
 
 BETWEEN = 40

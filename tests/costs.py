@@ -111,7 +111,8 @@ class Costs:
         self._started = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, value in report.user_properties if report.when == "teardown" else ():
+        found: list[tuple[str, Any]] = report.user_properties if report.when == "teardown" else []
+        for name, value in found:
             if name == "cost":
                 self._tests[report.nodeid] = tuple(value)
 

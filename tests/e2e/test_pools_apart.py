@@ -112,8 +112,8 @@ def test_what_may_need_the_missing_pool_says_why_not(unmounted: World) -> None:
     ):
         error = unmounted.storkit(*words, ok=5).stderr
         assert "pool two" in error and "there is no directory" in error and "mkdir" not in error
-    for words in (("volume", "create", "new", "1MiB", "--pool", "two"), ("pool", "attach", "two", "--on", "b")):
-        assert "there is no directory" in unmounted.storkit(*words, ok=4).stderr
+    for command in ("volume create new 1MiB --pool two", "pool attach two --on b"):
+        assert "there is no directory" in unmounted.storkit(*command.split(), ok=4).stderr
 
 
 def test_a_damaged_volume_is_named_in_lists_and_hides_no_other(damaged: World) -> None:

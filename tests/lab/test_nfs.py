@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +93,10 @@ class OnOwnDisk(NfsRig):
             host.run(["mkdir", "-p", self.path])
             host.run(["mount", disk, self.path])
         return {"path": self.path}
+
+
+def _prints(host: Host, argv: list[str], word: str) -> bool:
+    return word in host.run(argv, check=False).stdout
 
 
 def attach(rig: NfsRig, volume: Volume, *writers: str) -> Attachment:
@@ -206,7 +211,7 @@ def test_one_volume_of_a_server_that_is_gone_is_given_up_and_the_others_wait(
         users["sleep"] = b.spawn(["sh", "-c", "exec sleep 600 1>>/dev/storkit/lost"])
     for name in users:
         opened = ["sh", "-c", f"ls -l /proc/$(pgrep -x {name})/fd/1"]
-        b.wait_for(lambda opened=opened: "lost" in b.run(opened, check=False).stdout, f"file open in {name}")
+        b.wait_for(partial(_prints, b, opened, "lost"), f"file open in {name}")
     a.cut()
     try:
         if kept_open:

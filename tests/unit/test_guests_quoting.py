@@ -90,7 +90,9 @@ def test_xl(cmdline: str, kernel: str, path: str) -> None:
     settings = read_settings(text)
     assert settings["kernel"] == kernel
     assert settings.get("cmdline", "") == cmdline
-    (disk,) = settings["disk"]  # type: ignore[misc]
+    disks = settings["disk"]
+    assert isinstance(disks, list)
+    (disk,) = disks
     assert read_disk(str(disk)) == {
         "format": "raw",
         "vdev": "xvda",

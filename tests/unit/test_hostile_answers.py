@@ -220,7 +220,8 @@ def test_an_answer_to_another_question_is_not(kind: str, verb: str) -> None:
 def test_nothing_is_left_out_and_nothing_is_said_twice(verb: str) -> None:
     kind = "pool" if verb in ("create", "clone") else "transport"
     args, answer = TRUE[kind, verb]
-    for records in ([], answer * 2):
+    few_and_many: tuple[list[Any], ...] = ([], answer * 2)
+    for records in few_and_many:
         with pytest.raises(Malformed, match="records, where 1 were asked for"):
             checked(kind, verb, args, records)
 

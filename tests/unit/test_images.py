@@ -19,6 +19,7 @@ from storkit import images
 from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Unsafe, Unsupported, UsageError
+from storkit.core.imagefiles import ImageInfo
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import locks
@@ -110,7 +111,7 @@ def test_every_format_arrives_whole_and_sparse(
     assert content(volume, tmp_path) == disk.read_bytes() + bytes(2 * MIB)
     assert Path(volume.path).stat().st_blocks * 512 < SIZE // 2
     assert Path(volume.path).stat().st_mode & 0o777 == 0o600
-    codec.load(images.ImageInfo, codec.dump(info))
+    codec.load(ImageInfo, codec.dump(info))
 
 
 @pytest.mark.parametrize("packer", ["gz", "xz", "zst"])

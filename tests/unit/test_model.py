@@ -7,7 +7,7 @@ import pickle
 import types
 import typing
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pytest
 from hypothesis import given
@@ -144,7 +144,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(values(args[0]), values(args[1]), max_size=3)
     if is_dataclass(hint):
         fields = typing.get_type_hints(hint, include_extras=True)
-        return st.builds(hint, **{name: values(each) for name, each in fields.items()})
+        return st.builds(cast("type[Any]", hint), **{name: values(each) for name, each in fields.items()})
     return st.from_type(hint)
 
 

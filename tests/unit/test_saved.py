@@ -24,6 +24,7 @@ from storkit.hypervisors._qemu import saving as qemu
 from storkit.hypervisors._qemu.process import Process
 from storkit.plans.plan import Step
 from storkit.plans.verbs.sleeping import EndSaved, SpendMemory
+from storkit.system.qemu import qmp
 
 GUEST, OTHER = "8f1e9b52-95b2-4c8e-8ffb-a5cf4f2a4bd6", "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
 HOLD, OLD = "0d4a6a5e-2f7b-4d5c-9a3e-8c6f1b2a3d4e", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95"
@@ -183,7 +184,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     async def connect(path: Path, **_: Any) -> AsyncIterator[Machine]:
         yield it
 
-    monkeypatch.setattr(qemu.qmp, "connect", connect)
+    monkeypatch.setattr(qmp, "connect", connect)
     return it
 
 

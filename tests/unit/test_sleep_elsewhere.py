@@ -52,7 +52,7 @@ def test_a_host_that_nobody_here_has_named_is_not_connected_to(
 
 
 @pytest.mark.parametrize("other", [{"id": V.uuid}, {"host": "b"}, {"file": "/srv/other.memory"}])
-def test_disks_that_wait_for_different_memories_wake_no_guest(other: dict[str, str]) -> None:
+def test_disks_that_wait_for_different_memories_wake_no_guest(other: dict[str, Any]) -> None:
     what = view(V, replace(W, hold=replace(HOLD, **other)))
     with pytest.raises(Conflict, match="held for different memories"):
         sleep.sleep_of(what)

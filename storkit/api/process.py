@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from storkit.core.errors import StorkitError
 
 
-def serve(grade: str = "", file: Path | None = None) -> int:
-    """Be the agent of this machine: serve one coordinator on standard input and output; the exit status."""
+def serve(grade: str = "", file: Path | None = None, client: str = "") -> int:
+    """Be the agent of this machine: serve one coordinator on standard input and output, or the hooks of the host
+    `client`; the exit status."""
     from storkit.hosts.remote.agent import serve
 
-    return serve(grade=grade, file=file)
+    return serve(grade=grade, file=file, client=client)
 
 
 def hang_up() -> None:

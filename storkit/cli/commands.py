@@ -428,6 +428,7 @@ COMMANDS = (
                 choices=("read", "storage", "guests"),
                 default="",
             ),
+            arg("--for", help="serve the hooks of this host's hypervisor alone", dest="for_host", **HOST),
             ACCEPT,
         ),
     ),

@@ -140,4 +140,6 @@ def status(session: Session, options: Namespace) -> None:
 def agent(options: Namespace) -> int:
     from storkit.api.process import serve
 
-    return serve(options.grade, Path(options.file) if options.file else None)
+    if options.for_host and options.grade:
+        raise UsageError("a key is bound to a host, or has a grade", "storkit agent --for HOST, without --grade")
+    return serve(options.grade, Path(options.file) if options.file else None, options.for_host or "")

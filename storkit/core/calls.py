@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, Final
 
 from storkit.core import codec
+from storkit.core.contracts.hooks import HookVerbs
 from storkit.core.contracts.hosts import AgentVerbs, ImageVerbs, OffVerbs
 from storkit.core.contracts.hypervisors import HypervisorVerbs
 from storkit.core.contracts.pools import PoolVerbs
@@ -28,6 +29,7 @@ CONTRACTS: Final[Mapping[str, type]] = {
     "hypervisor": HypervisorVerbs,
     "images": ImageVerbs,
     "host": OffVerbs,
+    "hook": HookVerbs,
     "agent": AgentVerbs,
 }
 """The kind of a target (what stands before the colon) to its contract; `agent` is the host itself, and no target."""
@@ -115,6 +117,11 @@ class Targets(ABC):
     def off(self) -> OffVerbs:
         """What the host keeps of hosts that are declared off."""
         return typing.cast(OffVerbs, proxy("host", "host", self.call))
+
+
+def hook(call: Call) -> HookVerbs:
+    """What a hook may have done at a manager, as a proxy."""
+    return typing.cast(HookVerbs, proxy("hook", "hook", call))
 
 
 def agent(call: Call) -> AgentVerbs:

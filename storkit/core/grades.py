@@ -18,6 +18,8 @@ READ: Final = "read"
 STORAGE: Final = "storage"
 GUESTS: Final = "guests"
 GRADES: Final = (READ, STORAGE, GUESTS)
+HOOK: Final = "hook"
+"""No grade: what a key may have done that is bound to one host (`storkit agent --for HOST`), and no other key."""
 
 _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
@@ -43,11 +45,12 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "hypervisor": "check fingerprint define undefine start stop "
         "receive credential send resume wake messages cancel retire save unsave saved load spend",
     },
+    HOOK: {"hook": "enter woken may_leave leave hold"},
 }
 VERBS: Final = {
     (kind, verb): grade for grade, kinds in _VERBS.items() for kind, verbs in kinds.items() for verb in verbs.split()
 }
-"""(pool, transport, hypervisor, images, host or agent; verb or request) to the lowest grade that may have it done."""
+"""(the kind of a target, or agent; verb or request) to the lowest grade that may have it done."""
 
 PATHS: Final = {
     ("pool", "import_tree"): ("source", "import"),
@@ -72,6 +75,11 @@ def check(grade: str, request: dict[str, Any]) -> None:
     if verb == "call":
         kind, verb = str(request.get("target")).partition(":")[0], str(request.get("verb"))
     needed = VERBS.get((kind, verb))
+    if needed == HOOK:
+        raise NotAllowed(
+            f"a key of grade {grade} may not have {verb} done for a hook: that takes a key that is bound to its host",
+            'command="storkit agent --for HOST" in authorized_keys of that host',
+        )
     if needed is not None and GRADES.index(needed) <= GRADES.index(grade):
         return
     what = f"{kind}.{verb}" if kind != "agent" else verb

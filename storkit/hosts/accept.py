@@ -6,6 +6,9 @@
     type = "directory"                  binary = "/usr/bin/qemu-system-x86_64"
     path = "/srv/volumes"
 
+    [guest_hosts.xen2]
+    address = "10.0.0.2"                volumes = ["fast/web*"]
+
 A coordinator names a pool, a transport or a hypervisor, and cannot define it: pools are as the file has them, and so
 are the settings of transports and hypervisors that hold a path or a program (backend.own_settings). `storkit host
 accept` writes it. Where it is, it holds for every key; a key of grade read or storage takes a missing one for empty.
@@ -24,6 +27,7 @@ from typing import Any
 from storkit.core import codec, grades
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, collected, raise_problems
+from storkit.core.identities import Line, MaybeAddress, MaybeHost, PoolName, Word
 from storkit.core.inventory import SYSTEM_STATE, state_directory
 from storkit.core.model import check_name
 from storkit.hosts.setup import Setup
@@ -32,6 +36,16 @@ from storkit.system import beneath, files
 SYSTEM_FILE = Path("/etc/storkit/accept.toml")
 MODE = 0o644
 KINDS = {"pool": "pools", "transport": "transports", "hypervisor": "hypervisors"}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestHost:
+    """A host whose hypervisor's hooks may ask for volumes of this one, by a key that is bound to it."""
+
+    volumes: list[Line]
+    """Globs of POOL/NAME: in which it may take part."""
+    address: MaybeAddress = ""
+    """Where it comes from; empty: it is on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,14 @@ class Accepted:
     """Name to `type` and settings."""
     transports: dict[str, dict[str, Any]] = field(default_factory=dict)
     hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    host: MaybeHost = ""
+    """What this host is called by those whose hooks ask it."""
+    address: MaybeAddress = ""
+    """What they reach its servers at."""
+    transport_of: dict[PoolName, Word] = field(default_factory=dict)
+    """Pool to the transport that its volumes go by, where the pool's technology has none of its own."""
+    guest_hosts: dict[str, GuestHost] = field(default_factory=dict)
+    """Name to what its hooks may ask for."""
 
     def table(self, target: str) -> dict[str, Any] | None:
         """What the file says of `pool:NAME`, `transport:NAME` or `hypervisor:NAME`; None: nothing."""
@@ -95,6 +117,14 @@ def parse(text: str, where: str) -> Accepted:
         for each in (accepted.state, accepted.templates, *accepted.import_, *accepted.export)
         if each and not Path(each).is_absolute()
     ]
+    for name, guest_host in accepted.guest_hosts.items():
+        with collected(problems):
+            check_name("host", name)
+        problems += [
+            UsageError(f"{where}: guest_hosts.{name}.volumes: {each!r} is no POOL/NAME", "POOL/* is all of a pool")
+            for each in guest_host.volumes
+            if each.count("/") != 1
+        ]
     raise_problems(problems)
     return accepted
 

@@ -33,10 +33,11 @@ class Guard:
         plan: str = "",
         over_marks: bool = False,
         titles: dict[str, str] | None = None,
+        patience: float = 0.0,
     ) -> tuple[list[locks.Lock], list[str]]:
         """Take every claim or none, and see that no unfinished plan other than `plan` has marked any of the names.
 
-        `titles` are what messages call the names.
+        `titles` are what messages call the names; `patience`: for how many seconds to wait for whoever has one.
 
         With `over_marks`, such marks are removed instead: the second result names their plans.
 
@@ -52,7 +53,7 @@ class Guard:
                     path = self._locks / f"{_file_name(name)}.lock"
                     title = (titles or {}).get(name, name)
                     with files.explained(path):
-                        taken.append(locks.acquire(path, title, shared=claim.shared, holder=holder))
+                        taken.append(locks.acquire(path, title, shared=claim.shared, holder=holder, wait=patience))
             wanted = {name for claim in claims for name in claim.names}
             for mark in self.marks():
                 if mark["plan"] != plan and wanted & set(mark["names"]):

@@ -13,8 +13,8 @@ from storkit.core.backend import Transport
 from storkit.core.errors import Unsafe
 from storkit.core.host import Door
 from storkit.core.model import Offer
+from storkit.hosts import elsewhere
 from storkit.hosts.connections import Connections
-from storkit.plans import elsewhere
 
 SERVER = "10.0.0.1"
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"

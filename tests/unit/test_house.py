@@ -13,7 +13,7 @@ import storkit
 
 PACKAGE = Path(storkit.__file__).parent
 FACES = "faces"
-FLOORS = ["core", "system", "tech", "guests", "hypervisors", FACES, "hosts", "plans", "api", "cli"]
+FLOORS = ["core", "system", "tech", "guests", "hypervisors", FACES, "hosts", "hooks", "plans", "api", "cli"]
 """From the ground up; the faces are the files of the package itself that are backends."""
 MOST_FILES = 16
 BELOW_TRANSPORTS = ["images", "files", "lvm"]

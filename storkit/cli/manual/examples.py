@@ -143,5 +143,6 @@ EXAMPLES = {
     "names": (("storkit names volumes", "The volumes that completion offers."),),
     "agent": (
         ("storkit agent --grade storage", "For command= in authorized_keys: the key may do all with volumes."),
+        ("storkit agent --for xen2", "The key is bound to xen2: its hypervisor's hooks may ask for xen2's own right."),
     ),
 }  # fmt: skip

@@ -8,7 +8,8 @@
 
 Requests run at the same time, each in a thread. It takes typed verbs with checked arguments and no commands. An
 `authorized_keys` line pins a key to it, with a grade: `command="storkit agent --grade storage"` (core/grades.py,
-hosts/accept.py). A request that is none is answered with an error, and the next one is read.
+hosts/accept.py); or binds it to a host, for the hooks of that host's hypervisor alone: `command="storkit agent --for
+xen2"` (hosts/admitted.py). A request that is none is answered with an error, and the next one is read.
 
 Signs of life (`moved`) come from the thread that carries the verb out, and from nothing else (system.moving). When its
 input ends it lets the verbs under way end, and exits; its locks go with it, and not before: nobody else may change what
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from storkit.core import calls, codec
-from storkit.core.errors import StorkitError, Unsupported, UsageError
+from storkit.core.contracts.hooks import HookVerbs
+from storkit.core.errors import NotAllowed, StorkitError, Unsupported, UsageError
 from storkit.core.grades import READ
 from storkit.hosts import accept, rights
 from storkit.hosts.remote import wire
 from storkit.hosts.requests import HostRequests
-from storkit.hosts.setup import Setup, remember
+from storkit.hosts.setup import LOCAL, Setup, remember, remembered
 from storkit.hosts.site import Performer, site
 from storkit.system import files, moving
 
@@ -45,9 +47,12 @@ MOVED_EVERY = 1.0
 class Agent:
     """One connection to a coordinator."""
 
-    def __init__(self, performer: Performer, output: TextIO, protocol: int = wire.NEWEST) -> None:
+    def __init__(
+        self, performer: Performer, output: TextIO, protocol: int = wire.NEWEST, hooks: HookVerbs | None = None
+    ) -> None:
         self._performer = performer
         self._requests = HostRequests(performer)
+        self._hooks = hooks
         self._output = output
         self._protocol = protocol
         self._writing = threading.Lock()
@@ -112,7 +117,20 @@ class Agent:
         with self._requests.acting(), moving.watched(moved if self._protocol > 1 else lambda: None):
             target, verb = _text(request, "target"), _text(request, "verb")
             self._performer.asked = rights.from_afar(_text(request, "asked"))
+            if target == "hook":
+                return self._hook(verb, args)
             return self._performer.perform(target, verb, args, progress, epoch)
+
+    def _hook(self, verb: str, args: dict[str, Any]) -> Any:
+        if self._hooks is None:
+            raise NotAllowed(
+                "this key is bound to no host, so nobody's hooks can ask by it",
+                'command="storkit agent --for HOST" in authorized_keys of that host',
+            )
+        wanted = calls.verb("hook", verb)
+        if wanted is None:
+            raise Unsupported(f"there is no hook {verb!r}", f"upgrade storkit on host {self._performer.site.host}")
+        return codec.dump(getattr(self._hooks, verb)(**wanted.read(args, f"hook.{verb}")), reveal=True)
 
     def _write(self, message: dict[str, Any]) -> None:
         line = json.dumps(message)
@@ -123,27 +141,37 @@ class Agent:
 
 
 def serve(
-    source: BinaryIO | None = None, output: TextIO | None = None, *, grade: str = "", file: Path | None = None
-) -> int:
+    source: BinaryIO | None = None, output: TextIO | None = None, *,
+    grade: str = "", file: Path | None = None, client: str = "",
+) -> int:  # fmt: skip
     """Serve one coordinator, whose key has this grade, until its end closes; the exit status.
 
-    `file`: what this host accepts, instead of the default one.
+    `file`: what this host accepts, instead of the default one. `client`: the host that the key is bound to, for its
+    hooks alone; one request is carried out after the other then, and none is long.
     """
     source = source or sys.stdin.buffer
     if output is None:
         # What a library prints by mistake must not break the protocol.
         output = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
+    longest = wire.HOOK_LINE_MAX if client else wire.LINE_MAX
     try:
-        first = wire.parse(wire.read_line(source) or b"null")
+        first = wire.parse(wire.read_line(source, longest) or b"null")
         protocol = wire.common(first, "the coordinator's host")
         told = codec.load(Setup, first.get("setup"), "setup", strict=False)
         limits = accept.limits(grade, file)
+        if client:
+            from storkit.hosts.admitted import AdmittedHooks, BoundLimits
+
+            limits = bound = BoundLimits(client, file)
         given = limits.setup(told)
         place = site(given)
-        if grade != READ:
+        if client and remembered(place.state) is None:
+            remember(given, place, LOCAL)  # no coordinator will tell it, perhaps, what its boot has to serve again
+        elif not client and grade != READ:
             remember(told, place, grade)
-        agent = Agent(Performer(given, place, limits), output, protocol)
+        performer = Performer(given, place, limits)
+        agent = Agent(performer, output, protocol, AdmittedHooks(performer, bound) if client else None)
     except (ValueError, StorkitError) as error:
         problem = error if isinstance(error, StorkitError) else UsageError(f"not the agent's protocol: {error}")
         output.write(json.dumps({"error": problem.to_json()}) + "\n")
@@ -154,12 +182,15 @@ def serve(
     threads: list[threading.Thread] = []
     while True:
         try:
-            line = wire.read_line(source)
+            line = wire.read_line(source, longest)
             if not line:
                 break
             request = wire.parse(line)
         except wire.Malformed as problem:
             agent.refuse(problem)
+            continue
+        if client:
+            agent.answer(request)
             continue
         thread = threading.Thread(target=agent.answer, args=(request,))
         thread.start()

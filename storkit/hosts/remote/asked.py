@@ -177,6 +177,15 @@ def _receive(host: str, hypervisor: str, args: Record, result: str) -> Iterator[
         yield f"{result!r}, a socket of another machine, to send a guest to"
 
 
+# Hooks
+
+
+def _entered(host: str, _: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _each(result["offers"], [{"name": name} for name in args["names"]], ("volume", "name"))
+    for name in set(result["given"]) - set(args["names"]):
+        yield f"volume {name!r}, which was not asked for"
+
+
 # Words that a person has said of a host
 
 
@@ -212,6 +221,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,
+    ("hook", "enter"): _entered,
     ("host", "declare_off"): _declared,
 }
 WORDS = frozenset(

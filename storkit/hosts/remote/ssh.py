@@ -70,14 +70,15 @@ _ASKED = {
 class SshConnection(Connection):
     """An agent at the other end of an ssh process, or of another command (`argv`) that reaches one."""
 
-    def __init__(self, config: HostConfig, inventory: Inventory, argv: Sequence[str] = ()) -> None:
+    def __init__(self, config: HostConfig, inventory: Inventory, argv: Sequence[str] = (), by_hand: str = "") -> None:
+        """`argv`: what reaches the agent instead of ssh; `by_hand`: what a person can do where it does not."""
         super().__init__(config)
         self._settings = {
             f"{kind}:{name}": settings
             for kind, all_settings in (("transport", inventory.transports), ("hypervisor", inventory.hypervisors))
             for name, settings in all_settings.items()
         }
-        by_hand = f"try it by hand: {shlex.join(ssh_argv(config.url, 'storkit --version'))}"
+        by_hand = by_hand or f"try it by hand: {shlex.join(ssh_argv(config.url, 'storkit --version'))}"
         self._itself = calls.agent(self._request)
         self._talk = Conversation(argv or ssh_argv(config.url), config.name, by_hand)
         try:

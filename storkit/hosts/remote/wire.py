@@ -25,6 +25,9 @@ OLDEST, NEWEST = 1, 2
 LINE_MAX = 64 << 20
 """Bytes of one line: a hundred times the answer of a pool with ten thousand volumes."""
 
+HOOK_LINE_MAX = 1 << 18
+"""Bytes of one line of who asks for hooks: what it may ask for is small."""
+
 
 class Malformed(ValueError):
     """A line that is none of the protocol; its text says why."""
@@ -87,13 +90,13 @@ def _without(record: Any, keys: tuple[str, ...]) -> Any:
     return {name: value for name, value in record.items() if name not in keys}
 
 
-def read_line(stream: BinaryIO) -> bytes:
+def read_line(stream: BinaryIO, longest: int = LINE_MAX) -> bytes:
     """The next line; empty at the end of the stream, which may cut a line short. Raises Malformed if it is too long."""
-    line = stream.readline(LINE_MAX + 1)
+    line = stream.readline(longest + 1)
     if line.endswith(b"\n"):
         return line
-    if len(line) > LINE_MAX:
-        raise Malformed(f"a line of more than {LINE_MAX >> 20} MiB")
+    if len(line) > longest:
+        raise Malformed(f"a line of more than {longest >> 10} KiB")
     return b""
 
 

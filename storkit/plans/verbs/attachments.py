@@ -8,7 +8,7 @@ from typing import ClassVar
 from storkit.core.errors import Unsafe
 from storkit.core.identities import HostName, Uuid
 from storkit.core.model import Attachment, Volume
-from storkit.plans import elsewhere
+from storkit.hosts import elsewhere
 from storkit.plans.plan import Step
 from storkit.plans.proof import Comparison, Proof, same_disk
 from storkit.plans.verb import BlindVerb, Run, Verb, names, uuids

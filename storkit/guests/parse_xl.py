@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TypeAlias
 
 from storkit.core.errors import UsageError
@@ -240,8 +241,11 @@ def _disk(found: GuestDraft, spec: str) -> None:
     if kind == "cdrom" or "cdrom" in parameters or parameters.get("devtype") == "cdrom" or not target:
         found.warn(f"{place}: a cdrom is not kept")
         return
-    if "script" in parameters:
-        found.warn(f"{place}: script={parameters['script']} with target {target} is not kept")
+    script = parameters.pop("script", "")
+    if PurePath(script).name == "block-storkit":
+        target = f"/dev/storkit/{target}"
+    elif script:
+        found.warn(f"{place}: script={script} with target {target} is not kept")
         return
     path = target if target.startswith("/") else f"/dev/{target}"
     source = path_source(path, parameters.pop("format", "raw"))

@@ -224,7 +224,7 @@ def test_an_xl_configuration_of_every_kind() -> None:
         disk = [ 'phy:/dev/vg/old,xvda,w', 'file:/srv/swap.img,xvdb,r',
                  'format=qcow2, vdev=xvdc, access=rw, target=/srv/a, b.qcow2',
                  '/srv/x.iso,,hdc,cdrom', 'vg/relative,raw,xvdd,rw,backendtype=qdisk',
-                 'script=block-iscsi,vdev=xvde,target=iqn=x', ]
+                 'script=block-iscsi,vdev=xvde,target=iqn=x', 'script=block-storkit,vdev=xvdg,access=ro,target=iso', ]
         disk += [ 'tap2:qcow2:/srv/t.qcow2,xvdf,w' ]
         vif = [ 'mac=00:16:3e:00:00:01, bridge=br0, rate=10Mb/s' ]
         on_crash = "preserve"
@@ -234,13 +234,14 @@ def test_an_xl_configuration_of_every_kind() -> None:
     guest = found.guest
     assert (guest.name, guest.memory, guest.machine) == ("old", 256 * MIB, "pv")
     assert guest.boot.cmdline == "root=/dev/xvda1 ro quiet"
-    assert [disk.target for disk in guest.disks] == ["xvda", "xvdb", "xvdc", "xvdd", "xvdf"]
-    assert [disk.readonly for disk in guest.disks] == [False, True, False, False, False]
+    assert [disk.target for disk in guest.disks] == ["xvda", "xvdb", "xvdc", "xvdd", "xvdg", "xvdf"]
+    assert [disk.readonly for disk in guest.disks] == [False, True, False, False, True, False]
     assert found.sources == [
         DiskSource("block", "/dev/vg/old"),
         DiskSource("file", "/srv/swap.img"),
         DiskSource("file", "/srv/a, b.qcow2", "qcow2"),
         DiskSource("block", "/dev/vg/relative"),
+        DiskSource("block", "/dev/storkit/iso"),
         DiskSource("file", "/srv/t.qcow2", "qcow2"),
     ]
     assert guest.nics == [Nic("br0", "00:16:3e:00:00:01")]

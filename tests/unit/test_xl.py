@@ -22,7 +22,7 @@ from storkit.hypervisors._xl import channel, guests, incoming, processes, toolst
 from storkit.hypervisors._xl.guests import XenGuests, disk_paths
 from storkit.hypervisors._xl.host import machine_problems
 from storkit.hypervisors._xl.outgoing import parse_uri, program
-from storkit.hypervisors._xl.processes import XlProcess, wait_until, xl_processes
+from storkit.hypervisors._xl.processes import XlProcess, wait_until, xl_above, xl_processes
 from storkit.hypervisors._xl.toolstack import XenDomain, parse_devices, parse_info, parse_list
 from storkit.hypervisors.xl import Xl
 from storkit.system.run import which
@@ -48,7 +48,10 @@ def test_list_and_info_as_they_were_captured() -> None:
     info = parse_info(said("xl-4.17-info-pv-hvm.txt"))
     assert info.version == "4.17" and info.free == 211 << 20
     assert {"pv", "hvm"} <= info.abilities and "shadow" not in info.abilities
-    assert disk_paths(said("xl-4.17-list-l-running.json")) == ["/dev/mapper/guest"]
+    running = said("xl-4.17-list-l-running.json")
+    assert disk_paths(running) == ["/dev/mapper/guest"]
+    scripted = running.replace('"/dev/mapper/guest",', '"g1", "script": "/etc/xen/scripts/block-storkit",')
+    assert disk_paths(scripted) == ["/dev/storkit/g1"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +294,62 @@ def test_processes_of_xl_are_found(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (found.guest, found.verb, found.watches) == ("g", "60", False)
+
+
+@pytest.mark.parametrize(("log", "watches"), [("xl-g.log", True), ("xl-g.log.1", True), ("service.log", False)])
+def test_an_xl_in_the_background_has_its_own_log(tmp_path: Path, log: str, watches: bool) -> None:
+    """A service's xl has no terminal either, and is not in the background."""
+    fake = tmp_path / "xl"
+    fake.symlink_to("/usr/bin/sleep")
+    with (tmp_path / log).open("w") as out, subprocess.Popen([fake, "60"], stdin=subprocess.DEVNULL, stdout=out) as it:
+        try:
+            assert wait_until(lambda: xl_above(it.pid) is not None, 10)
+            found = xl_above(it.pid)
+        finally:
+            it.kill()
+    assert found and found.watches == watches
+
+
+def test_the_xl_that_runs_a_script_is_found(tmp_path: Path) -> None:
+    fake = tmp_path / "xl"
+    fake.symlink_to("/bin/sh")
+    # as the script does: a shell, a pipe, and a program in it
+    line = 'x=$(sh -c "sleep 60 & echo \\$! >pid; wait"); echo $x'
+    with subprocess.Popen([fake, "-c", line, "save"], cwd=tmp_path, stdin=subprocess.DEVNULL) as process:
+        inner = process.pid
+        try:
+            assert wait_until(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text().strip()), 20)
+            inner = int((tmp_path / "pid").read_text())
+            found = xl_above(inner)
+            assert found and (found.pid, found.directory, found.watches) == (process.pid, str(tmp_path), False)
+        finally:
+            process.kill()
+            if inner != process.pid:
+                os.kill(inner, signal.SIGKILL)
+    assert xl_above(os.getpid()) is None
+    assert xl_above(1 << 22) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "verb", "file"),
+    [
+        ("save g1 /a/b", "save", "/a/b"),
+        ("-v save -c 4 b", "save", "/root/b"),
+        ("save g1", "save", ""),
+        ("restore b", "restore", "/root/b"),
+        ("restore -p g1.cfg /b", "restore", "/b"),
+        ("restore", "restore", ""),
+        ("cr x", "create", ""),
+        ("c x", "c", ""),
+        ("mig g1 h2", "mig", ""),
+        ("migrate g1 h2", "migrate", ""),
+        ("migrate-rec", "migrate-receive", ""),
+        ("", "", ""),
+    ],
+)
+def test_words_of_xl(line: str, verb: str, file: str) -> None:
+    found = XlProcess(1, ("xl", *line.split()), "", False, "/root")
+    assert (found.verb, found.file) == (verb, file)
 
 
 # --- what is done with it

@@ -229,7 +229,10 @@ def disks_of(domain: XenDomain) -> dict[str, str]:
 def disk_paths(text: str) -> list[str]:
     """The paths of the disks in the JSON of `xl list -l ID`."""
     return [
-        disk["pdev_path"]
+        # with our script it is a volume's name
+        f"/dev/storkit/{disk['pdev_path']}"
+        if Path(disk.get("script") or "").name == toolstack.SCRIPT
+        else disk["pdev_path"]
         for domain in json.loads(text)
         for disk in domain.get("config", {}).get("disks", [])
         if isinstance(disk.get("pdev_path"), str)

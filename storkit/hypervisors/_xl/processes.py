@@ -16,6 +16,11 @@ from pathlib import Path
 
 GUEST = "STORKIT_GUEST"
 """In the environment of the processes that storkit starts: the guest's name. xl's receiver has it in no argument."""
+_SHORTEST = {
+    "create": 2, "destroy": 3, "save": 2, "restore": 3, "migrate": 7, "migrate-receive": 8,
+    "block-attach": 7, "block-detach": 7,
+}  # fmt: skip
+"""xl's commands that matter here, and how many letters of each xl lets a person type (cmdtable_lookup in xl.c)."""
 _HELPER = "libxl-save-help"
 """The process of xl's that copies memory, as the kernel cuts its name off."""
 TICK = 0.05
@@ -30,12 +35,26 @@ class XlProcess:
     guest: str
     """The guest that storkit has started it for; empty: somebody else did."""
     watches: bool
-    """Whether nobody talks to it: of a receiver this is the one that waits in the background for its domain's end."""
+    """Whether nobody talks to it: it waits in the background for the end of the domain that it has built, with the
+    words that it was called with."""
+    directory: str = "/"
+    """Where the paths in its words begin."""
 
     @property
     def verb(self) -> str:
         """xl's command: the first word that is no option."""
-        return next((word for word in self.words[1:] if not word.startswith("-")), "")
+        said = next(iter(self._plain), "")
+        return next((verb for verb, least in _SHORTEST.items() if len(said) >= least and verb.startswith(said)), said)
+
+    @property
+    def file(self) -> str:
+        """The file of a guest's memory that it saves to or restores from; empty: it does neither."""
+        words = {"save": self._plain[2:3], "restore": self._plain[1:][-1:]}.get(self.verb)
+        return str(Path(self.directory, words[0])) if words else ""
+
+    @property
+    def _plain(self) -> list[str]:
+        return [word for word in self.words[1:] if not word.startswith("-")]
 
     def sends(self, name: str, domain: int) -> bool:
         """Whether it migrates or saves this domain away."""
@@ -61,6 +80,17 @@ def xl_processes() -> list[XlProcess]:
     return [found for found in map(_read, _pids()) if found]
 
 
+def xl_above(pid: int) -> XlProcess | None:
+    """The xl that this process was started by, or one of those that started that."""
+    seen = set[int]()
+    while pid > 1 and pid not in seen:
+        seen.add(pid)
+        if found := _read(pid):
+            return found
+        pid = _parent(pid)[1]
+    return None
+
+
 def _pids() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
 
@@ -72,20 +102,33 @@ def _read(pid: int) -> XlProcess | None:
         if not words or Path(words[0]).name != "xl":
             return None
         environment = (place / "environ").read_bytes().decode(errors="replace").split("\0")
-        watches = (place / "fd/0").readlink() == Path("/dev/null")
+        # What goes to the background opens both (do_daemonize in xl_utils.c); a service's xl has the first as well.
+        silent = (place / "fd/0").readlink() == Path("/dev/null")
+        watches = silent and (place / "fd/1").readlink().name.startswith("xl-")
+        directory = str((place / "cwd").readlink())
     except OSError:  # it has ended
         return None
     guest = next((each.partition("=")[2] for each in environment if each.startswith(f"{GUEST}=")), "")
-    return XlProcess(pid, tuple(words), guest, watches)
+    return XlProcess(pid, tuple(words), guest, watches, directory)
+
+
+def _parent(pid: int) -> tuple[str, int]:
+    """A process's name, as the kernel cuts it off, and its parent. proc(5): the name is in parentheses, and may have
+    some. A process that has ended has neither."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text(errors="replace")
+    except OSError:
+        return "", 0
+    end = fields.rindex(")")
+    return fields[fields.index("(") + 1 : end], int(fields[end:].split()[2])
 
 
 def disconnect(process: XlProcess) -> None:
     """End what carries an xl's stream, and nothing else: xl then puts its domain in order by itself, and ends."""
     for pid in _pids():
-        with suppress(OSError):
-            fields = Path("/proc", str(pid), "stat").read_text()
-            name, parent = fields[fields.index("(") + 1 : fields.rindex(")")], fields[fields.rindex(")") :].split()[2]
-            if int(parent) == process.pid and name != _HELPER:
+        name, parent = _parent(pid)
+        if parent == process.pid and name != _HELPER:
+            with suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
 
 

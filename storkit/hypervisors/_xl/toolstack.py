@@ -17,6 +17,8 @@ from storkit.system.timeouts import scaled
 PACKAGE = "xen-utils"
 ASK_TIMEOUT = scaled(15.0)
 """Seconds after which an xl that does not answer makes its guests `unknown`."""
+SCRIPT = "block-storkit"
+"""The hotplug script of disks that storkit attaches when xl asks for them: their target is a volume's name."""
 INCOMING, AWAY = "--incoming", "--migratedaway"
 """What xl appends to the name of a domain that arrives, and of one whose memory has been sent (xl_migrate.c)."""
 PRIVILEGED = Path("/proc/xen/capabilities")

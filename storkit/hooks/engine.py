@@ -109,10 +109,11 @@ class Hooks:
 
     # What hypervisors tell
 
-    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason) -> None:
+    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason, ask: bool = False) -> None:
         """See to it that these disks are attached here, and writable for this host; all of them, or none is changed.
 
-        After `wake` the guest sleeps on until `woken`.
+        After `wake` the guest sleeps on until `woken`. `ask`: the manager also where they are so already, since another
+        host may write them too.
         """
         here = self._attached(disks)
         if why == "wake":
@@ -120,7 +121,7 @@ class Hooks:
                 return
             missing = list(disks)
         else:
-            missing = [disk for disk in disks if not _ready(disk, here)]
+            missing = [disk for disk in disks if ask or not _ready(disk, here)]
         with ExitStack() as undo:
             for name, group in self._by_manager(missing).items():
                 for read_only in (False, True):

@@ -19,6 +19,10 @@ class Enter:
     """Ask to be let in, and attach."""
 
     why: Literal["start", "arrive", "wake"]
+    ask: bool = False
+    """Whether the manager is asked also where the disk is attached: between `migrate prepare` and `finish` a guest may
+    be started at the destination, by mistake, while it runs at the source. For one that arrives, each question would
+    be downtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,11 @@ def decide(event: Event) -> Act:
 def _added(event: Event) -> Enter:
     if event.name.endswith(INCOMING):
         return Enter("arrive")
-    # The xl that has restored a guest builds it anew when that reboots, with the same words.
-    wakes = event.xl is not None and event.xl.verb == "restore" and not event.xl.watches
-    return Enter("wake" if wakes else "start")
+    # The xl that has built a guest builds it anew when that reboots, with the same words: its disk is there.
+    # One that storkit has started does what a plan of storkit's wants, which has the volume under its lock.
+    if event.xl and (event.xl.watches or event.xl.guest):
+        return Enter("start")
+    return Enter("wake" if event.xl and event.xl.verb == "restore" else "start", ask=True)
 
 
 def _removed(event: Event) -> Act:

@@ -30,20 +30,22 @@ RECEIVED = xl("migrate-receive", watches=True)
 @pytest.mark.parametrize(
     ("name", "caller", "act"),
     [
-        ("g1", CREATE, Enter("start")),
-        ("g1", xl("-v cr -q g1.cfg"), Enter("start")),
-        ("g1", xl("block-attach g1 script=block-storkit,vdev=xvdb,target=data"), Enter("start")),
+        ("g1", CREATE, Enter("start", ask=True)),
+        ("g1", xl("-v cr -q g1.cfg"), Enter("start", ask=True)),
+        ("g1", xl("block-attach g1 script=block-storkit,vdev=xvdb,target=data"), Enter("start", ask=True)),
         ("g1--incoming", xl("migrate-receive"), Enter("arrive")),
         ("g1--incoming", xl("migrate-receive -p"), Enter("arrive")),
         ("g1--incoming", None, Enter("arrive")),
-        ("g1", xl("restore g1.save"), Enter("wake")),
-        ("g1", xl("rest -p g1.cfg g1.save"), Enter("wake")),
+        ("g1", xl("restore g1.save"), Enter("wake", ask=True)),
+        ("g1", xl("rest -p g1.cfg g1.save"), Enter("wake", ask=True)),
         # a guest that reboots is built anew by the xl that has built it before
         ("g1", WATCHER, Enter("start")),
         ("g1", RESTORED, Enter("start")),
         ("g1", RECEIVED, Enter("start")),
         # libvirt, or an xl that has ended: a guest that sleeps is refused by its hold
-        ("g1", None, Enter("start")),
+        ("g1", None, Enter("start", ask=True)),
+        # storkit's own, whose plan has the volume
+        ("g1", replace(CREATE, guest="g1"), Enter("start")),
     ],
 )
 def test_add(name: str, caller: XlProcess | None, act: Act) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "templates/xl/block-storkit"
+from storkit import hooks
+
+SCRIPT = Path(hooks.__file__).with_name("block-storkit.sh")
 TOOL = """\
 #!{python}
 import json, os, sys
@@ -36,12 +38,13 @@ def test_the_script_tells_xl_why(tmp_path: Path, status: int, says: str, told: s
         tool.write_text(TOOL.format(python=sys.executable, log=str(tmp_path / f"{name}.log")))
         tool.chmod(0o755)
     text = SCRIPT.read_text().replace("PATH=/usr/local/sbin", f"PATH={tmp_path}:/usr/local/sbin")
+    text = text.replace("@STORKIT@", "storkit -v").replace("@OPTIONS@", "--file /x")
     (tmp_path / "script").write_text(text)
     done = subprocess.run(
         ["/bin/sh", tmp_path / "script", "add"],
         env={"XENBUS_PATH": "backend/vbd/4/1", "STATUS": str(status), "SAYS": says}, capture_output=True, timeout=60,
     )  # fmt: skip
-    assert json.loads((tmp_path / "storkit.log").read_text()) == ["hook", "xen", "add"]
+    assert json.loads((tmp_path / "storkit.log").read_text()) == ["-v", "hook", "xen", "--file", "/x", "--", "add"]
     assert done.returncode == bool(status)
     if status:
         words = json.loads((tmp_path / "xenstore-write.log").read_text())

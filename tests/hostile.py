@@ -50,6 +50,7 @@ wrong: dict[Any, list[Any]] = {
     identities.Hex: ["x", "0\n", 5],
     identities.Decimal: ["x", "-1", "1\n"],
     bool: ["yes", 1, None],
+    float: [float("nan"), float("inf"), -float("inf"), 10**400, "1", True, None],
 }
 """What is no value of a type."""
 
@@ -68,6 +69,8 @@ class Lie:
     field: str = ""
     value: Any = None
     error: dict[str, Any] | None = None
+    kind: str = ""
+    """Of targets: pool, transport, hypervisor; empty: of all."""
 
     def told(self, truth: Any) -> Any:
         return changed(truth, self.field, self.value) if self.field else self.value
@@ -111,7 +114,7 @@ def main() -> int:
     def perform(self: Performer, target: str, verb: str, *rest: Any, **more: Any) -> Any:
         answer = truth(self, target, verb, *rest, **more)
         for lie in lies:
-            if lie.verb in ("*", verb):
+            if lie.verb in ("*", verb) and lie.kind in ("", target.partition(":")[0]):
                 if lie.error is not None:
                     raise from_json(lie.error)
                 answer = lie.told(answer)

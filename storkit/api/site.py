@@ -154,7 +154,8 @@ class Storkit:
 
     @property
     def unread(self) -> Mapping[tuple[str, str], StorkitError]:
-        """What hosts could not say of their exports or attachments, by host and `transport:NAME`."""
+        """What hosts could not say: of their exports, attachments or guests, by host and target (`transport:NAME`,
+        `hypervisor:NAME`), and of hosts that are declared off (`host:off`)."""
         return self._coordinator.survey.unread
 
     @property

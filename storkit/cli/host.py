@@ -129,8 +129,9 @@ def status(session: Session, options: Namespace) -> None:
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in plans],
         "silent": sorted(session.site.silent),
         "unread": [
-            {"host": host, "transport": target.partition(":")[2], "error": error.to_json()}
+            {"host": host, "target": target, "transport": transport, "error": error.to_json()}
             for (host, target), error in sorted(session.site.unread.items())
+            for transport in [target.removeprefix("transport:") if target.startswith("transport:") else ""]
         ],
         "warnings": found.warnings,
     }

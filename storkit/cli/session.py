@@ -69,8 +69,9 @@ class Session:
             for hint, said_by in dict.fromkeys((each.hint, each.said_by) for each in error.each):
                 output.advise(hint, said_by)
         for (host, target), error in sorted(self.site.unread.items()):
-            name = target.partition(":")[2]
-            self.say(f"host {host} cannot say all of what {name} has there: {in_a_line(error)}")
+            kind, _, name = target.partition(":")
+            what = f"all of what {name} has there" if kind != "host" else "which hosts are declared off"
+            self.say(f"host {host} cannot say {what}: {in_a_line(error)}")
         for damaged in self.site.damaged:
             self.say(f"pool {damaged.pool}: {damaged.message}")
             local = self.site.inventory.host(damaged.host).machine == "local"

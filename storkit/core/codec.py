@@ -110,7 +110,10 @@ def convert(hint: Any, data: Any, where: str, key: str, problems: list[StorkitEr
         hint = str
         secret = convert(str, data, where, key, problems)
         return Secret(secret) if isinstance(secret, str) else None
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+    if hint is float and type(data) in (int, float):
+        if not -_LARGEST < data < _LARGEST:  # JSON has neither NaN nor infinity (RFC 8259, 6), and Python reads both
+            wrong("a number is wanted, and not one without end")
+            return None
         return float(data)
     if not isinstance(data, hint) or (hint is int and isinstance(data, bool)):
         wrong(f"{_name(hint)} is wanted, not {data!r}")
@@ -129,7 +132,7 @@ def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list
         if name in data:
             value = data[name]
             # Nearly all there is: text and numbers that are just what is wanted.
-            plain = type(value) is hint
+            plain = type(value) is hint is not float
             values[name] = value if plain else convert(hint, value, where, _join(key, name), problems, strict)
         elif required:
             problems.append(UsageError(f"{place}: {name!r} is missing".lstrip(": ")))
@@ -137,6 +140,7 @@ def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list
 
 
 _PLAIN = frozenset({str, int, bool, float, type(None)})
+_LARGEST = 1e300
 
 
 @cache

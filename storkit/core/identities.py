@@ -169,6 +169,16 @@ def _between(least: int, most: int, what: str) -> Callable[[int], int]:
     return check
 
 
+def check_seconds(seconds: float) -> float:
+    """A time that somebody waits: none, or up to a week. UsageError otherwise, for what is no number (NaN) as well."""
+    if not 0 <= seconds <= _WEEK:
+        raise UsageError(f"{seconds!r:.40} is no time to wait for", f"write seconds, from 0 to {_WEEK}")
+    return seconds
+
+
+_WEEK = 7 * 24 * 3600
+
+
 def _check_address(text: str) -> str:
     if ".." in text or not _ADDRESS.fullmatch(text) or len(text) > 255:
         raise UsageError(f"{_shown(text)} is no address")
@@ -197,6 +207,7 @@ ClientName = Annotated[str, Check(check_client)]
 """A host's name in the inventory, a host's URL, or guest:NAME."""
 Size = Annotated[int, Check(_between(0, MAX_SIZE, "size in bytes"))]
 Count = Annotated[int, Check(_between(0, 2**80, "count"))]
+Seconds = Annotated[float, Check(check_seconds)]
 Port = Annotated[int, Check(_between(0, 65535, "port"))]
 """0: none."""
 MaybePath = Annotated[str, Check(check_path, empty=True)]

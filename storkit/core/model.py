@@ -354,11 +354,11 @@ class Saved:
 class MigrationResult:
     """What the hypervisor measured of a finished migration, in milliseconds and bytes."""
 
-    total_ms: int
-    downtime_ms: int | None
+    total_ms: Count
+    downtime_ms: Count | None
     """None: the hypervisor does not say."""
-    setup_ms: int = 0
-    transferred: int = 0
+    setup_ms: Count = 0
+    transferred: Count = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,27 @@ that outlives a killed command: until its plan is resumed or rolled back, no oth
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from storkit.core import codec
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, Unsafe
+from storkit.core.errors import Conflict, Problems, Unsafe, UsageError, in_a_line
 from storkit.core.host import Claim
+from storkit.core.identities import Line, Words
 from storkit.system import files, locks
 from storkit.system.timeouts import scaled
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A plan that has not ended, and what it changes."""
+
+    plan: Line
+    names: list[Line]
+    title: Words
+    coordinator: Words
+    """The machine where it was begun."""
 
 
 class Guard:
@@ -56,14 +69,14 @@ class Guard:
                         taken.append(locks.acquire(path, title, shared=claim.shared, holder=holder, wait=patience))
             wanted = {name for claim in claims for name in claim.names}
             for mark in self.marks():
-                if mark["plan"] != plan and wanted & set(mark["names"]):
-                    name = mark["plan"]
+                if mark.plan != plan and wanted & set(mark.names):
+                    name = mark.plan
                     if over_marks:
                         self.unmark(name)
                         given_up.append(name)
                         continue
                     raise Conflict(
-                        f"plan {name} ({mark['title']}) was begun on {mark['coordinator']} and has not ended",
+                        f"plan {name} ({mark.title}) was begun on {mark.coordinator} and has not ended",
                         f"storkit plan resume {name}, or storkit plan rollback {name}",
                     )
         except BaseException:
@@ -90,7 +103,7 @@ class Guard:
 
     def mark(self, plan: str, names: list[str], title: str, coordinator: str) -> None:
         """Say, durably, that `plan` is under way for these names."""
-        record = {"plan": plan, "names": names, "title": title, "coordinator": coordinator}
+        record = codec.dump(Mark(plan, names, title, coordinator))
         with files.explained(self._marks):
             files.make_private(self._marks)
             files.write_atomic(self._path(plan), json.dumps(record))
@@ -104,9 +117,18 @@ class Guard:
         with files.explained(self._marks):
             self._path(plan).unlink(missing_ok=True)
 
-    def marks(self) -> list[dict[str, Any]]:
-        """The marks of unfinished plans."""
-        return [files.read_json(path, "the mark") for path in sorted(self._marks.glob("*.json"))]
+    def marks(self) -> list[Mark]:
+        """The marks of unfinished plans. Raises Unsafe: one is damaged, and nobody knows what it marks."""
+        found: list[Mark] = []
+        for path in sorted(self._marks.glob("*.json")):
+            try:
+                found.append(codec.load(Mark, files.read_json(path, "the mark"), strict=False))
+            except FileNotFoundError:
+                continue  # its plan has ended meanwhile
+            except (UsageError, Problems) as error:
+                hint = f"cat {path}; storkit plan list where it was begun; move it away once that plan has ended"
+                raise Unsafe(f"the mark {path} is damaged: {in_a_line(error)}", hint) from None
+        return found
 
     def _path(self, plan: str) -> Path:
         return self._marks / f"{_file_name(plan)}.json"

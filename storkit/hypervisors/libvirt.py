@@ -23,6 +23,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
+from storkit.core.identities import Count, Seconds
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, Saved, check_name
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
@@ -69,11 +70,11 @@ class LibvirtSettings:
     """Empty: KVM where the host has it. Both hosts of a migration need the same."""
     templates: str = path_setting()
     """A directory whose libvirt/guest.xml.j2 is taken instead of the one that comes with storkit."""
-    downtime_limit: int = 300
+    downtime_limit: Count = 300
     """Milliseconds that a guest may stand still in a migration's switchover, without the step that lets it go on."""
-    bandwidth: int = 0
+    bandwidth: Count = 0
     """Bytes a second that a migration may take, rounded up to whole MiB; 0: no limit."""
-    stall_timeout: float = 120.0
+    stall_timeout: Seconds = 120.0
     """Seconds without a byte sent after which a migration is given up."""
 
 

@@ -27,6 +27,7 @@ from storkit.core.errors import (
     UsageError,
 )
 from storkit.core.guest import Guest
+from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
     Credential,
     DiskSource,
@@ -70,13 +71,13 @@ class QemuSettings:
     """Empty: KVM where a guest really runs under it, TCG otherwise. Both hosts of a migration need the same."""
     templates: str = path_setting()
     """A directory whose qemu/guest.args.j2 is taken instead of the one that comes with storkit."""
-    downtime_limit: int = 300
+    downtime_limit: Count = 300
     """Milliseconds that a guest may stand still in a migration's switchover."""
-    bandwidth: int = 0
+    bandwidth: Count = 0
     """Bytes a second that a migration may take; 0: no limit."""
-    stall_timeout: float = 120.0
+    stall_timeout: Seconds = 120.0
     """Seconds without a byte sent after which a migration is given up."""
-    migration_port: int = 0
+    migration_port: Port = 0
     """The TCP port to receive migrations on; 0: a free one."""
     migration_tls: Literal["", "psk", "x509"] = ""
     """Encrypt migrations between machines by the files in `migration_tls_dir`; empty: by a key made for each one."""

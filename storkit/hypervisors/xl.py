@@ -27,6 +27,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
+from storkit.core.identities import Port, Seconds
 from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
 from storkit.guests.limits import xen_type
 from storkit.hypervisors import _door as door
@@ -65,9 +66,9 @@ class XlSettings:
 
     templates: str = path_setting()
     """A directory whose xl/guest.cfg.j2 is taken instead of the one that comes with storkit."""
-    stall_timeout: float = 120.0
+    stall_timeout: Seconds = 120.0
     """Seconds without a byte sent after which a migration is given up."""
-    migration_port: int = 0
+    migration_port: Port = 0
     """The TCP port to receive migrations on; 0: a free one."""
 
 

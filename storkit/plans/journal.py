@@ -35,6 +35,8 @@ from storkit.system.ownership import keep_state
 
 LOOKED_AT = 0.2
 """Seconds that a command waits for a journal: whoever asks whether its plan runs locks it for a moment."""
+LARGEST = 1 << 30
+"""Bytes of a journal: a plan of thousands of volumes has a few MiB."""
 KEPT = 50
 """How many ended plans are kept for `plan list`."""
 
@@ -221,11 +223,11 @@ class Journals:
         """What the journal of a plan says."""
         path = self._path(plan)
         try:
-            text = path.read_text()
-        except (FileNotFoundError, OSError):
+            data = files.read_plain(path, LARGEST)
+        except OSError:
             known = ", ".join(sorted(self.ids())[-3:]) or "none"
             raise NotFound(f"there is no plan {plan!r} on this host", f"storkit plan list; the last: {known}") from None
-        *lines, _cut_short = text.split("\n")
+        *lines, _cut_short = data.split(b"\n")
         record: Record | None = None
         for number, line in enumerate(lines, 1):
             try:
@@ -257,11 +259,13 @@ class Journals:
         ids = self.ids()
         for plan in ids[: max(0, len(ids) - KEPT)]:
             path = self._path(plan)
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 64))
-                ended = b'{"end": ' in file.read()
-            if ended:
-                path.unlink()
+            with suppress(OSError, Unsafe):  # another command has removed it meanwhile, or it is nothing of ours
+                descriptor = files.open_plain(path, os.O_RDONLY)
+                with os.fdopen(descriptor, "rb") as file:
+                    file.seek(max(0, os.fstat(descriptor).st_size - 64))
+                    ended = b'{"end": ' in file.read()
+                if ended:
+                    path.unlink()
 
 
 def new_id() -> str:

@@ -120,9 +120,8 @@ class Hints:
 
 def read(path: Path) -> Any:
     """The JSON value in a file; None if there is none that can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        if path.stat().st_size <= MAX_BYTES:
-            return json.loads(path.read_bytes())
+    with suppress(OSError, StorkitError, ValueError, RecursionError):
+        return json.loads(files.read_plain(path, MAX_BYTES))
     return None
 
 

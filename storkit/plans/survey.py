@@ -45,7 +45,8 @@ class Survey:
         self.failed: dict[str, StorkitError] = {}
         """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
         self.unread: dict[tuple[str, str], StorkitError] = {}
-        """What a host could not say, of its exports or attachments, by host and transport (`transport:NAME`)."""
+        """What a host could not say, of its exports, attachments or guests, by host and target (`transport:NAME`,
+        `hypervisor:NAME`), and of hosts that are declared off (`host:off`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
 
@@ -171,7 +172,7 @@ class Survey:
         except HostUnreachable:
             raise
         except StorkitError as error:
-            if not partial:
+            if not partial or (isinstance(error, Unsupported) and target.startswith("hypervisor:")):
                 raise
             self.unread[host, target] = error
             return None
@@ -205,11 +206,16 @@ class Survey:
                 names.setdefault(export.client)
         return list(names)
 
-    def guests(self, hosts: Iterable[str], target: str, names: list[str] | None = None) -> dict[str, list[GuestState]]:
-        """What the hypervisors say, by host; silent hosts are missing."""
+    def guests(
+        self, hosts: Iterable[str], target: str, names: list[str] | None = None, partial: bool = False
+    ) -> dict[str, list[GuestState]]:
+        """What the hypervisors say, by host; silent hosts are missing. `partial` as in `all_exports`.
 
-        def ask(host: str) -> list[GuestState]:
-            return self.connections.to(host).hypervisor(target).find(names)
+        Raises Unsupported, also then: there is no such hypervisor.
+        """
+
+        def ask(host: str) -> list[GuestState] | None:
+            return self._told(host, target, partial, self.connections.to(host).hypervisor(target).find, names)
 
         return self._each(list(hosts), ask, str)
 
@@ -220,10 +226,13 @@ class Survey:
         that knows it, stopped or not.
 
         `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
-        are those that a person has declared off.
+        are those that a person has declared off. Raises what one of them says in place of an answer; what others say
+        is noted in `unread`.
         """
         wanted = list(hosts)
-        answers = self.guests(wanted, target, [guest])
+        answers = self.guests(wanted, target, [guest], partial=True)
+        unable = {host: self.unread[host, target] for host in wanted if (host, target) in self.unread}
+        raise_problems([unable[host] for host in unable if able is None or host in able or not answers])
         states = {host: answers[host][0] for host in wanted if answers.get(host)}
         places: dict[str, str] = {}
         silent = {host for host in wanted if host not in answers and (able is None or host in able)}
@@ -247,7 +256,12 @@ class Survey:
         def ask(host: str) -> list[Declared]:
             try:
                 return self.connections.to(host).off.find_off()
+            except (HostUnreachable, ServiceUnreachable):
+                raise
             except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
+                return []
+            except StorkitError as error:  # its word does not count, and no other host's is lost with it
+                self.unread[host, "host:off"] = error
                 return []
 
         answers = self._each(list(self.connections.inventory.hosts), ask, str)

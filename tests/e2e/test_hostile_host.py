@@ -183,3 +183,21 @@ def test_words_of_a_host_are_its_own(world: Beside) -> None:
     assert done.status == 6 and "next (says host b)" in done.stderr
     plan = world.storkit("--json", "plan", "list").json[-1]["id"]
     world.ask("plan", "show", plan, ok=0)
+
+
+def test_what_a_host_cannot_say_stops_no_command_that_does_not_need_it(world: Beside) -> None:
+    """Its hypervisor's daemon is down, a record of it is damaged: b has nothing of the guest's."""
+    world.storkit("guest", "define", "g", "--disk", "mine", "--memory", "16MiB")
+    world.storkit("fence", "c")
+    cannot = {"kind": "unsafe", "message": "a record is damaged", "hint": FORGED}
+    world.tell(Lie("find", error=cannot, kind="hypervisor"), Lie("find_off", error=cannot))
+    for words in ("status", "guest list", "migrate status g", "guest stop g", "migrate cleanup g"):
+        said = world.ask(*words.split(), ok=0).stderr
+        assert "host b cannot say all of what qemu has there: b: a record is damaged" in said, (words, said)
+    assert "g     stopped" in world.ask("guest", "list", ok=0).stdout
+    told = world.storkit("--json", "status").json["unread"]
+    assert [(each["host"], each["target"]) for each in told] == [("b", "hypervisor:qemu")]
+    assert "cannot say which hosts are declared off" in world.ask("unfence", "c", ok=0).stderr
+    world.storkit("attach", "web", "--on", "b")
+    world.storkit("guest", "define", "w", "--disk", "web", "--memory", "16MiB")
+    assert "a record is damaged" in world.ask("guest", "stop", "w", ok=9).stderr, "b has its disk, and may run it"

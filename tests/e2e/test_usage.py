@@ -28,6 +28,7 @@ WRONG = {
     "choice": ("volume", "export", "v", "f", "--format", "frob"),
     "number": ("guest", "define", "g", "--vcpus", "many"),
     "seconds": ("guest", "stop", "g", "--timeout", "soon"),
+    **{word: ("guest", "stop", "g", "--timeout", word) for word in ("nan", "inf", "1e308", "-1")},
     "flag-value": ("volume", "list", "--json=yes"),
     "required": ("migrate", "run", "g"),
     "size": ("volume", "create", "x", "10"),

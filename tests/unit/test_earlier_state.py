@@ -67,7 +67,7 @@ def test_a_host_reads_what_it_was_told_and_its_marks(state: Path) -> None:
     guard = Guard(site(state, "a"))
     assert guard.marked("20261128-230641-30800")
     (mark,) = guard.marks()
-    assert mark["names"] == [G] and mark["coordinator"] == "admin1"
+    assert mark.names == [G] and mark.coordinator == "admin1"
 
 
 def test_volumes_are_found_by_their_sidecars(state: Path) -> None:

@@ -12,8 +12,8 @@ from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe
 from storkit.core.host import Claim, changes
 from storkit.core.model import Volume
-from storkit.hosts.guard import Guard
-from storkit.system import locks
+from storkit.hosts.guard import Guard, Mark
+from storkit.system import files, locks
 from storkit.tech.grants import GrantStore
 from storkit.tech.iscsi.names import IscsiGrant
 from storkit.tech.nbd.names import NbdGrant
@@ -48,6 +48,27 @@ def test_each_command_has_a_larger_epoch_also_after_a_crash(site: Site) -> None:
     (site.state / "epoch").write_text("x")
     with pytest.raises(Unsafe, match="is damaged"):
         guard.epoch()
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "", '{"plan": "p", "names": "x", "title": "", "coordinator": ""}'])
+def test_a_mark_that_is_damaged_is_named_and_one_that_goes_meanwhile_is_not_missed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    guard = Guard(site)
+    guard.mark("p", ["x"], "attach x on b", "desk")
+    assert guard.marks() == [Mark("p", ["x"], "attach x on b", "desk")]
+    path = site.state / "pending/p.json"
+    path.write_text(text)
+    with pytest.raises(Unsafe, match=rf"the mark {path} is damaged"):
+        guard.lock([Claim(["y"])], "somebody")
+    read = files.read_json
+
+    def ended_meanwhile(path: Path, what: str) -> Any:
+        path.unlink()
+        return read(path, what)
+
+    monkeypatch.setattr(files, "read_json", ended_meanwhile)
+    assert guard.marks() == []
 
 
 def test_a_grant_that_a_later_command_has_changed_is_not_changed(kind: Any, site: Site) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from storkit.core import codec, registry
+from storkit.core.backend import Hypervisor
 from storkit.core.errors import NotFound, Problems, StorkitError, UsageError
 from storkit.core.inventory import built_in, load, parse
 
@@ -93,6 +96,23 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     ):
         assert any(part in text for text in found), (part, found)
     assert all(str(tmp_path / "inventory.toml") in text for text in found)
+
+
+@pytest.mark.parametrize("name", registry.names(Hypervisor))  # type: ignore[type-abstract]
+def test_a_time_that_is_none_and_a_port_that_is_none_are_refused(name: str) -> None:
+    """TOML has nan and inf. Neither ends."""
+    wanted = registry.hypervisor(name).Settings
+    for key, good, bad in (
+        ("stall_timeout", 30, (float("nan"), float("inf"), -1, 10**9)),
+        ("migration_port", 49152, (-1, 65536)),
+        ("bandwidth", 1 << 20, (-1,)),
+        ("downtime_limit", 100, (-1,)),
+    ):
+        if key in {field.name for field in fields(wanted)}:
+            codec.load(wanted, {key: good})
+            for value in bad:
+                with pytest.raises(UsageError, match=key):
+                    codec.load(wanted, {key: value})
 
 
 def test_syntax_error_names_the_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from storkit.core.errors import NOTHING_CHANGED, Conflict, StepFailed, StorkitError
+from storkit.core.errors import NOTHING_CHANGED, Conflict, StepFailed, StorkitError, Unsafe
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.hosts.connections import Connections
 from storkit.plans import verbs
 from storkit.plans.engine import Engine
-from storkit.plans.journal import Journals, new_id
+from storkit.plans.journal import KEPT, Journals, new_id
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.verb import BlindVerb, Run, step
 
@@ -52,6 +53,37 @@ def test_a_plan_is_carried_out_by_one_command(tmp_path: Path) -> None:
         journals.reopen("p")
     journal.close()
     journals.reopen("p").close()
+
+
+@pytest.mark.parametrize("damage", ["bytes", "directory", "fifo", "device"])
+def test_a_journal_that_is_none_is_damaged_and_stops_no_other_plan(tmp_path: Path, damage: str) -> None:
+    """And it is not waited for: a FIFO has no end, and /dev/zero none either."""
+    journals = Journals(tmp_path)
+    path = tmp_path / "20000101-000000-00000.jsonl"
+    if damage == "bytes":
+        path.write_bytes(b'{"plan": "\xff\xfe"}\n')
+    elif damage == "directory":
+        path.mkdir()
+    elif damage == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(Unsafe, match=r"damaged|should be a file"):
+        journals.read(path.stem)
+    for number in range(KEPT + 2):
+        journal = journals.create(Plan(f"p{number:03}", "try", [], []))
+        journal.end("completed")
+        journal.close()
+    assert path.stem in journals.ids() and len(journals.ids()) <= KEPT + 2
+
+
+def test_another_command_may_have_removed_an_old_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands begin at the same moment, and both tidy up."""
+    journals = Journals(tmp_path)
+    there = [f"gone{number:03}" for number in range(KEPT + 5)]
+    monkeypatch.setattr(journals, "ids", lambda: there)
+    journals.create(Plan("p", "try", [], [])).close()
+    assert journals.read("p").plan.title == "try"
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from storkit.core import codec
+from storkit.core import calls, codec
 from storkit.core.errors import Unsupported
 from storkit.core.model import Client, Volume, VolumeHold
 from storkit.hosts.remote import wire
 
 RECORDED = Path(__file__).parents[1] / "data/state-0.1.0/conversation.txt"
+VERBS: dict[str, list[str]] = json.loads(RECORDED.with_name("verbs.json").read_text())
+"""The verbs that 0.1.0 had of pools, transports and hypervisors, and the arguments of each."""
 UUID = "cc18ff28-316c-43a9-9f2c-38e3cc63bc95"
 VOLUME = Volume("v", UUID, 1 << 20, "p", "a", generation=7)
 HOLD = VolumeHold(UUID, "g", UUID, 7, "2026-01-02T03:04:05Z", "a", "")
@@ -40,6 +42,16 @@ def test_a_client_has_the_keys_that_it_had() -> None:
     assert wire.for_version_1("export", {"clients": [client]})["clients"] == [
         {"name": "b", "same_machine": False, "address": "192.0.2.7"}
     ]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_no_verb_has_an_argument_that_it_had_not(name: str) -> None:
+    """0.1.0 refuses a call with one: a guest could not be moved to a host that is yet to be upgraded."""
+    kind, verb = name.split(".")
+    declared = calls.verb(kind, verb)
+    assert declared is not None, "0.1.0 has it"
+    sent = wire.for_version_1(verb, dict.fromkeys(declared.arguments, ""))
+    assert sent.keys() == set(VERBS[name])
 
 
 def test_an_address_named_source_stays() -> None:

@@ -11,6 +11,7 @@ from storkit.core.identities import (
     Line,
     MaybeAddress,
     MaybePath,
+    Seconds,
     Uuid,
     Word,
     Words,
@@ -78,7 +79,7 @@ class HypervisorVerbs(BackendVerbs):
         """Start a defined guest; running already is fine."""
 
     @abstractmethod
-    def stop(self, name: GuestName, force: bool = False, timeout: float = 60.0) -> None:
+    def stop(self, name: GuestName, force: bool = False, timeout: Seconds = 60.0) -> None:
         """Shut a guest down and wait until it is gone.
 
         Args:

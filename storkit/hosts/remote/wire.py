@@ -74,7 +74,8 @@ def for_version_1(verb: str, args: dict[str, Any]) -> dict[str, Any]:
     return left
 
 
-_SINCE_2 = {("receive", "source"), ("receive", "told")}
+_SINCE_2 = {("receive", "source"), ("receive", "told"), ("check", "arrives"), ("set_writers", "hold")}
+"""Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation")
 _RECORDS_SINCE_2 = {"clients": ("told",), "volumes": _OF_VOLUMES, "volume": _OF_VOLUMES, "source": _OF_VOLUMES}
 """The arguments that are records, or lists of them, and what these have only since protocol 2."""

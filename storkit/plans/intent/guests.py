@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError, in_a_line, raise_problems
 from storkit.core.guest import Disk, Guest
+from storkit.core.identities import check_seconds
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import files
 from storkit.plans import migration, planner
@@ -176,6 +177,7 @@ class GuestActs:
     def stop(self, name: str, host: str = "", force: bool = False, timeout: float = 60.0) -> None:
         """Stop a guest wherever it is, or on one host, and take its disks from there. `timeout`: the seconds that it
         has to shut down; `force`: none."""
+        check_seconds(timeout)
 
         def build() -> Plan:
             what = self._wherever(name)

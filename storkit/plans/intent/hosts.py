@@ -229,7 +229,8 @@ class HostActs:
         for hypervisor in sorted({guest.hypervisor for guest in guests}):
             names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
             try:
-                states = self._survey.guests(self._coordinator.inventory.hosts, f"hypervisor:{hypervisor}", names)
+                hosts = self._coordinator.inventory.hosts
+                states = self._survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True)
             except Unsupported:  # the list of guests says so
                 continue
             found += [state for there in states.values() for state in there if state.reason]

@@ -8,7 +8,7 @@ from typing import ClassVar
 from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
 from storkit.core.guest import Guest
-from storkit.core.identities import GuestName, Line, Word
+from storkit.core.identities import GuestName, Line, Seconds, Word
 from storkit.core.model import GuestState, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, uuids
@@ -102,8 +102,7 @@ class StopGuest(BlindVerb):
     undoable = False
     name: GuestName
     force: bool
-    timeout: float
-    """Seconds."""
+    timeout: Seconds
 
     def act(self, run: Run, step: Step) -> None:
         run.on(step.host).hypervisor(step.target).stop(self.name, self.force, self.timeout)

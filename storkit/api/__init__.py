@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from storkit.core.model import Volume as Volume
     from storkit.core.units import format_size as format_size
     from storkit.core.units import parse_size as parse_size
+    from storkit.hooks.admission import Admission as Admission
+    from storkit.hooks.admission import AdmitWish as AdmitWish
+    from storkit.hooks.install import Installed as Installed
+    from storkit.hooks.install import InstallWish as InstallWish
     from storkit.plans.checkup import Report as Report
     from storkit.plans.intent.accepting import Acceptance as Acceptance
     from storkit.plans.intent.accepting import AcceptWish as AcceptWish
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
     from storkit.plans.steprun import Reporter as Reporter
 
 _PLACES = {
+    "InstallWish": "storkit.hooks.install",
+    "Installed": "storkit.hooks.install",
+    "AdmitWish": "storkit.hooks.admission",
+    "Admission": "storkit.hooks.admission",
     "codec": "storkit.core.codec",
     "errors": "storkit.core.errors",
     "Guest": "storkit.core.guest",

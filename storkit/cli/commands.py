@@ -23,6 +23,8 @@ NOUNS = {
     "guest": "define, render, start and stop guests",
     "migrate": "move a running guest, with its disk's right to write",
     "plan": "the journal of changes: resume or roll back one that was cut short",
+    "hooks": "have a hypervisor ask for its guests' disks by itself, whoever starts or moves them",
+    "hook": "what the hypervisors' hooks call",
 }
 
 HOST = {"metavar": "HOST", "complete": "hosts"}
@@ -37,6 +39,9 @@ ON = arg("--on", help="the host", required=True, **HOST)
 TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
 ACCEPT = arg(
     "--file", help="the file that says what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE"
+)
+HOST_FILE = arg(
+    "--file", help="the file of what this host's hooks know (default: /etc/storkit/host.toml)", metavar="FILE"
 )
 REMOVABLE = ("disks", "root", "nics", "kernel", "initrd", "cmdline", "machine", "console")
 """What `guest define --without` can name."""
@@ -401,6 +406,88 @@ COMMANDS = (
     Command("plan", "show", "show a plan and how far it came", "plan:show", (A_PLAN,)),
     Command("plan", "resume", "carry out the steps of a plan that are not done", "plan:resume", (A_PLAN,)),
     Command("plan", "rollback", "undo the steps of a plan that are done", "plan:rollback", (A_PLAN,)),
+    Command(
+        "hooks",
+        "install",
+        "install the hooks of the hypervisors on this host, and say which managers they ask",
+        "hooks:install",
+        (
+            arg("--name", help="what the managers, and inventories, call this host", metavar="HOST"),
+            arg(
+                "--manager",
+                help="a host where volumes are, and its URL: ssh://USER@HOST, or local for this host itself",
+                action="append",
+                default=[],
+                metavar="NAME=URL",
+            ),
+            arg("--identity", help="the file of the private key that is bound to this host there", metavar="FILE"),
+            arg(
+                "--address",
+                help="where the manager's servers are (default: the host of its URL)",
+                action="append",
+                default=[],
+                metavar="ADDRESS",
+            ),
+            arg(
+                "--volumes",
+                help="ask this manager for volumes of these names alone",
+                action="append",
+                default=[],
+                metavar="GLOB",
+            ),
+            arg(
+                "--set",
+                help="a setting of this host's, as in the inventory's [transports]: nbd.attach=kernel",
+                action="append",
+                default=[],
+                metavar="TRANSPORT.KEY=VALUE",
+            ),
+            HOST_FILE,
+        ),
+    ),
+    Command(
+        "hooks",
+        "status",
+        "show which hooks are installed on this host, and whether its managers answer",
+        "hooks:status",
+        (HOST_FILE,),
+    ),
+    Command("hooks", "remove", "remove the hooks from this host, and leave what is attached", "hooks:remove", ()),
+    Command(
+        "hooks",
+        "admit",
+        "on a manager: let the hooks of a host ask for volumes of this machine",
+        "hooks:admit",
+        (
+            arg("host", help="the host", **HOST),
+            arg(
+                "--volumes",
+                help="those that it may have a part in: globs of POOL/NAME",
+                action="append",
+                default=[],
+                metavar="POOL/GLOB",
+            ),
+            arg("--address", help="where the host comes from", metavar="ADDRESS"),
+            arg("--here", help="the host is this machine", action="store_true"),
+            arg("--key", help="the host's public key, for the line that is printed", metavar="FILE"),
+            arg("--from-inventory", help="this machine is the inventory's host of this name", **HOST),
+            arg("--remove", help="admit the host no longer", action="store_true"),
+            ACCEPT,
+        ),
+    ),
+    Command(
+        "hook",
+        "libvirt",
+        "do what libvirt calls its hook for; the domain's XML is on stdin",
+        "hooks:libvirt",
+        (
+            arg("guest", help="the domain", metavar="GUEST"),
+            arg("operation", help="what happens to it", metavar="OPERATION"),
+            arg("sub", help="begin or end", metavar="SUB-OPERATION"),
+            arg("extra", help="why", metavar="EXTRA"),
+            HOST_FILE,
+        ),
+    ),
     Command("", "status", "show hosts, guests, attachments and unfinished plans", "host:status", ()),
     Command(
         "",

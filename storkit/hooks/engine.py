@@ -25,7 +25,16 @@ from typing import Any
 from storkit.core import calls, codec, registry
 from storkit.core.backend import Transport
 from storkit.core.contracts.hooks import Entered, EnterReason, HookVerbs, LeaveReason
-from storkit.core.errors import Conflict, NotAllowed, NotFound, StorkitError, TimedOut, Unsafe, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    NotAllowed,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    raise_problems,
+)
 from storkit.core.host import Door
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.model import Attachment, Offer, Volume
@@ -47,6 +56,8 @@ class GuestDisk:
 
     name: str
     read_only: bool = False
+    device: bool = False
+    """It is used as a block device, which not every way of attaching makes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,8 @@ def deadline(seconds: float = PATIENCE) -> Iterator[None]:
 
 def say(text: str) -> None:
     """A line for the hypervisor's log."""
-    print(f"storkit: {text}", file=sys.stderr, flush=True)
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    print(f"storkit: {shown}", file=sys.stderr, flush=True)
 
 
 class Hooks:
@@ -125,9 +137,9 @@ class Hooks:
         with ExitStack() as undo:
             for name, group in self._by_manager(missing).items():
                 for read_only in (False, True):
-                    names = [disk.name for disk in group if disk.read_only == read_only]
-                    if names:
-                        self._enter(name, names, guest, why, read_only, here, undo)
+                    some = [disk for disk in group if disk.read_only == read_only]
+                    if some:
+                        self._enter(name, some, guest, why, read_only, here, undo)
             undo.pop_all()
 
     def woken(self, disks: Sequence[GuestDisk], guest: GuestId) -> None:
@@ -138,28 +150,26 @@ class Hooks:
     def leave(self, disks: Sequence[GuestDisk], guest: GuestId, why: LeaveReason) -> None:
         """Detach these disks, and give up the right to them, unless somebody here still has one, or a plan does it."""
         for name, group in self._by_manager(disks).items():
-            names = [disk.name for disk in group]
-            if self._may_leave(name, names) and self._detach(names):
-                self._manager(name).leave(names, why)
+            leaving = self._may_leave(name, [disk.name for disk in group], why)
+            if leaving and self._detach(leaving):
+                self._manager(name).leave(leaving, why)
 
     def hold(self, disks: Sequence[GuestDisk], guest: GuestId, file: str) -> None:
         """Keep the disks of a guest whose memory was saved into `file` for it, detach them, and give up the right."""
         for name, group in self._by_manager(disks).items():
-            names = [disk.name for disk in group]
-            if not self._may_leave(name, names):
-                continue
-            if written := [disk.name for disk in _written(group)]:
+            leaving = self._may_leave(name, [disk.name for disk in group], "ended")
+            if written := [disk.name for disk in _written(group) if disk.name in leaving]:
                 self._manager(name).hold(written, guest.name, guest.uuid, file)
-            if self._detach(names):
-                self._manager(name).leave(names, "ended")
+            if leaving and self._detach(leaving):
+                self._manager(name).leave(leaving, "ended")
 
     # Entering
 
     def _enter(
-        self, manager: str, names: list[str], guest: GuestId, why: EnterReason, read_only: bool,
+        self, manager: str, disks: list[GuestDisk], guest: GuestId, why: EnterReason, read_only: bool,
         here: dict[str, Attachment], undo: ExitStack,
     ) -> None:  # fmt: skip
-        verbs = self._manager(manager)
+        verbs, names = self._manager(manager), [disk.name for disk in disks]
         entered = verbs.enter(names, guest.name, guest.uuid, why, read_only)
         if entered.given:
             undo.callback(_quietly, verbs.leave, entered.given, "failed")
@@ -172,7 +182,7 @@ class Hooks:
             new = [_volume(offer) for offer in offers if offer.volume not in here]
             if new:
                 undo.callback(_quietly, transport.detach, new)
-            transport.attach(offers)
+            _refuse_no_device(transport.attach(offers), disks)
             had = [_volume(offer) for offer in offers if offer.volume in here]
             if had and transport.claims and not read_only:
                 transport.claim(had, entered.writers)
@@ -189,13 +199,17 @@ class Hooks:
 
     # Leaving
 
-    def _may_leave(self, manager: str, names: list[str]) -> bool:
+    def _may_leave(self, manager: str, names: list[str], why: LeaveReason) -> list[str]:
+        """What this host may leave of these volumes, now."""
         try:
-            self._manager(manager).may_leave(names)
-        except Conflict as error:
-            say(f"{error.message}: what has {', '.join(names)} is left to it")
-            return False
-        return True
+            leaving = self._manager(manager).may_leave(names, why)
+        except (Conflict, NotAllowed) as error:
+            # A plan is under way, or a coordinator alone gives this host the volume: they take it as well.
+            say(f"{error.message}: {', '.join(names)} stay as they are")
+            return []
+        if staying := sorted(set(names) - set(leaving)):
+            say(f"{', '.join(staying)} stay attached: nobody else is to write them")
+        return leaving
 
     def _detach(self, names: list[str]) -> bool:
         """Detach what is attached of these volumes. False: somebody here still has one, and nothing is detached."""
@@ -214,7 +228,7 @@ class Hooks:
         """Whether a plan of a coordinator is under way with one of these disks' managers."""
         for name, group in self._by_manager(disks).items():
             try:
-                self._manager(name).may_leave([disk.name for disk in group])
+                self._manager(name).may_leave([disk.name for disk in group], "ended")
             except Conflict:
                 return True
         return False
@@ -263,7 +277,7 @@ class Hooks:
         refused: list[StorkitError] = []
         for name in managers:
             try:
-                self._manager(name).may_leave([disk.name])
+                self._manager(name).may_leave([disk.name], "ended")
                 return name
             except NotAllowed as error:
                 refused.append(error)
@@ -321,6 +335,21 @@ def _kernel_refuses(attachment: Attachment) -> bool:
     with suppress(OSError):
         return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/ro").read_text().strip() == "1"
     return False
+
+
+def _refuse_no_device(attachments: Sequence[Attachment], disks: Sequence[GuestDisk]) -> None:
+    """Raise Unsupported for disks that are to be devices, and are attached as what only QEMU can open."""
+    wanted = {disk.name for disk in disks if disk.device}
+    raise_problems(
+        [
+            Unsupported(
+                f"volume {each.volume} is attached as {each.source.uri}, and the guest wants a block device",
+                f"storkit hooks install --set {each.transport}.attach=kernel",
+            )
+            for each in attachments
+            if each.source.kind == "network" and each.volume in wanted
+        ]
+    )
 
 
 def _written(disks: Sequence[GuestDisk]) -> list[GuestDisk]:

@@ -199,13 +199,13 @@ class AdmittedHooks(HookVerbs):
                 assert part.volume.hold is not None
                 act.pool(f"pool:{part.volume.pool}").release([part.volume], part.volume.hold.id)
 
-    def may_leave(self, names: list[str]) -> None:
-        with self._locked(names, "a question", patience=0.0):
-            pass
+    def may_leave(self, names: list[str], why: LeaveReason) -> list[str]:
+        with self._locked(names, "a question", patience=0.0) as (act, volumes):
+            return [part.volume.name for part in self._leaving(act, volumes, why)]
 
     def leave(self, names: list[str], why: LeaveReason) -> None:
-        with self._locked(names, f"the guest {'has moved' if why == 'moved' else f'has {why}'}") as (act, volumes):
-            for target, group in _by_target(act.parts(volumes)).items():
+        with self._locked(names, f"the guest is not here: {why}") as (act, volumes):
+            for target, group in _by_target(self._leaving(act, volumes, why)).items():
                 mine = [part.volume for part in group if any(each.client == self._client for each in part.exports)]
                 if mine:
                     act.transport(target).unexport(mine, [self._client])
@@ -272,6 +272,10 @@ class AdmittedHooks(HookVerbs):
                 f"guest {volume.hold.name} sleeps on volume {volume.name} since {volume.hold.since}, and not this one",
                 wake(volume.hold.name),
             )
+
+    def _leaving(self, act: _Act, volumes: list[Volume], why: LeaveReason) -> list[_Part]:
+        """What the host may leave: where the reason is not known, what another one may write that was let in."""
+        return [part for part in act.parts(volumes) if why != "unknown" or part.writers - {self._client}]
 
     def _not_alone(self, part: _Part) -> StorkitError:
         having = ", ".join(sorted(part.writers)) or "nobody"

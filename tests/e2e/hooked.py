@@ -95,6 +95,7 @@ class Hooked:
         """What the manager keeps: grants, marks, metadata of volumes."""
         base = self.directory / "a"
         files = [path for path in sorted(base.rglob("*")) if path.is_file() and path.suffix in (".json", ".raw")]
+        files.remove(base / "setup.json")  # what coordinators have told it
         return {str(path.relative_to(base)): path.read_bytes() for path in files}
 
     def grants(self) -> dict[str, bytes]:

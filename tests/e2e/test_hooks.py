@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from storkit.core.errors import Conflict, HostUnreachable, NotAllowed, StorkitError, Unsafe
+from storkit.core.errors import Conflict, HostUnreachable, NotAllowed, StorkitError, Unsafe, Unsupported
 from storkit.hooks.engine import GuestDisk, GuestId, Hooks
 from storkit.hosts.accept import GuestHost
 from tests.e2e.hooked import DISK, GUEST, INVENTORY, Hooked
@@ -127,6 +127,12 @@ def test_what_cannot_be_attached_is_given_back(hooked: Hooked) -> None:
     with Hooks(content) as hooks, pytest.raises(Unsafe, match="sends host h2 to 127"):
         hooks.enter(DISK, GUEST, "start")
     assert hooked.rights() == {} and not hooked.attached("h2")
+
+
+def test_a_disk_that_is_no_device_is_given_back_where_one_is_wanted(hooked: Hooked) -> None:
+    with pytest.raises(Unsupported, match="the guest wants a block device"):
+        hooked.enter("h1", disks=[GuestDisk("v", device=True)])
+    assert hooked.rights() == {} and not hooked.attached("h1")
 
 
 def test_a_right_that_was_given_and_not_used_is_found_again(hooked: Hooked) -> None:

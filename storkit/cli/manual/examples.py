@@ -132,6 +132,21 @@ EXAMPLES = {
     "plan show": (("storkit plan show 20261121-134920-71955", "Its steps, and which of them are done."),),
     "plan resume": (("storkit plan resume 20261121-134920-71955", "The command was killed: do the rest of it."),),
     "plan rollback": (("storkit plan rollback 20261121-134920-71955", "Undo the steps that are done."),),
+    "hooks install": (
+        ("storkit hooks install --name xen2 --manager s=ssh://root@10.0.0.1 --identity /etc/storkit/hook_key",
+         "This host is xen2; its hooks ask host s for disks."),
+        ("storkit hooks install", "Write the scripts again, after an upgrade or for a new hypervisor."),
+    ),
+    "hooks status": (("storkit hooks status", "Which scripts are here, and whether each manager answers."),),
+    "hooks remove": (("storkit hooks remove", "From now on only storkit's own commands attach disks here."),),
+    "hooks admit": (
+        ("storkit hooks admit xen2 --volumes 'fast/*' --address 10.0.0.2 --key xen2.pub",
+         "Host xen2 may have all disks of pool fast; the line for authorized_keys is printed."),
+        ("storkit hooks admit xen2 --remove", "Its hooks are let in no longer."),
+    ),
+    "hook libvirt": (
+        ("storkit hook libvirt web prepare begin - < web.xml", "What libvirt's hook does before guest web starts."),
+    ),
     "status": (
         ("storkit status", "What is exported to whom, where it is attached, and what is unfinished."),
         ("storkit --json status", "The same for a script."),

@@ -16,8 +16,9 @@ from storkit.core.model import Offer
 
 EnterReason = Literal["start", "arrive", "wake"]
 """start: a guest is to run. arrive: one comes by live migration. wake: one whose memory was saved."""
-LeaveReason = Literal["moved", "ended", "failed"]
-"""moved: the guest runs elsewhere. ended: it was shut down, or sleeps. failed: it never ran here."""
+LeaveReason = Literal["moved", "ended", "failed", "unknown"]
+"""moved: the guest runs elsewhere. ended: it was shut down, or sleeps. failed: it never ran here.
+unknown: it may be to run here again; then it is left to another host that has been let in, or to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class HookVerbs(ABC):
         """End the sleep of this guest on volumes that the host alone may write; one that has ended is fine."""
 
     @abstractmethod
-    def may_leave(self, names: list[VolumeName]) -> None:
-        """Ask whether the host may leave volumes, and change nothing.
+    def may_leave(self, names: list[VolumeName], why: LeaveReason) -> list[VolumeName]:
+        """Say which of these volumes the host may leave for that reason, and change nothing.
 
         Raises:
             Conflict: a plan is under way, and leaves what is to be left.

@@ -159,11 +159,12 @@ def serve(
         first = wire.parse(wire.read_line(source, longest) or b"null")
         protocol = wire.common(first, "the coordinator's host")
         told = codec.load(Setup, first.get("setup"), "setup", strict=False)
-        limits = accept.limits(grade, file)
         if client:
             from storkit.hosts.admitted import AdmittedHooks, BoundLimits
 
-            limits = bound = BoundLimits(client, file)
+            limits: accept.Limits = (bound := BoundLimits(client, file))
+        else:
+            limits = accept.limits(grade, file)
         given = limits.setup(told)
         place = site(given)
         if client and remembered(place.state) is None:

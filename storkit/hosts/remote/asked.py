@@ -182,7 +182,11 @@ def _receive(host: str, hypervisor: str, args: Record, result: str) -> Iterator[
 
 def _entered(host: str, _: str, args: Record, result: Record) -> Iterator[str]:
     yield from _each(result["offers"], [{"name": name} for name in args["names"]], ("volume", "name"))
-    for name in set(result["given"]) - set(args["names"]):
+    yield from _named(host, _, args, result["given"])
+
+
+def _named(host: str, _: str, args: Record, result: list[str]) -> Iterator[str]:
+    for name in set(result) - set(args["names"]):
         yield f"volume {name!r}, which was not asked for"
 
 
@@ -222,6 +226,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,
     ("hook", "enter"): _entered,
+    ("hook", "may_leave"): _named,
     ("host", "declare_off"): _declared,
 }
 WORDS = frozenset(

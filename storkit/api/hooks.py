@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
@@ -18,6 +18,15 @@ def libvirt(words: tuple[str, str, str, str], xml: bytes, file: Path | None = No
 
     with deadline():
         libvirt.run(words, xml, lambda: Hooks.load(file))
+
+
+def xen(event: Literal["add", "remove"], place: str, file: Path | None = None) -> None:
+    """Attach a disk for xl, or give it up; `place` is its XENBUS_PATH. Raises StorkitError: it must not go on."""
+    from storkit.hooks import xen
+    from storkit.hooks.engine import deadline
+
+    with deadline():
+        xen.hook(event, place, file)
 
 
 def install(wish: InstallWish) -> Installed:

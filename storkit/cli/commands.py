@@ -477,6 +477,13 @@ COMMANDS = (
     ),
     Command(
         "hook",
+        "xen",
+        "do what xl calls its script block-storkit for; XENBUS_PATH says for which disk",
+        "hooks:xen",
+        (arg("event", help="what happens to the disk", choices=("add", "remove")), HOST_FILE),
+    ),
+    Command(
+        "hook",
         "libvirt",
         "do what libvirt calls its hook for; the domain's XML is on stdin",
         "hooks:libvirt",

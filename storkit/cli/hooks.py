@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +19,32 @@ if TYPE_CHECKING:
 
 
 def libvirt(options: Namespace) -> int:
-    """1, and why on stderr, if the guest must not go on: whatever it is, and never a traceback."""
-    try:
+    """1, and why on stderr, if the guest must not go on."""
+
+    def act() -> None:
         from storkit.api import hooks
 
         words = (options.guest, options.operation, options.sub, options.extra)
         hooks.libvirt(words, sys.stdin.buffer.read(), _file(options))
+
+    return _carried_out(act)
+
+
+def xen(options: Namespace) -> int:
+    """1, and why on stderr, if the domain must not have the disk, or it could not be given up."""
+
+    def act() -> None:
+        from storkit.api import hooks
+
+        hooks.xen(options.event, os.environ.get("XENBUS_PATH", ""), _file(options))
+
+    return _carried_out(act)
+
+
+def _carried_out(act: Callable[[], None]) -> int:
+    """The exit status of a hook: whatever goes wrong, there is never a traceback."""
+    try:
+        act()
     except StorkitError as error:
         output.explain(error)
         return 1

@@ -112,7 +112,7 @@ def run(options: Namespace) -> int:
     session: Session | None = None
     try:
         function = getattr(importlib.import_module(f"storkit.cli.{module}"), name)
-        if options.function in ("host:agent", "completion:print_", "hooks:libvirt"):
+        if options.function in ("host:agent", "completion:print_", "hooks:libvirt", "hooks:xen"):
             return int(function(options) or 0)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job

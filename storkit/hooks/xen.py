@@ -19,7 +19,7 @@ from typing import Literal
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError
 from storkit.core.identities import check_name
 from storkit.hooks.engine import GuestDisk, GuestId, Hooks
-from storkit.hooks.xenevents import Enter, Event, Keep, Leave, PutToSleep, decide
+from storkit.hooks.xenevents import Enter, Keep, Leave, PutToSleep, XenEvent, decide
 from storkit.hooks.xenstore import Xenstore
 from storkit.hypervisors._xl import toolstack
 from storkit.hypervisors._xl.processes import wait_until, xl_above
@@ -129,7 +129,7 @@ class XenHook:
         name, uuid = _name(self.store, domain), _uuid(self.store, domain)
         if not name:
             raise NotFound(f"domain {domain} has no name in the xenstore", f"xl list {domain}")
-        event = Event("add", name, xl_above(os.getppid()))
+        event = XenEvent("add", name, xl_above(os.getppid()))
         guest = GuestId(check_name("guest", event.guest), uuid)
         self._refuse_shared(volume, uuid)
         if self._path.exists() and not device_number(self._path):
@@ -147,7 +147,7 @@ class XenHook:
         self.store.remove(f"{self.disk.path}/{_CUT_SHORT}")
         _say(f"{event.name}: volume {volume} is here: {act.why}")
 
-    def _hand_over(self, act: Enter, disks: list[GuestDisk], guest: GuestId, event: Event) -> None:
+    def _hand_over(self, act: Enter, disks: list[GuestDisk], guest: GuestId, event: XenEvent) -> None:
         """Let the guest have what is attached."""
         try:
             number = device_number(self._path)
@@ -190,7 +190,7 @@ class XenHook:
 
     def _remove(self, volume: str) -> None:
         domain = self.disk.domain
-        event = Event(
+        event = XenEvent(
             "remove",
             _name(self.store, domain),
             xl_above(os.getppid()),

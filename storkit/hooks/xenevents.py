@@ -50,7 +50,7 @@ Act = Enter | Leave | PutToSleep | Keep
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class XenEvent:
     """One call of the script."""
 
     kind: Literal["add", "remove"]
@@ -78,12 +78,12 @@ _POLICY = {"-": "on_poweroff", "r": "on_reboot", "c": "on_crash", "w": "on_watch
 _FINAL = ("destroy", "coredump_destroy")
 
 
-def decide(event: Event) -> Act:
+def decide(event: XenEvent) -> Act:
     """What follows from an event."""
     return _added(event) if event.kind == "add" else _removed(event)
 
 
-def _added(event: Event) -> Enter:
+def _added(event: XenEvent) -> Enter:
     if event.name.endswith(INCOMING):
         return Enter("arrive")
     # The xl that has built a guest builds it anew when that reboots, with the same words: its disk is there.
@@ -93,7 +93,7 @@ def _added(event: Event) -> Enter:
     return Enter("wake" if event.xl and event.xl.verb == "restore" else "start", ask=True)
 
 
-def _removed(event: Event) -> Act:
+def _removed(event: XenEvent) -> Act:
     if not event.connected and not event.cut_short:
         return Keep("it was never connected")
     if not event.connected:
@@ -113,7 +113,7 @@ def _removed(event: Event) -> Act:
     return Keep("it is not known why")
 
 
-def _ended(event: Event, xl: XlProcess) -> Act:
+def _ended(event: XenEvent, xl: XlProcess) -> Act:
     """A domain that is taken apart by the xl that has built it, and has watched over it since."""
     domain = event.domain
     if domain is None:

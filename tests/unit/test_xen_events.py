@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from storkit.hooks.xenevents import Act, Enter, Event, Keep, Leave, PutToSleep, decide
+from storkit.hooks.xenevents import Act, Enter, Keep, Leave, PutToSleep, XenEvent, decide
 from storkit.hypervisors._xl.processes import XlProcess
 from storkit.hypervisors._xl.toolstack import XenDomain
 
@@ -49,7 +49,7 @@ RECEIVED = xl("migrate-receive", watches=True)
     ],
 )
 def test_add(name: str, caller: XlProcess | None, act: Act) -> None:
-    assert decide(Event("add", name, caller)) == act
+    assert decide(XenEvent("add", name, caller)) == act
 
 
 POLICIES = {"on_reboot": "restart", "on_soft_reset": "soft_reset"}
@@ -104,7 +104,7 @@ POLICIES = {"on_reboot": "restart", "on_soft_reset": "soft_reset"}
     ],
 )
 def test_remove(name: str, caller: XlProcess | None, seen: XenDomain | None, act: Act) -> None:
-    found = decide(Event("remove", name, caller, seen, POLICIES))
+    found = decide(XenEvent("remove", name, caller, seen, POLICIES))
     assert found == act or (isinstance(act, Keep) and isinstance(found, Keep))
 
 
@@ -124,12 +124,12 @@ def test_remove(name: str, caller: XlProcess | None, seen: XenDomain | None, act
     ],
 )
 def test_how_it_ended_counts_as_its_configuration_says(flags: str, policies: dict[str, str] | None, act: Act) -> None:
-    found = decide(Event("remove", "g1", WATCHER, domain(flags), policies))
+    found = decide(XenEvent("remove", "g1", WATCHER, domain(flags), policies))
     assert found == act or (isinstance(act, Keep) and isinstance(found, Keep))
 
 
 def test_an_add_that_failed_has_nothing_to_remove() -> None:
-    failed = Event("remove", "g1", xl("destroy g1"), domain("--p---"), POLICIES, connected=False)
+    failed = XenEvent("remove", "g1", xl("destroy g1"), domain("--p---"), POLICIES, connected=False)
     assert isinstance(decide(failed), Keep)
     assert decide(replace(failed, cut_short="start")) == Leave("failed")
     woke = replace(failed, xl=xl("restore g1.save"), cut_short="wake")
@@ -140,4 +140,4 @@ def test_an_add_that_failed_has_nothing_to_remove() -> None:
 
 def test_a_name_is_its_guests() -> None:
     for name in ("g1", "g1--incoming", "g1--migratedaway"):
-        assert Event("add", name, None).guest == "g1"
+        assert XenEvent("add", name, None).guest == "g1"

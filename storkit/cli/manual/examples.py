@@ -144,6 +144,7 @@ EXAMPLES = {
          "Host xen2 may have all disks of pool fast; the line for authorized_keys is printed."),
         ("storkit hooks admit xen2 --remove", "Its hooks are let in no longer."),
     ),
+    "hook xen": (("storkit hook xen add", "What Xen's block-storkit does before a domain gets its disk."),),
     "hook libvirt": (
         ("storkit hook libvirt web prepare begin - < web.xml", "What libvirt's hook does before guest web starts."),
     ),

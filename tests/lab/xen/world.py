@@ -33,9 +33,15 @@ class XenWorld:
             storage.use(host)
         self.s.put(self._inventory(), INVENTORY)
 
+    def _hosts(self) -> list[str]:
+        """The tables of the inventory's hosts."""
+        tables = [f'[hosts.s]\nurl = "local"\naddress = "{self.s.address("san1")}"']
+        for host in self.dom0s:
+            tables.append(f'[hosts.{host.name}]\nurl = "ssh://root@{host.name}"\naddress = "{host.address("san1")}"')
+        return tables
+
     def _inventory(self) -> str:
-        lines = [f'[hosts.s]\nurl = "local"\naddress = "{self.s.address("san1")}"']
-        lines += [f'[hosts.{h.name}]\nurl = "ssh://root@{h.name}"\naddress = "{h.address("san1")}"' for h in self.dom0s]
+        lines = self._hosts()
         pool = {"host": "s", "type": self.storage.pool, "transport": self.storage.transport}
         for name, values in (
             ("pools.default", pool | self.storage.pool_settings),

@@ -1,0 +1,99 @@
+"""Two dom0s whose xl attaches disks by block-storkit, and the storage host that admits their hooks: no coordinator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from storkit.hooks.hostfile import HostFile, Manager, dumps
+from storkit.hosts import accept
+from storkit.hosts.accept import Accepted, GuestHost
+from tests.lab.host import Result
+from tests.lab.image import TREE
+from tests.lab.world import storage
+from tests.lab.xen import Dom0, XenLab
+from tests.lab.xen.world import CMDLINE, IMAGE, PATIENT, XenWorld
+
+CONFIG = "/root/g1.cfg"
+UUID = "5c0d1e8a-4a57-4c34-9c37-1f5f3a0c6b01"
+XL_CFG = f"""\
+name = "g1"
+uuid = "{UUID}"
+type = "pvh"
+memory = 96
+kernel = "/root/vmlinux"
+ramdisk = "/root/initrd"
+cmdline = "{CMDLINE}"
+disk = [ "format=raw, vdev=xvda, access=rw, script=block-storkit, target=g1" ]
+"""
+
+
+class HookedXen(XenWorld):
+    """g1 has a disk, an xl.cfg, and nobody who has started it yet."""
+
+    def __init__(self, xen: XenLab, scratch: Path, stored: str = "nbd-kernel") -> None:
+        super().__init__(xen, scratch, storage(stored))
+        address, kind = self.s.address("san1"), self.storage.transport
+        self.admit("h1", "h2")
+        for host in self.dom0s:
+            manager = Manager("ssh://root@s", addresses=[address])
+            settings: dict[str, dict[str, Any]] = {kind: dict(self.storage.transport_settings)}
+            content = HostFile(host.name, {"s": manager}, transports=settings)
+            host.put(dumps(content), "/etc/storkit/host.toml")
+            text = (TREE / "storkit/hooks/block-storkit.sh").read_text()
+            text = text.replace("@STORKIT@", "storkit").replace("@OPTIONS@", "")
+            host.put(text, "/etc/xen/scripts/block-storkit", mode=0o755)
+            host.put(XL_CFG, CONFIG)
+        self.s.put(xen.guest_disk, IMAGE)
+        self.storkit("volume", "import", IMAGE, "g1")
+
+    def _hosts(self) -> list[str]:
+        # What a host asks for it asks by itself; the storage host is looked at alone, which is quick.
+        return super()._hosts()[:1]
+
+    def admit(self, *names: str) -> None:
+        """Write the storage host's own file, which lets the hooks of these hosts in."""
+        kind = self.storage.transport
+        accepted = Accepted(
+            pools={"default": {"type": self.storage.pool, **self.storage.pool_settings}},
+            transports={kind: dict(self.storage.transport_settings)},
+            host="s",
+            address=self.s.address("san1"),
+            transport_of={"default": kind},
+            guest_hosts={
+                host.name: GuestHost(["default/*"], host.address("san1")) for host in self.dom0s if host.name in names
+            },
+        )
+        file = self.scratch / "accept.toml"
+        accept.save(file, accepted)
+        self.s.put(file.read_text(), "/etc/storkit/accept.toml")
+
+    def xl(self, host: Dom0, *words: str) -> str:
+        """What xl says; it must succeed."""
+        done = self.try_xl(host, *words)
+        assert done.status == 0, f"xl {' '.join(words)} on {host.name}: {done.status}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def try_xl(self, host: Dom0, *words: str) -> Result:
+        return host.run(["xl", *words], check=False, timeout=PATIENT)
+
+    def volume(self, name: str = "g1") -> Any:
+        return self.storkit("volume", "show", name)
+
+    def writers(self, name: str = "g1") -> list[str]:
+        return sorted(each["client"] for each in self.volume(name)["exports"] if each["writable"])
+
+    def domain(self, host: Dom0) -> int:
+        """The id of the guest's domain."""
+        return int(host.run(["xl", "domid", "g1"]).stdout)
+
+    def crash(self, host: Dom0) -> None:
+        """Make the guest's kernel fail."""
+        crash = 'exec "$(echo /usr/lib/xen-*/bin/xen-hvmcrash)" "$1"'
+        host.run(["sh", "-euc", crash, "sh", str(self.domain(host))])
+
+    def clean(self, host: Dom0) -> bool:
+        """Whether nothing of the guest is left there: no domain, no device, no export."""
+        there = host.run(["sh", "-c", "ls /dev/storkit; xenstore-ls /local/domain/0/backend/vbd; true"]).stdout
+        assert not self.domains(host) and "g1" not in there, f"{host.name}: {self.domains(host)}\n{there}"
+        return host.name not in [each["client"] for each in self.volume()["exports"]]

@@ -272,11 +272,14 @@ class Host:
 
     # --- hardware
 
-    def add_disk(self, size: int) -> str:
-        """Plug in a blank disk of `size` bytes; returns its device. It stays until the host is reset."""
+    def add_disk(self, size: int, content: Path | None = None) -> str:
+        """Plug in a disk of `size` bytes, blank or with the content of a file; returns its device. It stays until the
+        host is reset."""
         letter = DISKS[len(self._disks) + 1]
         file = self._directory / f"disk-{letter}"
-        with self._cell.path(file).open("wb") as disk:
+        if content:
+            shutil.copyfile(content, self._cell.path(file))
+        with self._cell.path(file).open("ab") as disk:
             disk.truncate(size)
         if self._machine:
             self._machine.plug(letter, file)

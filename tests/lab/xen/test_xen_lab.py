@@ -9,7 +9,7 @@ import pytest
 import storkit
 from tests.guestkit import log
 from tests.lab import Host
-from tests.lab.xen import Dom0, XenLab, frozen
+from tests.lab.xen import Dom0, XenLab, console, frozen
 
 pytestmark = pytest.mark.lab
 PATIENT = 300.0
@@ -22,8 +22,7 @@ def domains(host: Dom0) -> list[str]:
 
 
 def writes_on(host: Dom0, lines: int = 5) -> None:
-    before = frozen.written(host)
-    host.wait_for(lambda: frozen.written(host) >= before + lines, "further lines of the guest", PATIENT, every=0.5)
+    console.wait_for_lines(host, lines, 2 * PATIENT)
 
 
 def test_two_dom0s_thaw_and_a_guest_goes_on_writing(xen: XenLab) -> None:

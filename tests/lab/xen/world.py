@@ -9,7 +9,7 @@ from typing import Any
 from tests.guestkit import log
 from tests.lab.host import Result
 from tests.lab.world import INVENTORY, Storage
-from tests.lab.xen import Dom0, XenLab, frozen
+from tests.lab.xen import Dom0, XenLab, console, frozen
 
 PATIENT = 600.0
 """Seconds for what emulation makes slow."""
@@ -46,9 +46,10 @@ class XenWorld:
         for name, values in (
             ("pools.default", pool | self.storage.pool_settings),
             (f"transports.{self.storage.transport}", self.storage.transport_settings),
+            ("hypervisors.xl", {"stall_timeout": PATIENT}),
             ("defaults", {"hypervisor": "xl"}),
         ):
-            lines.append("\n".join([f"[{name}]", *(f'{key} = "{value}"' for key, value in values.items())]))
+            lines.append("\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]))
         return "\n".join(lines) + "\n"
 
     def run(self, *words: str, timeout: float = 3 * PATIENT) -> Result:
@@ -73,8 +74,7 @@ class XenWorld:
 
     def wait_for_writes(self, host: Dom0, lines: int = 5) -> None:
         """Wait until the guest has told of so many lines more on this host."""
-        before = frozen.written(host)
-        host.wait_for(lambda: frozen.written(host) >= before + lines, "further lines of the guest", PATIENT, every=0.5)
+        console.wait_for_lines(host, lines, 2 * PATIENT)
 
     def domains(self, host: Dom0) -> list[str]:
         """The names that `xl list` tells but dom0's, in its order."""

@@ -28,9 +28,19 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.identities import Port, Seconds
-from storkit.core.model import Credential, DiskSource, Finding, GuestState, GuestStatus, MigrationResult, check_name
+from storkit.core.model import (
+    Credential,
+    DiskSource,
+    Finding,
+    GuestState,
+    GuestStatus,
+    MigrationResult,
+    Saved,
+    check_name,
+)
 from storkit.guests.limits import xen_type
 from storkit.hypervisors import _door as door
+from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._machine import (
     PRESS_AGAIN,
     differences,
@@ -42,9 +52,9 @@ from storkit.hypervisors._machine import (
     stop_command,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
-from storkit.hypervisors._xl import incoming, toolstack
-from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, disks_of
-from storkit.hypervisors._xl.host import in_the_way, machine_problems, no_live_pv
+from storkit.hypervisors._xl import incoming, saving, toolstack
+from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, disks_of, silent
+from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
 from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
 from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
@@ -127,11 +137,9 @@ class Xl(Hypervisor):
         changed = differences(started, guest) if started else ""
         if found and found.status == "paused":
             raise Conflict(
-                f"guest {guest.name} is paused here, and Xen moves a guest only while it runs",
+                f"guest {guest.name} is paused here, and Xen moves and saves a guest only while it runs",
                 f"xl unpause {guest.name}",
             )
-        if xen_type(guest) == "pv" and "shadow" not in toolstack.machine().abilities:
-            raise no_live_pv(guest.name)
         return {
             "definition": f"changed in {changed} since it was started" if changed else "as recorded",
             "type": xen_type(guest),
@@ -169,7 +177,7 @@ class Xl(Hypervisor):
     def start(self, name: str) -> GuestState:
         found = self._one(name)
         if found.status == "unknown":
-            raise _silent(name, "started")
+            raise silent(name, "started")
         if found.status == "starting" or (found.seen and found.status not in ("running", "paused", "migrated")):
             raise Conflict(f"guest {name} cannot start here: it is {found.status}", look_command(name))
         if found.idle or not found.seen:
@@ -183,6 +191,7 @@ class Xl(Hypervisor):
                     raise
             self._guests.forget_arrival(name)
             self._source(name).forget()
+            saving.XlSave(self._guests, name).forget()
         return self.find([name])[0]
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
@@ -191,13 +200,14 @@ class Xl(Hypervisor):
         if found is None or found.idle:
             return
         if found.status == "unknown":
-            raise _silent(name, "ended")
+            raise silent(name, "ended")
         if force or found.status in ("incoming", "arrived"):
             self.cancel(name)
             self._stop_receiving(name)
             self._stop_building(name)
             self._end(name)
             self._guests.forget_arrival(name)
+            saving.XlSave(self._guests, name).forget()
             return
         refuse_shutdown(name, found.status)
         pressed = 0.0
@@ -253,6 +263,8 @@ class Xl(Hypervisor):
             if not source.under_way():
                 if found.status != "running":
                     raise Conflict(f"guest {name} is {found.status} here", look_command(name))
+                if found.record and not can_move(found.record.guest):
+                    raise no_live_pv(name)
                 if credential is None:
                     raise Unsafe(f"the destination of guest {name} has made no key", look_command(name))
                 source.start(found.of("running")[0].id, uri, credential)
@@ -294,7 +306,7 @@ class Xl(Hypervisor):
         self._guests.forget_arrival(name)
         incoming.forget_key(self._guests.moving(name))
         if run and found.status != "running":
-            self._run(domain)
+            toolstack.go_on(domain)
 
     def wake(self, name: str) -> GuestState:
         found = self._one(name)
@@ -303,8 +315,39 @@ class Xl(Hypervisor):
         if found.status == "paused" and found.first:
             if found.first.domain.ended not in ("", "s"):
                 raise Conflict(f"guest {name} cannot go on: {found.first.reason}", force_command(name))
-            self._run(found.first.domain)
+            saving.XlSave(self._guests, name).forget()
+            toolstack.go_on(found.first.domain)
         return self.find([name])[0]
+
+    def save(self, name: str, saved: Saved, file: str = "") -> Saved:
+        return saving.save(self.site, self._guests, name, saved, file, self.settings.stall_timeout)
+
+    def unsave(self, name: str, saved: Saved, file: str = "") -> None:
+        saving.unsave(self.site, self._guests, name, saved, file)
+
+    def saved(self, name: str, file: str = "") -> Saved:
+        return memory.read(memory.place(self.site, name, file))
+
+    def load(self, name: str, hold: str, file: str = "") -> None:
+        path = memory.place(self.site, name, file)
+        memory.refuse_other(memory.read(path), name, hold)
+        found = self._one(name)
+        if found.status == "arrived":
+            return
+        if found.status not in ("stopped", "migrated", "incoming"):
+            raise Conflict(f"guest {name} cannot wake up here: it is {found.status} here", look_command(name))
+        self._check_disks(found)
+        self._give_up_arrival(name)  # killed while it was read
+        self._guests.make(name)
+        try:
+            saving.load(self._guests, name, path, found.record.disks if found.record else [])
+        except StorkitError:
+            self._give_up_arrival(name)
+            raise
+        self._source(name).forget()
+
+    def spend(self, name: str, guest: str, file: str = "") -> None:
+        memory.spend(memory.place(self.site, name, file), not file, name, guest)
 
     def messages(self, name: str) -> str:
         """What xl said of the guest's arrival here."""
@@ -323,8 +366,7 @@ class Xl(Hypervisor):
             may = ", so it may run" if found.status in ("starting", "unknown") else ""
             raise Unsafe(f"guest {name} is not retired: it is {found.status} here{may}", look_command(name))
         self._stop_receiving(name)
-        self._end(name, "arrived", "incoming", "migrated")
-        self._guests.forget_arrival(name)
+        self._give_up_arrival(name)
         incoming.forget_key(self._guests.moving(name))
 
     # --- parts
@@ -352,18 +394,11 @@ class Xl(Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return render(definition.guest, definition.disks, self.name, Place(machine=definition.machine), templates)
 
-    def _run(self, domain: XenDomain) -> None:
-        """Let a domain go on that stands still."""
-        if domain.ended == "s":
-            toolstack.unsuspend(domain.id)
-        if domain.paused:
-            xl("unpause", str(domain.id))
-
     def _let_go_on(self, found: XenGuest) -> None:
         """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours."""
         for seen in found.seen:
             if seen.status == "paused" and seen.domain.ended == "s" and not seen.domain.away:
-                self._run(seen.domain)
+                toolstack.go_on(seen.domain)
 
     def _press(self, domain: XenDomain) -> None:
         try:
@@ -380,7 +415,7 @@ class Xl(Hypervisor):
         are gone. Raises Unsafe: xl does not answer."""
         found = self._guests.one(name)
         if found and found.status == "unknown":
-            raise _silent(name, "ended")
+            raise silent(name, "ended")
         seen = found.seen if found else []
         for domain in [one.domain for one in seen if not statuses or one.status in statuses]:
             try:
@@ -388,6 +423,12 @@ class Xl(Hypervisor):
             except CommandFailed:
                 if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
                     raise
+
+    def _give_up_arrival(self, name: str) -> None:
+        """End what has arrived here and has never run, what reads its memory from a file, and what moved away."""
+        self._stop_building(name)
+        self._end(name, "arrived", "incoming", "migrated")
+        self._guests.forget_arrival(name)
 
     def _stop_building(self, name: str) -> None:
         """End the xl that builds the guest's domain, or would build it anew when it reboots. Raises TimedOut."""
@@ -435,7 +476,3 @@ class Xl(Hypervisor):
         taken = self._guests.taken(found.record.guest) if found.record else []
         if taken:
             raise Unsafe(f"guest {found.name} cannot be here: {'; '.join(taken)}", look_command(found.name))
-
-
-def _silent(name: str, what: str) -> Unsafe:
-    return Unsafe(f"guest {name} cannot be {what}: xl does not answer here", "xl list; systemctl status xen")

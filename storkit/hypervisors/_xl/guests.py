@@ -3,9 +3,10 @@
     STATE/xl/NAME/guest.json     the guest's record, its disks on this host
     STATE/xl/NAME/guest.cfg      what `xl create` reads
     STATE/xl/NAME/arriving       a mark: the guest is to arrive here since this boot, and has not been let go on
+    STATE/xl/NAME/reading        a mark: its memory is being read from a file since this boot
     STATE/xl/NAME/sent.log       what xl said of the last migration from here
     STATE/xl/NAME/received.log   what xl said of the last migration to here
-    RUN/xl/NAME/                 key, address and lock of a migration
+    RUN/xl/NAME/                 key, address and lock of a migration; what a save has come to (saving.py)
 
 Where a guest runs is told by `xl list` alone, and by its UUID where storkit has a record. Nothing of it outlives a
 reboot: a guest without a domain does not run.
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storkit.core.errors import StorkitError
+from storkit.core.errors import StorkitError, Unsafe
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, check_name
 from storkit.hypervisors._machine import taken_disks
@@ -32,6 +33,9 @@ from storkit.system.block import devmapper
 from storkit.system.files import make_private, write_atomic
 
 CONFIG = "guest.cfg"
+SAVED = "saved"
+"""The mark of a guest whose memory has been written to a file (saving.py)."""
+_ARRIVING, _READING = "arriving", "reading"
 _ORDER: tuple[GuestStatus, ...] = ("running", "paused", "unknown", "starting", "arrived", "incoming", "migrated")
 _ENDED = {
     "c": "it has crashed, and Xen keeps it",
@@ -148,27 +152,38 @@ class XenGuests:
         """The directory of a migration's key."""
         return self.run / check_name("guest", name)
 
-    def expect(self, name: str) -> None:
-        """Mark the guest as one that is to arrive here."""
-        write_atomic(self._mark(name), _boot())
+    def expect(self, name: str, memory: bool = False) -> None:
+        """Mark the guest as one that is to arrive here; with `memory`, as one whose memory is read from a file, which
+        has arrived only once it is marked without."""
+        write_atomic(self._mark(name, _READING if memory else _ARRIVING), _boot())
+        if not memory:
+            self._mark(name, _READING).unlink(missing_ok=True)
 
     def expected(self, name: str) -> bool:
         """Whether it is to arrive, and has not been let go on."""
-        try:
-            return self._mark(name).read_text() == _boot()
-        except FileNotFoundError:
-            return False
+        return self._marked(name, _ARRIVING) or self.reading(name)
+
+    def reading(self, name: str) -> bool:
+        """Whether its memory is being read from a file, or was when that was cut short."""
+        return self._marked(name, _READING)
 
     def forget_arrival(self, name: str) -> None:
-        self._mark(name).unlink(missing_ok=True)
+        for mark in (_ARRIVING, _READING):
+            self._mark(name, mark).unlink(missing_ok=True)
 
     def make(self, name: str) -> None:
         """The directories of a guest."""
         make_private(self.directory(name))
         make_private(self.moving(name))
 
-    def _mark(self, name: str) -> Path:
-        return self.directory(name) / "arriving"
+    def _mark(self, name: str, mark: str) -> Path:
+        return self.directory(name) / mark
+
+    def _marked(self, name: str, mark: str) -> bool:
+        try:
+            return self._mark(name, mark).read_text() == _boot()
+        except FileNotFoundError:
+            return False
 
     def _recorded(self) -> list[str]:
         return sorted(entry.name for entry in self.base.iterdir()) if self.base.is_dir() else []
@@ -192,6 +207,8 @@ class XenGuests:
         if seen:
             return XenGuest(name, seen[0].domain.uuid, seen[0].status, record, seen)
         assert record
+        if self.reading(name):
+            return XenGuest(name, record.guest.uuid, "incoming", record)
         # xl takes the domain of a guest that reboots apart, waits two seconds, and builds it anew.
         status: GuestStatus = "starting" if bringers else "incoming" if self.expected(name) else "stopped"
         return XenGuest(name, record.guest.uuid, status, record)
@@ -211,7 +228,11 @@ class XenGuests:
             reason = _ENDED.get(domain.ended, "")
             return SeenDomain(domain, "paused" if reason else "starting", reason=reason)
         if domain.paused and domain.seconds:
-            return SeenDomain(domain, "paused")  # whoever let it go on, and whatever mark is left: it has run here
+            # whoever let it go on, and whatever mark is left: it has run here
+            saved = (self.moving(name) / SAVED).exists()
+            return SeenDomain(domain, "paused", reason="its memory has been saved" if saved else "")
+        if domain.paused and self.reading(name):
+            return SeenDomain(domain, "incoming", "in")
         if domain.paused:
             return SeenDomain(domain, "starting" if building else "arrived" if self.expected(name) else "paused")
         return SeenDomain(domain, "running", "out" if sender else "")
@@ -252,3 +273,8 @@ def _volume(path: str) -> str:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def silent(name: str, what: str) -> Unsafe:
+    """The error of what is not done to a guest, since it is not known where it is."""
+    return Unsafe(f"guest {name} cannot be {what}: xl does not answer here", "xl list; systemctl status xen")

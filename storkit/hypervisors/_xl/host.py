@@ -7,7 +7,7 @@ from storkit.core.guest import Guest
 from storkit.core.units import format_size
 from storkit.guests.limits import xen_type
 from storkit.hypervisors._xl import toolstack
-from storkit.hypervisors._xl.toolstack import XenDomain
+from storkit.hypervisors._xl.toolstack import XenDomain, XenMachine
 
 
 def machine_problems(guest: Guest, arrives: bool, running: bool) -> list[str]:
@@ -25,7 +25,7 @@ def machine_problems(guest: Guest, arrives: bool, running: bool) -> list[str]:
         problems.append(
             f"Xen here cannot run {xen_type(guest)} guests (virt_caps: {abilities}): look into the BIOS's settings"
         )
-    if arrives and xen_type(guest) == "pv" and "shadow" not in machine.abilities:
+    if arrives and not can_move(guest, machine):
         error = no_live_pv(guest.name)
         problems.append(f"{error.message}: {error.hint}")
     if not running and machine.free is not None and guest.memory > machine.free:
@@ -38,11 +38,17 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
+def can_move(guest: Guest, machine: XenMachine | None = None) -> bool:
+    """Whether Xen here, which is `machine`, can send or receive a guest that runs."""
+    return xen_type(guest) != "pv" or "shadow" in (machine or toolstack.machine()).abilities
+
+
 def no_live_pv(name: str) -> Unsupported:
     """The error of a live migration that this Xen has no means for."""
     return Unsupported(
         f"guest {name} is of type pv, and Xen here has no shadow paging, so that it cannot be moved while it runs",
-        'stop it and start it on the other host, or make it pvh: machine = "pvh" in its file',
+        f"storkit guest save {name} FILE, and storkit guest restore {name} FILE --on the other host;"
+        ' or make it pvh: machine = "pvh" in its file',
     )
 
 

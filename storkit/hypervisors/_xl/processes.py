@@ -66,7 +66,7 @@ class XlProcess:
         Such an xl ends with its domain, unless that reboots, and when it is suspended (xl_vmcontrol.c).
         """
         if self.guest == name:
-            return self.verb == "create" or (self.verb == "migrate-receive" and self.watches)
+            return self.verb in ("create", "restore") or (self.verb == "migrate-receive" and self.watches)
         return self.verb == "create" and str(config) in self.words
 
     @property
@@ -124,10 +124,11 @@ def _parent(pid: int) -> tuple[str, int]:
 
 
 def disconnect(process: XlProcess) -> None:
-    """End what carries an xl's stream, and nothing else: xl then puts its domain in order by itself, and ends."""
+    """End what carries an xl's stream, and nothing else: xl then puts its domain in order by itself, and ends. To a
+    file it is xl's own helper that writes."""
     for pid in _pids():
         name, parent = _parent(pid)
-        if parent == process.pid and name != _HELPER:
+        if parent == process.pid and (name != _HELPER or process.verb == "save"):
             with suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
 

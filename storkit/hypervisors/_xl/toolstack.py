@@ -202,6 +202,14 @@ def unsuspend(domain: int) -> None:
     run(["/usr/bin/python3", "-c", _LET_GO_ON, str(domain), *where], package="python3")
 
 
+def go_on(domain: XenDomain) -> None:
+    """Let a domain run that stands still."""
+    if domain.ended == "s":
+        unsuspend(domain.id)
+    if domain.paused:
+        xl("unpause", str(domain.id))
+
+
 def _libraries() -> Iterable[Path]:
     return Path("/usr/lib").glob("xen-*/lib/python")
 

@@ -280,7 +280,10 @@ COMMANDS = (
         "guest:import_",
         (
             arg("file", help="the configuration file", metavar="FILE"),
-            arg("--disk", help="PATH=VOLUME: the volume that replaces a disk", action="append", default=[]),
+            arg("--disk", help="TARGET=VOLUME: the volume that a disk is now", action="append", default=[]),
+            arg(
+                "--local", help="a TARGET that each host has of its own", action="append", default=[], metavar="TARGET"
+            ),
             arg("--name", help="another name", metavar="NAME"),
         ),
     ),

@@ -41,11 +41,11 @@ def define(session: Session, options: Namespace) -> None:
 def import_(session: Session, options: Namespace) -> None:
     volumes: dict[str, str] = {}
     for text in options.disk:
-        path, equals, volume = text.partition("=")
+        path, equals, volume = text.rpartition("=")
         if not equals:
-            raise UsageError(f"{text!r} is no PATH=VOLUME", "for example --disk /dev/vg/web=web")
+            raise UsageError(f"{text!r} is no TARGET=VOLUME", "for example --disk vda=web, or --disk /dev/vg/web=web")
         volumes[path] = volume
-    _saved(session, session.site.guests.import_(options.file, volumes, options.name or ""))
+    _saved(session, session.site.guests.import_(options.file, volumes, options.name or "", options.local))
 
 
 def clone(session: Session, options: Namespace) -> None:

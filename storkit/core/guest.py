@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from storkit.core.identities import GuestName, Line, MaybeUuid, Uuid, VolumeName, Word
+from storkit.core.identities import GuestName, Line, MaybeUuid, Uuid, VolumeName, Word, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,11 @@ class Guest:
     """A file on the host that takes the serial console's output; empty: none."""
     extra: list[Line] = field(default_factory=list)
     """Further words for the hypervisor, as they are (QEMU arguments, lines of xl.cfg)."""
+    document: Words = ""
+    """The guest's own configuration, in its hypervisor's language: the truth, of which storkit changes where the disks
+    are and nothing else. What else stands here is what it says. Empty: templates make the configuration."""
+    local: list[Line] = field(default_factory=list)
+    """What the document opens of which each host has its own, by the names that it has there. All else is a volume."""
 
     @property
     def cmdline(self) -> str:
@@ -119,12 +124,20 @@ class Guest:
         return " ".join(filter(None, [self.boot.cmdline, *words]))
 
     def mac(self, number: int) -> str:
-        """The MAC address of network card `number`: the one it has, or one derived from the guest's UUID.
+        """The MAC address of network card `number`: the one it has, or one derived from the guest's UUID."""
+        return self.nics[number].mac or derived_mac(self.uuid, number)
 
-        40 bits of a hash, so that thousands of guests do not collide; 52 as its first octet makes it a locally
-        administered unicast address (IEEE 802).
-        """
-        if self.nics[number].mac:
-            return self.nics[number].mac
-        digest = hashlib.sha256(f"{self.uuid}/{number}".encode()).digest()
-        return ":".join(["52", *(f"{octet:02x}" for octet in digest[:5])])
+
+def derived_mac(uuid: str, number: int) -> str:
+    """A MAC address for a guest's network card `number`.
+
+    40 bits of a hash, so that thousands of guests do not collide; 52 as its first octet makes it a locally administered
+    unicast address (IEEE 802).
+    """
+    digest = hashlib.sha256(f"{uuid}/{number}".encode()).digest()
+    return ":".join(["52", *(f"{octet:02x}" for octet in digest[:5])])
+
+
+def derived_serial(uuid: str, number: int) -> str:
+    """A serial number for a guest's disk `number`, as long as virtio-blk carries."""
+    return hashlib.sha256(f"{uuid}/disk/{number}".encode()).hexdigest()[:20]

@@ -59,6 +59,12 @@ def _placed(error: StorkitError, where: str, key: str) -> StorkitError:
 def _problems(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
     yield from _tried("name", lambda: check_name("guest", guest.name))
     yield from _uuid("uuid", guest.uuid)
+    if guest.document:
+        # What it says is its hypervisor's to judge (storkit.guests.document).
+        yield from _disks(guest)
+        return
+    if guest.local:
+        yield "local", UsageError("a guest without a document of its own has nothing local", "leave it out")
     if guest.memory < MIB or guest.memory % MIB:
         yield (
             "memory",
@@ -141,7 +147,7 @@ def _disks(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
         yield from _tried(f"{key}.volume", lambda name=disk.volume: check_name("volume", name))  # type: ignore[misc]
         if disk.uuid:
             yield from _uuid(f"{key}.uuid", disk.uuid)
-        if disk.target and not _TARGET.fullmatch(disk.target):
+        if disk.target and not guest.document and not _TARGET.fullmatch(disk.target):
             yield f"{key}.target", UsageError(f"{disk.target!r} is no disk's name", "write vda, sda, hda or xvda")
         for what, value, seen in (("target", disk.target, targets), ("volume", disk.volume, volumes)):
             if value and seen.setdefault(value, number) != number:

@@ -14,6 +14,7 @@ from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import check_name
+from storkit.guests import document
 from storkit.guests.files import from_data
 
 
@@ -30,10 +31,12 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
         raise UsageError(f"the clone of {name!r} cannot have its name", "name it otherwise")
     renamed = volume_names(guest, name) if volumes is None else dict(volumes)
     disks = [_moved(disk, renamed.get(disk.volume, disk.volume)) for disk in guest.disks]
+    uuid = str(uuid4())
     new = dataclasses.replace(
         guest,
         name=name,
-        uuid=str(uuid4()),
+        uuid=uuid,
+        document=document.cloned(guest, name, uuid) if guest.document else "",
         root=_root(guest, renamed),
         disks=disks,
         nics=[dataclasses.replace(nic, mac="") for nic in guest.nics],
@@ -42,6 +45,10 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
     data = codec.dump(new)
     problems: list[StorkitError] = []
     for override in overrides:
+        if guest.document and not override.startswith("disks."):
+            hint = f"change it in the clone's document, {name}{document.SUFFIXES[guest.hypervisor]}, once it is there"
+            problems.append(UsageError(f"{override!r}: the document of {guest.name} says it", hint))
+            continue
         _override(data, override, problems)
     for number, disk in enumerate(data["disks"]):
         if number < len(disks) and disk["volume"] != disks[number].volume:

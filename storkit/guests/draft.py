@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from storkit.core.errors import UsageError
 from storkit.core.guest import Boot, Disk, Nic
 from storkit.core.model import DiskSource
+
+MOST_DISKS = 256
 
 
 @dataclass(slots=True)
@@ -27,14 +30,20 @@ class GuestDraft:
     nics: list[Nic] = field(default_factory=list)
     console: str = ""
     extra: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warned: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was not understood, each once."""
+        return list(self.warned)
 
     def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
+        self.warned[text] = None
 
     def add_disk(self, source: DiskSource, target: str = "", bus: str = "virtio", readonly: bool = False) -> None:
         """Add a disk. Its target is kept only where it is not the one it would get anyway."""
+        if len(self.disks) == MOST_DISKS:
+            raise UsageError(f"the guest has more than {MOST_DISKS} disks", "check what the file is")
         if bus not in ("virtio", "scsi", "ide", "sata", "xen"):
             self.warn(f"disk {source.uri}: bus {bus} becomes virtio")
             bus = "virtio"

@@ -1,4 +1,5 @@
-"""Guests as TOML files in a directory beside the inventory: guests/NAME.toml, made to be kept in git.
+"""Guests as TOML files in a directory beside the inventory: guests/NAME.toml, made to be kept in git; beside it the
+guest's own document, if it has one: guests/NAME.xml of libvirt, guests/NAME.cfg of xl.
 
 storkit writes a file when a guest is defined or cloned, and never over one that is there unless it is told to: the
 administrator's comments and order stay.
@@ -17,6 +18,7 @@ from storkit.core.errors import Conflict, NotFound, Problems, StorkitError, Usag
 from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
+from storkit.guests import document
 from storkit.guests.check import MIB, check
 from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic, write_new
 
@@ -52,7 +54,7 @@ def load(directory: Path, name: str) -> Guest:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{file} cannot be read: {reason}", f"check it: less {file}") from None
-    return parse(text, str(file), name)
+    return parse(text, str(file), name, directory)
 
 
 def load_all(directory: Path) -> list[Guest]:
@@ -68,8 +70,9 @@ def load_all(directory: Path) -> list[Guest]:
     return guests
 
 
-def parse(text: str, where: str, name: str) -> Guest:
-    """The guest that `text` (TOML) describes; `where` is named in messages. `name` may be left out of the text."""
+def parse(text: str, where: str, name: str, directory: Path = Path()) -> Guest:
+    """The guest that `text` (TOML) describes; `where` is named in messages. `name` may be left out of the text. A
+    document of its own is in `directory`."""
     try:
         data: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -81,15 +84,42 @@ def parse(text: str, where: str, name: str) -> Guest:
                 f"{where}: name: {data['name']!r} is not the file's name", f'name = "{name}", or rename the file'
             )
         )
+    if "document" in data:
+        data["document"] = _read_document(directory, data, where, problems)
+        raise_problems(problems)
     guest = from_data(data, where, problems)
     raise_problems(problems)
     assert guest is not None
     return guest
 
 
+def _read_document(directory: Path, data: dict[str, Any], where: str, problems: list[StorkitError]) -> str:
+    """The text of a guest's document, which stands beside its record; adds to `problems`."""
+    suffix = document.SUFFIXES.get(str(data.get("hypervisor", "")), "")
+    own = f"{data['name']}{suffix}"
+    if not suffix or data["document"] != own:
+        wanted = f'document = "{own}"' if suffix else f"hypervisor = {' or '.join(map(repr, document.SUFFIXES))}"
+        problems.append(UsageError(f"{where}: document: it cannot be {data['document']!r}", f"write {wanted}"))
+        return ""
+    said = [key for key in document.FACTS if key in data]
+    problems += [UsageError(f"{where}: {key}: the document says it", f"change it in {directory / own}") for key in said]
+    try:
+        with (directory / own).open(encoding="utf-8") as file:
+            text = file.read(document.LARGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problems.append(UsageError(f"{directory / own} cannot be read: {reason}", f"check it: less {directory / own}"))
+        return ""
+    if len(text) > document.LARGEST:
+        problems.append(UsageError(f"{directory / own} is too large for a guest's document", "check what it is"))
+    return text
+
+
 def from_data(data: dict[str, Any], where: str, problems: list[StorkitError]) -> Guest | None:
     """The guest that plain values describe, as a file has them (memory may be a text); adds to `problems`."""
     before = len(problems)
+    if data.get("document"):
+        data = {"memory": 0, **data}  # which the document says
     if isinstance(data.get("memory"), str):
         try:
             data = {**data, "memory": parse_size(data["memory"])}
@@ -99,14 +129,20 @@ def from_data(data: dict[str, Any], where: str, problems: list[StorkitError]) ->
     guest: Guest | None = codec.convert(Guest, data, where, "", problems)
     if guest is not None:
         problems += check(guest, where)
+    if guest is not None and guest.document and len(problems) == before:
+        problems += document.problems(guest, where)
+        guest = guest if len(problems) > before else document.with_facts(guest)
     return guest if len(problems) == before else None
 
 
 def to_data(guest: Guest) -> dict[str, Any]:
     """The guest as a file has it: sizes as text, and nothing that only says the default."""
     data = _short(guest)
-    data["memory"] = _size(guest.memory)
-    return data
+    if not guest.document:
+        return {**data, "memory": _size(guest.memory)}
+    for key in document.FACTS:
+        data.pop(key, None)
+    return {**data, "document": guest.name + document.SUFFIXES[guest.hypervisor]}
 
 
 def dumps(guest: Guest) -> str:
@@ -122,12 +158,15 @@ def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
     Raises UsageError or Problems: the record is wrong. Conflict: there is another file of that name, and `replace`
     was not said; or no room.
     """
-    raise_problems(check(guest))
+    raise_problems([*check(guest), *(document.problems(guest) if guest.document else ())])
     file = path(directory, guest.name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _same(file, guest):
             return file
+        if guest.document and (replace or not file.exists()):
+            # The record, which names it, comes last.
+            write_atomic(directory / to_data(guest)["document"], guest.document, MODE)
         if replace:
             write_atomic(file, dumps(guest), MODE)
         else:
@@ -146,6 +185,8 @@ def delete(directory: Path, name: str) -> None:
         return
     try:
         file.unlink(missing_ok=True)
+        for suffix in document.SUFFIXES.values():
+            (directory / f"{name}{suffix}").unlink(missing_ok=True)
         for leftover in directory.glob(f"{file.name}*{PARTIAL}"):
             leftover.unlink(missing_ok=True)
         sync_directory(directory)
@@ -155,7 +196,7 @@ def delete(directory: Path, name: str) -> None:
 
 def _same(file: Path, guest: Guest) -> bool:
     try:
-        return parse(file.read_text(), str(file), guest.name) == guest
+        return parse(file.read_text(), str(file), guest.name, file.parent) == guest
     except (OSError, UnicodeDecodeError, StorkitError):
         return False
 

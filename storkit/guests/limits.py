@@ -72,8 +72,18 @@ def _buses(guest: Guest, hypervisor: str) -> Iterator[StorkitError]:
         yield Unsupported(f"{hypervisor} guests have no xen disks", 'write bus = "virtio"')
 
 
+def _extra(guest: Guest) -> Iterator[StorkitError]:
+    """Nothing that a guest opens is no volume: a move would take it for granted, and a clone share it."""
+    from storkit.guests.documents.openers import qemu_openers
+
+    for disk in qemu_openers(guest.extra):
+        message = f"extra: {disk.target} opens {disk.place}, which is no volume of {guest.name}"
+        yield Unsupported(message, "make it a disk of the guest's, with a volume, or take it out")
+
+
 def _qemu(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[StorkitError]:
     yield from _network(sources, "qemu")
+    yield from _extra(guest)
     yield from _buses(guest, "qemu")
     machine = place.machine or guest.machine
     for number, disk in enumerate(guest.disks):
@@ -89,6 +99,7 @@ def _qemu(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[Sto
 
 def _libvirt(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[StorkitError]:
     yield from _network(sources, "libvirt")
+    yield from _extra(guest)
     yield from _buses(guest, "libvirt")
     for source in sources:
         if source.tls == "psk":

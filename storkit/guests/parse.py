@@ -17,9 +17,10 @@ from storkit.core.errors import UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import DiskSource
 from storkit.guests.check import MIB, check
+from storkit.guests.command import likely
 from storkit.guests.draft import GuestDraft
 
-MAX_TEXT = 4 * MIB
+MAX_TEXT = MIB
 
 Kind = Literal["libvirt", "xl", "qemu"]
 
@@ -48,22 +49,32 @@ def parse(text: str, where: str = "", *, name: str = "", kind: str = "") -> Impo
     if kind and kind not in get_args(Kind):
         raise UsageError(f"there is no format {kind!r}", f"known here: {', '.join(get_args(Kind))}")
     kind = kind or sniff(text)
+    where = where or f"the {kind} configuration"
+    found = draft(kind, text, where)
+    found.hypervisor = kind
+    return _imported(found, where, name)
+
+
+def draft(kind: str, text: str, where: str) -> GuestDraft:
+    """What a configuration says, as it stands there. Raises UsageError: it cannot be read; `where` names it."""
     if kind == "libvirt":
         from storkit.guests.parse_libvirt import read
     elif kind == "xl":
         from storkit.guests.parse_xl import read
     else:
         from storkit.guests.parse_qemu import read
-    where = where or f"the {kind} configuration"
     try:
-        found = read(text)
+        return read(text)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from error
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         hint = f"it was read as {kind}; check where it comes from"
         raise UsageError(f"{where} cannot be read: {type(error).__name__}: {error}", hint) from error
-    found.hypervisor = kind
-    return _imported(found, where, name)
+
+
+def root_of(text: str, where: str, kind: str) -> Root | None:
+    """The root on NFS that a configuration mounts."""
+    return read_root(draft(kind, text, where).boot.cmdline)[1]
 
 
 def sniff(text: str) -> Kind:
@@ -71,7 +82,7 @@ def sniff(text: str) -> Kind:
     first = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
     if first.startswith("<"):
         return "libvirt"
-    if first.startswith("-") or re.match(r"(?:(?:exec|sudo|env) )*\S*(?:qemu-system-|qemu-kvm|/kvm\b)", first):
+    if first.startswith("-") or likely(text):
         return "qemu"
     return "xl"
 

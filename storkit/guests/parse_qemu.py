@@ -6,17 +6,18 @@ What it does not know is kept in the guest's `extra` words and named in the warn
 from __future__ import annotations
 
 import json
+import math
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from storkit.core.errors import UsageError
+from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB
+from storkit.guests.command import arguments
 from storkit.guests.draft import GuestDraft, path_source, uri_source
 
 ALONE = frozenset(
@@ -80,26 +81,15 @@ _PLACING = {"id", "bus", "addr", "unit", "scsi-id", "channel", "lun", "serial", 
 """Where a device sits and what it is called: chosen anew."""
 _TRANSLATED = 8 << 10
 """Bytes that templates/qemu adds to the memory of a guest without KVM."""
+_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels")
+_OPENERS = frozenset(["-sd", "-mtdblock", "-pflash", "-fda", "-fdb", "-virtfs", "-fsdev"])
+"""Options that open a file or a device which storkit cannot put a volume in the place of."""
 _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 
 def read(text: str) -> GuestDraft:
     """What a command line says. Raises UsageError for one that cannot be taken apart."""
-    return _Reader(words(text)).read()
-
-
-def words(text: str) -> list[str]:
-    """The arguments in a text: one a line if its first line is an option alone, else in the shell's quoting."""
-    lines = [line for line in text.split("\n") if line]
-    if lines and re.fullmatch(r"-[a-zA-Z0-9-]+", lines[0]):
-        return lines
-    try:
-        found = shlex.split(text, comments=True)
-    except ValueError as error:
-        raise UsageError(f"the command cannot be taken apart: {error}", "quote it as for a shell") from None
-    while found and not found[0].startswith("-"):
-        found.pop(0)
-    return found
+    return _Reader(arguments(text)).read()
 
 
 def options(text: str, first: str = "") -> dict[str, str]:
@@ -132,6 +122,9 @@ class _Reader:
         self.devices: list[dict[str, str]] = []
         self.serials: list[str] = []
         self.sata: set[str] = set()
+        self.removable: set[str] = set()
+        """Drives for removable media, which are not kept."""
+        self.problems: list[StorkitError] = []
         self.used: set[str] = set()
         """Nodes and character devices that something refers to."""
 
@@ -141,7 +134,7 @@ class _Reader:
             option = self.words[position]
             position += 1
             if not option.startswith("-"):
-                self.found.warn(f"{option}: an image given alone is not kept; say it with -drive")
+                self._refuse(option)
                 continue
             option = "-" + option.lstrip("-")
             value = ""
@@ -154,9 +147,11 @@ class _Reader:
         for device in self.devices:
             self._device(device)
         self._console()
+        self._chardevs()
         for what, there in (("blockdev", self.nodes), ("chardev", self.chardevs), ("netdev", self.netdevs)):
             for name in there.keys() - self.used:
                 self.found.warn(f"-{what} {name}: nothing that is kept uses it")
+        raise_problems(self.problems)
         return self.found
 
     def _option(self, option: str, value: str) -> None:
@@ -175,7 +170,7 @@ class _Reader:
             "-append": lambda text: self._boot("cmdline", text),
             "-blockdev": self._blockdev,
             "-drive": self._drive,
-            "-hda": lambda text: self._drive(f"file={text.replace(',', ',,')}"),
+            **{f"-hd{letter}": self._image for letter in "abcd"},
             "-netdev": lambda text: self._keep(self.netdevs, options(text, "type")),
             "-chardev": lambda text: self._keep(self.chardevs, options(text, "type")),
             "-device": self._add_device,
@@ -184,6 +179,8 @@ class _Reader:
         }
         if option in known:
             known[option](value)
+        elif option in _OPENERS:
+            self._refuse(f"{option} {value}")
         elif option == "-object" and value.startswith("tls-creds-"):
             self._keep(self.secrets, options(value, "type"))
         elif option == "-boot" and value == "strict=on":
@@ -191,6 +188,14 @@ class _Reader:
         elif option not in OURS:
             self.found.extra += [option] if option in ALONE else [option, value]
             self.found.warn(f"{' '.join(part for part in (option, value) if part)}: kept as it is, for QEMU only")
+
+    def _refuse(self, words: str) -> None:
+        """Nothing that the guest opens may stay behind, and nothing may be shared without anybody knowing."""
+        hint = "write the disk as -drive file=PATH,format=raw,if=virtio, or take it out"
+        self.problems.append(UsageError(f"{words}: a disk that storkit cannot make a volume of", hint))
+
+    def _image(self, text: str) -> None:
+        self._drive(f"file={text.replace(',', ',,')}")
 
     def _keep(self, where: dict[str, dict[str, str]], values: dict[str, str]) -> None:
         where[values.get("id", "")] = values
@@ -210,7 +215,9 @@ class _Reader:
 
     def _smp(self, text: str) -> None:
         values = options(text, "cpus")
-        self.found.vcpus = int(values["cpus"]) if values.get("cpus", "").isdecimal() else 0
+        counts = [values.get(key, "1") for key in ("sockets", "dies", "clusters", "cores", "threads")]
+        given = [values["cpus"]] if "cpus" in values else counts
+        self.found.vcpus = math.prod(int(each) if each.isdecimal() else 0 for each in given)
         self._unknown("-smp", values, {"cpus"})
 
     def _machine(self, text: str) -> None:
@@ -235,7 +242,9 @@ class _Reader:
         values = options(text)
         identity = values.get("id", f"drive{len(self.nodes)}")
         if values.get("media") == "cdrom":
-            self.found.warn(f"-drive {text}: a cdrom is not kept")
+            self.removable.add(identity)
+            if values.get("file"):
+                self.found.warn(f"-drive {text}: a cdrom is not kept")
             return
         self.nodes[identity] = {
             "uri": values.get("file", ""),
@@ -262,7 +271,9 @@ class _Reader:
 
     def _device(self, device: dict[str, str]) -> None:
         driver = device.pop("driver")
-        if driver in _DISKS:
+        if device.get("drive") in self.removable:
+            self.found.warn(f"-device {driver}: the drive of a cdrom is not kept")
+        elif driver in _DISKS:
             self._disk(driver, device)
         elif driver in _NICS:
             self._nic(driver, device)
@@ -277,7 +288,8 @@ class _Reader:
         node = self.nodes.get(name)
         source = self._source(node) if node is not None else None
         if node is None or source is None:
-            self.found.warn(f"-device {driver},id={device.get('id', '')}: its storage is none that storkit knows")
+            shown = f"{node.get('uri') or node.get('driver', '')}" if node else f"drive={name}"
+            self._refuse(f"-device {driver} ({shown})")
             return
         bus = "sata" if device.get("bus", "").partition(".")[0] in self.sata else _DISKS[driver]
         self.found.add_disk(source, "", bus, node.get("read-only") in (True, "on"))
@@ -294,6 +306,8 @@ class _Reader:
             self.used.add(protocol)
             protocol = self.nodes.get(protocol, {})
         format = str(node.get("driver", "raw")) if protocol is not node else "raw"
+        if format not in _FORMATS:
+            return None
         if protocol.get("driver") in ("file", "host_device"):
             kind = "file" if protocol["driver"] == "file" else "block"
             return DiskSource(kind, str(protocol.get("filename", "")), format)  # type: ignore[arg-type]
@@ -335,6 +349,16 @@ class _Reader:
                 self.found.console = path
             elif serial != "none":
                 self.found.warn(f"-serial {serial} is not kept")
+
+    def _chardevs(self) -> None:
+        """Keep what a device that is kept speaks through."""
+        for name, chardev in self.chardevs.items():
+            if any(f"chardev={name}" in word.split(",") for word in self.found.extra):
+                rest = [f"{key}={value.replace(',', ',,')}" for key, value in chardev.items() if key != "type"]
+                words = ",".join([chardev.get("type", ""), *rest])
+                self.found.extra = ["-chardev", words, *self.found.extra]
+                self.found.warn(f"-chardev {words}: kept as it is, for QEMU only")
+                self.used.add(name)
 
     def _unknown(self, option: str, values: dict[str, str], known: set[str]) -> None:
         for key, value in values.items():

@@ -7,13 +7,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.guests.draft import GuestDraft, path_source
 from storkit.guests.limits import XEN_TYPES
-from storkit.guests.render import quote_xl
+from storkit.guests.quoting import quote_xl
 
 Value: TypeAlias = "str | int | list[Value]"
 
@@ -23,8 +23,27 @@ _TOKEN = re.compile(
     r"""|(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<mark>\+=|[=\[\],])""",
 )
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"', "'": "'"}
+_PYTHON = re.compile(r"^(?:import|from|def|if|print)\b", re.MULTILINE)
 _EVENTS = {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "destroy"}
+_POSITIONAL = ("target", "format", "vdev", "access")
 _FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed")
+
+
+class Token(NamedTuple):
+    """A word of a configuration, and where it stands."""
+
+    kind: str
+    word: str
+    line: int
+    start: int
+
+
+class Assignment(NamedTuple):
+    """A setting, as it is written: `tokens` are those of its value."""
+
+    key: str
+    operator: str
+    tokens: list[Token]
 
 
 def read(text: str) -> GuestDraft:
@@ -32,6 +51,8 @@ def read(text: str) -> GuestDraft:
     found = GuestDraft()
     settings = read_settings(text)
     found.memory = _number(settings, "memory", _number(settings, "maxmem", 0)) * 1024**2
+    if not {"type", "builder"} & settings.keys():
+        found.machine = "pv"  # libxl's own default
     cmdline = _compose(settings)
     for key, value in settings.items():
         _setting(found, key, value, settings)
@@ -45,58 +66,71 @@ def read(text: str) -> GuestDraft:
 
 def read_settings(text: str) -> dict[str, Value]:
     """The keys and values of an xl configuration; a key said twice has its last value, as for xl."""
-    tokens = _tokens(text)
     settings: dict[str, Value] = {}
-    position = 0
-    while position < len(tokens):
-        kind, word, line = tokens[position]
-        if kind == "newline":
-            position += 1
-            continue
-        operator = tokens[position + 1][1] if position + 1 < len(tokens) else ""
-        if kind != "name" or operator not in ("=", "+="):
-            raise UsageError(f"line {line}: {word!r} begins no setting", 'settings are written as key = "value"')
-        value, position = _value(tokens, position + 2, line)
-        if position < len(tokens) and tokens[position][0] != "newline":
-            raise UsageError(f"line {line}: {tokens[position][1]!r} follows the value of {word}")
-        settings[word] = _joined(settings.get(word), value, line) if operator == "+=" else value
+    for key, operator, tokens in assignments(text):
+        value, _ = _value(tokens, 0, tokens[0].line)
+        settings[key] = _joined(settings.get(key), value, tokens[0].line) if operator == "+=" else value
     return settings
 
 
-def _tokens(text: str) -> list[tuple[str, str, int]]:
-    tokens: list[tuple[str, str, int]] = []
+def assignments(text: str) -> list[Assignment]:
+    """The settings of an xl configuration, in their order. Raises UsageError with the line that cannot be read."""
+    tokens = _tokens(text)
+    found: list[Assignment] = []
+    position = 0
+    while position < len(tokens):
+        kind, word, line, _ = tokens[position]
+        if kind == "newline":
+            position += 1
+            continue
+        operator = tokens[position + 1].word if position + 1 < len(tokens) else ""
+        if kind != "name" or operator not in ("=", "+="):
+            raise UsageError(f"line {line}: {word!r} begins no setting", 'settings are written as key = "value"')
+        start = position + 2
+        _, position = _value(tokens, start, line)
+        if position < len(tokens) and tokens[position].kind != "newline":
+            raise UsageError(f"line {line}: {tokens[position].word!r} follows the value of {word}")
+        found.append(Assignment(word, operator, tokens[start:position]))
+    return found
+
+
+def _tokens(text: str) -> list[Token]:
+    tokens: list[Token] = []
     position, line = 0, 1
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             rest = text[position:].split("\n", 1)[0]
-            raise UsageError(f"line {line}: {rest[:40]!r} cannot be read", "see xl.cfg(5) for the syntax")
+            hint = "see xl.cfg(5) for the syntax"
+            if _PYTHON.search(text):
+                hint = "this is a Python program, as xm took them: xl does not read it either; write what it comes to"
+            raise UsageError(f"line {line}: {rest[:40]!r} cannot be read", hint)
         kind = str(match.lastgroup)
         if kind != "space":
-            tokens.append((kind, match[0], line))
+            tokens.append(Token(kind, match[0], line, position))
         line += match[0].count("\n")
         position = match.end()
     return tokens
 
 
-def _value(tokens: list[tuple[str, str, int]], position: int, line: int) -> tuple[Value, int]:
+def _value(tokens: list[Token], position: int, line: int) -> tuple[Value, int]:
     kind, word = tokens[position][:2] if position < len(tokens) else ("end", "the end")
     if kind == "string":
-        return _unquoted(word, line), position + 1
+        return unquoted(word, line), position + 1
     if kind == "number":
         return _integer(word, line), position + 1
     if word != "[":
         raise UsageError(f"line {line}: {word!r} is no value", "values are strings in quotes, numbers and [ lists ]")
     values: list[Value] = []
     position = _skip(tokens, position + 1)
-    while position < len(tokens) and tokens[position][1] != "]":
-        value, position = _value(tokens, position, tokens[position][2])
+    while position < len(tokens) and tokens[position].word != "]":
+        value, position = _value(tokens, position, tokens[position].line)
         values.append(value)
         position = _skip(tokens, position)
-        if position < len(tokens) and tokens[position][1] == ",":
+        if position < len(tokens) and tokens[position].word == ",":
             position = _skip(tokens, position + 1)
-        elif position < len(tokens) and tokens[position][1] != "]":
-            raise UsageError(f"line {tokens[position][2]}: a comma or ] is missing")
+        elif position < len(tokens) and tokens[position].word != "]":
+            raise UsageError(f"line {tokens[position].line}: a comma or ] is missing")
     if position >= len(tokens):
         raise UsageError(f"line {line}: the list does not end")
     return values, position + 1
@@ -110,13 +144,15 @@ def _integer(word: str, line: int) -> int:
         raise UsageError(f"line {line}: {word!r} is no number") from None
 
 
-def _skip(tokens: list[tuple[str, str, int]], position: int) -> int:
-    while position < len(tokens) and tokens[position][1] == "\n":
+def _skip(tokens: list[Token], position: int) -> int:
+    while position < len(tokens) and tokens[position].word == "\n":
         position += 1
     return position
 
 
-def _unquoted(word: str, line: int) -> str:
+def unquoted(word: str, line: int) -> str:
+    """What a quoted string stands for."""
+
     def unescape(match: re.Match[str]) -> str:
         if match[1] not in _ESCAPES:
             raise UsageError(f"line {line}: {match[0]} is no escape that every xl reads alike", "write the character")
@@ -200,37 +236,58 @@ def _written(value: Value) -> str:
     return str(value) if isinstance(value, int) else quote_xl(value)
 
 
+class Part(NamedTuple):
+    """A parameter of a disk's string: its value, and where that and all of it stand there."""
+
+    value: str
+    start: int
+    end: int
+    first: int
+    """Where the parameter begins: before its key, if that is written."""
+
+
 def read_disk(spec: str) -> dict[str, str]:
     """A disk's string as its parameters; a flag stands for itself."""
-    parameters: dict[str, str] = {}
-    positional = ["target", "format", "vdev", "access"]
-    rest = spec.lstrip()
-    old = re.match(r"(phy|file|raw|qcow2?|vhd|tap2?|aio|tapdisk):(?:(aio|raw|qcow2?|vhd):)?", rest)
+    parts = disk_parts(spec).items()
+    return {key: part.value for key, part in parts if part.value or key not in _POSITIONAL}
+
+
+def disk_parts(spec: str) -> dict[str, Part]:
+    """A disk's string as its parameters, with their places."""
+    parts: dict[str, Part] = {}
+    positional = list(_POSITIONAL)
+    position = len(spec) - len(spec.lstrip())
+    old = re.compile(r"(phy|file|raw|qcow2?|vhd|tap2?|aio|tapdisk):(?:(aio|raw|qcow2?|vhd):)?").match(spec, position)
     if old:
-        parameters["prefix"] = old[1]
+        parts["prefix"] = Part(old[1], old.start(), old.end(), old.start())
         if {old[1], old[2]} & set(_FORMATS):
-            parameters["format"] = old[1] if old[1] in _FORMATS else old[2]
+            parts["format"] = Part(old[1] if old[1] in _FORMATS else old[2], old.start(), old.end(), old.start())
         positional.remove("format")
-        rest = rest[old.end() :]
-    while rest:
-        if rest.startswith("target="):
+        position = old.end()
+    while position < len(spec):
+        if spec.startswith("target=", position):
             # libxlu_disk_l.l takes one comma off the end
-            parameters["target"] = rest.removeprefix("target=").removesuffix(",")
+            value = spec[position + len("target=") :].removesuffix(",")
+            start = position + len("target=")
+            parts["target"] = Part(value, start, start + len(value), position)
             break
-        word, _, rest = rest.partition(",")
-        rest = rest.lstrip(" \t\n")
+        end = spec.find(",", position)
+        end = len(spec) if end < 0 else end
+        word = spec[position:end]
         key, equals, value = word.partition("=")
         if equals:
-            parameters[key.strip()] = value
+            parts[key.strip()] = Part(value, end - len(value), end, position)
         elif word in ("cdrom", "discard", "no-discard", "direct-io-safe", "trusted", "untrusted", "colo", "no-colo"):
-            parameters[word] = ""
+            parts[word] = Part("", end, end, position)
         elif positional:
             name = positional.pop(0)
-            if name in parameters and positional:
+            if name in parts and positional:
                 name = positional.pop(0)
-            if word:
-                parameters[name] = word
-    return parameters
+            parts[name] = Part(word, position, end, position)
+        position = end + 1
+        while position < len(spec) and spec[position] in " \t\n":
+            position += 1
+    return parts
 
 
 def _disk(found: GuestDraft, spec: str) -> None:

@@ -7,7 +7,6 @@ a zipapp), then, in a source tree, in templates/ beside the package. It sees `gu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Nic
 from storkit.core.model import DiskSource
+from storkit.guests import document
 from storkit.guests.check import check, text_problem
 from storkit.guests.limits import limits, xen_type
 from storkit.guests.place import Place
+from storkit.guests.quoting import quote_json, quote_option, quote_xl
 
 if TYPE_CHECKING:
     import jinja2
@@ -93,6 +94,8 @@ def render(
 ) -> str:
     """The configuration of `guest` for a hypervisor (its own by default), in the form of FILES.
 
+    Of a guest that has its own document, that is the document, with the disks where they are now.
+
     `disks` are in the order of the guest's disks; `templates` are the administrator's template directories, first
     come first served. QEMU's and UML's are one argument a line: `read_args` takes them apart.
 
@@ -105,6 +108,10 @@ def render(
     place = place or Place()
     sources = list(disks)
     raise_problems([*check(guest), *_place_problems(place), *limits(guest, sources, hypervisor, place)])
+    if guest.document:
+        if hypervisor == guest.hypervisor:
+            return document.render(guest, sources, place)
+        raise_problems(document.lost(guest, hypervisor))
     names = targets(guest, hypervisor)
     # Also an administrator's own template, that knows nothing of roots, has the whole command line.
     guest = replace(guest, boot=replace(guest.boot, cmdline=guest.cmdline))
@@ -233,25 +240,3 @@ def _source(name: str, directories: tuple[Path, ...]) -> tuple[str, str, Any] | 
         if resource.is_file():
             return resource.read_text(encoding="utf-8"), str(resource), lambda: True
     return None
-
-
-def quote_option(value: object) -> str:
-    """A value inside a QEMU option string `key=value,key=value`: a comma is doubled (qemu(1))."""
-    return str(value).replace(",", ",,")
-
-
-def quote_json(value: object) -> str:
-    """A value as JSON on one line, as QEMU's -blockdev takes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def quote_xl(value: object) -> str:
-    """A value as a string of xl.cfg(5), which has no escape for control characters that its readers all agree on.
-
-    Raises UsageError for what cannot be written.
-    """
-    text = str(value)
-    problem = text_problem(text)
-    if problem:
-        raise UsageError(f"{text!r} cannot go into an xl configuration: {problem}")
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

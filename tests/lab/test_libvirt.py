@@ -59,6 +59,26 @@ FOREIGN = """\
 """
 
 
+DOCUMENT = """\
+<domain type="qemu">
+  <name>NAME</name>
+  <description>made by hand</description>
+  <memory unit="KiB">16640</memory>
+  <os><type arch="x86_64" machine="pc">hvm</type><bootmenu enable="no"/></os>
+  <clock offset="localtime"/>
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none" io="threads"/>
+      <source file="/srv/where-it-was"/>
+      <target dev="hda" bus="ide"/>
+    </disk>
+    <memballoon model="none"/>
+  </devices>
+</domain>
+"""
+"""A guest's own, of which storkit changes where the disk is."""
+
+
 class Hypervisor:
     """A host with libvirtd, and storkit's verbs on it."""
 
@@ -103,6 +123,11 @@ def guest(name: str = "g", uuid: str = UUID, **more: Any) -> dict[str, Any]:
     return {"name": name, "uuid": uuid, "memory": 16 << 20, "hypervisor": "libvirt", "disks": [disk], **more}
 
 
+def documented(name: str = "g", uuid: str = UUID) -> dict[str, Any]:
+    disks = [{"volume": "v", "uuid": VOLUME, "target": "hda"}]
+    return guest(name, uuid, document=DOCUMENT.replace("NAME", name), memory=16640 << 10, disks=disks)
+
+
 def refused(error: Any, kind: str, words: str = "") -> None:
     assert isinstance(error, StorkitError) and error.kind == kind and words in error.message, error
 
@@ -135,7 +160,7 @@ def test_guest_lives_beside_domains_that_are_not_storkits(lab: Lab) -> None:
     assert found == []
     assert host.run(["virsh", "-q", "list", "--all", "--name"]).stdout.split() == ["foreign"]
 
-    _, started, again, same, other, undefine, retire, twin, lock, _ = here.all(
+    _, started, again, same, other, undefine, retire, twin, lock = here.all(
         ("define", defined),
         ("start", by_name),
         ("start", by_name),
@@ -143,9 +168,8 @@ def test_guest_lives_beside_domains_that_are_not_storkits(lab: Lab) -> None:
         ("define", {"guest": guest(memory=32 << 20), "disks": disks}),
         ("undefine", by_name),
         ("retire", by_name),
-        ("define", {"guest": guest("twin", OTHER), "disks": disks}),
+        ("define", {"guest": documented("twin", OTHER), "disks": disks}),
         ("start", {"name": "twin"}),
-        ("undefine", {"name": "twin"}),
     )
     assert started["status"] == again["status"] == "running" and started["machine"].startswith("pc-i440fx-")
     assert same.endswith("/libvirt/g/domain.xml") and twin.endswith("/libvirt/twin/domain.xml")
@@ -153,6 +177,18 @@ def test_guest_lives_beside_domains_that_are_not_storkits(lab: Lab) -> None:
         refused(error, "conflict")
     refused(retire, "unsafe", "it is running here")
     refused(lock, "unsafe", "in use by guest g")
+    kept = host.run(["virsh", "dumpxml", "twin"]).stdout
+    for words in (
+        OTHER,
+        "made by hand",
+        "16640</memory>",
+        "localtime",
+        "io='threads'",
+        "file='/srv/disk'",
+        "dev='hda'",
+    ):
+        assert words in kept, (words, kept)
+    here.do("undefine", name="twin")
 
     here.kill_libvirtd()
     found, retire = here.all(("find", {"guests": ["g"]}), ("retire", by_name))
@@ -231,12 +267,12 @@ def test_guest_moves_and_whoever_moves_it_is_killed(lab: Lab, tmp_path: Path) ->
     def under_way(destination: Hypervisor) -> None:
         destination.host.wait_for(lambda: destination.status() == ["incoming"], "guest to come in", 90)
 
-    _, started = a.all(("define", {"guest": guest(), "disks": sources[0]}), ("start", {"name": "g"}))
+    _, started = a.all(("define", {"guest": documented(), "disks": sources[0]}), ("start", {"name": "g"}))
     machine = started["machine"]
     writes_on()
-    fingerprint = ("fingerprint", {"guest": guest(machine=machine)})
+    fingerprint = ("fingerprint", {"guest": {**documented(), "machine": machine}})
     receive: tuple[str, dict[str, Any]] = ("receive", {"name": "g", "same_machine": False})
-    here = ("define", {"guest": guest(), "disks": sources[1], "machine": machine})
+    here = ("define", {"guest": documented(), "disks": sources[1], "machine": machine})
     _, alike, to = b.all(here, fingerprint, receive)
     assert a.all(fingerprint) == [alike]
 

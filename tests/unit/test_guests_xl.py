@@ -15,8 +15,10 @@ from storkit.core.errors import StorkitError
 from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.model import DiskSource
 from storkit.guests.check import path_problem, text_problem
+from storkit.guests.documents.xl import with_sources
 from storkit.guests.parse_xl import read_disk, read_settings
-from storkit.guests.render import quote_xl, render
+from storkit.guests.quoting import quote_xl
+from storkit.guests.render import render
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "guests").glob("*.xl.cfg"))
 FORMATS = {"raw": 4, "qcow": 1, "qcow2": 2, "vhd": 3, "qed": 6}
@@ -149,3 +151,24 @@ def test_a_comma_at_the_end_of_a_path_is_lost_on_xl() -> None:
     """The trap that limits.py refuses such paths for."""
     xl = Xl(f"disk = [ {quote_xl('vdev=xvda, target=/a,')} ]\n")
     assert xl.disks() == [("/a", "xvda", FORMATS["raw"])]
+
+
+keyed = st.permutations(["vdev=xvda", "format=qcow2", "access=rw", "backendtype=qdisk", "discard"]).map(
+    lambda words: ",".join(word for word in words[:3] if not word.startswith("vdev")) + ",vdev=xvda,target=/srv/a.img"
+)
+positional = st.tuples(
+    st.sampled_from(["/dev/vg/a", "/srv/a.img", "vg/a"]), st.sampled_from(["", "raw", "qcow2"]), st.just("xvda"),
+    st.sampled_from(["r", "w", "rw", "ro"]),
+).map(",".join)  # fmt: skip
+prefixed = st.sampled_from(["phy:", "file:", "qcow2:", "tap:aio:", "tap2:qcow2:"]).map("{}/srv/a.img,xvda,w".format)
+sources = st.sampled_from(
+    [DiskSource("block", "/dev/storkit/web"), DiskSource("file", "/mnt/web.raw"), DiskSource("file", "/mnt/w", "qcow2")]
+)
+
+
+@given(st.one_of(keyed, positional, prefixed).map(lambda spec: spec.lstrip(",")), sources)
+def test_a_disk_of_a_document_is_for_xl_where_storkit_has_put_it(spec: str, source: DiskSource) -> None:
+    text = f"disk = [ '{spec}' ]\n"
+    assume(Xl(text).status == 0)
+    assert Xl(text).disks()[0][1] == "xvda"
+    assert Xl(with_sources(text, {"xvda": source})).disks() == [(source.path, "xvda", FORMATS[source.format])]

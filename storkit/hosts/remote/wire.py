@@ -77,7 +77,13 @@ def for_version_1(verb: str, args: dict[str, Any]) -> dict[str, Any]:
 _SINCE_2 = {("receive", "source"), ("receive", "told"), ("check", "arrives"), ("set_writers", "hold")}
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation")
-_RECORDS_SINCE_2 = {"clients": ("told",), "volumes": _OF_VOLUMES, "volume": _OF_VOLUMES, "source": _OF_VOLUMES}
+_RECORDS_SINCE_2 = {
+    "clients": ("told",),
+    "volumes": _OF_VOLUMES,
+    "volume": _OF_VOLUMES,
+    "source": _OF_VOLUMES,
+    "guest": ("document", "local"),
+}
 """The arguments that are records, or lists of them, and what these have only since protocol 2."""
 
 
@@ -87,6 +93,10 @@ def _without(record: Any, keys: tuple[str, ...]) -> Any:
     if record.get("hold"):
         # Its host would serve it as if nobody slept on it.
         message = f"volume {record.get('name')} is held for a sleeping guest, which an older storkit knows nothing of"
+        raise Unsupported(message, "upgrade storkit on its hosts")
+    if record.get("document"):
+        # Its host would run another guest: what the template makes of the little that the record says.
+        message = f"guest {record.get('name')} has a document of its own, which an older storkit knows nothing of"
         raise Unsupported(message, "upgrade storkit on its hosts")
     return {name: value for name, value in record.items() if name not in keys}
 

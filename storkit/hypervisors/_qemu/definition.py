@@ -79,7 +79,8 @@ def _render(
     incoming: bool,
 ) -> str:
     from storkit.guests.place import Place
-    from storkit.guests.render import quote_option, render
+    from storkit.guests.quoting import quote_option
+    from storkit.guests.render import render
 
     place = Place(
         accel="kvm" if definition.accel == "kvm" else "tcg",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from storkit.core.errors import Conflict, StorkitError, UsageError, collected, r
 from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
-from storkit.guests import files
+from storkit.guests import document, files
+from storkit.guests.check import check
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.making import Bytes, in_bytes
@@ -55,6 +56,11 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
     problems += _contradictions(wanted, change)
     raise_problems(problems)
     old = files.load(coordinator.guests, name) if change and name in files.names(coordinator.guests) else None
+    if old and old.document:
+        file = files.path(coordinator.guests, name).with_suffix(document.SUFFIXES[old.hypervisor])
+        raise UsageError(
+            f"the document of guest {name} says what it is", f"change it there: {file}; its disks: guest import"
+        )
     start = old or Guest(name, str(uuid4()), parse_size(MEMORY), hypervisor=coordinator.inventory.defaults.hypervisor)
     start = _without(start, wanted.without)
     said = {"memory": memory, "vcpus": wanted.vcpus, "hypervisor": wanted.hypervisor, "machine": wanted.machine,
@@ -67,6 +73,77 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
     if wanted.bridges is not None:
         guest = replace(guest, nics=_nics(wanted.bridges, guest.nics))
     return save(coordinator, guest, change)
+
+
+def import_file(
+    coordinator: Coordinator, file: Path, volumes: Mapping[str, str], local: Sequence[str], name: str
+) -> Guest:
+    """Write a record from a configuration (GuestActs.import_): its own document, in a language that storkit changes
+    documents in; or else what can be kept of it in a record."""
+    from storkit.guests import parse
+
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", "name the configuration file") from None
+    kind = parse.sniff(text)
+    if kind in document.SUFFIXES and parse.root_of(text, str(file), kind) is None:
+        return _import_document(coordinator, kind, text, file, volumes, local, name)
+    if local:
+        raise UsageError(f"nothing of {file} stays local: no document of {kind}'s is kept", "leave out --local")
+    found = parse.parse(text, str(file), name=name, kind=kind)
+    guest = found.guest
+    disks: list[Disk] = []
+    problems: list[StorkitError] = []
+    for disk, source in zip(guest.disks, found.sources, strict=True):
+        place = source.path or source.export
+        if place in volumes:
+            disks.append(replace(disk, volume=volumes[place]))
+        else:
+            hint = f"import it, then: --disk {place}=VOLUME"
+            problems.append(UsageError(f"disk {place} has no volume yet", hint))
+    root = guest.root
+    if root:
+        place = f"{root.server}:{root.path}"
+        if place in volumes:
+            known = tree(coordinator, volumes[place])
+            root = replace(root, volume=known.name, uuid=known.uuid, server="", path="")
+        else:
+            hint = f"storkit volume import --tree {root.path} {root.volume}; then: --disk {place}={root.volume}"
+            problems.append(UsageError(f"root {place} has no volume yet", hint))
+    raise_problems(problems)
+    for warning in found.warnings:
+        coordinator.warn(f"{file}: {warning}")
+    return save(coordinator, replace(guest, root=root, disks=bind(coordinator, disks)))
+
+
+def _import_document(
+    coordinator: Coordinator,
+    kind: str,
+    text: str,
+    file: Path,
+    volumes: Mapping[str, str],
+    local: Sequence[str],
+    name: str,
+) -> Guest:
+    """Write the record of a guest that keeps its document."""
+    if len(text) > document.LARGEST:
+        raise UsageError(f"{file} is too large for a guest's document", "name the configuration file")
+    draft = document.read(kind, text, str(file))
+    problems: list[StorkitError] = []
+    with collected(problems):
+        check_name("guest", name or draft.name)
+    disks: list[Disk] = []
+    kept: list[str] = []
+    with collected(problems):
+        disks, kept = document.adopted(kind, text, volumes, local, str(file))
+    raise_problems(problems)
+    if name and name != draft.name:
+        text = document.language(kind).renamed(text, name)
+    guest = Guest(name or draft.name, draft.uuid.lower() or str(uuid4()), 0, hypervisor=kind, document=text, local=kept)
+    guest = document.with_facts(replace(guest, disks=bind(coordinator, disks)))
+    raise_problems([*check(guest, str(file)), *document.problems(guest, str(file))])
+    return save(coordinator, guest)
 
 
 def save(coordinator: Coordinator, guest: Guest, change: bool = False) -> Guest:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError, in_a_line, raise_problems
-from storkit.core.guest import Disk, Guest
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, in_a_line, raise_problems
+from storkit.core.guest import Guest
 from storkit.core.identities import check_seconds
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import files
@@ -70,40 +70,11 @@ class GuestActs:
         """Write the record of a new guest. `change`: of one that may be there, what is wanted to be different."""
         return definitions.define(self._coordinator, name, wanted, change)
 
-    def import_(self, file: str | Path, volumes: Mapping[str, str], name: str = "") -> Guest:
-        """Write a record from a configuration of libvirt, xl or QEMU. `volumes`: each of its disks' paths, as it has
-        them, to the volume that it is now; `ADDRESS:PATH` for a root on NFS."""
-        from storkit.guests import parse
-
-        try:
-            text = Path(file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file} cannot be read: {error}", "name the configuration file") from None
-        found = parse.parse(text, str(file), name=name)
-        guest = found.guest
-        disks: list[Disk] = []
-        problems: list[StorkitError] = []
-        for disk, source in zip(guest.disks, found.sources, strict=True):
-            place = source.path or source.export
-            if place in volumes:
-                disks.append(replace(disk, volume=volumes[place]))
-            else:
-                hint = f"import it, then: --disk {place}=VOLUME"
-                problems.append(UsageError(f"disk {place} has no volume yet", hint))
-        root = guest.root
-        if root:
-            place = f"{root.server}:{root.path}"
-            if place in volumes:
-                tree = views.tree(self._coordinator, volumes[place])
-                root = replace(root, volume=tree.name, uuid=tree.uuid, server="", path="")
-            else:
-                hint = f"storkit volume import --tree {root.path} {root.volume}; then: --disk {place}={root.volume}"
-                problems.append(UsageError(f"root {place} has no volume yet", hint))
-        raise_problems(problems)
-        for warning in found.warnings:
-            self._coordinator.warn(f"{file}: {warning}")
-        bound = definitions.bind(self._coordinator, disks)
-        return definitions.save(self._coordinator, replace(guest, root=root, disks=bound))
+    def import_(self, file: str | Path, volumes: Mapping[str, str], name: str = "", local: Sequence[str] = ()) -> Guest:
+        """Write a record from a configuration of libvirt, xl or QEMU. `volumes`: each of its disks, by its target or by
+        its path, as it has them, to the volume that it is now; `ADDRESS:PATH` for a root on NFS. `local`: what else it
+        opens, of which each host has its own."""
+        return definitions.import_file(self._coordinator, Path(file), volumes, local, name)
 
     def clone(self, source: str, name: str, settings: Sequence[str] = ()) -> Guest:
         """A guest like another one, with clones of the volumes that it writes. `settings`: KEY=VALUE of its record."""

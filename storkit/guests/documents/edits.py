@@ -1,0 +1,82 @@
+"""What is changed in a guest's own document: spans of its text, each put in the place of another, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from storkit.core.errors import Unsupported, UsageError
+from storkit.core.model import DiskSource
+
+
+class Edit(NamedTuple):
+    """New text for what stands from `start` to before `end`, counted in characters."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDisk:
+    """What a document has opened: a file, a device, a server's export."""
+
+    target: str
+    """What the guest, or the document, calls it: vda, xvda2, hdc."""
+    line: int
+    """The line of the document, counted from 1."""
+    place: str
+    """Where its bytes are, as the document says; empty: nothing is in the drive."""
+    source: DiskSource | None = None
+    """The same, where storkit knows such a place."""
+    readonly: bool = False
+    kind: str = "disk"
+    """`disk`; `cdrom`, `floppy`: may be kept as they are, as may any other thing of that name, which is no disk."""
+
+    @property
+    def mapped(self) -> bool:
+        """Whether a volume can take its place."""
+        return self.kind == "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class CloneIdentity:
+    """What makes a clone another guest."""
+
+    name: str
+    uuid: str
+    mac: Callable[[int], str]
+    """The address of the network card of a number, counted from 0."""
+    serial: Callable[[int], str]
+    """The serial number of a disk."""
+
+
+def edited(text: str, edits: Iterable[Edit]) -> str:
+    """The text with these changes, of which no two overlap."""
+    made: list[str] = []
+    position = 0
+    for edit in sorted(edits):
+        assert edit.start >= position, f"two changes of one span: {edit}"
+        made += [text[position : edit.start], edit.text]
+        position = edit.end
+    return "".join([*made, text[position:]])
+
+
+def line_of(text: str, position: int) -> int:
+    """The number of the line that a place is in, counted from 1."""
+    return text.count("\n", 0, position) + 1
+
+
+def missing(targets: Iterable[str]) -> UsageError:
+    """An error for disks that a document does not have."""
+    return UsageError(
+        f"the guest's document has no disk {', '.join(sorted(targets))}", "storkit guest show; guest import"
+    )
+
+
+def not_twice(line: int, what: str) -> Unsupported:
+    """An error for what two guests cannot have both, and storkit cannot choose anew."""
+    return Unsupported(
+        f"line {line}: {what}: two guests cannot have it both", "take it out of the document, then clone"
+    )

@@ -1,0 +1,216 @@
+"""Changes in a libvirt domain (libvirt.org/formatdomain.html), as `virsh dumpxml` prints it: new sources for its disks.
+
+A disk keeps its target, bus, serial number, address and driver options; its source is what its `type`, `source`,
+`backingStore` and `auth` say, and the format of its driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from uuid import UUID, uuid5
+from xml.sax.saxutils import quoteattr
+
+from storkit.core.errors import UsageError, raise_problems
+from storkit.core.model import DiskSource
+from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
+from storkit.guests.documents.markup import Element, elements, with_attribute, with_text, without
+from storkit.guests.documents.openers import qemu_openers
+
+_PLACES = {"file": "file", "block": "dev", "dir": "dir", "volume": "volume", "nvme": "namespace", "vhostuser": "path"}
+"""The type of a disk to the attribute of its source that says where it is."""
+
+
+def find_disks(text: str) -> list[DocumentDisk]:
+    """Everything that the domain has opened for the guest. Raises UsageError: no XML, or no domain."""
+    domain = _domain(text)
+    found = [_disk(disk, text) for disk in domain.all("devices/disk")]
+    for disk in domain.all("devices/disk"):
+        if disk.first("mirror"):
+            message = f"line {line_of(text, disk.start)}: disk {disk.get('target', 'dev')} is being copied"
+            raise UsageError(message, "end that: virsh blockjob; then print the domain again")
+    return [*found, *_others(domain, text)]
+
+
+def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
+    """The domain with these sources in the place of those of its disks, by their targets."""
+    edits: list[Edit] = []
+    left = set(sources)
+    for disk in _domain(text).all("devices/disk"):
+        target = disk.get("target", "dev")
+        if target in sources:
+            left.discard(target)
+            edits += _changes(text, disk, sources[target])
+    if left:
+        raise missing(left)
+    return edited(text, edits)
+
+
+def secrets(text: str) -> list[int]:
+    """The lines that a password stands on."""
+    return [line_of(text, each.start) for each in _domain(text).all("devices/graphics") if each.get("", "passwd")]
+
+
+def renamed(text: str, name: str) -> str:
+    """The domain for a guest of this name."""
+    return edited(text, [with_text(element, name) for element in _domain(text).all("name")])
+
+
+def with_machine(text: str, machine: str) -> str:
+    """The domain with the version of its machine type that the guest was first started with."""
+    return edited(text, [with_attribute(text, each, "machine", machine) for each in _domain(text).all("os/type")])
+
+
+def with_uuid(text: str, uuid: str) -> str:
+    """The domain with a UUID, if it has none: libvirt would make another one on each host."""
+    domain = _domain(text)
+    name = domain.first("name")
+    if domain.first("uuid") or name is None:
+        return text
+    return edited(text, [Edit(name.end, name.end, f"<uuid>{uuid}</uuid>")])
+
+
+def cloned(text: str, own: CloneIdentity) -> str:
+    """The domain for a guest that is another one. Raises what two guests cannot have both."""
+    domain = _domain(text)
+    edits = [with_text(each, own.name) for each in domain.all("name")]
+    edits += [with_text(each, own.uuid) for each in domain.all("uuid")]
+    edits += [with_text(each, str(uuid5(UUID(own.uuid), "genid"))) for each in domain.all("genid") if each.text]
+    edits += [
+        with_text(each, own.uuid) for each in domain.all("sysinfo/system/entry") if each.get("", "name") == "uuid"
+    ]
+    for number, card in enumerate(domain.all("devices/interface")):
+        edits += [with_attribute(text, each, "address", own.mac(number)) for each in card.all("mac")]
+    for number, disk in enumerate(domain.all("devices/disk")):
+        edits += [with_text(each, own.serial(number)) for each in disk.all("serial")]
+    raise_problems([not_twice(line_of(text, each.start), _tag(text, each)) for each in _single(domain)])
+    return edited(text, edits)
+
+
+def _single(domain: Element) -> Iterator[Element]:
+    """What cannot be in two guests, and cannot be chosen anew here."""
+    yield from (each for each in domain.all("devices/hostdev"))
+    yield from (each for each in domain.all("devices/tpm"))
+    yield from (each for each in domain.all("os/nvram") if each.text.strip())
+    for graphics in domain.all("devices/graphics"):
+        if graphics.get("", "port") not in ("", "-1") and graphics.get("", "autoport") != "yes":
+            yield graphics
+    for cid in domain.all("devices/vsock/cid"):
+        if cid.get("", "auto") != "yes":
+            yield cid
+    for kind in ("serial", "console", "channel", "parallel", "rng"):
+        for device in domain.all(f"devices/{kind}"):
+            yield from (each for each in device.all("source") if {"path", "service"} & each.attributes.keys())
+    for card in domain.all("devices/interface"):
+        yield from (each for each in card.all("target") if not each.get("", "dev").startswith(("vnet", "macvtap")))
+
+
+def _tag(text: str, element: Element) -> str:
+    return text[element.start : element.opened]
+
+
+def _domain(text: str) -> Element:
+    root = elements(text)
+    if root.tag != "domain":
+        raise UsageError(f"the XML is a <{root.tag}>, not a <domain>", "print it with: virsh dumpxml --inactive NAME")
+    return root
+
+
+def _disk(disk: Element, text: str) -> DocumentDisk:
+    kind, target = disk.attributes.get("type", "file"), disk.get("target", "dev")
+    line = line_of(text, disk.start)
+    source = disk.first("source")
+    readonly = disk.first("readonly") is not None
+    device = disk.attributes.get("device", "disk")
+    what = device if device in ("cdrom", "floppy") else "disk"
+    if source is None:
+        return DocumentDisk(target, line, "", readonly=readonly, kind=what)
+    place = source.attributes.get(_PLACES.get(kind, ""), "")
+    if kind == "network":
+        host = f"{source.get('host', 'name') or source.get('host', 'socket')}:{source.get('host', 'port')}".rstrip(":")
+        place = f"{source.attributes.get('protocol', 'network')}:{source.attributes.get('name') or host}"
+    elif kind == "volume":
+        place = f"{source.attributes.get('pool', '')}/{place}"
+    known: DiskSource | None = None
+    if (
+        kind in ("file", "block")
+        and place
+        and what == "disk"
+        and not (source.first("encryption") or disk.first("encryption"))
+    ):
+        format = disk.get("driver", "type") or "raw"
+        known = DiskSource("file" if kind == "file" else "block", place, format)
+    return DocumentDisk(target, line, place or "an unnamed place", known, readonly, what)
+
+
+def _others(domain: Element, text: str) -> Iterator[DocumentDisk]:
+    """What is no disk, and opens something of this host's all the same."""
+    for element in domain.all("devices/filesystem"):
+        place = element.get("source", "dir") or element.get("source", "file") or element.get("source", "name")
+        yield _other(element, text, element.get("target", "dir"), place, "filesystem")
+    for element in domain.all("devices/hostdev"):
+        address = element.first("source/address")
+        words = address.attributes if address else element.attributes
+        place = " ".join(f"{key}={value}" for key, value in words.items())
+        yield _other(element, text, f"hostdev {place}", place, "device")
+    for element in domain.all("devices/memory"):
+        path = element.first("source/path")
+        if path:
+            yield _other(element, text, f"memory {path.text}", path.text, "memory")
+    for commandline in domain.all("commandline"):
+        yield from _arguments(commandline, text)
+    for commandline in domain.children:
+        if commandline.tag.endswith(":commandline"):
+            yield from _arguments(commandline, text)
+
+
+def _arguments(commandline: Element, text: str) -> Iterator[DocumentDisk]:
+    words = [arg.attributes.get("value", "") for arg in commandline.children if arg.tag.rpartition(":")[2] == "arg"]
+    line = line_of(text, commandline.start)
+    # A disk of QEMU's own words can be named, and not be given another source.
+    yield from (replace(each, line=line, kind="argument") for each in qemu_openers(words))
+
+
+def _other(element: Element, text: str, target: str, place: str, kind: str) -> DocumentDisk:
+    return DocumentDisk(target, line_of(text, element.start), place, kind=kind)
+
+
+def _changes(text: str, disk: Element, source: DiskSource) -> Iterator[Edit]:
+    """What must change in a disk for another source."""
+    if disk.attributes.get("type", "file") != source.kind:
+        yield with_attribute(text, disk, "type", source.kind)
+    driver = disk.first("driver")
+    if driver is not None and driver.attributes.get("type", "raw") != source.format:
+        yield with_attribute(text, driver, "type", source.format)
+    elif driver is None and source.format != "raw":
+        yield Edit(disk.opened, disk.opened, f"<driver name='qemu' type='{source.format}'/>")
+    for element in (*disk.all("auth"), *disk.all("encryption")):
+        yield without(text, element)
+    for chain in disk.all("backingStore"):
+        if chain.children or chain.attributes:
+            yield without(text, chain)
+    old = disk.first("source")
+    same = old is not None and source.kind != "network" and disk.attributes.get("type", "file") in ("file", "block")
+    if old is not None and same:
+        before = "file" if disk.attributes.get("type", "file") == "file" else "dev"
+        after = "file" if source.kind == "file" else "dev"
+        yield with_attribute(text, old, before, source.path, after)
+        for element in (*old.all("auth"), *old.all("encryption")):
+            yield without(text, element)
+    elif old is not None:
+        yield Edit(old.start, old.end, _written(source))
+    else:
+        yield Edit(disk.opened, disk.opened, _written(source))
+
+
+def _written(source: DiskSource) -> str:
+    if source.kind != "network":
+        return f"<source {'file' if source.kind == 'file' else 'dev'}={quoteattr(source.path)}/>"
+    tls = " tls='yes'" if source.tls else ""
+    where = (
+        f"transport='unix' socket={quoteattr(source.socket)}"
+        if source.socket
+        else f"name={quoteattr(source.server)} port='{source.port}'"
+    )
+    begin = f"<source protocol={quoteattr(source.protocol)} name={quoteattr(source.export)}{tls}>"
+    return f"{begin}<host {where}/></source>"

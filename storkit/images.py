@@ -50,7 +50,7 @@ def inspect(site: Site, source: str, format: str = "", checksum: str = "", max_s
     if format and format not in headers.FORMATS:
         known = ", ".join(headers.FORMATS)
         raise UsageError(f"{format!r} is not a format of disk images that can be imported", f"known: {known}")
-    with _opened(source) as (path, file):
+    with _opened(source) as (path, file), files.explained(path):
         kind = unpack.compression(os.pread(file, 16, 0))
         if kind:
             info = _inspect_compressed(site, path, file, kind, format, limit)
@@ -76,10 +76,11 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     try:
         with _opened(source) as (path, file):
             before = _fingerprint(file)
-            kind = unpack.compression(os.pread(file, 16, 0))
-            if kind:
-                if wanted := checksums.parse(checksum):
+            with files.explained(path):
+                kind = unpack.compression(os.pread(file, 16, 0))
+                if kind and (wanted := checksums.parse(checksum)):
                     checksums.verify(site, path, file, *wanted)
+            if kind:
                 info = _fill_unpacked(site, volume, path, kind, format, max_size or headers.MAX_SIZE)
             else:
                 info = inspect(site, source, format, checksum, max_size)

@@ -70,7 +70,7 @@ class Lie:
     value: Any = None
     error: dict[str, Any] | None = None
     kind: str = ""
-    """Of targets: pool, transport, hypervisor; empty: of all."""
+    """Of targets: pool, transport, hypervisor; empty: of all. agent: of what the host is asked itself."""
 
     def told(self, truth: Any) -> Any:
         return changed(truth, self.field, self.value) if self.field else self.value
@@ -106,10 +106,10 @@ def main() -> int:
     said = directory / f"{address}.lies"
     lies = [Lie(**each) for each in json.loads(said.read_text())] if said.exists() else []
     from storkit.core.errors import from_json
-    from storkit.hosts.remote.agent import serve
+    from storkit.hosts.remote.agent import Agent, serve
     from storkit.hosts.site import Performer
 
-    truth = Performer.perform
+    truth, itself = Performer.perform, Agent._do
 
     def perform(self: Performer, target: str, verb: str, *rest: Any, **more: Any) -> Any:
         answer = truth(self, target, verb, *rest, **more)
@@ -120,7 +120,15 @@ def main() -> int:
                 answer = lie.told(answer)
         return answer
 
+    def do(self: Agent, request: dict[str, Any]) -> Any:
+        answer = itself(self, request)
+        for lie in lies:
+            if lie.kind == "agent" and lie.verb == request.get("do"):
+                answer = lie.told(answer)
+        return answer
+
     Performer.perform = perform  # type: ignore[method-assign]
+    Agent._do = do  # type: ignore[method-assign]
     return serve()
 
 

@@ -124,13 +124,13 @@ class Storkit:
 
     def plan(self, act: Callable[[], object]) -> Plan | None:
         """The plan of what `act` would do, which is not done. None: it needs none (a guest's file is written)."""
-        self._coordinator.planning = True
+        before, self._coordinator.planning = self._coordinator.planning, True
         try:
             act()
         except Planned as planned:
             return planned.plan
         finally:
-            self._coordinator.planning = False
+            self._coordinator.planning = before
         return None
 
     def changed(self, error: StorkitError) -> bool | None:

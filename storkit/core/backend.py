@@ -175,6 +175,12 @@ class Transport(Backend, TransportVerbs):
 class Hypervisor(Backend, HypervisorVerbs):
     """Where a guest runs."""
 
+    @classmethod
+    def leads_to(cls, uri: str) -> str:
+        """The address that a guest is sent to by what `receive` has answered; empty: a socket of this machine. Raises
+        UsageError: it is no such answer."""
+        return ""
+
     def fingerprint(self, guest: Guest) -> dict[Words, Words]:
         return {}
 

@@ -8,7 +8,7 @@ A type here is `str` or `int` with a Check (typing.Annotated): to a type checker
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -167,6 +167,14 @@ def _between(least: int, most: int, what: str) -> Callable[[int], int]:
         return number
 
     return check
+
+
+def several(names: Sequence[str]) -> list[str]:
+    """`names` as a list. UsageError for a single text: Python would take it for the list of its letters, and each may
+    be the name of something."""
+    if isinstance(names, str):
+        raise UsageError(f"{_shown(names)} is one name, and a list of them is wanted", f"write [{_shown(names)}]")
+    return list(names)
 
 
 def check_seconds(seconds: float) -> float:

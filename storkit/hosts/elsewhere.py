@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+from storkit.core import registry
 from storkit.core.errors import Unsafe
 from storkit.core.host import Door
 from storkit.core.model import Offer
@@ -31,6 +32,25 @@ def refuse(offer: Offer, doors: Iterable[Door], server: str, client: str, same_m
                 f"if that is right, make it the address of host {server} (or the transport's portals) in the inventory;"
                 " otherwise believe nothing that it says until you know why",
             )
+
+
+def refuse_destination(guest: str, target: str, uri: str, known: str, host: str) -> None:
+    """Raise Unsafe where a host that is to receive a guest has it sent to an address which is not its own: its source
+    would give its memory to whoever is there, and connect to what only it may reach. `uri`: what it has answered;
+    `known`: its address by the inventory."""
+    said = registry.hypervisor(target.partition(":")[2]).leads_to(uri)
+    if said and not _is(said, known):
+        raise Unsafe(
+            f"host {host} wants guest {guest} sent to {said}, and is not there by the inventory, which has"
+            f" {known or 'no address'} for it",
+            f"if that is right, make it the address of host {host} in the inventory; otherwise believe nothing that it"
+            " says until you know why",
+        )
+
+
+def is_among(door: Door, doors: Iterable[Door]) -> bool:
+    """Whether a door that a host says it has is one of those that it has by the inventory."""
+    return any(_is(door.address, one.address) and one.port <= door.port <= one.last for one in doors)
 
 
 def _addresses(offer: Offer) -> list[str]:

@@ -191,11 +191,14 @@ def remove(path: Path) -> None:
 
 def spend(path: Path, own: bool, name: str, guest: str) -> None:
     """The guest with this UUID runs again: its memory is of no use any more. In the host's own place it is removed; a
-    file that a person has named stays, and says that it was used. Raises Unsafe: it is another guest's."""
+    file that a person has named stays, and says that it was used. Raises Unsafe: it is another guest's.
+
+    Which file it is a volume's home has said: nothing is removed beside one that is not this guest's memory.
+    """
     try:
         saved = read(path)
     except NotFound:
-        return partial(path).unlink(missing_ok=True)
+        return partial(path).unlink(missing_ok=True) if own else None
     except Unsafe:
         if own:  # whatever it was, nobody wakes up by it
             return remove(path)

@@ -227,6 +227,12 @@ class Libvirt(Hypervisor):
                 raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
             self._press(known, min(PRESS_AGAIN, max(1.0, deadline - time.monotonic())))
 
+    @classmethod
+    def leads_to(cls, uri: str) -> str:
+        from storkit.hypervisors._libvirt.migration import route_address
+
+        return route_address(uri)
+
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         if same_machine:
             raise Unsupported(

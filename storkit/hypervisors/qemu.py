@@ -8,6 +8,7 @@ RUN/qemu-HASH/                  lock, monitors, pid file of the process (see _qe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -260,13 +261,21 @@ class Qemu(Hypervisor):
                 raise paused.still(state)
         return state
 
+    @classmethod
+    def leads_to(cls, uri: str) -> str:
+        if uri.startswith("unix:"):
+            return ""
+        found = re.fullmatch(r"tcp:(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9][A-Za-z0-9.-]*)):\d{1,5}", uri)
+        if found is None:
+            raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
+        return found[1] or found[2]
+
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         self._definition(name)
         here = self._process(name)
         if not here.alive():
             raise NotFound(f"guest {name} does not run here", look_command(name))
-        if not uri.startswith(("unix:", "tcp:")):
-            raise UsageError(f"{uri!r} is no URI to migrate to", "take the one that `receive` gave at the destination")
+        self.leads_to(uri)
         import asyncio
 
         from storkit.hypervisors._qemu import migration as migration

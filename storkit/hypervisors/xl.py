@@ -221,6 +221,12 @@ class Xl(Hypervisor):
             time.sleep(TICK)
         self._guests.forget_arrival(name)
 
+    @classmethod
+    def leads_to(cls, uri: str) -> str:
+        from storkit.hypervisors._xl.outgoing import parse_uri
+
+        return parse_uri(uri)[0]
+
     def receive(self, name: str, same_machine: bool, source: str = "", told: str = "") -> str:
         if same_machine:
             raise Unsupported(

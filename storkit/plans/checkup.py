@@ -18,6 +18,7 @@ from storkit.core import codec
 from storkit.core.errors import HostUnreachable, NotAllowed, StorkitError, Unsupported
 from storkit.core.host import Door, Facts, Listening
 from storkit.core.model import Finding
+from storkit.hosts import elsewhere
 
 if TYPE_CHECKING:
     from storkit.hosts.connection import Connection
@@ -144,7 +145,15 @@ class Checkup:
                     what = f"whether other hosts reach {server} by {target.partition(':')[2]} was not tried"
                     self._not_tried(server, what, each)
                     continue
-                doors[server, target] = each.doors
+                known = self._connections.doors(server, target)
+                # Its clients are to try what is its own, and no port that a host which lies has named.
+                doors[server, target] = [door for door in each.doors if elsewhere.is_among(door, known)]
+                strange = [door for door in each.doors if door not in doors[server, target]]
+                if strange and report:
+                    at = f"{strange[0].address} port {strange[0].port}"
+                    message = f"host {server} says that it listens at {at}, and does not by the inventory"
+                    hint = f"make its address in the inventory, and the settings of {target}, right"
+                    report.problems.append(Problem(message, hint))
                 if report:
                     self._add(report, each.findings)
         return doors

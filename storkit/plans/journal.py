@@ -251,7 +251,7 @@ class Journals:
         return sorted(path.stem for path in self.directory.glob("*.jsonl"))
 
     def _path(self, plan: str) -> Path:
-        if "/" in plan or plan.startswith("."):
+        if "/" in plan or "\0" in plan or plan.startswith("."):
             raise NotFound(f"there is no plan {plan!r}", "storkit plan list")
         return self.directory / f"{plan}.jsonl"
 

@@ -94,6 +94,9 @@ def test_what_is_only_planned_changes_nothing(tmp_path: Path) -> None:
         assert site.guests.names() == []
         with pytest.raises(storkit.api.errors.UsageError, match="what it has to bring back"):
             site.plan(site.hosts.restore)
+        assert site.plan(lambda: (site.plan(lambda: site.volumes.create("a", "8MiB")),
+                                  site.volumes.create("b", "8MiB"))) is not None  # fmt: skip
+        assert site.volumes.listing().volumes == [], "a plan within a plan does not end the outer one"
         assert not site.planning
         assert site.volumes.create("web", 8 << 20).name == "web"
 
@@ -102,3 +105,30 @@ def test_problems_are_told_all_at_once(tmp_path: Path) -> None:
     with storkit.api.open(state=tmp_path) as site, pytest.raises(storkit.api.errors.Problems) as refused:
         site.volumes.create("a b", "much", pool="none")
     assert len(refused.value.each) == 3
+
+
+def test_one_name_is_no_list_of_names(tmp_path: Path) -> None:
+    """Of the letters of a text each may be the name of a volume, or of a directory: `/` is one."""
+    wish = storkit.api.GuestWish
+    accept = storkit.api.AcceptWish
+    (tmp_path / "inventory.toml").write_text('[hosts.a]\nurl = "local:a"\n[pools.default]\nhost = "a"\n')
+    with storkit.api.open(tmp_path / "inventory.toml", tmp_path / "coordinator") as site:
+        for name in "ab":
+            site.volumes.create(name, "1MiB")
+        for act in (
+            lambda: site.volumes.delete("ab"),
+            lambda: site.volumes.clone("a", "xy"),
+            lambda: site.attachments.verify("a", "ab"),
+            lambda: site.hosts.check("a"),
+            lambda: site.hosts.restore("a"),
+            lambda: site.guests.define("g", wish(disks="ab")),
+            lambda: site.guests.define("g", wish(without="nics"), change=True),
+            lambda: site.guests.import_(tmp_path / "g.xml", {}, local="ab"),
+            lambda: site.hosts.accept(accept(import_directories="/", file=tmp_path / "accept.toml")),
+        ):
+            with pytest.raises(storkit.api.errors.UsageError, match="a list of them is wanted"):
+                act()
+        assert [volume.name for volume in site.volumes.listing().volumes] == ["a", "b"]
+        assert not site.guests.names() and not (tmp_path / "accept.toml").exists()
+        with pytest.raises(storkit.api.errors.NotFound):
+            site.plans.show("a\0b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,21 @@ def test_a_client_is_sent_to_no_other_server(world: Beside) -> None:
         assert "everything was put back" in done.stderr
     world.tell()
     world.storkit("attach", "web", "--on", "c")
+
+
+def test_a_host_has_others_try_its_own_ports_alone(world: Beside) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as victim:
+        port = victim.getsockname()[1]
+        door = {"address": "127.0.0.1", "port": port, "last": port}
+        ssh = f'url = "ssh://127.0.0.77"\nstate = "{world.directory}/c"\n'
+        world.inventory.write_text(world.inventory.read_text().replace(f'url = "local:{world.directory}/c"\n', ssh))
+        lie = Lie(value={"doors": [door] * 50, "findings": []}, verb="listen", kind="agent")
+        world.tell(lie)
+        said = world.ask("host", "check", "b")
+        assert f"host b says that it listens at 127.0.0.1 port {port}, and does not by the inventory" in said.stdout
+        victim.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            victim.accept()
 
 
 def test_a_client_that_lies_is_not_believed(world: Beside) -> None:

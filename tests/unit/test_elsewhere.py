@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from storkit.core import inventory, registry
-from storkit.core.backend import Transport
-from storkit.core.errors import Unsafe
+from storkit.core.backend import Hypervisor, Transport
+from storkit.core.errors import Unsafe, UsageError
 from storkit.core.host import Door
 from storkit.core.model import Offer
 from storkit.hosts import elsewhere
 from storkit.hosts.connections import Connections
+from storkit.plans.verb import Run
+from storkit.plans.verbs import moves
 
 SERVER = "10.0.0.1"
 UUID = "7d1c9f6e-30a5-4c0b-9d3b-6a1f0d6f8c11"
@@ -80,3 +83,40 @@ def test_portals_of_the_inventory_are_where_it_says() -> None:
     )
     doors = Connections(inventory.parse(text, Path("inventory.toml"))).doors("s", "transport:iscsi")
     assert [door.address for door in doors] == ["10.1.0.1", "fd00::1"]
+
+
+SENT = {
+    "qemu": ("tcp:{}:49152", ("exec:rm", "fd:0", "tcp:-o:1", "tcp:b", "rdma:b:1", "")),
+    "xl": ("xl:{}:49152", ("exec:rm", "tcp:b:1", "xl:-o:1", "xl:b", "")),
+    "libvirt": ('{{"connect": "qemu+ssh://{0}/system", "data": "tcp://{0}", "sources": {{}}}}', ("exec:rm", "[]", "")),
+}
+"""For each hypervisor: what `receive` answers of an address, and what it never does."""
+
+
+def test_every_hypervisor_that_moves_guests_says_where_they_are_sent() -> None:
+    assert SENT.keys() == set(registry.names(Hypervisor)) - {"uml"}  # type: ignore[type-abstract]
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_a_guest_is_sent_to_its_destination_and_nowhere_else(name: str) -> None:
+    """Its memory would go to whoever is there, and to what only its source can reach."""
+    hypervisor = registry.hypervisor(name)
+    form, bad = SENT[name]
+
+    def receive(uri: str, same: bool = False) -> str:
+        verbs = SimpleNamespace(receive=lambda *_: uri)
+        run = SimpleNamespace(
+            same_machine=lambda *_: same, source=lambda *_: "", address=lambda host: f"10.0.0.{1 + (host == 'c')}",
+            on=lambda host: SimpleNamespace(hypervisor=lambda target: verbs),
+        )  # fmt: skip
+        return moves.receive(cast(Run, run), "s", "c", f"hypervisor:{name}", "g")
+
+    assert receive(form.format(SERVER)) == form.format(SERVER)
+    assert hypervisor.leads_to(form.format("[fd00::1]")) == "fd00::1"
+    for said in ("10.0.0.2", "127.0.0.1", "169.254.169.254", "[::1]"):
+        with pytest.raises(Unsafe, match="host s wants guest g sent to"):
+            receive(form.format(said))
+    for uri in bad:
+        with pytest.raises(UsageError):
+            receive(uri)
+    assert receive("unix:/run/g.sock", same=True) == "unix:/run/g.sock"

@@ -129,6 +129,7 @@ def test_way_to_the_destination_survives_the_journey() -> None:
         ("qemu+ssh://b/../system", "tcp://b"),
         ("qemu+ssh://-oProxyCommand=x/system", "tcp://b"),
         ("qemu+ssh://b/system", "exec:rm"),
+        ("qemu+ssh://c/system", "tcp://b"),
         ("qemu+ssh://b/system", "tcp://b/?x"),
     ],
 )

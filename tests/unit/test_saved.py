@@ -122,6 +122,14 @@ def test_the_hosts_own_place_is_written_over_after_an_earlier_sleep(site: Site) 
     assert not path.exists()
 
 
+def test_nothing_is_removed_beside_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """A volume's home has said which file it is, and may have named one of somebody else's that is being made."""
+    theirs = memory.partial(tmp_path / "web.raw")
+    theirs.write_bytes(b"an import under way")
+    memory.spend(tmp_path / "web.raw", False, "g", GUEST)
+    assert theirs.exists()
+
+
 def test_a_memory_that_is_spent_leaves_nothing_partial(tmp_path: Path) -> None:
     path = sealed(tmp_path / "m")
     os.link(path, memory.partial(path))

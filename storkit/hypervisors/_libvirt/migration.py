@@ -50,19 +50,35 @@ class MigrationRoute:
         return json.dumps(codec.dump(self))
 
 
-def parse_route(text: str, migrate_uri: str) -> MigrationRoute:
-    """The Way in what `receive` gave. Raises UsageError: it is none, or leads elsewhere than `migrate_uri` of this host
-    does. A libvirt URI can name a program that libvirtd runs as root (libvirt.org/uri.html, `command`), and what the
-    destination says chooses nothing but the address in it."""
+_ADDRESS = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)"
+
+
+def _route(text: str) -> MigrationRoute:
     try:
-        found = codec.load(MigrationRoute, json.loads(text), "URI")
+        return codec.load(MigrationRoute, json.loads(text), "URI")
     except (ValueError, RecursionError):
         raise UsageError(
             f"{text!r} is no way to migrate by libvirt", "take the one that `receive` gave at the destination"
         ) from None
-    address = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)"
-    for said, wanted in ((found.connect, migrate_uri), (found.data, "tcp://{address}")):
-        if not re.fullmatch(re.escape(wanted).replace(re.escape("{address}"), address), said):
+
+
+def route_address(text: str) -> str:
+    """The address in what `receive` gave. Raises UsageError."""
+    return _route(text).data.removeprefix("tcp://").strip("[]")
+
+
+def parse_route(text: str, migrate_uri: str) -> MigrationRoute:
+    """The Way in what `receive` gave. Raises UsageError: it is none, or leads elsewhere than `migrate_uri` of this host
+    does. A libvirt URI can name a program that libvirtd runs as root (libvirt.org/uri.html, `command`), and what the
+    destination says chooses nothing but the address in it."""
+    found = _route(text)
+    address = found.data.removeprefix("tcp://")
+    connect = re.escape(migrate_uri).replace(re.escape("{address}"), re.escape(address))
+    for said, pattern, wanted in (
+        (found.data, f"tcp://{_ADDRESS}", "tcp://{address}"),
+        (found.connect, connect, migrate_uri.replace("{address}", address)),
+    ):
+        if not re.fullmatch(pattern, said):
             raise UsageError(
                 f"the destination wants the guest sent to {said!r}, and {wanted} is what this host goes by",
                 "give both hosts the same migrate_uri in the inventory",

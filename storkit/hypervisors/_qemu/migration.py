@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storkit.core.errors import CommandFailed, Conflict, NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    ServiceUnreachable,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    UsageError,
+)
 from storkit.core.model import Credential, MigrationResult, Secret
 from storkit.system.files import make_private, write_atomic
 from storkit.system.qemu import qmp
@@ -94,8 +103,9 @@ def read_key(directory: Path) -> Credential | None:
 
 
 def write_key(directory: Path, credential: Credential) -> Tls:
-    """Keep the key that the destination gave, where QEMU reads it."""
-    assert credential.secret is not None
+    """Keep the key that the destination gave, where QEMU reads it. Raises UsageError: it gave none, or no user's."""
+    if credential.secret is None or not credential.user or ":" in credential.user:
+        raise UsageError("the destination's credential has no user with a key", "storkit host check")
     make_private(directory)
     write_atomic(directory / KEYS, f"{credential.user}:{credential.secret.reveal()}\n")
     return Tls("psk", str(directory), credential.user)

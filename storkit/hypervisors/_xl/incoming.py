@@ -14,7 +14,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from storkit.core.errors import StorkitError
+from storkit.core.errors import StorkitError, UsageError
 from storkit.core.model import Credential, Secret
 from storkit.hypervisors._xl import channel, toolstack
 from storkit.hypervisors._xl.processes import GUEST
@@ -23,6 +23,7 @@ from storkit.system.files import write_atomic
 from storkit.system.run import run
 
 LOG = "received.log"
+LOOK = "see what is there at the destination: storkit host check"
 LONGEST = 7 * 24 * 3600.0
 """Seconds for one migration; what ends one that does not move is the source."""
 _streams: dict[Path, ssl.SSLSocket] = {}
@@ -52,7 +53,9 @@ def read_key(directory: Path) -> Credential | None:
 
 
 def write_key(directory: Path, credential: Credential) -> None:
-    """Keep the key that the destination gave."""
+    """Keep the key that the destination gave. Raises UsageError: it gave none."""
+    if missing := [name for name in (channel.CERTIFICATE, channel.KEY) if name not in credential.files]:
+        raise UsageError(f"the destination's credential has no {' and no '.join(missing)}", LOOK)
     for name in (channel.CERTIFICATE, channel.KEY):
         write_atomic(directory / name, credential.files[name].reveal())
 

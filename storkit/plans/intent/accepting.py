@@ -12,6 +12,7 @@ from typing import Any
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
+from storkit.core.identities import several
 from storkit.core.inventory import state_directory
 from storkit.hosts.accept import KINDS, Accepted, check_names, default_file, difference, dumps, load, save
 from storkit.hosts.setup import Setup, remembered, setup
@@ -58,6 +59,8 @@ class Acceptance:
 
 def accept(coordinator: Coordinator, wish: AcceptWish) -> Acceptance:
     """What is accepted; with anything wished for it is written first, unless this coordinator only plans."""
+    for names in (wish.targets, wish.import_directories, wish.export_directories, wish.remove):
+        several(names)
     file = (wish.file or default_file()).absolute()
     before = load(file)
     told = _told(coordinator, wish, before or Accepted())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, raise_problems
+from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Attachment, Export, Volume, guest_of
 from storkit.plans import planner
@@ -57,10 +58,11 @@ class AttachmentActs:
 
     def verify(self, volume: str, hosts: Sequence[str] = ()) -> list[Proof]:
         """Prove that hosts see one disk: these, or all that have it attached. Raises Unsafe: they do not."""
+        named = several(hosts)
 
         def build() -> Plan:
             found = self._survey.volume(volume)
-            wanted = [self._coordinator.host(name) for name in hosts]
+            wanted = [self._coordinator.host(name) for name in named]
             if not wanted:
                 attached = self._survey.attachments(hosts_of(self._survey.exports([found])), [found])
                 wanted = [host for host, there in attached.items() if there]

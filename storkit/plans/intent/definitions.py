@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from storkit.core.errors import Conflict, StorkitError, UsageError, collected, raise_problems
 from storkit.core.guest import Boot, Disk, Guest, Nic, Root
+from storkit.core.identities import several
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests import document, files
@@ -53,6 +54,10 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
         check_name("guest", name)
     with collected(problems):
         memory = None if wanted.memory is None else in_bytes(wanted.memory)
+    for names in (wanted.disks or (), wanted.bridges or (), wanted.without):
+        with collected(problems):
+            several(names)
+    raise_problems(problems)
     problems += _contradictions(wanted, change)
     raise_problems(problems)
     old = files.load(coordinator.guests, name) if change and name in files.names(coordinator.guests) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, in_a_line, raise_problems
 from storkit.core.guest import Guest
-from storkit.core.identities import check_seconds
+from storkit.core.identities import check_seconds, several
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import files
 from storkit.plans import migration, planner
@@ -74,7 +74,7 @@ class GuestActs:
         """Write a record from a configuration of libvirt, xl or QEMU. `volumes`: each of its disks, by its target or by
         its path, as it has them, to the volume that it is now; `ADDRESS:PATH` for a root on NFS. `local`: what else it
         opens, of which each host has its own."""
-        return definitions.import_file(self._coordinator, Path(file), volumes, local, name)
+        return definitions.import_file(self._coordinator, Path(file), volumes, several(local), name)
 
     def clone(self, source: str, name: str, settings: Sequence[str] = ()) -> Guest:
         """A guest like another one, with clones of the volumes that it writes. `settings`: KEY=VALUE of its record."""
@@ -84,7 +84,7 @@ class GuestActs:
         original = self.load(source)
         if name in self.names():
             raise Conflict(f"guest {name} exists already", f"storkit guest show {name}")
-        guest = cloning.clone(original, name, settings)
+        guest = cloning.clone(original, name, several(settings))
         refuse_to_share(coordinator, guest)
         names = cloning.volume_names(original, name)
         copies = {

@@ -17,6 +17,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
+from storkit.core.identities import several
 from storkit.core.model import Attachment, Export, GuestState, Usage, VolumeHold, guest_of
 from storkit.guests import files
 from storkit.plans.checkup import Checkup, Report
@@ -86,7 +87,7 @@ class HostActs:
     def check(self, hosts: Sequence[str] = ()) -> dict[str, Report]:
         """Whether hosts, or all, can do their part; by the names that were given."""
         coordinator = self._coordinator
-        names = {coordinator.host(name): name for name in hosts or coordinator.inventory.hosts}
+        names = {coordinator.host(name): name for name in several(hosts) or coordinator.inventory.hosts}
         checkup = Checkup(coordinator.connections, coordinator.hypervisors())
         reports = checkup.examine(list(names))
         self._survey.silent.update(checkup.silent)
@@ -99,7 +100,7 @@ class HostActs:
         coordinator, back, problems = self._coordinator, list[Export](), list[StorkitError]()
         inventory = coordinator.inventory
         homes = {pool.host for pool in inventory.pools.values()}
-        asked = {name: coordinator.host(name) for name in hosts or inventory.hosts}
+        asked = {name: coordinator.host(name) for name in several(hosts) or inventory.hosts}
         coordinator.connections.reach(asked.values())
         # Servers before their clients.
         for name in sorted(asked, key=lambda name: name not in homes):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
+from storkit.core.identities import several
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
 from storkit.core.units import format_size
 from storkit.plans import planner
@@ -110,6 +111,7 @@ class VolumeActs:
 
     def clone(self, source: str, names: Sequence[str], size: Bytes | None = None) -> list[Volume]:
         """Make clones of a volume, in its own pool. `size`: at least the source's, which is the default."""
+        names = several(names)
         problems: list[StorkitError] = []
         wanted = 0
         with collected(problems):
@@ -126,7 +128,7 @@ class VolumeActs:
         def build() -> Plan:
             volume = self._survey.volume(source)
             if not clones:
-                must_be_free(self._coordinator, list(names))
+                must_be_free(self._coordinator, names)
             if wanted and wanted < volume.size:
                 raise UsageError(
                     f"{volume.name} is {format_size(volume.size)} large; a clone cannot be smaller", "leave --size out"
@@ -176,9 +178,10 @@ class VolumeActs:
 
     def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
         """Delete volumes that no host has, and, without `force`, no guest; their own names."""
+        names = several(names)
 
         def build() -> Plan:
-            volumes = self._survey.find_all(list(names))
+            volumes = self._survey.find_all(names)
             if not force:
                 disks.refuse_to_delete(self._coordinator, volumes)
             return planner.delete(volumes, self._survey.exports(volumes), self._coordinator.inventory)

@@ -9,6 +9,7 @@ from storkit.core import codec
 from storkit.core.errors import CommandFailed, HostUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.identities import GuestName, HostName
 from storkit.core.model import MigrationResult
+from storkit.hosts import elsewhere
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run
 
@@ -162,10 +163,13 @@ class RetireGuest(BlindVerb):
 
 
 def receive(run: Run, destination: str, source: str, target: str, name: str) -> str:
-    """Have `destination` wait for the guest from `source`; the URI to send to."""
+    """Have `destination` wait for the guest from `source`; the URI to send to. Raises Unsafe: it leads elsewhere."""
     same = run.same_machine(destination, source)
     told = "" if same else run.source(source, destination)
-    return run.on(destination).hypervisor(target).receive(name, same, run.address(source), told)
+    uri = run.on(destination).hypervisor(target).receive(name, same, run.address(source), told)
+    if not same:
+        elsewhere.refuse_destination(name, target, uri, run.address(destination), destination)
+    return uri
 
 
 def guest_on(run: Run, host: str, target: str, name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from storkit.core.errors import CommandFailed, StorkitError, UsageError
+from storkit.system import files
 from storkit.system.run import run
 
 CHUNK = 1 << 20
@@ -42,7 +43,7 @@ def _stream(path: Path, kind: str) -> Generator[bytes, None, None]:
     import lzma
     import zlib
 
-    with path.open("rb") as file:
+    with files.explained(path), path.open("rb") as file:
         try:
             yield from _members(file, kind)
         except (zlib.error, lzma.LZMAError) as error:

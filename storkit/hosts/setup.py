@@ -11,7 +11,7 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
 from storkit.core.inventory import HostConfig, Inventory
-from storkit.system.files import read_json, write_atomic
+from storkit.system.files import read_json, read_plain, write_atomic
 
 REMEMBERED = "setup.json"
 
@@ -76,7 +76,7 @@ def remember(given: Setup, place: Site, teller: str) -> None:
     path = place.state / REMEMBERED
     text = json.dumps({"teller": teller, **codec.dump(given)}, indent=1)
     with suppress(OSError, StorkitError):  # a full or read-only file system must not keep anyone from looking
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or read_plain(path) != text.encode():
             write_atomic(path, text)
 
 

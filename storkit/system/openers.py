@@ -70,7 +70,7 @@ def only_killed(path: str) -> bool:
     name = f"{os.major(number)}:{os.minor(number)}"
     if any(Path(f"/sys/dev/block/{name}/holders").iterdir()):
         return False
-    if any(line.split()[2] == name for line in (PROC / "self/mountinfo").read_text().splitlines()):
+    if any(line.split()[2] == name for line in (PROC / "self/mountinfo").read_text(errors="replace").splitlines()):
         return False
     found = find([path])[path]
     return bool(found) and all(opener.killed for opener in found)
@@ -126,7 +126,9 @@ def _locked(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
 def _killed(thread: Path) -> bool:
     """Whether a thread has a SIGKILL on its way, or has ended."""
     try:
-        status = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines() if ":\t" in line)
+        # Its name may be no text: the kernel cuts it after 15 bytes, also within a character.
+        lines = (thread / "status").read_text(errors="replace").splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     except OSError:
         return True
     return status["State"][0] in "ZX" or bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & _SIGKILL)

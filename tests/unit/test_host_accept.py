@@ -10,7 +10,7 @@ import pytest
 
 from storkit.cli.main import main
 from storkit.hosts.accept import Accepted, load
-from storkit.hosts.setup import PoolSettings, Setup, remember
+from storkit.hosts.setup import PoolSettings, Setup, remember, remembered
 from storkit.hosts.site import site
 
 
@@ -48,6 +48,15 @@ def machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Machine:
         '[pools.other]\nhost = "a"\n[transports.nbd]\ncache = "none"\n[hypervisors.qemu]\nbinary = "/opt/qemu"\n'
     )
     return Machine(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"{", b"[1]", b"\0" * 4096])
+def test_what_was_kept_and_is_damaged_is_written_anew(machine: Machine, damage: bytes) -> None:
+    machine.told()
+    kept = remembered(machine.state)
+    (machine.state / "setup.json").write_bytes(damage)
+    machine.told()
+    assert kept is not None and remembered(machine.state) == kept
 
 
 def test_alone_it_shows_and_writes_nothing(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storkit.system import openers
+from storkit.system import openers, unixsockets
 
 OPENER = """
 import fcntl, os, struct, sys
@@ -23,6 +24,8 @@ elif lock == "posix":
     fcntl.lockf(file, fcntl.LOCK_EX, 0, 200)
 elif lock == "flock":
     fcntl.flock(file, fcntl.LOCK_EX)
+elif lock == "name":
+    open("/proc/self/comm", "w").write("\\u00e4" * 8)  # 16 bytes, of which the kernel keeps 15
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -113,3 +116,18 @@ def test_a_process_whose_first_thread_has_ended_is_seen_and_one_that_was_killed_
     (process.top / "task/4712/status").write_text("State:\tD (disk sleep)\nSigPnd:\t0\nShdPnd:\t100\n")
     (found,) = openers.find([str(file)])[str(file)]
     assert found.killed
+
+
+def test_a_process_whose_name_is_no_text_is_told(file: Path) -> None:
+    with opener(file, "w", "name") as pid:
+        (found,) = openers.find([str(file)])[str(file)]
+        assert found.pid == pid and found.name.startswith("\u00e4" * 7) and not found.killed
+
+
+def test_a_socket_whose_name_is_no_text_hides_no_other() -> None:
+    """Any user can bind one."""
+    mine = f"storkit-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as odd, socket.socket(socket.AF_UNIX) as wanted:
+        odd.bind(b"\0\xff\xfe" + mine.encode())
+        wanted.bind(f"\0{mine}-wanted")
+        assert unixsockets.bound(f"@{mine}-wanted") and not unixsockets.bound(f"@{mine}-other")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from storkit.core.errors import StorkitError
 from storkit.core.model import Finding
+from storkit.system import unixsockets
 from storkit.system.run import run, which
 
 _MULTIPATHD = "@/org/kernel/linux/storage/multipathd"
@@ -160,7 +161,7 @@ def findings(disk: GrabbableDisk, lvm_filter: str, blacklist: str = "") -> list[
 
 def found_multipathd(disk: GrabbableDisk) -> bool:
     """Whether a multipathd that runs on this host would take such a disk."""
-    if not any(line.endswith(_MULTIPATHD) for line in Path("/proc/net/unix").read_text().splitlines()):
+    if not unixsockets.bound(_MULTIPATHD):
         return False
     return any(multipath_takes(parse_multipath(text), disk) for text in _asked("multipath", "-t"))
 

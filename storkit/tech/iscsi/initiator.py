@@ -23,6 +23,7 @@ from storkit.core.errors import (
     Unsafe,
     Unsupported,
 )
+from storkit.system import unixsockets
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
@@ -265,7 +266,7 @@ def missing_daemon() -> Unsupported | None:
 
 
 def _listening() -> bool:
-    return any(line.endswith(_SOCKET) for line in Path("/proc/net/unix").read_text().splitlines())
+    return unixsockets.bound(_SOCKET)
 
 
 def probe(address: str, port: int, timeout: float = _PROBE) -> str:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def libvirt(words: tuple[str, str, str, str], xml: bytes, file: Path | None = None) -> None:
     """Do what libvirt's hook is called for. Raises StorkitError: the guest must not go on."""
     from storkit.hooks import libvirt
-    from storkit.hooks.engine import Hooks, deadline
+    from storkit.hooks.engine import PATIENCE, Hooks, deadline
+    from storkit.system.timeouts import scaled
 
-    with deadline():
+    with deadline(scaled(PATIENCE)):  # libvirt itself waits for as long as it takes
         libvirt.run(words, xml, lambda: Hooks.load(file))
 
 

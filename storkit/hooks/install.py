@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -216,20 +217,20 @@ def _template(script: Script) -> str:
 
 def _text(script: Script, file: Path | None) -> str:
     """A script, with the program that it calls: the one that installs it, wherever that is."""
-    command = [sys.executable, "-m", "storkit"] if not _on_path() else [_on_path()]
     options = ["--file", str(file)] if file else []
     return (
         _template(script)
         .replace("@MARK@", MARK)
-        .replace("@STORKIT@", shlex.join(command))
+        .replace("@STORKIT@", shlex.join(_command()))
         .replace("@OPTIONS@", shlex.join(options))
     )
 
 
-def _on_path() -> str:
-    """The absolute path of the command that is running, if it is one; a hypervisor's PATH is not a person's."""
-    program = Path(sys.argv[0])
-    return str(program.resolve()) if program.name == "storkit" and os.access(program, os.X_OK) else ""
+def _command() -> list[str]:
+    """The command line of storkit: the program that is running, or the one on the PATH; a hypervisor has another."""
+    running = Path(sys.argv[0])
+    program = str(running) if running.name == "storkit" and os.access(running, os.X_OK) else shutil.which("storkit")
+    return [str(Path(program).absolute())] if program else [sys.executable, "-m", "storkit"]
 
 
 def _why_silent(name: str, content: HostFile) -> str:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Final
 
 from storkit.core.contracts.hooks import EnterReason, LeaveReason
-from storkit.core.errors import UsageError
+from storkit.core.errors import Conflict, UsageError, raise_problems
 from storkit.core.identities import check_name, check_uuid
 from storkit.hooks.engine import GuestDisk, GuestId, Hooks, say
+from storkit.system import openers
 from storkit.system.files import make_private, write_atomic
 
 LOGS = Path("/var/log/libvirt/qemu")
@@ -94,6 +95,7 @@ def act(hooks: Hooks, event: DomainEvent, logs: Path = LOGS, managed: Path = MAN
         return
     mark = hooks.site.run / "waking" / (event.guest.uuid or event.guest.name)
     if event.operation in ENTER:
+        _refuse_taken(event, hooks.site.dev)
         why = ENTER[event.operation]
         hooks.enter(event.disks, event.guest, why)
         if why == "wake":
@@ -106,6 +108,20 @@ def act(hooks: Hooks, event: DomainEvent, logs: Path = LOGS, managed: Path = MAN
     elif mark.exists():
         hooks.woken(event.disks, event.guest)
         mark.unlink()
+
+
+def _refuse_taken(event: DomainEvent, dev: Path) -> None:
+    """Raise Conflict for disks that the guest is to write, and that a process of this host writes already: the storage
+    lets this host write, whichever guest of its does."""
+    paths = {str(dev / disk.name): disk.name for disk in event.disks if not disk.read_only}
+    raise_problems(
+        [
+            Conflict(f"volume {paths[path]} is open for writing on this host: by {opener}", f"ps -fp {opener.pid}")
+            for path, found in openers.find(paths).items()
+            for opener in found
+            if opener.writes and not opener.killed
+        ]
+    )
 
 
 def _end(hooks: Hooks, event: DomainEvent, reason: str, managed: Path) -> None:

@@ -91,6 +91,10 @@ class Hooked:
     def attached(self, host: str, volume: str = "v") -> bool:
         return (self.directory / host / "dev" / volume).is_symlink()
 
+    def hold(self, volume: str = "v") -> bool:
+        """Whether a guest sleeps on a volume."""
+        return self.world.storkit("--json", "volume", "show", volume).json["hold"] is not None
+
     def kept(self) -> dict[str, bytes]:
         """What the manager keeps: grants, marks, metadata of volumes."""
         base = self.directory / "a"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from storkit.system.timeouts import VARIABLE
 from tests.guestkit import bootsector
 from tests.lab import Host, Lab, services
 from tests.lab.host import Result
@@ -30,6 +32,26 @@ DOMAIN = f"""\
 QEMU = 'security_driver = "none"\nuser = "root"\ngroup = "root"\nnamespaces = []\ncgroup_controllers = []\n'
 
 
+def hook(world: World, host: Host, kind: Storage) -> None:
+    """Install the hooks of a host, and let them ask host s."""
+    s = world.s
+    host.run(["sh", "-c", "mkdir -p /etc/storkit && ssh-keygen -q -t ed25519 -N '' -f /etc/storkit/hook_key"])
+    s.put(host.run(["cat", "/etc/storkit/hook_key.pub"]).stdout, f"/root/{host.name}.pub")
+    admit = ["storkit", "hooks", "admit", host.name, "--from-inventory", "s"]
+    admit += ["--volumes", "default/*", "--address", host.address("san1"), "--key", f"/root/{host.name}.pub"]
+    line = s.run(admit).stdout
+    assert line.startswith(f'command="storkit agent --for {host.name}",restrict ssh-ed25519 ')
+    s.run(["sh", "-c", 'printf "%s" "$1" >> /root/.ssh/authorized_keys', "sh", line])
+    install = ["storkit", "hooks", "install", "--name", host.name, "--manager", "s=ssh://root@s"]
+    install += ["--identity", "/etc/storkit/hook_key", "--address", s.address("san1")]
+    for key, value in kind.transport_settings.items():
+        install += ["--set", f"{kind.transport}.{key}={value}"]
+    host.run(install)
+    # libvirt gives a hook an environment of its own, which does not say how slow the lab is.
+    factor = os.environ.get(VARIABLE, "1")
+    host.run(["sed", "-i", f"2i export {VARIABLE}={factor}", "/etc/libvirt/hooks/qemu.d/storkit"])
+
+
 class Hands:
     """Two hosts with libvirtd and hooks, and their manager s."""
 
@@ -39,25 +61,10 @@ class Hands:
         bootsector.make_disk(image, rest=4)
         world.import_(image, "g")
         for host in (world.a, world.b):
-            self._hook(host, kind)
+            hook(world, host, kind)
             host.put(QEMU, "/etc/libvirt/qemu.conf")
             services.libvirtd(host)
             host.put(DOMAIN, "/root/g.xml")
-
-    def _hook(self, host: Host, kind: Storage) -> None:
-        s = self.world.s
-        host.run(["sh", "-c", "mkdir -p /etc/storkit && ssh-keygen -q -t ed25519 -N '' -f /etc/storkit/hook_key"])
-        s.put(host.run(["cat", "/etc/storkit/hook_key.pub"]).stdout, f"/root/{host.name}.pub")
-        admit = ["storkit", "--inventory", "/root/inventory.toml", "hooks", "admit", host.name, "--from-inventory", "s"]
-        admit += ["--volumes", "default/*", "--address", host.address("san1"), "--key", f"/root/{host.name}.pub"]
-        line = s.run(admit).stdout
-        assert line.startswith(f'command="storkit agent --for {host.name}",restrict ssh-ed25519 ')
-        s.run(["sh", "-c", 'printf "%s" "$1" >> /root/.ssh/authorized_keys', "sh", line])
-        install = ["storkit", "hooks", "install", "--name", host.name, "--manager", "s=ssh://root@s"]
-        install += ["--identity", "/etc/storkit/hook_key", "--address", s.address("san1")]
-        for key, value in kind.transport_settings.items():
-            install += ["--set", f"{kind.transport}.{key}={value}"]
-        host.run(install)
 
     def virsh(self, host: Host, *words: str) -> Result:
         return host.run(["virsh", *words], check=False, timeout=600)
@@ -87,6 +94,11 @@ def test_virsh_alone_starts_moves_saves_restores_and_ends_a_guest(lab: Lab, tmp_
     assert second.status != 0 and "volume g is written by a" in second.stderr
     assert (hands.rights(), hands.attached()) == ({"a": True}, ["a"])
 
+    a.put(DOMAIN.replace("<name>g", "<name>twin").replace(UUID, UUID.replace("0f", "1f")), "/root/twin.xml")
+    twin = hands.virsh(a, "create", "/root/twin.xml")
+    assert twin.status != 0 and "volume g is open for writing on this host: by qemu-system" in twin.stderr
+    assert (hands.rights(), hands.attached()) == ({"a": True}, ["a"])
+
     for source, destination in ((a, b), (b, a)):
         hands.done(source, "migrate", "--live", "g", f"qemu+ssh://{destination.name}/system")
         world.wait_for_writes()
@@ -112,3 +124,22 @@ def test_virsh_alone_starts_moves_saves_restores_and_ends_a_guest(lab: Lab, tmp_
     world.wait_for_writes()
     hands.done(b, "destroy", "g")
     b.wait_for(lambda: not hands.rights() and not hands.attached(), "the end of b's right", 60)
+
+
+def test_what_a_coordinator_does_passes_the_hooks_of_its_hosts(lab: Lab, tmp_path: Path) -> None:
+    """Its plan has the disk, and calls the hypervisor that calls the hook: neither waits for the other."""
+    kind = storage("nbd-kernel")
+    world = World(lab, tmp_path, kind, "libvirt", commands="s")
+    for host in (world.a, world.b):
+        hook(world, host, kind)
+        host.run(["sh", "-c", "kill -HUP $(pidof libvirtd)"])
+    world.define()
+    world.storkit("guest", "start", "g", "--on", "a")
+    world.wait_for_writes()
+    for destination in ("b", "a"):
+        world.migrate(destination)
+    world.storkit("guest", "save", "g")
+    world.storkit("guest", "restore", "g")
+    world.wait_for_writes()
+    report = world.clear()
+    assert report.clean, report

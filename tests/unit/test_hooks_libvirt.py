@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storkit.core.errors import UsageError
+from storkit.core.errors import Conflict, UsageError
 from storkit.hooks import install, libvirt
 from storkit.hooks.engine import GuestDisk, GuestId, Hooks
 from storkit.hooks.hostfile import HostFile
@@ -144,6 +144,28 @@ def test_a_guest_is_awake_once_qemu_runs_and_only_if_it_was_read_from_a_file(cal
     called("restore", "begin")
     called("release", "end", "failed")
     assert called("started", "begin") == []
+
+
+@pytest.mark.parametrize("operation", ["migrate", "restore", "prepare"])
+def test_a_disk_that_another_guest_of_this_host_writes_is_refused(
+    operation: str, tmp_path: Path, called: Callable[..., Any]
+) -> None:
+    path = tmp_path / "state/dev/web"
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as writing, path.open("rb") as reading:
+        assert called(operation, "begin")  # this process does not count
+        for stream, refused in ((writing, True), (reading, False)):
+            with subprocess.Popen(["sleep", "600"], stdin=stream) as other:
+                try:
+                    if refused:
+                        with pytest.raises(
+                            Conflict, match=f"is open for writing on this host: by sleep .pid {other.pid}"
+                        ):
+                            called(operation, "begin")
+                    else:
+                        assert called(operation, "begin")
+                finally:
+                    other.kill()
 
 
 def test_a_memory_of_libvirt_s_own_is_named(tmp_path: Path, called: Callable[..., Any]) -> None:

@@ -53,7 +53,7 @@ from storkit.hypervisors._machine import (
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
-from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, disks_of, silent
+from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, silent
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
 from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
@@ -378,9 +378,14 @@ class Xl(Hypervisor):
     # --- parts
 
     def _state(self, found: XenGuest) -> GuestState:
-        volumes = {disk.uuid: disk.volume for disk in found.record.guest.disks if disk.uuid} if found.record else {}
-        if found.record is None and found.first:
-            volumes = disks_of(found.first.domain)
+        volumes, machine = dict[str, str](), ""
+        if found.record:
+            volumes = {disk.uuid: disk.volume for disk in found.record.guest.disks if disk.uuid}
+            machine = found.record.machine
+        elif found.first:
+            config = self._guests.config_of(found.first.domain)
+            volumes = config.volumes
+            machine = f"{config.type}-{toolstack.machine().version}" if config.type else ""
         return GuestState(
             name=found.name,
             uuid=found.uuid,
@@ -388,7 +393,7 @@ class Xl(Hypervisor):
             hypervisor=self.name,
             status=found.status,
             migration=found.first.migration if found.first else "",
-            machine=found.record.machine if found.record else "",
+            machine=machine,
             volumes=volumes,
             reason=found.first.reason if found.first else "",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from storkit.core.errors import (
     HostUnreachable,
@@ -24,6 +24,9 @@ from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState,
 from storkit.hosts.connections import Connections
 from storkit.plans import lookup
 from storkit.plans.remembered import Hints
+
+if TYPE_CHECKING:
+    from storkit.core.guest import Guest
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -172,7 +175,9 @@ class Survey:
         except HostUnreachable:
             raise
         except StorkitError as error:
-            if not partial or (isinstance(error, Unsupported) and target.startswith("hypervisor:")):
+            # A hypervisor that does not answer is as a host that does not: what runs there is unknown.
+            absent = isinstance(error, (ServiceUnreachable, Unsupported)) and target.startswith("hypervisor:")
+            if not partial or absent:
                 raise
             self.unread[host, target] = error
             return None
@@ -220,20 +225,27 @@ class Survey:
         return self._each(list(hosts), ask, str)
 
     def where(
-        self, guest: str, target: str, hosts: Iterable[str], able: Collection[str] | None = None
+        self, guest: Guest, disks: Collection[str], hosts: Iterable[str], able: Collection[str] | None = None
     ) -> tuple[dict[str, str], dict[str, GuestState]]:
         """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
-        that knows it, stopped or not.
+        that knows it, stopped or not. `disks` are the UUIDs of its volumes: another guest of its name that has none of
+        them is left out.
 
         `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
         are those that a person has declared off. Raises what one of them says in place of an answer; what others say
         is noted in `unread`.
         """
         wanted = list(hosts)
-        answers = self.guests(wanted, target, [guest], partial=True)
+        target = f"hypervisor:{guest.hypervisor}"
+        answers = self.guests(wanted, target, [guest.name], partial=True)
         unable = {host: self.unread[host, target] for host in wanted if (host, target) in self.unread}
         raise_problems([unable[host] for host in unable if able is None or host in able or not answers])
-        states = {host: answers[host][0] for host in wanted if answers.get(host)}
+        states = {
+            host: state
+            for host in wanted
+            for state in answers.get(host, [])
+            if state.uuid == guest.uuid or state.volumes.keys() & set(disks)
+        }
         places: dict[str, str] = {}
         silent = {host for host in wanted if host not in answers and (able is None or host in able)}
         off = self.declared_off() if silent else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, StorkitError, TimedOut, Unsafe, UsageError
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource, GuestStatus
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import channel, guests, incoming, processes, toolstack
-from storkit.hypervisors._xl.guests import XenGuests, disk_paths
+from storkit.hypervisors._xl.guests import XenGuests, parse_config
 from storkit.hypervisors._xl.host import machine_problems
 from storkit.hypervisors._xl.outgoing import parse_uri, program
 from storkit.hypervisors._xl.processes import XlProcess, wait_until, xl_above, xl_processes
@@ -49,9 +50,9 @@ def test_list_and_info_as_they_were_captured() -> None:
     assert info.version == "4.17" and info.free == 211 << 20
     assert {"pv", "hvm"} <= info.abilities and "shadow" not in info.abilities
     running = said("xl-4.17-list-l-running.json")
-    assert disk_paths(running) == ["/dev/mapper/guest"]
+    assert parse_config(running) == ("pvh", ["/dev/mapper/guest"])
     scripted = running.replace('"/dev/mapper/guest",', '"g1", "script": "/etc/xen/scripts/block-storkit",')
-    assert disk_paths(scripted) == ["/dev/storkit/g1"]
+    assert parse_config(scripted) == ("pvh", ["/dev/storkit/g1"])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,9 @@ def test_a_list_that_is_not_understood_says_nothing_of_any_guest(text: str) -> N
 XL = """\
 #!/bin/sh
 cd "{base}"
+case "$1 $2" in
+"info "|"list -l") exec cat "$1$2" ;;
+esac
 case $1 in
 create|destroy|shutdown) echo "$STORKIT_GUEST $*" >>done; [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
 *) exec cat {file} ;;
@@ -146,9 +150,9 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pids: list[int]) -> Iterator[XenGuests]:
     """Records of one guest, g, on a host whose xl prints what LIST has."""
-    capabilities = tmp_path / "capabilities"
-    capabilities.write_text("control_d\n")
-    monkeypatch.setattr(toolstack, "PRIVILEGED", capabilities)
+    monkeypatch.setattr(toolstack, "HYPERVISOR", tmp_path)
+    (tmp_path / "type").write_text("xen\n")
+    (tmp_path / "uuid").write_text("00000000-0000-0000-0000-000000000000\n")
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, file in (("xl", "list"), ("xenstore-ls", "devices")):
@@ -156,7 +160,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pids: list[int]) -> It
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     (tmp_path / "devices").write_text(said("xenstore-4.17-ls-backend-connected.txt"))
-    found = XenGuests(tmp_path / "state", tmp_path / "run")
+    found = XenGuests(tmp_path / "state", tmp_path / "run/xl")
     monkeypatch.setattr(
         XenGuests, "record", lambda self, name: Definition(GUEST, [DISK], "pvh", "") if name == "g" else None
     )
@@ -224,7 +228,7 @@ def test_status(
 ) -> None:  # fmt: skip
     (tmp_path / "list").write_text("\n".join([HEADER, *domains]))
     monkeypatch.setattr(guests, "xl_processes", lambda: processes)
-    monkeypatch.setattr(guests, "disks_of", lambda domain: {})
+    has_disks(tmp_path)
     if marked:
         base.expect("g")
     found = base.one("g")
@@ -248,20 +252,83 @@ def test_a_line_that_is_not_understood_makes_guests_unknown(base: XenGuests, tmp
     assert found and found.status == "unknown"
 
 
+def has_disks(tmp_path: Path, *paths: str) -> None:
+    """What xl says of every domain's configuration."""
+    config = json.loads(said("xl-4.17-list-l-running.json"))
+    config[-1]["config"]["disks"] = [{"pdev_path": path} for path in paths]
+    (tmp_path / "list-l").write_text(json.dumps(config))
+
+
+def disk_of(tmp_path: Path, uuid: str, name: str = "g") -> str:
+    """The path of a volume in a file, as attach makes it."""
+    (tmp_path / "run").mkdir(exist_ok=True)
+    path = tmp_path / name
+    path.symlink_to(tmp_path / "run/nfs" / uuid / "disk.raw")
+    return str(path)
+
+
 def test_a_domain_started_by_hand_is_found_by_its_name(base: XenGuests, tmp_path: Path) -> None:
     (tmp_path / "list").write_text("\n".join([HEADER, line("web", "-b----")]))
+    has_disks(tmp_path, "/dev/null", disk_of(tmp_path, UUID))
     found = base.one("web")
     assert found and (found.status, found.uuid, found.record) == ("running", UUID, None)
     assert base.one("other") is None
     assert [one.name for one in base.look(None)] == ["g"]
 
 
-def test_a_domain_of_another_uuid_is_the_guest_if_it_has_its_disk(
-    base: XenGuests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mine", [False, True])
+def test_only_a_domain_with_a_disk_of_storkit_is_a_guest_that_has_no_record(
+    hypervisor: Xl, tmp_path: Path, mine: bool
 ) -> None:
+    listed(tmp_path, line("web", "-b----", 9, uuid=UUID.replace("6", "7")))
+    has_disks(tmp_path, "/dev/null", *([disk_of(tmp_path, UUID)] if mine else []))
+    (tmp_path / "info").write_text(said("xl-4.17-info-pv-hvm.txt"))
+    found = hypervisor.find(["web"])
+    assert [(one.volumes, one.machine) for one in found] == ([({UUID: "g"}, "pvh-4.17")] if mine else [])
+    hypervisor.stop("web", force=True)
+    assert done(tmp_path) == ([" destroy 9"] if mine else [])
+
+
+def test_a_volume_is_told_by_its_directory_while_its_server_is_away(base: XenGuests, tmp_path: Path) -> None:
+    listed(tmp_path, line("web", "-b----"))
+    has_disks(tmp_path, str(tmp_path / "run/nfs" / UUID / "disk.qcow2"))
+    assert [one.name for one in base.look(["web"])] == ["web"]
+    for path in (tmp_path / "run/nfs/other/disk.qcow2", tmp_path / UUID / "disk", tmp_path / "gone"):
+        has_disks(tmp_path, str(path))
+        assert base.look(["web"]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("[]", False), ("?", True), ("{}", False), ('[{"config": 3}]', True), ("[3]", True)]
+)
+def test_a_configuration_that_is_not_understood_says_nothing_of_the_guest(
+    base: XenGuests, tmp_path: Path, text: str, counts: bool
+) -> None:
+    listed(tmp_path, line("g", "-b----", uuid=UUID.replace("6", "7")))
+    (tmp_path / "list-l").write_text(text)
+    found = base.one("g")
+    assert found and found.status == ("unknown" if counts else "stopped")
+
+
+@pytest.mark.parametrize(
+    ("kind", "uuid", "asked"),
+    [("xen", "00000000-0000-0000-0000-000000000000", True), ("xen", None, True), ("xen", UUID, False),
+     ("kvm", None, False), (None, None, False)],
+)  # fmt: skip
+def test_xl_is_asked_wherever_it_may_have_guests(
+    base: XenGuests, tmp_path: Path, kind: str | None, uuid: str | None, asked: bool
+) -> None:
+    listed(tmp_path, line("g", "-b----"))
+    for name, text in (("type", kind), ("uuid", uuid)):
+        (tmp_path / name).write_text(f"{text}\n") if text else (tmp_path / name).unlink()
+    found = base.one("g")
+    assert found and found.status == ("running" if asked else "stopped")
+
+
+def test_a_domain_of_another_uuid_is_the_guest_if_it_has_its_disk(base: XenGuests, tmp_path: Path) -> None:
     other = UUID.replace("6", "7")
     (tmp_path / "list").write_text("\n".join([HEADER, line("g", "-b----", uuid=other)]))
-    monkeypatch.setattr(guests, "disks_of", lambda domain: {UUID: "g"})
+    has_disks(tmp_path, disk_of(tmp_path, UUID))
     found = base.one("g")
     assert found and (found.status, found.uuid) == ("running", other)
 
@@ -270,8 +337,8 @@ def test_an_xl_that_fails_leaves_guests_unknown(base: XenGuests, monkeypatch: py
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     found = base.one("g")
     assert found and found.status == "unknown"
-    with pytest.raises(StorkitError):
-        base.one("web")
+    with pytest.raises(ServiceUnreachable, match="xl does not answer here"):
+        base.look(["g", "web"])
 
 
 def test_a_mark_of_an_earlier_boot_does_not_count(
@@ -357,7 +424,7 @@ def test_words_of_xl(line: str, verb: str, file: str) -> None:
 
 @pytest.fixture
 def hypervisor(base: XenGuests, tmp_path: Path) -> Xl:
-    found = Xl(Site("here", tmp_path / "s", tmp_path / "r", tmp_path / "dev"))
+    found = Xl(Site("here", tmp_path / "s", tmp_path / "run", tmp_path / "dev"))
     found._guests.make("g")
     return found
 

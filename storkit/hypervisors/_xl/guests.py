@@ -20,8 +20,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from storkit.core.errors import StorkitError, Unsafe
+from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, check_name
 from storkit.hypervisors._machine import taken_disks
@@ -43,6 +44,19 @@ _ENDED = {
     "s": "it was suspended by an xl that has ended",
 }
 """Why a domain that is shut down stands still for ever; those that reboot or power off are on their way."""
+_NO_CONFIG = {"config": {"c_info": {"type": ""}}}
+"""Of a domain that is just being built xl has none, and leaves it out."""
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainConfig:
+    """What a domain was started with."""
+
+    type: str
+    """pv, pvh or hvm; empty: it is just being built."""
+    volumes: dict[str, str]
+    """UUID to name: those of its disks that are storkit's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,8 @@ class XenGuests:
     def look(self, names: list[str] | None) -> list[XenGuest]:
         """storkit's guests, all or those of `names`; of `names`, those that somebody else has started as well.
 
-        If xl does not answer, guests with a record are unknown. Raises StorkitError if it does not and one of `names`
-        has none here: it may run.
+        If xl does not answer, guests with a record are unknown. Raises ServiceUnreachable if it does not and one of
+        `names` has none here: it may run.
         """
         wanted = self._recorded() if names is None else names
         records = {name: record for name in wanted if (record := self.record(name))}
@@ -100,9 +114,9 @@ class XenGuests:
         try:
             domains = [domain for domain in toolstack.domains() if not domain.dying]
             return [found for name in wanted if (found := self._one(name, records.get(name), domains))]
-        except StorkitError:
+        except StorkitError as error:
             if len(records) < len(wanted):
-                raise
+                raise ServiceUnreachable(f"xl does not answer here: {toolstack.reason(error)}", error.hint) from error
             return [XenGuest(name, record.guest.uuid, "unknown", record) for name, record in records.items()]
 
     def one(self, name: str) -> XenGuest | None:
@@ -191,12 +205,8 @@ class XenGuests:
     # --- what there is
 
     def _one(self, name: str, record: Definition | None, domains: list[XenDomain]) -> XenGuest | None:
-        mine = [domain for domain in domains if domain.guest == name]
-        if record:
-            # A configuration without a UUID has another one at each `xl create`: its disks tell it from a stranger.
-            disks = {disk.uuid for disk in record.guest.disks}
-            mine = [domain for domain in mine if domain.uuid != record.guest.uuid and disks & disks_of(domain).keys()]
-            mine += [domain for domain in domains if domain.uuid == record.guest.uuid]
+        uuid = record.guest.uuid if record else ""
+        mine = [one for one in domains if one.uuid == uuid or (one.guest == name and self._has_disks(one, record))]
         if not mine and not record:
             return None
         processes = xl_processes()
@@ -212,6 +222,20 @@ class XenGuests:
         # xl takes the domain of a guest that reboots apart, waits two seconds, and builds it anew.
         status: GuestStatus = "starting" if bringers else "incoming" if self.expected(name) else "stopped"
         return XenGuest(name, record.guest.uuid, status, record)
+
+    def _has_disks(self, domain: XenDomain, record: Definition | None) -> bool:
+        """Whether a domain has a disk of the guest's, or, where that has no record, of anybody's in storkit.
+
+        A configuration without a UUID has another one at each `xl create`: this tells it from a stranger of its name.
+        """
+        volumes = self.config_of(domain).volumes
+        return any(disk.uuid in volumes for disk in record.guest.disks) if record else bool(volumes)
+
+    def config_of(self, domain: XenDomain) -> DomainConfig:
+        """What a domain was started with."""
+        kind, paths = parse_config(toolstack.xl("list", "-l", str(domain.id)))
+        volumes = {uuid: Path(path).name for path in paths if (uuid := _volume(path, self.run.parent))}
+        return DomainConfig(kind, volumes)
 
     def _seen(self, name: str, domain: XenDomain, processes: list[XlProcess], building: bool) -> SeenDomain:
         if domain.incoming:
@@ -238,36 +262,37 @@ class XenGuests:
         return SeenDomain(domain, "running", "out" if sender else "")
 
 
-def disks_of(domain: XenDomain) -> dict[str, str]:
-    """The volumes that a domain was started with, UUID to name: those of its disks that are storkit's nodes."""
-    return {
-        uuid: Path(path).name
-        for path in disk_paths(toolstack.xl("list", "-l", str(domain.id)))
-        if (uuid := _volume(path))
-    }
+def parse_config(text: str) -> tuple[str, list[str]]:
+    """The type and the paths of the disks in the JSON of `xl list -l ID`. Raises Unsafe: it is not understood."""
+    try:
+        config = (json.loads(text) or [_NO_CONFIG])[-1]["config"]
+        disks = [disk for disk in config.get("disks", []) if isinstance(disk.get("pdev_path"), str)]
+        return str(config["c_info"]["type"]), [_path(disk) for disk in disks]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Unsafe(f"xl list -l says what storkit does not understand: {error}", "xl list -l") from error
 
 
-def disk_paths(text: str) -> list[str]:
-    """The paths of the disks in the JSON of `xl list -l ID`."""
-    return [
-        # with our script it is a volume's name
-        f"/dev/storkit/{disk['pdev_path']}"
-        if Path(disk.get("script") or "").name == toolstack.SCRIPT
-        else disk["pdev_path"]
-        for domain in json.loads(text)
-        for disk in domain.get("config", {}).get("disks", [])
-        if isinstance(disk.get("pdev_path"), str)
-    ]
+def _path(disk: dict[str, Any]) -> str:
+    """Where a disk is: with our script its path is a volume's name."""
+    ours = Path(disk.get("script") or "").name == toolstack.SCRIPT
+    return f"/dev/storkit/{disk['pdev_path']}" if ours else str(disk["pdev_path"])
 
 
-def _volume(path: str) -> str:
-    """The UUID of the volume behind a device; empty: it is none of storkit's."""
+def _volume(path: str, run: Path) -> str:
+    """The UUID of the volume behind a disk's path; empty: it is none of storkit's. No file system of a server's is
+    asked, which may be away: a file is below RUN, in a directory of its volume's UUID."""
+    try:
+        there = Path(path) if Path(path).is_relative_to(run) else Path(path).readlink()
+        if there.is_relative_to(run):
+            return next((part for part in there.relative_to(run).parts if re.fullmatch(_UUID, part)), "")
+    except OSError:
+        pass  # no link
     try:
         number = os.stat(path).st_rdev
         text = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid").read_text()
     except OSError:
         return ""
-    found = re.fullmatch(rf"{re.escape(devmapper.PREFIX)}([0-9a-f-]{{36}})-.*", text.strip())
+    found = re.fullmatch(rf"{re.escape(devmapper.PREFIX)}({_UUID})-.*", text.strip())
     return found[1] if found else ""
 
 

@@ -21,7 +21,9 @@ SCRIPT = "block-storkit"
 """The hotplug script of disks that storkit attaches when xl asks for them: their target is a volume's name."""
 INCOMING, AWAY = "--incoming", "--migratedaway"
 """What xl appends to the name of a domain that arrives, and of one whose memory has been sent (xl_migrate.c)."""
-PRIVILEGED = Path("/proc/xen/capabilities")
+HYPERVISOR = Path("/sys/hypervisor")
+"""Of the kernel, whatever is mounted beside it (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
+_DOM0 = "00000000-0000-0000-0000-000000000000"
 _LINE = re.compile(
     r"^(?P<name>.*?)\s+(?P<id>\d+)\s+\d+\s+\d+\s+(?P<flags>[-a-zA-Z?]{6})\s+(?P<seconds>[\d.]+)"
     r"\s+(?P<uuid>[0-9a-f-]{36})(?:\s|$)"
@@ -143,9 +145,14 @@ def cause(stderr: str) -> str:
 def is_dom0() -> bool:
     """Whether this machine runs under Xen, and starts its guests."""
     try:
-        return "control_d" in PRIVILEGED.read_text()
+        if (HYPERVISOR / "type").read_text().strip() != "xen":
+            return False
     except OSError:
         return False
+    try:
+        return (HYPERVISOR / "uuid").read_text().strip() == _DOM0
+    except OSError:
+        return True  # xl itself will say
 
 
 def xl(*words: str, timeout: float = ASK_TIMEOUT, env: Mapping[str, str] | None = None) -> str:

@@ -135,7 +135,8 @@ def _where(
     if guest.root and rooted:
         roots = coordinator.survey.present([guest.root.volume], uuids([guest.root]))
         able = set() if roots and not _root_exports(coordinator, guest, roots) else None
-    found, states = coordinator.survey.where(guest.name, f"hypervisor:{guest.hypervisor}", hosts, able)
+    disks = {volume.uuid for volume in volumes} | set(uuids(guest.disks).values())
+    found, states = coordinator.survey.where(guest, disks, hosts, able)
     if rooted and {"running", "paused"} & set(found.values()):
         found = {host: status for host, status in found.items() if status != "unknown"}
     return found, states

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from storkit.core import codec
-from storkit.core.errors import CommandFailed, HostUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import CommandFailed, HostUnreachable, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.identities import GuestName, HostName
 from storkit.core.model import MigrationResult
 from storkit.hosts import elsewhere
@@ -173,9 +173,10 @@ def receive(run: Run, destination: str, source: str, target: str, name: str) -> 
 
 
 def guest_on(run: Run, host: str, target: str, name: str) -> str:
-    """The status of a guest on a host, `stopped` if it is not known there; `unknown` if the host is silent."""
+    """The status of a guest on a host, `stopped` if it is not known there; `unknown` if the host, or its hypervisor, is
+    silent."""
     try:
         states = run.on(host).hypervisor(target).find([name])
-    except HostUnreachable:
+    except (HostUnreachable, ServiceUnreachable):
         return "unknown"
     return states[0].status if states else "stopped"

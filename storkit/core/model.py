@@ -320,7 +320,8 @@ class GuestState:
     volumes: dict[Uuid, VolumeName] = field(default_factory=dict)
     """Volume UUID to name, as attached to the guest."""
     reason: Words = ""
-    """Why it is paused, where that was nobody's wish: a disk without room, a disk that fails."""
+    """Why it is paused, where that was nobody's wish: a disk without room, a disk that fails. Of one that runs: what
+    moves it away, where the destination may run it by now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from storkit.core.errors import Conflict
+from storkit.core.errors import Conflict, Unsafe
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus
 from storkit.core.units import format_size
@@ -61,12 +61,12 @@ def differences(started: Guest, record: Guest) -> str:
     return ", ".join(name for name in names if getattr(started, name) != getattr(record, name))
 
 
-def taken_disks(guest: Guest, other: Guest) -> list[str]:
-    """Which disks of a guest another one has that is here, other than to read them both: the storage side takes both
-    for this host, which may write."""
+def taken_disks(guest: Guest, other: Guest, status: GuestStatus) -> list[str]:
+    """Which disks of a guest another one has that is here, with this status, other than to read them both: the storage
+    side takes both for this host, which may write."""
     readonly = {disk.uuid: disk.readonly for disk in guest.disks if disk.uuid}
     return [
-        f"volume {disk.volume} is in use by guest {other.name} here: {stop_command(other.name)}"
+        f"volume {disk.volume} is in use by guest {other.name} here: {end_command(other.name, status)}"
         for disk in other.disks
         if disk.uuid in readonly and not (readonly[disk.uuid] and disk.readonly)
     ]
@@ -79,6 +79,13 @@ def refuse_shutdown(name: str, status: GuestStatus) -> None:
     if status in ("paused", "unknown"):
         state = "is paused" if status == "paused" else "does not answer"
         raise Conflict(f"guest {name} {state}, so it cannot shut itself down", force_command(name))
+
+
+def refuse_retire(name: str, status: GuestStatus) -> None:
+    """Raise Unsafe if a guest of this status runs, or may run."""
+    if status in ("running", "paused", "starting", "unknown"):
+        may = ", so it may run" if status in ("starting", "unknown") else ""
+        raise Unsafe(f"guest {name} is not retired: it is {status} here{may}", look_command(name))
 
 
 def memory_available() -> int:
@@ -109,6 +116,16 @@ def look_command(name: str) -> str:
 def stop_command(name: str) -> str:
     """The command that stops a guest."""
     return f"storkit guest stop {name}"
+
+
+def end_command(name: str, status: GuestStatus) -> str:
+    """The command that ends what a host has of a guest: one that is not here yet, or any more, may run elsewhere."""
+    return f"storkit migrate cleanup {name}" if status in ("incoming", "arrived", "migrated") else stop_command(name)
+
+
+def resume_command(name: str) -> str:
+    """The command that lets a guest go on."""
+    return f"storkit guest resume {name}"
 
 
 def force_command(name: str) -> str:

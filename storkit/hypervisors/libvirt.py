@@ -36,13 +36,14 @@ from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
+    end_command,
     file_problems,
     fingerprint,
     force_command,
     look_command,
     memory_problems,
+    refuse_retire,
     refuse_shutdown,
-    stop_command,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.system.addresses import address_problem, own_address
@@ -162,7 +163,8 @@ class Libvirt(Hypervisor):
                 return str(directory / XML)
             what = "another guest of that name" if old.uuid != guest.uuid else "it"
             raise Conflict(
-                f"guest {guest.name} cannot be defined: {what} is {old.status} here", stop_command(guest.name)
+                f"guest {guest.name} cannot be defined: {what} is {old.status} here",
+                end_command(guest.name, old.status),
             )
         pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
         wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
@@ -189,7 +191,7 @@ class Libvirt(Hypervisor):
     def undefine(self, name: str) -> None:
         known = self._guests.one(name)
         if known and not known.idle:
-            raise Conflict(f"guest {name} is {known.status} here", stop_command(name))
+            raise Conflict(f"guest {name} is {known.status} here", end_command(name, known.status))
         if known and known.defined:
             self._virsh("undefine", known.uuid, "--nvram")
         shutil.rmtree(self._guests.directory(name), ignore_errors=True)
@@ -319,9 +321,8 @@ class Libvirt(Hypervisor):
 
     def retire(self, name: str) -> None:
         known = self._guests.one(name)
-        if known and known.status in ("running", "paused", "starting", "unknown"):
-            may = ", so it may run" if known.status in ("starting", "unknown") else ""
-            raise Unsafe(f"guest {name} is not retired: it is {known.status} here{may}", look_command(name))
+        if known:
+            refuse_retire(name, known.status)
         if known and not known.idle:
             self._destroy(known)
         self._guests.arriving(name).unlink(missing_ok=True)
@@ -385,6 +386,5 @@ def last_messages(log: str) -> str:
 
 
 def _in_the_way(domain: Domain) -> str:
-    return (
-        f"libvirt here has a domain {domain.name} ({domain.uuid}) that is not this guest: virsh domrename moves it away"
-    )
+    there = f"libvirt here has a domain {domain.name} ({domain.uuid})"
+    return f"{there} that is not this guest: virsh domrename {domain.uuid} NEW-NAME moves it away"

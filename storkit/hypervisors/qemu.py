@@ -44,11 +44,13 @@ from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
+    end_command,
     file_problems,
     fingerprint,
     force_command,
     look_command,
     memory_problems,
+    refuse_retire,
     refuse_shutdown,
     stop_command,
     taken_disks,
@@ -162,7 +164,7 @@ class Qemu(Hypervisor):
         check_name("guest", name)
         here = self._process(name)
         if here.alive():
-            raise Conflict(f"guest {name} has a process here", stop_command(name))
+            raise Conflict(f"guest {name} has a process here", end_command(name, self._status(here)))
         here.forget()
         shutil.rmtree(self._directory(name), ignore_errors=True)
 
@@ -355,12 +357,7 @@ class Qemu(Hypervisor):
             # It hangs, and was never let go on. Its source may stand still for it: QEMU waits in its main loop.
             here.kill()
             return here.forget()
-        if status not in ("incoming", "arrived", "migrated"):
-            raise Unsafe(
-                f"guest {name} is not retired: it is {status} here"
-                + (", so it may run" if status in ("starting", "unknown") else ""),
-                look_command(name),
-            )
+        refuse_retire(name, status)
         if status == "migrated":
             # Its disks have been the destination's since the switchover: it has nothing to write back, and would
             # only wait for a server that has cut it off.
@@ -376,7 +373,11 @@ class Qemu(Hypervisor):
     def _taken(self, guest: Guest) -> list[str]:
         """Which disks of a guest others have that are alive on this host."""
         others = [name for name in self._names(None) if name != guest.name and self._process(name).alive()]
-        return [line for name in others for line in taken_disks(guest, self._definition(name).guest)]
+        return [
+            line
+            for name in others
+            for line in taken_disks(guest, self._definition(name).guest, self._status(self._process(name)))
+        ]
 
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""

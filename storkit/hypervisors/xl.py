@@ -45,11 +45,13 @@ from storkit.hypervisors._machine import (
     PRESS_AGAIN,
     differences,
     digest,
+    end_command,
     file_problems,
     force_command,
     look_command,
+    refuse_retire,
     refuse_shutdown,
-    stop_command,
+    resume_command,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
@@ -135,10 +137,11 @@ class Xl(Hypervisor):
         found = self._guests.one(guest.name)
         started = found.record.guest if found and found.record and found.of("running", "paused") else None
         changed = differences(started, guest) if started else ""
-        if found and found.status == "paused":
+        if found and found.first and found.status == "paused":
+            because = f" ({found.first.reason})" if found.first.reason else ""
             raise Conflict(
-                f"guest {guest.name} is paused here, and Xen moves and saves a guest only while it runs",
-                f"xl unpause {guest.name}",
+                f"guest {guest.name} is paused here{because}, and Xen moves and saves a guest only while it runs",
+                force_command(guest.name) if found.first.dead else resume_command(guest.name),
             )
         return {
             "definition": f"changed in {changed} since it was started" if changed else "as recorded",
@@ -157,7 +160,8 @@ class Xl(Hypervisor):
             if found.record or found.uuid != guest.uuid:
                 what = "another guest of that name" if found.uuid != guest.uuid else "it"
                 raise Conflict(
-                    f"guest {guest.name} cannot be defined: {what} is {found.status} here", stop_command(guest.name)
+                    f"guest {guest.name} cannot be defined: {what} is {found.status} here",
+                    end_command(guest.name, found.status),
                 )
         definition = Definition(guest, disks, f"{xen_type(guest)}-{toolstack.machine().version}", "", guest.machine)
         text = self._render(definition)
@@ -170,7 +174,7 @@ class Xl(Hypervisor):
     def undefine(self, name: str) -> None:
         found = self._guests.one(name)
         if found and not found.idle:
-            raise Conflict(f"guest {name} is {found.status} here", stop_command(name))
+            raise Conflict(f"guest {name} is {found.status} here", end_command(name, found.status))
         shutil.rmtree(self._guests.directory(name), ignore_errors=True)
         shutil.rmtree(self._guests.moving(name), ignore_errors=True)
 
@@ -202,7 +206,7 @@ class Xl(Hypervisor):
         if found.status == "unknown":
             raise silent(name, "ended")
         if force or found.status in ("incoming", "arrived"):
-            self.cancel(name)
+            self._source(name).cancel()
             self._stop_receiving(name)
             self._stop_building(name)
             self._end(name)
@@ -262,11 +266,13 @@ class Xl(Hypervisor):
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
         source, found = self._source(name), self._guests.one(name)
-        if found is None or (found.status == "stopped" and not source.moved()):
+        if (found is None or found.status == "stopped") and not source.moved():
             raise NotFound(f"guest {name} does not run here", look_command(name))
-        if not found.idle:
+        if found and not found.idle:
             memory = self._memory(found)
             if not source.under_way():
+                if self._let_go_on(found):
+                    found = self._one(name)
                 if found.status != "running":
                     raise Conflict(f"guest {name} is {found.status} here", look_command(name))
                 if found.record and not can_move(found.record.guest):
@@ -303,23 +309,23 @@ class Xl(Hypervisor):
             # The source has let go of it: what it waits for does not come any more.
             self._stop_receiving(name)
             found = self._one(name)
-        if found.status not in ("running", "paused", "arrived") or found.first is None:
+        if found.status not in ("running", "paused", "arrived") or found.first is None or found.first.dead:
             raise Unsafe(f"guest {name} cannot go on here: it is {found.status}", look_command(name))
         domain = found.first.domain
         if domain.incoming:
             xl("rename", str(domain.id), name)
-        # The mark goes first: a guest that runs is never taken for one that has yet to be let go on.
-        self._guests.forget_arrival(name)
-        incoming.forget_key(self._guests.moving(name))
+        # The mark goes last: until then it has arrived, whoever is killed here. Once it runs, its seconds tell that.
         if run and found.status != "running":
             toolstack.go_on(domain)
+        self._guests.forget_arrival(name)
+        incoming.forget_key(self._guests.moving(name))
 
     def wake(self, name: str) -> GuestState:
         found = self._one(name)
         if found.status not in ("running", "paused"):
             raise Conflict(f"guest {name} does not stand still here: it is {found.status}", look_command(name))
         if found.status == "paused" and found.first:
-            if found.first.domain.ended not in ("", "s"):
+            if found.first.dead:
                 raise Conflict(f"guest {name} cannot go on: {found.first.reason}", force_command(name))
             saving.XlSave(self._guests, name).forget()
             toolstack.go_on(found.first.domain)
@@ -361,16 +367,16 @@ class Xl(Hypervisor):
         return log.read_text(errors="replace").replace("\r", "\n").strip() if log.exists() else ""
 
     def cancel(self, name: str) -> None:
-        if self._source(check_name("guest", name)).cancel() and (found := self._guests.one(name)):
-            self._let_go_on(found)
+        self._source(check_name("guest", name)).cancel()
+        if found := self._guests.one(name):
+            self._let_go_on(found)  # perhaps an xl that was killed has suspended it
         if (found := self._guests.one(name)) and found.status == "running":
             self._guests.forget_arrival(name)  # whoever let it go on: it has not just arrived
 
     def retire(self, name: str) -> None:
         found = self._guests.one(name)
-        if found and found.status in ("running", "paused", "starting", "unknown"):
-            may = ", so it may run" if found.status in ("starting", "unknown") else ""
-            raise Unsafe(f"guest {name} is not retired: it is {found.status} here{may}", look_command(name))
+        if found:
+            refuse_retire(name, found.status)
         self._stop_receiving(name)
         self._give_up_arrival(name)
         incoming.forget_key(self._guests.moving(name))
@@ -405,11 +411,13 @@ class Xl(Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return render(definition.guest, definition.disks, self.name, Place(machine=definition.machine), templates)
 
-    def _let_go_on(self, found: XenGuest) -> None:
-        """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours."""
-        for seen in found.seen:
-            if seen.status == "paused" and seen.domain.ended == "s" and not seen.domain.away:
-                toolstack.go_on(seen.domain)
+    def _let_go_on(self, found: XenGuest) -> bool:
+        """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours.
+        Whether there was one."""
+        domains = [seen.domain for seen in found.seen if seen.status == "paused" and seen.domain.ended == "s"]
+        for domain in (mine := [domain for domain in domains if not domain.away]):
+            toolstack.go_on(domain)
+        return bool(mine)
 
     def _press(self, domain: XenDomain) -> None:
         try:
@@ -467,8 +475,9 @@ class Xl(Hypervisor):
         strangers = [process.pid for process in xl_processes() if process.receives and not process.guest]
         if found and found.of("incoming") and strangers:
             raise Unsafe(
-                f"guest {name} is just being moved here by hand: xl migrate-receive, process {strangers[0]}",
-                f"wait for its end, then: {look_command(name)}; or: kill {strangers[0]}",
+                f"perhaps guest {name} is just being moved here by hand, and perhaps another guest:"
+                f" xl migrate-receive, process {strangers[0]}",
+                f"wait for its end, then: {look_command(name)}",
             )
 
     def _source(self, name: str) -> XlSource:

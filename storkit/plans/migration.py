@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
@@ -38,7 +38,7 @@ class GuestView:
     root_exports: list[Export] = field(default_factory=list)
     """Those to the guest itself."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why the guest is paused, by host, where nobody wanted it."""
+    """Why the guest is paused, by host, where nobody wanted it; or what moves it away from there."""
     stopped: list[str] = field(default_factory=list)
     """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
 
@@ -264,7 +264,8 @@ def cleanup(subject: GuestView, inventory: Inventory) -> Plan:
         _finish(stages, subject, here, others(subject, here))
     else:
         _take_root(stages, subject)
-        leave(stages, subject, others(subject))
+        lost = [host for host, status in subject.places.items() if status == "migrated"]
+        leave(stages, subject, others(subject), lost)
     return finish_plan(f"clean up after {subject.name}", stages, guest_holds(subject), inventory)
 
 
@@ -302,6 +303,12 @@ def _source(subject: GuestView, destination: str, parts: set[str]) -> str:
 
 def running_problem(subject: GuestView) -> StorkitError:
     if len(subject.running) > 1:
+        for host in subject.running:
+            if subject.places[host] == "running" and host in subject.reasons:
+                return Conflict(
+                    f"guest {subject.name} is being moved away from {host}: {subject.reasons[host]}",
+                    f"wait for its end, then: storkit migrate status {subject.name}",
+                )
         return Unsafe(
             f"guest {subject.name} runs on {' and '.join(subject.running)}: two writers",
             f"storkit guest stop {subject.name} --force --on STALE-HOST; then migrate cleanup {subject.name}",
@@ -316,10 +323,13 @@ def _finish(stages: Stages, subject: GuestView, here: str, others: list[str]) ->
     leave(stages, subject, others)
 
 
-def leave(stages: Stages, subject: GuestView, hosts: list[str]) -> None:
-    """Retire what is left of a guest on hosts, and take its disks away from them."""
+def leave(stages: Stages, subject: GuestView, hosts: list[str], lost: Collection[str] = ()) -> None:
+    """Retire what is left of a guest on hosts, and take its disks away from them. `lost`: those of them that have sent
+    its memory away, which nobody has."""
     name, target = subject.name, subject.target
-    stages.then(*(step(RetireGuest(name), host, target, f"retire {name} on {host}") for host in hosts))
+    said = dict.fromkeys(lost, ", which runs nowhere else: its memory is lost")
+    retired = {host: f"retire {name} on {host}{said.get(host, '')}" for host in hosts}
+    stages.then(*(step(RetireGuest(name), host, target, title) for host, title in retired.items()))
     stages.then(*(_undefine(subject, host) for host in hosts))
     mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
     if hosts:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe, UsageError
+from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource, GuestStatus
+from storkit.hypervisors import xl
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import channel, guests, incoming, processes, toolstack
 from storkit.hypervisors._xl.guests import XenGuests, parse_config
@@ -132,7 +133,8 @@ case "$1 $2" in
 "info "|"list -l") exec cat "$1$2" ;;
 esac
 case $1 in
-create|destroy|shutdown) echo "$STORKIT_GUEST $*" >>done; [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
+create|destroy|shutdown|pause|unpause|rename) echo "$STORKIT_GUEST $*" >>done
+    [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
 *) exec cat {file} ;;
 esac
 """
@@ -172,6 +174,7 @@ GUEST = Guest("g", UUID, 96 << 20, hypervisor="xl", disks=[Disk("g", uuid=UUID)]
 DISK = DiskSource("block", "/dev/storkit/g")
 SENDER = XlProcess(4, ("xl", "migrate", "-s", "", "1", "x"), "g", False)
 BY_HAND = XlProcess(4, ("/usr/lib/xen-4.17/bin/xl", "migrate", "g", "h2"), "", False)
+TO_A_HOST_OF_ITS_NAME = XlProcess(4, ("xl", "migrate", "-s", "g", "web", "g"), "", False)
 SAVER = XlProcess(4, ("xl", "save", "g", "/file"), "", False)
 OTHER = XlProcess(4, ("xl", "migrate", "other", "h2"), "", False)
 RECEIVER = XlProcess(5, ("xl", "migrate-receive", "-p"), "g", False)
@@ -194,6 +197,8 @@ CREATED = replace(CREATOR, watches=True)
         ([line("g", "--p---", seconds=0)], [], True, "arrived"),
         ([line("g", "--p---", seconds=0)], [WATCHER], True, "arrived"),
         ([line("g", "--p---", seconds=0)], [CREATED], False, "paused"),
+        ([line("g", "--p---", 9, seconds=0)], [], False, "starting"),
+        ([line("g", "--p---", 9, seconds=0)], [], True, "incoming"),
         ([line("g", "--p---", seconds=0)], [CREATOR], True, "starting"),
         ([], [CREATOR], False, "starting"),
         ([], [CREATED], True, "starting"),
@@ -205,6 +210,7 @@ CREATED = replace(CREATOR, watches=True)
         ([line("g", "-b----")], [CREATED], False, "running"),
         ([line("g", "---ss-")], [SENDER], False, "running"),
         ([line("g", "---ss-")], [BY_HAND], False, "running"),
+        ([line("g", "---ss-")], [TO_A_HOST_OF_ITS_NAME], False, "paused"),
         ([line("g--migratedaway", "---ss-")], [BY_HAND], False, "running"),
         ([line("g--migratedaway", "---ss-")], [OTHER], False, "migrated"),
         ([line("g", "---ss-")], [], False, "paused"),
@@ -523,6 +529,133 @@ def test_a_guest_that_runs_has_not_just_arrived(
     hypervisor._guests.expect("g")
     hypervisor.cancel("g")
     assert hypervisor._guests.expected("g") == kept
+
+
+# --- what a command that was killed has left
+
+
+@pytest.fixture
+def unsuspended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Xen's Python modules, played: the domain runs on, and what was done is written down."""
+
+    def unsuspend(domain: int) -> None:
+        with (tmp_path / "done").open("a") as file:
+            file.write(f" unsuspend {domain}\n")
+        listed(tmp_path, line("g", "--p---"))
+
+    monkeypatch.setattr(toolstack, "unsuspend", unsuspend)
+
+
+@pytest.mark.parametrize("flags", ["---ss-", "--pss-"])
+def test_a_guest_that_was_suspended_goes_on_with_its_device_model(
+    hypervisor: Xl, tmp_path: Path, unsuspended: None, flags: str
+) -> None:
+    listed(tmp_path, line("g", flags))
+    listed(tmp_path, line("g", "-b----"), name="after-unpause")
+    assert hypervisor.wake("g").status == "running"
+    paused = [] if flags[2] == "p" else [" pause 1"]
+    assert done(tmp_path) == [*paused, " unsuspend 1", " unpause 1"]
+
+
+@pytest.mark.parametrize("act", ["cancel", "send"])
+@pytest.mark.parametrize("name", ["g", "g--migratedaway"])
+def test_a_guest_that_a_dead_migration_has_suspended_goes_on_if_it_is_here(
+    hypervisor: Xl, tmp_path: Path, unsuspended: None, name: str, act: str
+) -> None:
+    listed(tmp_path, line(name, "---ss-"))
+    listed(tmp_path, line("g", "-b----"), name="after-unpause")
+    if act == "cancel":
+        hypervisor.cancel("g")
+    elif name == "g":
+        with pytest.raises(Unsafe, match="has made no key"):  # it would be sent, if there were one
+            hypervisor.send("g", "xl:h:1")
+    else:
+        assert hypervisor.send("g", "xl:h:1").downtime_ms is None
+    assert (" unpause 1" in done(tmp_path)) == (name == "g")
+
+
+def test_force_lets_no_guest_go_on(hypervisor: Xl, tmp_path: Path, unsuspended: None) -> None:
+    listed(tmp_path, line("g", "---ss-"))
+    hypervisor.stop("g", force=True)
+    assert done(tmp_path) == [" destroy 1"]
+
+
+def test_a_guest_has_arrived_until_it_was_let_go_on(
+    hypervisor: Xl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The agent has ended."""
+
+    def killed(domain: XenDomain) -> None:
+        raise Killed
+
+    listed(tmp_path, line("g", "--p---", seconds=0))
+    hypervisor._guests.expect("g")
+    with monkeypatch.context() as patched:
+        patched.setattr(toolstack, "go_on", killed)
+        with pytest.raises(Killed):
+            hypervisor.resume("g")
+    assert [one.status for one in hypervisor.find(["g"])] == ["arrived"]
+    hypervisor.resume("g")
+    assert done(tmp_path) == [" unpause 1"] and not hypervisor._guests.expected("g")
+
+
+def test_a_domain_that_a_killed_xl_has_half_built_is_no_guest_that_has_started(hypervisor: Xl, tmp_path: Path) -> None:
+    listed(tmp_path, line("g", "--p---", seconds=0))
+    (tmp_path / "devices").write_text("")
+    with pytest.raises(Conflict, match="it is starting"):
+        hypervisor.start("g")
+    assert done(tmp_path) == []
+
+
+def test_a_guest_made_by_hand_that_has_moved_is_reported_again(hypervisor: Xl, tmp_path: Path) -> None:
+    listed(tmp_path)
+    hypervisor._guests.make("web")
+    with pytest.raises(NotFound):
+        hypervisor.send("web", "xl:h:1")
+    (hypervisor._guests.directory("web") / "sent.log").write_text("Migration successful.\n")
+    assert hypervisor.send("web", "xl:h:1").downtime_ms is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [("--p---", "guest resume g"), ("---ss-", "guest resume g"), ("---sc-", "guest stop g --force")],
+)
+def test_what_lets_a_guest_move_that_stands_still(hypervisor: Xl, tmp_path: Path, flags: str, hint: str) -> None:
+    listed(tmp_path, line("g", flags))
+    with pytest.raises(Conflict, match="is paused here") as caught:
+        hypervisor.fingerprint(GUEST)
+    assert caught.value.hint == f"storkit {hint}"
+    assert ("crashed" in caught.value.message) == (flags == "---sc-")
+    if flags == "---sc-":
+        with pytest.raises(Unsafe):
+            hypervisor.resume("g")
+
+
+def test_a_receiver_of_another_s_is_told_of_and_not_to_be_killed(
+    hypervisor: Xl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(tmp_path, line("g--incoming", "--p---", seconds=0))
+    for module in (guests, xl):
+        monkeypatch.setattr(module, "xl_processes", lambda: [replace(RECEIVER, guest="")])
+    with pytest.raises(Unsafe, match="perhaps another guest") as caught:
+        hypervisor.resume("g")
+    assert "kill" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("g--incoming", "migrate cleanup g"), ("g--migratedaway", ""), ("g", "guest stop g")]
+)
+def test_what_is_left_of_a_guest_is_not_ended_where_it_runs(
+    hypervisor: Xl, tmp_path: Path, name: str, hint: str
+) -> None:
+    listed(tmp_path, line(name, "---ss-" if name.endswith("away") else "--p---"))
+    if hint:
+        with pytest.raises(Conflict) as caught:
+            hypervisor.undefine("g")
+        assert caught.value.hint == f"storkit {hint}"
+    taken = hypervisor._guests.taken(replace(GUEST, name="other"))
+    assert [each.partition("here: storkit ")[2] for each in taken] == ([hint] if hint else [])
 
 
 # --- the channel

@@ -28,6 +28,7 @@ from storkit.hypervisors._libvirt.virsh import (
     State,
     Virsh,
 )
+from storkit.hypervisors._machine import end_command
 from storkit.hypervisors._paused import because
 from storkit.hypervisors._qemu.definition import Definition, load
 
@@ -107,7 +108,7 @@ class Guests:
             record = self.record(other.name)
             reads = {disk.uuid for disk in record.guest.disks if disk.readonly} if record else set()
             taken += [
-                f"volume {volume} is in use by guest {other.name} here: storkit guest stop {other.name}"
+                f"volume {volume} is in use by guest {other.name} here: {end_command(other.name, other.status)}"
                 for uuid, volume in other.volumes.items()
                 if not other.idle and uuid in readonly and not (readonly[uuid] and uuid in reads)
             ]

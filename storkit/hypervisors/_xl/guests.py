@@ -68,6 +68,11 @@ class SeenDomain:
     migration: str = ""
     reason: str = ""
 
+    @property
+    def dead(self) -> bool:
+        """Whether it stands still for good."""
+        return self.domain.ended not in ("", "s")
+
 
 @dataclass(frozen=True, slots=True)
 class XenGuest:
@@ -135,7 +140,7 @@ class XenGuests:
             line
             for other in (self.look(others) if others else [])
             if other.record and not other.idle
-            for line in taken_disks(guest, other.record.guest)
+            for line in taken_disks(guest, other.record.guest, other.status)
         ]
 
     def _shares(self, name: str, volumes: Iterable[str]) -> bool:
@@ -245,7 +250,8 @@ class XenGuests:
         sender = next((process for process in processes if process.sends(domain.guest, domain.id)), None)
         if domain.ended == "s" and sender:
             # It runs on here by itself if its migration fails now; a save ends it.
-            return SeenDomain(domain, "running" if sender.verb == "migrate" else "starting", "out")
+            said = f"xl migrate, process {sender.pid}" if domain.away else ""
+            return SeenDomain(domain, "running" if sender.verb == "migrate" else "starting", "out", said)
         if domain.ended and domain.away:
             return SeenDomain(domain, "migrated")
         if domain.ended:
@@ -258,7 +264,10 @@ class XenGuests:
         if domain.paused and self.reading(name):
             return SeenDomain(domain, "incoming", "in")
         if domain.paused:
-            return SeenDomain(domain, "starting" if building else "arrived" if self.expected(name) else "paused")
+            expected = self.expected(name)
+            if building or not toolstack.launched(domain.id):  # the xl that built it may have been killed
+                return SeenDomain(domain, "incoming" if expected and not building else "starting")
+            return SeenDomain(domain, "arrived" if expected else "paused")
         return SeenDomain(domain, "running", "out" if sender else "")
 
 

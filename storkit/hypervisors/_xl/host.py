@@ -55,4 +55,4 @@ def no_live_pv(name: str) -> Unsupported:
 def in_the_way(domain: XenDomain) -> str:
     """Why a guest cannot have its name here."""
     there = f"Xen here has a domain {domain.name} ({domain.uuid})"
-    return f"{there} that is not this guest: xl rename {domain.id} moves it away"
+    return f"{there} that is not this guest: xl rename {domain.id} NEW-NAME moves it away"

@@ -21,6 +21,8 @@ _SHORTEST = {
     "block-attach": 7, "block-detach": 7,
 }  # fmt: skip
 """xl's commands that matter here, and how many letters of each xl lets a person type (cmdtable_lookup in xl.c)."""
+_WITH_WORD = ("C", "s")
+"""The options of `xl migrate` after which a word of theirs follows (xl_migrate.c); `xl save` has none."""
 _HELPER = "libxl-save-help"
 """The process of xl's that copies memory, as the kernel cuts its name off."""
 TICK = 0.05
@@ -56,9 +58,22 @@ class XlProcess:
     def _plain(self) -> list[str]:
         return [word for word in self.words[1:] if not word.startswith("-")]
 
+    @property
+    def _domain(self) -> str:
+        """The domain that a migration or a save is of: the first word after the verb that is neither an option nor an
+        option's."""
+        words = iter(self.words[1:])
+        next((word for word in words if not word.startswith("-")), "")  # the verb
+        for word in words:
+            if not word.startswith("-"):
+                return word
+            if not word.startswith("--") and word[-1:] in _WITH_WORD:
+                next(words, "")
+        return ""
+
     def sends(self, name: str, domain: int) -> bool:
         """Whether it migrates or saves this domain away."""
-        return self.verb in ("migrate", "save") and bool({name, str(domain)} & set(self.words[2:]))
+        return self.verb in ("migrate", "save") and self._domain in (name, str(domain))
 
     def brings(self, name: str, config: Path) -> bool:
         """Whether it builds the guest's domain now, or waits in the background to build it anew when it reboots.

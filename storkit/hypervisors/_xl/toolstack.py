@@ -212,9 +212,11 @@ def unsuspend(domain: int) -> None:
 def go_on(domain: XenDomain) -> None:
     """Let a domain run that stands still."""
     if domain.ended == "s":
+        # libxl has stopped the device model of an HVM guest as well, and only `xl unpause` lets that go on.
+        if not domain.paused:
+            xl("pause", str(domain.id))
         unsuspend(domain.id)
-    if domain.paused:
-        xl("unpause", str(domain.id))
+    xl("unpause", str(domain.id))
 
 
 def _libraries() -> Iterable[Path]:

@@ -66,8 +66,18 @@ class SendGuest(BlindVerb):
                 error.argv, error.status, f"{said}\n{error.stderr}" if said else error.stderr,
                 host=error.host, hint=error.hint,
             ) from None  # fmt: skip
-        there.resume(name, not self.paused)
+        try:
+            there.resume(name, not self.paused)
+        except StorkitError as error:
+            if guest_on(run, destination, target, name) != "stopped":
+                raise
+            raise self._lost(source, destination) from error
         return result
+
+    def _lost(self, source: str, destination: str) -> Unsafe:
+        """Where the destination went down after the source had let go."""
+        message = f"guest {self.name} has moved from {source} to {destination}, which has lost it: its memory is lost"
+        return Unsafe(message, f"storkit migrate cleanup {self.name}; then storkit guest start {self.name}")
 
     def _see_that_it_runs(self, run: Run, target: str, source: str, destination: str, error: StorkitError) -> None:
         """After a move that failed. Raises StorkitError: the guest is gone; nobody has its memory any more."""
@@ -88,7 +98,10 @@ class SendGuest(BlindVerb):
         try:
             at_origin.cancel(name)
         except TimedOut:
-            # A hypervisor that hangs may be waiting for the destination's: that is ended first, if nothing runs there.
+            # A hypervisor that hangs may be waiting for the destination's: that is ended first, unless all of the
+            # guest is there, which may be all that there is of it.
+            if guest_on(run, destination, step.target, name) == "arrived":
+                raise
             run.on(destination).hypervisor(step.target).retire(name)
             at_origin.cancel(name)
         there = guest_on(run, destination, step.target, name)
@@ -102,9 +115,11 @@ class SendGuest(BlindVerb):
         elif there not in ("running", "paused"):
             if here == "stopped":
                 return
+            if there == "stopped":
+                raise self._lost(origin, destination)
             raise Unsafe(
                 f"guest {name} is {there} on {destination} and {here} on {origin}",
-                f"storkit plan resume, or storkit guest stop {name} --force and start it again",
+                f"storkit plan resume; or, if it is lost: storkit migrate cleanup {name}",
             )
         at_origin.retire(name)
         uri = receive(run, origin, destination, step.target, name)

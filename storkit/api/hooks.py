@@ -26,7 +26,7 @@ def xen(event: Literal["add", "remove"], place: str, file: Path | None = None) -
     from storkit.hooks import xen
     from storkit.hooks.engine import deadline
 
-    with deadline():
+    with deadline(xen.PATIENCE):
         xen.hook(event, place, file)
 
 

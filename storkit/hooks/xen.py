@@ -29,6 +29,8 @@ from storkit.system.block import devmapper
 from storkit.system.files import make_private
 from storkit.system.timeouts import scaled
 
+PATIENCE = 30.0
+"""Seconds for a call. What has to be taken back then is, in the rest of the 40 after which Xen kills its script."""
 OTHERS = scaled(60.0)
 """Seconds to wait for another call for the same volume: more than a call may take, whose own deadline ends it."""
 CLOSING = scaled(3.0)

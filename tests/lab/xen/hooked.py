@@ -97,3 +97,11 @@ class HookedXen(XenWorld):
         there = host.run(["sh", "-c", "ls /dev/storkit; xenstore-ls /local/domain/0/backend/vbd; true"]).stdout
         assert not self.domains(host) and "g1" not in there, f"{host.name}: {self.domains(host)}\n{there}"
         return host.name not in [each["client"] for each in self.volume()["exports"]]
+
+    def end(self, host: Dom0) -> None:
+        """Shut the guest down: its xl gives the disk up, which has all that was written."""
+        self.xl(host, "shutdown", "-w", "g1")
+        host.wait_for(lambda: self.writers() == [], "the end of the guest's right", PATIENT, every=2)
+        assert self.clean(host)
+        report = self.report()
+        assert report.clean and not report.recovered and report.starts == 1, report

@@ -71,7 +71,7 @@ def test_what_xen_here_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong.startswith("Xen here cannot run pvh guests")
     assert machine_problems(replace(GUEST, machine="pv"), arrives=False, running=True) == []
     (live,) = machine_problems(replace(GUEST, machine="pv"), arrives=True, running=False)
-    assert "no shadow paging" in live
+    assert "no shadow paging" in live and "storkit guest save g FILE, and storkit guest restore g FILE --on" in live
     (memory,) = machine_problems(replace(GUEST, machine="pv", memory=1 << 30), arrives=False, running=False)
     assert "1GiB of memory are wanted, and Xen here has 211MiB" in memory
 

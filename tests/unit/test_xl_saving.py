@@ -244,6 +244,10 @@ def test_a_memory_of_other_disks_is_not_read(xl: Xl, there: Path, file: str) -> 
     assert done(there) == []
 
 
+def test_disks_of_a_file_as_xl_wrote_it() -> None:
+    assert disk_paths(Path(__file__).parent / "data/xl-4.17-save-head-pvh.bin") == ["/dev/storkit/g1"]
+
+
 @pytest.mark.parametrize(
     "text",
     [b"", b"Linux", stream("/d")[:40], stream("/d")[:60], stream("/d").replace(b"/d", b'"x'),

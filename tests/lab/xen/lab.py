@@ -108,4 +108,4 @@ def _pack(file: Path) -> None:
         subprocess.run(compiling, check=True, timeout=300)
         file.unlink(missing_ok=True)
         making = ["mke2fs", "-q", "-t", "ext4", "-L", _LABEL, "-O", "^has_journal", "-d", scratch, str(file), "16M"]
-        subprocess.run(making, check=True, timeout=300)
+        subprocess.run(making, check=True, timeout=300, stdout=subprocess.DEVNULL)

@@ -32,6 +32,11 @@ LONG: Mapping[str, float] = {
     "cancel": 180.0,
     "save": 300.0,
     "load": 300.0,
+    "unsave": 300.0,
+    # They end domains, for which xl gets 180 seconds.
+    "stop": 240.0,
+    "receive": 240.0,
+    "retire": 240.0,
     "restore": 300.0,
     # One request to the kernel or to a file system, for a whole disk.
     "clone": 900.0,

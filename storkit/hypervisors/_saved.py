@@ -3,7 +3,8 @@
     the hypervisor's stream · a Saved as JSON · the JSON's length (8 bytes) · MAGIC (8 bytes)
 
 Hypervisors read their stream to its own end, and no further. What it belongs to is written last, once the stream is on
-the disk: a file without it is not whole. A file is made under another name, and gets its own only when it is whole.
+the disk: a file without it is not whole. A file is made under another name, of its sleep alone, and gets its own only
+when it is whole: two that are saved into one file at the same time do not meet, and the second is refused.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe
 from storkit.core.model import Saved, check_name
-from storkit.system import files
+from storkit.system import files, locks
+from storkit.system.timeouts import scaled
 
 MAGIC = b"storkit\1"
 _TAIL = struct.Struct("<Q8s")
 _LIMIT = 1 << 20
+_WAIT = scaled(30.0)
+"""Seconds for another command to say what is in the host's own place."""
 
 
 def place(site: Site, name: str, file: str) -> Path:
@@ -33,9 +37,9 @@ def place(site: Site, name: str, file: str) -> Path:
     return Path(file) if file else site.state.absolute() / "saved" / f"{check_name('guest', name)}.memory"
 
 
-def partial(path: Path) -> Path:
-    """The file while it is being made."""
-    return path.with_name(path.name + files.PARTIAL)
+def partial(path: Path, hold: str) -> Path:
+    """The file while it is being made by this sleep."""
+    return path.with_name(f"{path.name}.{hold}{files.PARTIAL}")
 
 
 def read(path: Path) -> Saved:
@@ -109,12 +113,12 @@ def refuse_other(saved: Saved, name: str, hold: str) -> None:
         raise Conflict(f"the memory in {saved.file} cannot be used: guest {name} {why}", f"storkit guest show {name}")
 
 
-def make(path: Path, own: bool) -> int:
-    """Open the file to be made, empty and for its owner alone."""
+def make(path: Path, own: bool, hold: str) -> int:
+    """Open the file to be made by this sleep, empty and for its owner alone."""
     if own:
         files.make_private(path.parent)
     try:
-        descriptor = files.open_own(partial(path), os.O_RDWR | os.O_CREAT)
+        descriptor = files.open_own(partial(path, hold), os.O_RDWR | os.O_CREAT)
         os.ftruncate(descriptor, 0)
         os.fchmod(descriptor, 0o600)
         return descriptor
@@ -124,16 +128,17 @@ def make(path: Path, own: bool) -> int:
 
 def seal(path: Path, descriptor: int, saved: Saved, own: bool) -> Saved:
     """Say what the stream in the open, partial file belongs to, and give it its name; durable. Raises Conflict: another
-    file has taken the name."""
+    file has taken the name, or, in the host's own place, another guest's memory."""
+    there = partial(path, saved.hold)
     try:
         os.fsync(descriptor)
         whole = replace(saved, size=os.fstat(descriptor).st_size, file="")
         os.pwrite(descriptor, _tail(whole), whole.size)
         os.fsync(descriptor)
         if own:
-            path.unlink(missing_ok=True)
-        os.link(partial(path), path)  # unlike a rename, it replaces nothing
-        partial(path).unlink()
+            _clear(path, saved)
+        os.link(there, path)  # unlike a rename, it replaces nothing
+        there.unlink()
         files.sync_directory(path.parent)
     except FileExistsError:
         raise Conflict(f"{path} exists already", f"choose another name, or: rm {path}") from None
@@ -142,18 +147,29 @@ def seal(path: Path, descriptor: int, saved: Saved, own: bool) -> Saved:
     return replace(whole, file=str(path))
 
 
-def reopen(path: Path) -> int:
-    """Open the file that is being made, as it is."""
+def _clear(path: Path, saved: Saved) -> None:
+    """Remove from the host's own place what an earlier sleep of this guest has left. Raises Conflict: it is another
+    guest's."""
+    lock = locks.acquire(path.with_name(f"{path.name}.lock"), str(path), wait=_WAIT)
     try:
-        return files.open_own(partial(path), os.O_RDWR)
+        refuse_taken(path, True, saved)
+        path.unlink(missing_ok=True)
+    finally:
+        lock.release(remove=True)
+
+
+def reopen(path: Path, hold: str) -> int:
+    """Open the file that is being made by this sleep, as it is."""
+    try:
+        return files.open_own(partial(path, hold), os.O_RDWR)
     except OSError as error:
-        raise files.explain(error, partial(path)) from error
+        raise files.explain(error, partial(path, hold)) from error
 
 
 def unseal(path: Path, hold: str) -> None:
     """Make the whole file of a sleep a partial one again, durable: before its guest goes on, nobody may take it for the
     guest's memory any more. Where it was cut short it can be asked again."""
-    there = partial(path)
+    there = partial(path, hold)
     try:
         if is_of(path, hold):
             there.unlink(missing_ok=True)  # the second name that a seal cut short has left: rename(2) leaves both
@@ -183,12 +199,6 @@ def _tail(saved: Saved) -> bytes:
     return text + _TAIL.pack(len(text), MAGIC)
 
 
-def remove(path: Path) -> None:
-    """Remove a file, and what was being made of it."""
-    for each in (path, partial(path)):
-        each.unlink(missing_ok=True)
-
-
 def spend(path: Path, own: bool, name: str, guest: str) -> None:
     """The guest with this UUID runs again: its memory is of no use any more. In the host's own place it is removed; a
     file that a person has named stays, and says that it was used. Raises Unsafe: it is another guest's.
@@ -198,15 +208,15 @@ def spend(path: Path, own: bool, name: str, guest: str) -> None:
     try:
         saved = read(path)
     except NotFound:
-        return partial(path).unlink(missing_ok=True) if own else None
+        return None
     except Unsafe:
         if own:  # whatever it was, nobody wakes up by it
-            return remove(path)
+            return path.unlink()
         raise
     if (saved.name, saved.guest) != (name, guest):
         message = f"{path} is the memory of guest {saved.name} ({saved.guest}), not of {name} ({guest})"
         raise Unsafe(message, f"storkit guest show {name}")
-    partial(path).unlink(missing_ok=True)
+    partial(path, saved.hold).unlink(missing_ok=True)  # a seal that was cut short has left it
     if own:
         return path.unlink()
     descriptor = files.open_own(path, os.O_RDWR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, NotAllowed, NotFound, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import Conflict, NotAllowed, NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.model import Saved
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import saving as libvirt
@@ -24,7 +25,9 @@ from storkit.hypervisors._qemu import saving as qemu
 from storkit.hypervisors._qemu.process import Process
 from storkit.plans.plan import Step
 from storkit.plans.verbs.sleeping import EndSaved, SpendMemory
+from storkit.system import moving as watching
 from storkit.system.qemu import qmp
+from storkit.system.timeouts import scaled
 
 GUEST, OTHER = "8f1e9b52-95b2-4c8e-8ffb-a5cf4f2a4bd6", "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
 HOLD, OLD = "0d4a6a5e-2f7b-4d5c-9a3e-8c6f1b2a3d4e", "cc18ff28-316c-43a9-9f2c-38e3cc63bc95"
@@ -34,7 +37,7 @@ STREAM = b"LibvirtQemudSave" + b"the guest's memory" * 9
 
 def sealed(path: Path, saved: Saved = SAVED) -> Path:
     path.parent.mkdir(exist_ok=True)
-    descriptor = memory.make(path, own=False)
+    descriptor = memory.make(path, False, saved.hold)
     os.write(descriptor, STREAM)
     memory.seal(path, descriptor, saved, own=False)
     os.close(descriptor)
@@ -53,17 +56,17 @@ def test_an_unsealed_file_is_a_partial_one_with_the_stream_alone(tmp_path: Path)
     path = sealed(tmp_path / "m")
     memory.unseal(path, OLD)
     assert memory.read(path).hold == HOLD, "it is of another sleep"
-    os.link(path, memory.partial(path))  # killed in seal, before the first name went
+    os.link(path, memory.partial(path, HOLD))  # killed in seal, before the first name went
     for _ in range(2):
         memory.unseal(path, HOLD)
-        assert not path.exists() and memory.partial(path).read_bytes() == STREAM
+        assert not path.exists() and memory.partial(path, HOLD).read_bytes() == STREAM
 
 
 def test_a_file_cut_short_while_it_was_unsealed_is_unsealed_by_the_next_call(tmp_path: Path) -> None:
     path = sealed(tmp_path / "m")
-    path.rename(memory.partial(path))
+    path.rename(memory.partial(path, HOLD))
     memory.unseal(path, HOLD)
-    assert memory.partial(path).read_bytes() == STREAM
+    assert memory.partial(path, HOLD).read_bytes() == STREAM
 
 
 @pytest.mark.parametrize("mode", [0o602, 0o620])
@@ -94,11 +97,11 @@ def test_what_a_file_says_of_itself_may_be_nested_too_deeply(tmp_path: Path) -> 
 def test_a_partial_file_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_bytes(b"mine")
-    memory.partial(tmp_path / "m").symlink_to(mine)
+    memory.partial(tmp_path / "m", HOLD).symlink_to(mine)
     with pytest.raises(Unsafe):
-        memory.reopen(tmp_path / "m")
+        memory.reopen(tmp_path / "m", HOLD)
     with pytest.raises(Conflict):
-        memory.reopen(tmp_path / "none")
+        memory.reopen(tmp_path / "none", HOLD)
 
 
 def test_the_hosts_own_place_keeps_another_guests_memory(site: Site) -> None:
@@ -124,7 +127,7 @@ def test_the_hosts_own_place_is_written_over_after_an_earlier_sleep(site: Site) 
 
 def test_nothing_is_removed_beside_a_file_that_is_not_there(tmp_path: Path) -> None:
     """A volume's home has said which file it is, and may have named one of somebody else's that is being made."""
-    theirs = memory.partial(tmp_path / "web.raw")
+    theirs = tmp_path / "web.raw.partial"
     theirs.write_bytes(b"an import under way")
     memory.spend(tmp_path / "web.raw", False, "g", GUEST)
     assert theirs.exists()
@@ -132,9 +135,44 @@ def test_nothing_is_removed_beside_a_file_that_is_not_there(tmp_path: Path) -> N
 
 def test_a_memory_that_is_spent_leaves_nothing_partial(tmp_path: Path) -> None:
     path = sealed(tmp_path / "m")
-    os.link(path, memory.partial(path))
+    os.link(path, memory.partial(path, HOLD))
     memory.spend(path, False, "g", GUEST)
-    assert memory.read(path).used and not memory.partial(path).exists()
+    assert memory.read(path).used and not memory.partial(path, HOLD).exists()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_two_guests_that_are_saved_into_one_file_do_not_meet(own: bool, tmp_path: Path) -> None:
+    path, other = tmp_path / "m", replace(SAVED, guest=OTHER, name="h", hold=OLD)
+    first = memory.make(path, own, HOLD)
+    os.write(first, STREAM[:20])
+    second = memory.make(path, own, OLD)
+    os.write(second, b"another guest's")
+    os.write(first, STREAM[20:])
+    memory.seal(path, first, SAVED, own)
+    with pytest.raises(Conflict):
+        memory.seal(path, second, other, own)
+    memory.unseal(path, OLD)
+    memory.partial(path, OLD).unlink()
+    assert memory.read(path).hold == HOLD and path.read_bytes().startswith(STREAM)
+    assert [each.name for each in tmp_path.iterdir()] == ["m"]
+    for descriptor in (first, second):
+        os.close(descriptor)
+
+
+def test_a_save_that_is_refused_leaves_another_s_alone(
+    site: Site, machine: Machine, process: Process, tmp_path: Path
+) -> None:
+    path = tmp_path / "m"
+    other = memory.make(path, False, OLD)
+    os.write(other, b"another guest's")
+    qemu.unsave(site, process, SAVED, str(path))
+    memory.spend(path, False, "g", GUEST)
+    assert memory.partial(path, OLD).read_bytes() == b"another guest's"
+    assert qemu.save(site, process, SAVED, str(path), 9).size == len(STREAM)
+    with pytest.raises(Conflict, match="exists already"):
+        memory.seal(path, other, replace(SAVED, guest=OTHER, hold=OLD), False)
+    os.close(other)
+    assert memory.read(path).hold == HOLD
 
 
 # --- QEMU -------------------------------------------------------------------------------------------------------------
@@ -213,7 +251,7 @@ def test_no_whole_file_stands_beside_a_guest_of_qemu_that_goes_on(
         with pytest.raises(NotFound):
             memory.read(path)
         with pytest.raises(Unsafe):
-            memory.read(memory.partial(path))
+            memory.read(memory.partial(path, HOLD))
 
     machine.on_cont = on_cont
     qemu.unsave(site, process, SAVED, str(path))
@@ -263,7 +301,7 @@ def test_a_save_is_begun_anew_from_the_start_of_the_file(
 ) -> None:
     """Killed between the mark and the migration, with more in the file than comes now."""
     process.saving.write_text(HOLD)
-    memory.partial(tmp_path / "m").write_bytes(STREAM + b"more")
+    memory.partial(tmp_path / "m", HOLD).write_bytes(STREAM + b"more")
     assert qemu.save(site, process, SAVED, str(tmp_path / "m"), 9).size == len(STREAM)
 
 
@@ -273,7 +311,7 @@ def test_what_a_hanging_file_system_holds_up_is_not_waited_for_without_end(
     monkeypatch.setattr(qemu, "CALL_OFF", 0.05)
     process.saving.write_text(HOLD)
     machine.runs, machine.moves, machine.hangs = "paused", "active", True
-    memory.partial(tmp_path / "m").touch()
+    memory.partial(tmp_path / "m", HOLD).touch()
     for call in (
         lambda: qemu.unsave(site, process, SAVED, str(tmp_path / "m")),
         lambda: qemu.forget(process),
@@ -346,7 +384,7 @@ def test_no_whole_file_stands_beside_a_guest_of_libvirt_that_goes_on(
     libvirt.save(site, guests(domain), "g", SAVED, str(path))
 
     def on_restore(source: Path) -> None:
-        assert source == memory.partial(path) and source.read_bytes() == STREAM and not path.exists()
+        assert source == memory.partial(path, HOLD) and source.read_bytes() == STREAM and not path.exists()
         if domain.did.count("restore") == 1:
             raise Conflict("libvirtd has gone", "")
 
@@ -367,11 +405,39 @@ def test_what_another_sleep_has_left_under_libvirt_is_not_taken_for_this_one(
     for mark in (None, OLD):
         if mark:
             (domain.base / "saving").write_text(mark)
-        memory.partial(path).write_bytes(STREAM)
+        memory.partial(path, HOLD).write_bytes(STREAM)
         with pytest.raises(NotFound):
             libvirt.save(site, guests(domain), "g", SAVED, str(path))
         libvirt.unsave(site, guests(domain), "g", SAVED, str(path))
     assert not path.exists() and "restore" not in domain.did
+
+
+@pytest.mark.parametrize("act", [libvirt.save, libvirt.unsave])
+def test_a_libvirtd_that_is_down_is_not_waited_for(
+    act: Callable[..., Any], site: Site, domain: Domain, tmp_path: Path
+) -> None:
+    domain.status = "unknown"
+    with pytest.raises(ServiceUnreachable, match="libvirtd does not answer"):
+        act(site, guests(domain), "g", SAVED, str(tmp_path / "m"))
+    assert domain.did == [] and not list(tmp_path.glob("m*"))
+
+
+def test_a_memory_that_is_read_is_waited_for_while_its_reader_gets_on(
+    site: Site, domain: Domain, tmp_path: Path
+) -> None:
+    signs = threading.Semaphore(0)
+    path = tmp_path / "m"
+    libvirt.save(site, guests(domain), "g", SAVED, str(path))
+
+    def reads(source: Path) -> None:
+        with source.open("rb", buffering=0) as file:
+            for _ in range(3):
+                assert file.read(5) and signs.acquire(timeout=scaled(20))
+
+    domain.on_restore = reads
+    with watching.watched(signs.release):
+        libvirt.unsave(site, guests(domain), "g", SAVED, str(path))
+    assert domain.did[-1] == "restore"
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------

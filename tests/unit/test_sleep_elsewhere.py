@@ -62,7 +62,7 @@ def test_disks_that_wait_for_different_memories_wake_no_guest(other: dict[str, A
 
 def test_a_memory_is_not_used_up_for_another_guest(tmp_path: Path) -> None:
     path = tmp_path / "db.memory"
-    descriptor = memory.make(path, own=False)
+    descriptor = memory.make(path, False, HOLD.id)
     saved = Saved(GUEST.uuid, "db", HOLD.id, {V.uuid: 4}, "qemu", {}, "", False, HOLD.since)
     memory.seal(path, descriptor, saved, own=False)
     before = path.read_bytes()

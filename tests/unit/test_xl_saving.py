@@ -142,7 +142,7 @@ def test_what_a_killed_xl_has_left_is_no_memory(
     xl._guests.make("g")
     (xl._guests.moving("g") / "saving").write_text(HOLD)
     (there / "list").write_text(listed)
-    memory.partial(Path(file)).write_bytes(b"half of it, and more than comes now" * 999)
+    memory.partial(Path(file), HOLD).write_bytes(b"half of it, and more than comes now" * 999)
     assert xl.save("g", SAVED, file).size == len((there / "stream").read_bytes())
     assert done(there) == [*(["pause"] if listed == SUSPENDED else []), "unpause", "save"]
     assert resumed == ([] if listed == STILL else [1])
@@ -194,7 +194,7 @@ def test_what_writes_a_memory_is_called_off_by_the_end_of_its_helper(xl: Xl, mon
 def woken(there: Path, file: str) -> None:
     """The file of a sleep, on a host where the guest is not."""
     (there / "list").write_text(HEADER)
-    descriptor = memory.make(Path(file), own=False)
+    descriptor = memory.make(Path(file), False, HOLD)
     os.write(descriptor, (there / "stream").read_bytes())
     memory.seal(Path(file), descriptor, SAVED, own=False)
     os.close(descriptor)

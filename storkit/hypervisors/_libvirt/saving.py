@@ -7,17 +7,20 @@ it writes than when it is whole (qemu_saveimage.h in libvirt), so that the file 
 from __future__ import annotations
 
 import os
+import threading
 import time
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import CommandFailed, NotFound, StorkitError, Unsafe
+from storkit.core.errors import CommandFailed, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.core.model import Saved
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.guests import WHOLE, XML, Guests, KnownGuest
+from storkit.system import moving
 from storkit.system.files import write_atomic
 
 LONGEST = 24 * 3600.0
@@ -30,21 +33,21 @@ def save(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> Save
     """As Hypervisor.save. The guest has ended when it returns."""
     path, own = memory.place(site, name, file), not file
     if there := memory.refuse_taken(path, own, saved):
-        memory.partial(path).unlink(missing_ok=True)
+        memory.partial(path, saved.hold).unlink(missing_ok=True)
         return there
-    partial = memory.partial(path)
+    partial = memory.partial(path, saved.hold)
     known = _settled(guests, name)
     if known and not known.idle:
-        os.close(memory.make(path, own))
+        os.close(memory.make(path, own, saved.hold))
         write_atomic(_mark(guests, name), saved.hold)
         try:
-            guests.virsh("save", known.uuid, str(partial), "--paused", timeout=LONGEST)
+            _watched(guests, partial, "save", known.uuid, str(partial), "--paused")
         except CommandFailed:
             partial.unlink(missing_ok=True)
             raise
     elif not _is_of(guests, name, partial, saved):
         raise NotFound(f"guest {name} does not run here", f"storkit guest show {name}")
-    descriptor = memory.reopen(path)
+    descriptor = memory.reopen(path, saved.hold)
     try:
         os.fchmod(descriptor, 0o600)
         version = guests.virsh("version", "--daemon").strip().splitlines()[-1].rpartition(" ")[2]
@@ -56,7 +59,7 @@ def save(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> Save
 def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> None:
     """As Hypervisor.unsave: where the guest has ended, it is read again, and goes on."""
     path = memory.place(site, name, file)
-    source = memory.partial(path)
+    source = memory.partial(path, saved.hold)
     known = _settled(guests, name)
     if memory.is_of(path, saved.hold):
         write_atomic(_mark(guests, name), saved.hold)  # it is this that says what an unsealed file is of
@@ -64,7 +67,7 @@ def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> No
     if (known is None or known.idle) and _is_of(guests, name, source, saved):
         how = "--paused" if saved.paused else "--running"
         try:
-            guests.virsh("restore", str(source), how, timeout=LONGEST)
+            _watched(guests, source, "restore", str(source), how)
         except StorkitError as error:
             message = f"guest {name} has ended, and is not read again: {error.message}; it is all in {source}"
             raise Unsafe(message, f"storkit plan resume; then storkit guest restore {name}") from error
@@ -81,7 +84,7 @@ def load(guests: Guests, known: KnownGuest, file: Path) -> None:
     write_atomic(xml, domains.moved(inside, there))
     guests.arriving(known.name).touch(0o600)
     try:
-        guests.virsh("restore", str(file), "--xml", str(xml), "--paused", timeout=LONGEST)
+        _watched(guests, file, "restore", str(file), "--xml", str(xml), "--paused")
         write_atomic(guests.arriving(known.name), WHOLE)
     except StorkitError:
         guests.arriving(known.name).unlink(missing_ok=True)
@@ -93,11 +96,46 @@ def load(guests: Guests, known: KnownGuest, file: Path) -> None:
 def _settled(guests: Guests, name: str) -> KnownGuest | None:
     """The guest, once no job of an earlier call has it: libvirtd goes on when virsh is killed."""
     while (known := guests.one(name)) and not known.idle:
+        if known.status == "unknown":
+            raise ServiceUnreachable(
+                f"guest {name} may run here, and libvirtd does not answer", "systemctl status libvirtd"
+            )
         with suppress(CommandFailed):
             if guests.virsh.job(known.uuid) is None:
                 break
         time.sleep(TICK)
     return known
+
+
+def _watched(guests: Guests, file: Path, *words: str) -> None:
+    """Run virsh, and give signs of life for as long as whoever has the file open gets on in it. virsh goes on by itself
+    when this is interrupted, as libvirtd does."""
+    done: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(guests.virsh(*words, timeout=LONGEST))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="virsh", daemon=True).start()
+    before = ""
+    while not done.done():
+        if (now := _places(file)) != before:
+            before = now
+            moving.moved()
+        wait([done], TICK)
+    done.result()
+
+
+def _places(file: Path) -> str:
+    """Where in a file those that have it open are (proc(5), fdinfo)."""
+    found = [str(file.stat().st_size)] if file.exists() else []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if link.readlink() == file:
+                found.append((link.parents[1] / "fdinfo" / link.name).read_text().split()[1])
+    return " ".join(found)
 
 
 def _whole(path: Path) -> bool:

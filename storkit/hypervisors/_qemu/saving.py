@@ -35,14 +35,14 @@ def save(site: Site, process: Process, saved: Saved, file: str, stall: float) ->
 
     path, own = memory.place(site, process.name, file), not file
     if there := memory.refuse_taken(path, own, saved):
-        memory.partial(path).unlink(missing_ok=True)
+        memory.partial(path, saved.hold).unlink(missing_ok=True)
         return there
     if not process.alive():
         raise NotFound(f"guest {process.name} does not run here", f"storkit guest show {process.name}")
     under_way = process.saving.exists() and process.saving.read_text() == saved.hold
     if not under_way:
         asyncio.run(_refuse_still(process, stall))
-    descriptor = memory.reopen(path) if under_way else memory.make(path, own)
+    descriptor = memory.reopen(path, saved.hold) if under_way else memory.make(path, own, saved.hold)
     try:
         if not under_way:
             write_atomic(process.saving, saved.hold)
@@ -109,7 +109,7 @@ def unsave(site: Site, process: Process, saved: Saved, file: str) -> None:
     elif memory.is_of(path, saved.hold):
         message = f"guest {process.name} has ended, and sleeps: all that there is of it is in {path}"
         raise Unsafe(message, f"storkit guest restore {process.name}")
-    memory.partial(path).unlink(missing_ok=True)
+    memory.partial(path, saved.hold).unlink(missing_ok=True)
 
 
 async def _go_on(process: Process, saved: Saved) -> None:

@@ -145,7 +145,7 @@ def save(site: Site, guests: XenGuests, name: str, saved: Saved, file: str, stal
     """As Hypervisor.save."""
     path, own = memory.place(site, name, file), not file
     if there := memory.refuse_taken(path, own, saved):
-        memory.partial(path).unlink(missing_ok=True)
+        memory.partial(path, saved.hold).unlink(missing_ok=True)
         return there
     found, writing = _here(guests, name), XlSave(guests, name)
     guests.make(name)
@@ -156,17 +156,17 @@ def save(site: Site, guests: XenGuests, name: str, saved: Saved, file: str, stal
     descriptor = None
     try:
         if not writing.begun(saved.hold):
-            os.close(memory.make(path, own))
+            os.close(memory.make(path, own, saved.hold))
             domain = next(iter(_here(guests, name).of("running")), None)
             if domain is None:
                 raise Conflict(f"guest {name} does not run here any more", f"storkit guest show {name}")
-            writing.start(domain.id, saved.hold, memory.partial(path))
+            writing.start(domain.id, saved.hold, memory.partial(path, saved.hold))
         most = found.record.guest.memory if found.record else 1 << 30
         text = f"writing {name}'s memory"
-        writing.wait(memory.partial(path), stall, lambda size: site.progress(min(0.99, size / most), text))
+        writing.wait(memory.partial(path, saved.hold), stall, lambda size: site.progress(min(0.99, size / most), text))
         if not writing.whole(saved.hold):
             raise CommandFailed(["xl", "save"], 1, writing.said or "xl ended, and said nothing", hint="df -h; dmesg")
-        descriptor = memory.reopen(path)
+        descriptor = memory.reopen(path, saved.hold)
         return memory.seal(path, descriptor, replace(saved, version=toolstack.machine().version), own)
     except StorkitError:
         unsave(site, guests, name, saved, file)
@@ -191,7 +191,7 @@ def unsave(site: Site, guests: XenGuests, name: str, saved: Saved, file: str) ->
     elif memory.is_of(path, saved.hold):
         message = f"guest {name} has ended, and sleeps: all that there is of it is in {path}"
         raise Unsafe(message, f"storkit guest restore {name}")
-    memory.partial(path).unlink(missing_ok=True)
+    memory.partial(path, saved.hold).unlink(missing_ok=True)
 
 
 def load(guests: XenGuests, name: str, path: Path, disks: list[DiskSource]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from contextlib import AbstractContextManager
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from storkit.core import inventory
 from storkit.core.errors import HostUnreachable, ServiceUnreachable, StorkitError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from storkit.plans.intent.volumes import VolumeActs
     from storkit.plans.plan import Plan
     from storkit.plans.steprun import Reporter
+
+T = TypeVar("T")
 
 
 class Storkit:
@@ -56,56 +59,68 @@ class Storkit:
         """Make, copy, resize, delete and look at volumes."""
         from storkit.plans.intent.volumes import VolumeActs
 
-        return VolumeActs(self._coordinator)
+        return self._each_a_call(VolumeActs(self._coordinator))
 
     @cached_property
     def attachments(self) -> AttachmentActs:
         """Attach volumes on hosts, detach them, prove that hosts see one disk."""
         from storkit.plans.intent.attachments import AttachmentActs
 
-        return AttachmentActs(self._coordinator)
+        return self._each_a_call(AttachmentActs(self._coordinator))
 
     @cached_property
     def guests(self) -> GuestActs:
         """Define, start, stop and look at guests."""
         from storkit.plans.intent.guests import GuestActs
 
-        return GuestActs(self._coordinator)
+        return self._each_a_call(GuestActs(self._coordinator))
 
     @cached_property
     def migrate(self) -> MigrationActs:
         """Move running guests."""
         from storkit.plans.intent.migrations import MigrationActs
 
-        return MigrationActs(self._coordinator)
+        return self._each_a_call(MigrationActs(self._coordinator))
 
     @cached_property
     def sleep(self) -> SleepActs:
         """Save guests to files, and wake them up."""
         from storkit.plans.intent.sleeping import SleepActs
 
-        return SleepActs(self._coordinator)
+        return self._each_a_call(SleepActs(self._coordinator))
 
     @cached_property
     def fences(self) -> FenceActs:
         """Cut hosts off every disk, and let them in again."""
         from storkit.plans.intent.fences import FenceActs
 
-        return FenceActs(self._coordinator)
+        return self._each_a_call(FenceActs(self._coordinator))
 
     @cached_property
     def hosts(self) -> HostActs:
         """Look at hosts and pools, and bring back what a reboot has ended."""
         from storkit.plans.intent.hosts import HostActs
 
-        return HostActs(self._coordinator)
+        return self._each_a_call(HostActs(self._coordinator))
 
     @cached_property
     def plans(self) -> PlanActs:
         """Look at plans, resume them and roll them back."""
         from storkit.plans.intent.journals import PlanActs
 
-        return PlanActs(self._coordinator)
+        return self._each_a_call(PlanActs(self._coordinator))
+
+    def one_call(self) -> AbstractContextManager[None]:
+        """What is called in it counts as one call: a silent host is waited for once. Otherwise every call asks it
+        again."""
+        return self._coordinator.call()
+
+    def _each_a_call(self, acts: T) -> T:
+        """The same object, each of whose public methods is a call."""
+        kind = type(acts)
+        methods = {name: _begun(each, self._coordinator) for name, each in vars(kind).items() if _is_public(name, each)}
+        acts.__class__ = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, **methods})
+        return acts
 
     @property
     def inventory(self) -> Inventory:
@@ -139,7 +154,7 @@ class Storkit:
 
     @property
     def silent(self) -> Mapping[str, HostUnreachable | ServiceUnreachable]:
-        """The hosts that did not answer so far, and why: what is there is unknown."""
+        """The hosts that did not answer in the last call, and why: what is there is unknown."""
         return self._coordinator.survey.silent
 
     @property
@@ -173,6 +188,19 @@ class Storkit:
         own = [pool for pool in self.inventory.pools.values() if self.inventory.host(pool.host).machine == "local"]
         survey = self._coordinator.survey
         return sorted({*survey.hints.names(), *(volume.name for volume in survey.volumes(pools=own))})
+
+
+def _is_public(name: str, each: object) -> bool:
+    return callable(each) and not name.startswith("_")
+
+
+def _begun(method: Callable[..., Any], coordinator: Coordinator) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with coordinator.call():
+            return method(*args, **kwargs)
+
+    return call
 
 
 def _log(text: str) -> None:

@@ -30,6 +30,10 @@ class Session:
 
     def carry_out(self, function: Callable[[Session, Namespace], int | None]) -> int:
         """Call a command's function; with --dry-run print the plan that it has made. Its exit status."""
+        with self.site.one_call():
+            return self._carry_out(function)
+
+    def _carry_out(self, function: Callable[[Session, Namespace], int | None]) -> int:
         from storkit.cli import output
         from storkit.core import codec
 

@@ -28,6 +28,8 @@ class Connections:
         self._open: dict[str, Connection] = {}
         self._silent: dict[str, HostUnreachable] = {}
         self._doors: dict[str, threading.Lock] = {}
+        self._acted = False
+        """Whether one that is closed may have changed something."""
 
     def find(self, name: str) -> HostConfig | None:
         """The host of the inventory's name, or of a URL. None: only another host speaks of it, as the client of an
@@ -118,7 +120,16 @@ class Connections:
     @property
     def acted(self) -> bool:
         """Whether anything was asked of any host that may have changed something."""
-        return any(connection.acted for connection in list(self._open.values()))
+        return self._acted or any(connection.acted for connection in list(self._open.values()))
+
+    def forget_silent(self) -> None:
+        """Ask hosts again that did not answer. What they have locked stays so until their agents have ended."""
+        self._silent.clear()
+        for name, connection in list(self._open.items()):
+            if connection.silent is not None:
+                self._acted = self._acted or connection.acted
+                del self._open[name]
+                connection.close()
 
     def unlock(self) -> None:
         for connection in list(self._open.values()):

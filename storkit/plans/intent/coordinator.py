@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,6 +66,20 @@ class Coordinator:
         self.acted = False
         """Whether something was begun to be changed by other means than the connections."""
         self._machines: dict[str, Any] = {}
+        self._calls = 0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call of a program's: a host that is silent is waited for once in it, and asked again in the next. Calls
+        inside it are part of it."""
+        if not self._calls:
+            self.connections.forget_silent()
+            self.survey.silent.clear()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     @property
     def inventory(self) -> Inventory:

@@ -303,6 +303,10 @@ GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "mi
 here. migrated: the rest of a guest that has moved away. unknown: it does not answer, so it may still run."""
 
 
+ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))
+"""Of a guest that a host has, whether or not it stands still: it writes there, or may at any moment."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestState:
     """What a hypervisor says of one guest on one host."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, TimedOut
 from storkit.core.guest import Guest
-from storkit.core.model import GuestState
+from storkit.core.model import ALIVE, GuestState
 from storkit.system.timeouts import scaled
 
 NO_ROOM = "no space left (ENOSPC)"
@@ -53,7 +53,7 @@ async def go_on(monitor: Path) -> None:
 
 def asleep(state: GuestState) -> bool:
     """Whether a guest stands still. Raises Conflict: it cannot be told to go on, for a migration has it."""
-    if state.status in ("running", "paused"):
+    if state.status in ALIVE:
         return state.status == "paused"
     message = f"guest {state.name} does not stand still on {state.host}: it is {state.status}"
     raise Conflict(message, f"storkit migrate status {state.name}")

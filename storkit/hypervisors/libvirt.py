@@ -24,7 +24,7 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.identities import Count, Seconds
-from storkit.core.model import Credential, DiskSource, Finding, GuestState, MigrationResult, Saved, check_name
+from storkit.core.model import ALIVE, Credential, DiskSource, Finding, GuestState, MigrationResult, Saved, check_name
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
@@ -200,7 +200,7 @@ class Libvirt(Hypervisor):
         known = self._one(name)
         if known.status in ("incoming", "arrived", "starting", "unknown"):
             raise Conflict(f"guest {name} cannot start here: it is {known.status}", look_command(name))
-        if known.status not in ("running", "paused"):
+        if known.status not in ALIVE:
             self._check_disks(name)
             if known.saved:
                 raise Conflict(
@@ -316,7 +316,7 @@ class Libvirt(Hypervisor):
 
     def cancel(self, name: str) -> None:
         known = self._guests.one(name)
-        if known and known.status in ("running", "paused"):
+        if known and known.status in ALIVE:
             self._source(known).cancel()
 
     def retire(self, name: str) -> None:

@@ -30,6 +30,7 @@ from storkit.core.errors import (
 from storkit.core.guest import Guest
 from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
+    ALIVE,
     Credential,
     DiskSource,
     Finding,
@@ -174,7 +175,7 @@ class Qemu(Hypervisor):
         deadline = time.monotonic() + START_TIMEOUT
         while not self._launch(here, definitions.START):
             state = self._one(name)
-            if state.status in ("running", "paused"):
+            if state.status in ALIVE:
                 return state
             if state.status in ("incoming", "arrived", "migrated"):
                 raise Conflict(f"guest {name} cannot start here: it is {state.status}", look_command(name))

@@ -29,6 +29,7 @@ from storkit.core.errors import (
 from storkit.core.guest import Guest
 from storkit.core.identities import Port, Seconds
 from storkit.core.model import (
+    ALIVE,
     Credential,
     DiskSource,
     Finding,
@@ -65,8 +66,8 @@ from storkit.system.files import write_atomic
 from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 
-START_TIMEOUT = scaled(180.0)
-"""Seconds for xl to build a guest and to open its disks; its scripts get 40 for each."""
+CHANGE_TIMEOUT = scaled(180.0)
+"""Seconds for xl to build a guest and open its disks, or to take it apart; its scripts get 40 for each disk."""
 SETTLE_TIMEOUT = scaled(30.0)
 """Seconds for an xl that has lost its connection to end, and for a domain to be taken apart."""
 TICK = 0.2
@@ -135,7 +136,7 @@ class Xl(Hypervisor):
         """What must be alike. That a guest does not come to an older Xen, or to a processor that lacks what it has
         seen, Xen's own stream sees to."""
         found = self._guests.one(guest.name)
-        started = found.record.guest if found and found.record and found.of("running", "paused") else None
+        started = found.record.guest if found and found.record and found.of(*ALIVE) else None
         changed = differences(started, guest) if started else ""
         if found and found.first and found.status == "paused":
             because = f" ({found.first.reason})" if found.first.reason else ""
@@ -189,7 +190,7 @@ class Xl(Hypervisor):
             self._end(name, "migrated")
             try:
                 # By its name the xl that stays to watch the domain is known when that reboots.
-                xl("create", str(self._guests.config(name)), timeout=START_TIMEOUT, env={GUEST: name})
+                xl("create", str(self._guests.config(name)), timeout=CHANGE_TIMEOUT, env={GUEST: name})
             except CommandFailed:
                 if self._one(name).status != "running":  # another command was faster
                     raise
@@ -290,7 +291,7 @@ class Xl(Hypervisor):
             # The xl that watched over its domain ends a moment after that.
             wait_until(lambda: not self._guests.bringers(name), SETTLE_TIMEOUT)
             found = self._guests.one(name)
-        if found and found.status in ("running", "paused"):
+        if found and found.status in ALIVE:
             self._let_go_on(found)
             hint = f"guest {name} is still here"
             raise CommandFailed(["xl", "migrate"], 1, source.said or "xl ended, and said nothing", hint=hint)
@@ -322,7 +323,7 @@ class Xl(Hypervisor):
 
     def wake(self, name: str) -> GuestState:
         found = self._one(name)
-        if found.status not in ("running", "paused"):
+        if found.status not in ALIVE:
             raise Conflict(f"guest {name} does not stand still here: it is {found.status}", look_command(name))
         if found.status == "paused" and found.first:
             if found.first.dead:
@@ -438,7 +439,7 @@ class Xl(Hypervisor):
         seen = found.seen if found else []
         for domain in [one.domain for one in seen if not statuses or one.status in statuses]:
             try:
-                xl("destroy", str(domain.id), timeout=START_TIMEOUT)
+                xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
             except CommandFailed:
                 if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
                     raise

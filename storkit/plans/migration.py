@@ -9,7 +9,7 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_
 from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
-from storkit.core.model import Export, Volume, guest_client
+from storkit.core.model import ALIVE, Export, Volume, guest_client
 from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, add_proof, finish_plan, locks_of, set_writers, writers_of
 from storkit.plans.verb import step
@@ -80,7 +80,7 @@ class GuestView:
 
     @property
     def running(self) -> list[str]:
-        return [host for host, status in self.places.items() if status in ("running", "paused")]
+        return [host for host, status in self.places.items() if status in ALIVE]
 
     def known(self) -> None:
         """Raise Unsafe if a host is silent: the guest could be running there. Conflict: it is being started there."""

@@ -17,6 +17,7 @@ from storkit.core.inventory import HostConfig
 from storkit.core.model import Export, Saved, Volume, VolumeHold
 from storkit.hypervisors import _saved as memory
 from storkit.plans import sleep
+from storkit.plans.intent import sleeping
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.sleeping import SleepActs
 from storkit.plans.migration import GuestView
@@ -42,7 +43,9 @@ def test_a_host_that_nobody_here_has_named_is_not_connected_to(
     said: list[str] = []
     coordinator = Coordinator(INVENTORY, tmp_path, said.append)
     held = replace(HOLD, host=host)
-    monkeypatch.setattr(SleepActs, "_wherever", lambda self, guest: view(replace(V, hold=held), replace(W, hold=held)))
+    monkeypatch.setattr(
+        sleeping, "wherever", lambda coordinator, guest: view(replace(V, hold=held), replace(W, hold=held))
+    )
     connected: list[str] = []
     monkeypatch.setattr(coordinator.connections, "to", connected.append)
     with pytest.raises(Unsafe, match="which is not in the inventory") as caught:

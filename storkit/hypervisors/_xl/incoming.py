@@ -1,8 +1,8 @@
 """A migration's destination: a key for this one, and what takes the stream from the port to `xl migrate-receive`.
 
 `-p` has the guest stand still when it has arrived, until storkit lets it go on. The threads live as long as the agent.
-When the connection ends early, xl loses its output before its input: it then leaves a guest that is here whole as it
-is, where it would otherwise destroy it, while its source may already have given it up.
+When the connection ends early, or the agent does, xl loses its output before its input: it then leaves a guest that is
+here whole as it is, where it would otherwise destroy it, while its source may already have given it up.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def cut(directory: Path) -> None:
 
 
 def _receive(name: str, directory: Path, log: Path, secured: ssl.SSLSocket) -> None:
+    # In this order: of an agent that is killed the kernel lets go of what was opened last first, which is xl's output.
     to_xl, from_xl = os.pipe(), os.pipe()
 
     def xl() -> None:

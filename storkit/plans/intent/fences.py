@@ -11,7 +11,7 @@ from typing import Any
 from storkit.core import codec
 from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
 from storkit.core.guest import Guest
-from storkit.core.model import Export, Volume, check_name, guest_client
+from storkit.core.model import ALIVE, Export, Volume, check_name, guest_client
 from storkit.guests import files
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator, Planned, Ran
@@ -176,4 +176,4 @@ def may_run(places: dict[str, str], host: str) -> tuple[bool, list[str]]:
     elsewhere = {name: status for name, status in places.items() if name != host}
     if there != "unknown":
         return bool(there), []
-    return not {"running", "paused"} & set(elsewhere.values()), [*elsewhere]
+    return not set(elsewhere.values()) & ALIVE, [*elsewhere]

@@ -139,7 +139,7 @@ class GuestActs:
         found: list[GuestView] = []
 
         def build() -> Plan:
-            found.append(self._wherever(name))
+            found.append(views.wherever(self._coordinator, name))
             return migration.wake(found[-1], self._coordinator.inventory)
 
         ran = self._coordinator.change(build)
@@ -151,7 +151,7 @@ class GuestActs:
         check_seconds(timeout)
 
         def build() -> Plan:
-            what = self._wherever(name)
+            what = views.wherever(self._coordinator, name)
             only = self._coordinator.host(host) if host else ""
             return migration.stop(what, force, timeout, only, self._coordinator.inventory)
 
@@ -191,10 +191,6 @@ class GuestActs:
         templates = [coordinator.inventory.directory / "templates"]
         kind = kind or what.guest.hypervisor
         return kind, rendering.render(what.guest, sources, kind, templates=templates)
-
-    def _wherever(self, name: str) -> GuestView:
-        """A guest on any host: also where a fence has left it without its disk."""
-        return views.guest_view(self._coordinator, name, *self._coordinator.survey.hosts())
 
     def _entry(self, name: str) -> GuestEntry:
         guest: Guest | None = None

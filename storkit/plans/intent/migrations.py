@@ -12,7 +12,7 @@ from storkit.core.model import MigrationResult
 from storkit.guests import files
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.views import guest_view
+from storkit.plans.intent.views import guest_view, wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.proof import Proof
@@ -82,7 +82,7 @@ class MigrationActs:
         found: list[GuestRights] = []
         for name in names:
             try:
-                found.append(GuestRights(name, self._wherever(name)))
+                found.append(GuestRights(name, wherever(self._coordinator, name)))
             except StorkitError as error:
                 if guest:
                     raise
@@ -123,13 +123,10 @@ class MigrationActs:
     ) -> GuestView:
         coordinator = self._coordinator
         coordinator.change(
-            lambda: planner(self._wherever(guest), coordinator.inventory),
+            lambda: planner(wherever(self._coordinator, guest), coordinator.inventory),
             over_marks=over_marks,
         )
         return guest_view(coordinator, guest)
-
-    def _wherever(self, guest: str) -> GuestView:
-        return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())
 
 
 def differences(coordinator: Coordinator, what: GuestView, destination: str) -> list[StorkitError]:

@@ -14,7 +14,7 @@ from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
 from storkit.plans import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
-from storkit.plans.intent.views import guest_view
+from storkit.plans.intent.views import wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 
@@ -49,13 +49,11 @@ class SleepActs:
         place, and nobody writes its disks until it wakes up."""
         coordinator = self._coordinator
         new = VolumeHold("", guest, str(uuid4()), 0, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "", "")
-        holds: list[VolumeHold] = []
 
         def build() -> Plan:
-            what = self._wherever(guest)
+            what = wherever(self._coordinator, guest)
             here = sleep.runs_on(what)
             hold = replace(new, guest=what.guest.uuid, host=here, file=self._file(here, file))
-            holds.append(hold)
             self._refuse_file(what, hold)
             said = self._fingerprint(what, here)
             if said["definition"] != "as recorded":
@@ -66,8 +64,8 @@ class SleepActs:
             return sleep.save(what, hold, sleep.asked(what, hold, said), coordinator.inventory)
 
         ran = coordinator.change(build)
-        (told,) = [result for step, result in ran.done if step.verb == "save"]
-        return Slept(guest, holds[-1].host, codec.load(Saved, told, strict=False).file, new.id)
+        ((host, told),) = [(step.host, result) for step, result in ran.done if step.verb == "save"]
+        return Slept(guest, host, codec.load(Saved, told, strict=False).file, new.id)
 
     def restore(self, guest: str, file: str = "", host: str = "") -> Woken:
         """Wake a sleeping guest up, on the host where it was saved if none is named, by the file there. Its plans that
@@ -76,7 +74,7 @@ class SleepActs:
         found: list[Woken] = []
 
         def build() -> Plan:
-            what = self._wherever(guest)
+            what = wherever(self._coordinator, guest)
             hold = sleep.sleep_of(what)
             if not host and coordinator.connections.find(hold.host) is None:
                 # The volume's home says so: a host that nobody here has named is shown, and never connected to.
@@ -105,7 +103,7 @@ class SleepActs:
         names: list[str] = []
 
         def build() -> Plan:
-            what = self._wherever(guest)
+            what = wherever(self._coordinator, guest)
             hold = sleep.sleep_of(what, one=False)
             names[:] = [volume.name for volume in what.written if volume.hold]
             if not force:
@@ -127,9 +125,6 @@ class SleepActs:
     def _keeps(self, hold: VolumeHold) -> bool:
         """Whether the host where a guest was saved is one of the inventory, and answers."""
         return hold.host in self._coordinator.inventory.hosts and bool(self._coordinator.survey.answering([hold.host]))
-
-    def _wherever(self, guest: str) -> GuestView:
-        return guest_view(self._coordinator, guest, *self._coordinator.survey.hosts())
 
     def _file(self, host: str, file: str) -> str:
         """A file of a host, as the host is told of it."""

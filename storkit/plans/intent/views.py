@@ -8,7 +8,7 @@ from dataclasses import replace
 from storkit.core.errors import Conflict, Unsafe, Unsupported, UsageError
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.holds import wake
-from storkit.core.model import Export, GuestState, Volume, guest_client
+from storkit.core.model import ALIVE, Export, GuestState, Volume, guest_client
 from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.migration import GuestView
@@ -31,13 +31,18 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
         if config := coordinator.connections.find(host):
             coordinator.connections.inventory = coordinator.inventory.with_host(config)
     places, states = _where(coordinator, guest, asked, volumes, exports)
-    running = [state for state in states.values() if state.status in ("running", "paused")]
+    running = [state for state in states.values() if state.status in ALIVE]
     machine = next((state.machine for state in running if state.machine), guest.machine)
     has = {state.host: state.volumes for state in running}
     return GuestView(
         guest, volumes, exports, places, coordinator.inventory, machine, _shared(coordinator, guest, volumes), has,
         root, root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
     )  # fmt: skip
+
+
+def wherever(coordinator: Coordinator, name: str) -> GuestView:
+    """A guest on any host: also where a fence has left it without its disk."""
+    return guest_view(coordinator, name, *coordinator.survey.hosts())
 
 
 def tree(coordinator: Coordinator, name: str, uuid: str = "") -> Volume:
@@ -137,7 +142,7 @@ def _where(
         able = set() if roots and not _root_exports(coordinator, guest, roots) else None
     disks = {volume.uuid for volume in volumes} | set(uuids(guest.disks).values())
     found, states = coordinator.survey.where(guest, disks, hosts, able)
-    if rooted and {"running", "paused"} & set(found.values()):
+    if rooted and set(found.values()) & ALIVE:
         found = {host: status for host, status in found.items() if status != "unknown"}
     return found, states
 

@@ -9,7 +9,7 @@ from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
 from storkit.core.guest import Guest
 from storkit.core.identities import GuestName, Line, Seconds, Word
-from storkit.core.model import GuestState, Volume
+from storkit.core.model import ALIVE, GuestState, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, uuids
 
@@ -87,7 +87,7 @@ class StartGuest(Verb[list[GuestState]]):
         return run.on(step.host).hypervisor(step.target).start(self.name)
 
     def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
-        if not any(state.status in ("running", "paused") for state in before):
+        if not any(state.status in ALIVE for state in before):
             run.on(step.host).hypervisor(step.target).stop(self.name, force=True)
 
     def by_hand(self, step: Step) -> str:

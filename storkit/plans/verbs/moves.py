@@ -8,7 +8,7 @@ from typing import ClassVar
 from storkit.core import codec
 from storkit.core.errors import CommandFailed, HostUnreachable, ServiceUnreachable, StorkitError, TimedOut, Unsafe
 from storkit.core.identities import GuestName, HostName
-from storkit.core.model import MigrationResult
+from storkit.core.model import ALIVE, MigrationResult
 from storkit.hosts import elsewhere
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run
@@ -106,13 +106,13 @@ class SendGuest(BlindVerb):
             at_origin.cancel(name)
         there = guest_on(run, destination, step.target, name)
         here = guest_on(run, origin, step.target, name)
-        if here in ("running", "paused"):
-            if there in ("running", "paused"):
+        if here in ALIVE:
+            if there in ALIVE:
                 raise Unsafe(f"guest {name} runs on {origin} and on {destination}", f"storkit migrate status {name}")
             return
         if there == "arrived":
             run.on(destination).hypervisor(step.target).resume(name, not self.paused)
-        elif there not in ("running", "paused"):
+        elif there not in ALIVE:
             if here == "stopped":
                 return
             if there == "stopped":
@@ -141,7 +141,7 @@ class ConfirmPlace(BlindVerb):
         name = self.name
         run.on(step.host).hypervisor(step.target).cancel(name)
         here = guest_on(run, step.host, step.target, name)
-        if here not in ("running", "paused"):
+        if here not in ALIVE:
             raise Unsafe(
                 f"guest {name} is {here} on {step.host}, where it should run", f"storkit migrate status {name}"
             )

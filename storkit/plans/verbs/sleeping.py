@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from storkit.core.errors import Conflict, NotAllowed, Unsafe
 from storkit.core.identities import GuestName, MaybePath, MaybeUuid, Uuid
-from storkit.core.model import Saved, Volume
+from storkit.core.model import ALIVE, Saved, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, names
 from storkit.plans.verbs.exports import SetWriters
@@ -69,7 +69,7 @@ class EndSaved(BlindVerb):
         run.on(step.host).hypervisor(step.target).stop(self.name, force=True)
 
     def undo(self, run: Run, step: Step, before: None) -> None:
-        if guest_on(run, step.host, step.target, self.name) not in ("running", "paused"):
+        if guest_on(run, step.host, step.target, self.name) not in ALIVE:
             raise Unsafe(f"guest {self.name} sleeps already", self.by_hand(step))
 
     def by_hand(self, step: Step) -> str:

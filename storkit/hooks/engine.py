@@ -38,7 +38,7 @@ from storkit.core.errors import (
 from storkit.core.host import Door
 from storkit.core.inventory import HostConfig, Inventory
 from storkit.core.model import Attachment, Offer, Volume
-from storkit.hooks import hostfile
+from storkit.hooks import hostfile, program
 from storkit.hooks.hostfile import HostFile, Manager
 from storkit.hosts import elsewhere
 from storkit.hosts.setup import Setup
@@ -310,13 +310,13 @@ def agent_argv(manager: Manager, own: str) -> list[str]:
 
     words = ["agent", "--for", own]
     if manager.here:
-        return [sys.executable, "-m", "storkit", *words]
+        return [*program.command(), *words]
     # Never by somebody's master connection: that has another key, and another agent.
     options = ["-oControlPath=none", "-oControlMaster=no"]
     if manager.identity:
         options += ["-oIdentitiesOnly=yes", "-i", manager.identity]
-    program, *rest = ssh_argv(manager.url, shlex.join(["storkit", *words]))
-    return [program, *options, *rest]
+    ssh, *rest = ssh_argv(manager.url, shlex.join(["storkit", *words]))
+    return [ssh, *options, *rest]
 
 
 def _ready(disk: GuestDisk, here: dict[str, Attachment]) -> bool:

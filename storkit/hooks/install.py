@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +18,7 @@ from typing import Any
 from storkit.core import codec, registry
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.inventory import state_directory
-from storkit.hooks import hostfile
+from storkit.hooks import hostfile, program
 from storkit.hooks.engine import connect
 from storkit.hooks.hostfile import HostFile, Manager
 from storkit.hosts.setup import remembered
@@ -196,9 +194,9 @@ def _refused(script: Script, root: Path) -> Iterator[StorkitError]:
 
 def _libvirt() -> tuple[int, ...]:
     """The version of libvirt's daemon."""
-    for program in ("libvirtd", "virtqemud"):
+    for daemon in ("libvirtd", "virtqemud"):
         with suppress(StorkitError):
-            words = run([program, "--version"]).stdout.split()
+            words = run([daemon, "--version"]).stdout.split()
             return tuple(int(part) for part in words[-1].split(".") if part.isdecimal()) if words else ()
     return ()
 
@@ -221,16 +219,9 @@ def _text(script: Script, file: Path | None) -> str:
     return (
         _template(script)
         .replace("@MARK@", MARK)
-        .replace("@STORKIT@", shlex.join(_command()))
+        .replace("@STORKIT@", shlex.join(program.command()))
         .replace("@OPTIONS@", shlex.join(options))
     )
-
-
-def _command() -> list[str]:
-    """The command line of storkit: the program that is running, or the one on the PATH; a hypervisor has another."""
-    running = Path(sys.argv[0])
-    program = str(running) if running.name == "storkit" and os.access(running, os.X_OK) else shutil.which("storkit")
-    return [str(Path(program).absolute())] if program else [sys.executable, "-m", "storkit"]
 
 
 def _why_silent(name: str, content: HostFile) -> str:

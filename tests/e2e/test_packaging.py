@@ -18,12 +18,14 @@ from tests.e2e.world import ROOT
 pytestmark = pytest.mark.e2e
 TEMPLATES = {f"storkit/templates/{path.relative_to(ROOT / 'templates')}" for path in (ROOT / "templates").rglob("*.j2")}
 
+SCRIPTS = {str(path.relative_to(ROOT)) for path in (ROOT / "storkit/hooks").glob("*.sh")}
+
 
 def test_wheel_and_sdist_carry_the_templates(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
                    check=True, capture_output=True)  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
-    assert set(zipfile.ZipFile(wheel).namelist()) >= TEMPLATES
+    assert set(zipfile.ZipFile(wheel).namelist()) >= TEMPLATES | SCRIPTS
     (sdist,) = tmp_path.glob("*.tar.gz")
     names = subprocess.run(["tar", "tzf", str(sdist)], check=True, capture_output=True, text=True).stdout
     for name in ("templates/qemu/guest.args.j2", "tests/conftest.py", "README.md", "Makefile"):

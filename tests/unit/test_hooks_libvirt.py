@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from storkit.core.errors import Conflict, UsageError
-from storkit.hooks import install, libvirt
-from storkit.hooks.engine import GuestDisk, GuestId, Hooks
-from storkit.hooks.hostfile import HostFile
+from storkit.hooks import install, libvirt, program
+from storkit.hooks.engine import GuestDisk, GuestId, Hooks, agent_argv
+from storkit.hooks.hostfile import HostFile, Manager
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 DISK = "<disk type='block' device='disk'><source {source}/><target dev='vda'/>{more}</disk>"
@@ -263,6 +264,27 @@ def test_the_script_calls_storkit_for_its_own_disks_and_events_alone(root: Path)
     assert call(ours, "-g x", "prepare", "begin", "-") == 3
     said = calls.read_text()
     assert said.endswith(f"|--|-g x|prepare|begin|-|{ours.decode()}\n")
+
+
+def test_scripts_call_the_program_that_was_run_or_is_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tmp_path / "mine/storkit", tmp_path / "bin/storkit"
+    for path in (mine, other):
+        path.parent.mkdir()
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(other.parent))
+    for running, said in (
+        (str(mine), [str(mine)]),
+        (str(tmp_path / "storkit/__main__.py"), [str(other)]),
+        (str(tmp_path / "storkit.pyz"), [str(other)]),
+    ):
+        monkeypatch.setattr(sys, "argv", [running])
+        assert program.command() == said
+    assert agent_argv(Manager("local"), "h1") == [str(other), "agent", "--for", "h1"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program.command() == [sys.executable, "-m", "storkit"]
 
 
 def test_guests_have_their_names() -> None:

@@ -95,7 +95,10 @@ def url_problem(url: str) -> str:
     if url == "local":
         return ""
     if url.startswith("local:"):
-        return "" if url.startswith("local:/") else "the directory must be an absolute path"
+        if not url.startswith("local:/"):
+            return "the directory must be an absolute path"
+        # Its state, its run directory and its devices are below it: /dev and /run themselves they are never.
+        return "" if url.removeprefix("local:").strip("/.") else "the directory cannot be the root of everything"
     if not url.startswith("ssh://"):
         return f"{url!r} has no known scheme"
     try:

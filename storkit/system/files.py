@@ -197,10 +197,19 @@ def sync_filesystem(path: Path) -> None:
         os.close(descriptor)
 
 
+_SYSTEM_DIRECTORIES = {
+    *("/", "/bin", "/boot", "/dev", "/dev/mapper", "/dev/shm", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32"),
+    *("/media", "/mnt", "/opt", "/proc", "/root", "/run", "/run/lock", "/run/user", "/sbin", "/srv", "/sys", "/tmp"),
+    *("/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/sbin", "/usr/share", "/var", "/var/cache", "/var/lib"),
+    *("/var/local", "/var/log", "/var/mail", "/var/opt", "/var/spool", "/var/tmp"),
+}
+"""Those of hier(7): whoever names one as a state, a pool or a host's directory has slipped."""
+
+
 def make_private(path: Path) -> Path:
     """A directory that only its owner can enter; made, with its parents, if it is missing, closed if it was open.
 
-    Raises Unsafe: it is another user's.
+    Raises Unsafe: it is another user's, or the system's own, which nobody could use any more.
     """
     missing = [place for place in (path, *path.parents) if not place.exists()]
     for place in reversed(missing):
@@ -213,6 +222,9 @@ def make_private(path: Path) -> Path:
     # through by name (a guest's user) stays so.
     private = stat.S_IMODE(found.st_mode) & ~(0o067 if has_acl(path) else 0o077)
     if private != stat.S_IMODE(found.st_mode) and found.st_uid == os.geteuid():
+        if found.st_mode & stat.S_ISVTX or os.path.realpath(path) in _SYSTEM_DIRECTORIES:
+            message = f"{path} would be closed to everybody else, and it is the system's own"
+            raise Unsafe(message, f"name a directory of storkit's own, as {path / 'storkit'}")
         try:
             path.chmod(private)
         except OSError as error:

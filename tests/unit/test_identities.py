@@ -70,6 +70,8 @@ BAD_PATHS = ["relative", "/a/../etc", "/a\nb", "/a\x1b", "/\u202e", "/a\0b"]
 BAD_HOSTS = [
     *BAD_NAMES,
     "local:relative",
+    "local:/",
+    "local:/..//.",
     "local:/a/../b",
     "ssh://-oProxyCommand=x",
     "ssh://h/path",

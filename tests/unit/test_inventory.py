@@ -53,7 +53,17 @@ def test_hosts_by_url() -> None:
     assert found.host("ssh://me@h").reach == "h"
     with pytest.raises(NotFound, match="no host 'nowhere'"):
         found.host("nowhere")
-    for bad in ("local:relative", "ftp://h", "ssh://", "ssh://-oProxyCommand=x", "ssh://h/path", "ssh://h:99999"):
+    for bad in (
+        "local:relative",
+        "local:/",
+        "local://",
+        "local:/./",
+        "ftp://h",
+        "ssh://",
+        "ssh://-oProxyCommand=x",
+        "ssh://h/path",
+        "ssh://h:99999",
+    ):
         with pytest.raises(UsageError):
             found.host(bad)
 

@@ -104,7 +104,7 @@ NAMES = st.from_regex(
 )
 LINES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), max_size=40)
 PATHS = st.lists(NAMES).map(lambda names: "/" + "/".join(names))
-HOSTS = NAMES | PATHS.map(lambda path: f"local:{path}") | NAMES.map(lambda name: f"ssh://root@{name}:22")
+HOSTS = NAMES | PATHS.map(lambda path: f"local:/srv{path}") | NAMES.map(lambda name: f"ssh://root@{name}:22")
 UUIDS = st.uuids().map(str)
 GOOD = {
     identities.Uuid: UUIDS,

@@ -334,3 +334,26 @@ def test_files_of_pools_are_opened_by_one_helper(room: str) -> None:
         if isinstance(node, ast.Call) and (getattr(node.func, "attr", "") or getattr(node.func, "id", "")) in OPENING
     ]
     assert not raw, f"use storkit.system.files.open_plain: {raw}"
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o1755])
+def test_a_directory_that_everybody_uses_is_not_closed(tmp_path: Path, mode: int) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    with pytest.raises(Unsafe, match="the system's own") as caught:
+        files.make_private(shared)
+    assert caught.value.hint.endswith(f"{shared}/storkit") and shared.stat().st_mode & 0o7777 == mode
+    files.make_private(shared / "storkit")
+
+
+def test_a_directory_of_the_systems_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"/", "/dev", "/run", "/var/lib", "/srv"} <= files._SYSTEM_DIRECTORIES
+    own = tmp_path / "own"
+    own.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(own)
+    monkeypatch.setattr(files, "_SYSTEM_DIRECTORIES", {str(own)})
+    for path in (own, tmp_path / "link", tmp_path / "own/../own"):
+        with pytest.raises(Unsafe, match="the system's own"):
+            files.make_private(path)
+    assert own.stat().st_mode & 0o7777 == 0o755

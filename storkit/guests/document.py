@@ -178,6 +178,8 @@ def _unnamed(guest: Guest, disks: list[DocumentDisk], volumes: set[str]) -> list
 
 
 def _names(guest: Guest, said: GuestDraft) -> list[StorkitError]:
+    if not said.name:
+        return [UsageError("the document names no guest", "write its name into it")]
     return [
         UsageError(f"the document's {what} is {value!r}, and the record's {own!r}", "make them the same")
         for what, value, own in (("name", said.name, guest.name), ("uuid", said.uuid.lower(), guest.uuid))

@@ -164,9 +164,9 @@ def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         if _same(file, guest):
             return file
-        if guest.document and (replace or not file.exists()):
+        if guest.document:
             # The record, which names it, comes last.
-            write_atomic(directory / to_data(guest)["document"], guest.document, MODE)
+            _save_document(directory / to_data(guest)["document"], guest.document, replace and file.exists())
         if replace:
             write_atomic(file, dumps(guest), MODE)
         else:
@@ -178,20 +178,43 @@ def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
     return file
 
 
+def _save_document(file: Path, text: str, replace: bool) -> None:
+    """Write a guest's document. Raises Conflict: a file of that name is there, which is no document of the guest's."""
+    if replace:
+        write_atomic(file, text, MODE)
+        return
+    try:
+        _create(file, text)
+    except FileExistsError:
+        if file.read_bytes() != text.encode():
+            message = f"{file} is there already, and says something else"
+            raise Conflict(message, f"mv {file} elsewhere, or name the guest otherwise: --name") from None
+
+
 def delete(directory: Path, name: str) -> None:
-    """Remove a guest's file and what an interrupted `save` left of it; what is gone already is fine."""
+    """Remove a guest's file, its document, and what an interrupted `save` left of it; what is gone already is fine."""
     file = path(directory, name)
     if not directory.is_dir():
         return
     try:
+        own = _document_of(file, name)
         file.unlink(missing_ok=True)
-        for suffix in document.SUFFIXES.values():
-            (directory / f"{name}{suffix}").unlink(missing_ok=True)
+        if own:
+            (directory / own).unlink(missing_ok=True)
         for leftover in directory.glob(f"{file.name}*{PARTIAL}"):
             leftover.unlink(missing_ok=True)
         sync_directory(directory)
     except OSError as error:
         raise explain(error, file) from error
+
+
+def _document_of(file: Path, name: str) -> str:
+    """The name of the document that a guest's file names; empty: none that is the guest's."""
+    try:
+        said = tomllib.loads(file.read_text()).get("document")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return ""
+    return said if said in {name + suffix for suffix in document.SUFFIXES.values()} else ""
 
 
 def _same(file: Path, guest: Guest) -> bool:

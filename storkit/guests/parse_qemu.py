@@ -84,6 +84,8 @@ _TRANSLATED = 8 << 10
 _FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels")
 _OPENERS = frozenset(["-sd", "-mtdblock", "-pflash", "-fda", "-fdb", "-virtfs", "-fsdev"])
 """Options that open a file or a device which storkit cannot put a volume in the place of."""
+_SECRET = re.compile(r"^secret\w*,.*\bdata=|(?:^|,)password=(?!on\b|off\b)[^,]", re.DOTALL)
+"""`-object secret,data=...`, `-spice password=...`"""
 _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 
@@ -107,6 +109,11 @@ def options(text: str, first: str = "") -> dict[str, str]:
         else:
             found[key] = "on"
     return found
+
+
+def has_secret(word: str) -> bool:
+    """Whether an argument has a secret in it."""
+    return bool(_SECRET.search(word))
 
 
 class _Reader:
@@ -177,7 +184,10 @@ class _Reader:
             "-mon": lambda text: self.used.add(options(text, "chardev").get("chardev", "")),
             "-serial": self.serials.append,
         }
-        if option in known:
+        if has_secret(value):
+            hint = "take it out: what is kept of a guest is read by others"
+            self.problems.append(UsageError(f"{option}: a secret stands in the command", hint))
+        elif option in known:
             known[option](value)
         elif option in _OPENERS:
             self._refuse(f"{option} {value}")

@@ -123,3 +123,14 @@ def test_a_record_that_somebody_edited_opens_nothing_else(hypervisor: str) -> No
     guest = Guest("shop", UUID, 512 << 20, hypervisor=hypervisor, extra=["-hdb", "/srv/b.img", "-no-hpet"])
     with pytest.raises(StorkitError, match=r"extra: -hdb opens /srv/b\.img, which is no volume of shop"):
         render(guest, [])
+
+
+@pytest.mark.parametrize(
+    "words", ["-object secret,id=s,data=sesame", "-spice port=1,password=sesame", "-object secret,data=sesame"]
+)
+def test_a_secret_is_refused_and_not_shown(words: str) -> None:
+    with pytest.raises(UsageError, match="a secret stands in the command") as caught:
+        parse(f"qemu-system-x86_64 -name shop -m 512 {words}")
+    assert "sesame" not in str(caught.value) + caught.value.hint
+    found = parse("qemu-system-x86_64 -name shop -m 512 -vnc :1,password=on -object secret,id=s,file=/etc/s")
+    assert "-vnc" in found.guest.extra

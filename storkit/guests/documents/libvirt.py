@@ -16,6 +16,7 @@ from storkit.core.model import DiskSource
 from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
 from storkit.guests.documents.markup import Element, elements, with_attribute, with_text, without
 from storkit.guests.documents.openers import qemu_openers
+from storkit.guests.parse_qemu import has_secret
 
 _PLACES = {"file": "file", "block": "dev", "dir": "dir", "volume": "volume", "nvme": "namespace", "vhostuser": "path"}
 """The type of a disk to the attribute of its source that says where it is."""
@@ -48,7 +49,12 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
 
 def secrets(text: str) -> list[int]:
     """The lines that a password stands on."""
-    return [line_of(text, each.start) for each in _domain(text).all("devices/graphics") if each.get("", "passwd")]
+    domain = _domain(text)
+    found = [line_of(text, each.start) for each in domain.all("devices/graphics") if each.get("", "passwd")]
+    for child in domain.children:
+        if child.tag.rpartition(":")[2] == "commandline":
+            found += [line_of(text, each.start) for each in child.children if has_secret(each.get("", "value"))]
+    return found
 
 
 def renamed(text: str, name: str) -> str:
@@ -157,6 +163,20 @@ def _others(domain: Element, text: str) -> Iterator[DocumentDisk]:
         path = element.first("source/path")
         if path:
             yield _other(element, text, f"memory {path.text}", path.text, "memory")
+    for element in domain.all("os/nvram"):
+        place = element.text.strip() or element.get("source", "file") or element.get("source", "dev")
+        if place:
+            yield _other(element, text, "nvram", place, "firmware")
+    for element in domain.all("devices/tpm"):
+        kind = element.get("backend", "type")
+        yield _other(element, text, "tpm", element.get("backend/device", "path") or kind, "device")
+    for element in domain.all("devices/interface"):
+        if element.get("", "type") in ("hostdev", "vdpa"):
+            place = " ".join(
+                f"{key}={value}" for each in element.all("source/address") for key, value in each.attributes.items()
+            )
+            place = place or element.get("source", "dev")
+            yield _other(element, text, f"interface {place}", place, "device")
     for commandline in domain.all("commandline"):
         yield from _arguments(commandline, text)
     for commandline in domain.children:

@@ -13,6 +13,7 @@ from storkit.core.model import DiskSource
 from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
 from storkit.guests.documents.openers import qemu_openers
 from storkit.guests.draft import path_source
+from storkit.guests.parse_qemu import has_secret
 from storkit.guests.parse_xl import Assignment, Part, Token, assignments, disk_parts, read_disk, read_settings, unquoted
 
 _OPENERS = ("pci", "p9", "vtpm", "usbdev", "dtdev")
@@ -50,18 +51,19 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
 def secrets(text: str) -> list[int]:
     """The lines that a password stands on."""
     strings = [(each.key, token) for each in assignments(text) for token in each.tokens if token.kind == "string"]
-    return [
-        token.line
-        for key, token in strings
-        if (value := unquoted(token.word, token.line))
-        and (key in ("vncpasswd", "spicepasswd") or re.search(r"\b(?:vnc|spice)passwd=[^,]", value))
-    ]
+    return [token.line for key, token in strings if _is_secret(key, unquoted(token.word, token.line))]
+
+
+def _is_secret(key: str, value: str) -> bool:
+    if key in ("vncpasswd", "spicepasswd"):
+        return bool(value)
+    return bool(re.search(r"\b(?:vnc|spice)passwd=[^,]", value)) or has_secret(value)
 
 
 def renamed(text: str, name: str) -> str:
     """The configuration for a guest of this name."""
     named = [each for each in assignments(text) if each.key == "name"]
-    tokens = [one.tokens[0] for one in named]
+    tokens = [one.tokens[0] for one in named if one.tokens[0].kind == "string"]
     return edited(text, [_in_token(each, Edit(0, len(unquoted(each.word, each.line)), name)) for each in tokens])
 
 
@@ -79,7 +81,7 @@ def cloned(text: str, own: CloneIdentity) -> str:
     cards = 0
     for assignment in assignments(text):
         tokens = [token for token in assignment.tokens if token.kind == "string"]
-        if assignment.key in ("name", "uuid"):
+        if assignment.key in ("name", "uuid") and tokens:
             edits.append(_in_token(tokens[0], Edit(0, len(unquoted(*tokens[0][1:3])), getattr(own, assignment.key))))
         elif assignment.key == "vif":
             for token in tokens:

@@ -62,9 +62,11 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
     raise_problems(problems)
     old = files.load(coordinator.guests, name) if change and name in files.names(coordinator.guests) else None
     if old and old.document:
-        file = files.path(coordinator.guests, name).with_suffix(document.SUFFIXES[old.hypervisor])
+        record = files.path(coordinator.guests, name)
+        file = record.with_name(name + document.SUFFIXES[old.hypervisor])
         raise UsageError(
-            f"the document of guest {name} says what it is", f"change it there: {file}; its disks: guest import"
+            f"the document of guest {name} says what it is",
+            f"change it there: {file}; which volumes its disks are says {record}",
         )
     start = old or Guest(name, str(uuid4()), parse_size(MEMORY), hypervisor=coordinator.inventory.defaults.hypervisor)
     start = _without(start, wanted.without)

@@ -1,18 +1,26 @@
-"""The one door for external programs, built on `sh`.
+"""The one door for external programs.
 
 Every program runs in the C locale, with a timeout, in no shell; its stderr is kept whole and a failure is a
-CommandFailed with the argv that can be pasted into a shell. `sh` is imported only when a program is run.
+CommandFailed with the argv that can be pasted into a shell.
+
+A program whose output is followed as it comes runs by `sh`, which forks this process and calls back from a thread. Most
+programs end within milliseconds, and there the fork of a Python process costs more than the program does: they are
+started without one (subprocess uses vfork(2)), with files in memory as their input and output, so that only their end
+is waited for, and nothing that they leave running is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +29,8 @@ from storkit.system import moving
 from storkit.system.timeouts import scaled
 
 TIMEOUT = scaled(60.0)
+_REAPED = scaled(1.0)
+"""Seconds that a killed program gets to end: one that the kernel holds (state D, proc(5)) is left to init."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,55 +64,120 @@ def run(
 
     `ok` are the exit statuses that are answers rather than failures; `package` names what to install if the program is
     missing; `stdin` is what the program reads, or a descriptor that it gets as it is, as it does `stdout`; `on_line`
-    gets each piece of stdout as it comes (for progress), split at newlines and carriage returns.
+    gets each piece of stdout as it comes (for progress), split at newlines and carriage returns, and not with `stdout`.
 
     Raises Unsupported: no such program. TimedOut: killed after `timeout` seconds. CommandFailed: any other status.
     """
-    import sh
-
     words = [str(word) for word in argv]
     program = which(words[0])
     if program is None:
         raise Unsupported(f"{words[0]} is not installed", f"apt install {package}" if package else "install it")
+    environment = {**os.environ, "LC_ALL": "C", **(env or {})}
+    if on_line is None:
+        done = _run_to_end(program, words, environment, stdin, stdout, pass_fds, timeout)
+    else:
+        done = _follow(program, words, environment, stdin, pass_fds, timeout, on_line)
+    by_hand = f"try it by hand: {shlex.join(words)}"
+    if done is None:
+        raise TimedOut(f"{words[0]} did not end within {timeout:g} seconds", by_hand)
+    if done.status < 0:
+        raise CommandFailed(words, done.status, done.stderr)
+    moving.moved()
+    if done.status not in ok:
+        raise CommandFailed(words, done.status, done.stderr or done.stdout, hint=by_hand)
+    return done
+
+
+def _run_to_end(
+    program: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    stdin: str | bytes | int | None,
+    stdout: int | None,
+    pass_fds: Sequence[int],
+    timeout: float,
+) -> Result | None:
+    """What a program left; None: it was killed after `timeout` seconds."""
+    with _memory() as input, _memory() as output, _memory() as errors:
+        if isinstance(stdin, str | bytes):
+            input.write(stdin.encode() if isinstance(stdin, str) else stdin)
+            input.seek(0)
+        process = subprocess.Popen(
+            words,
+            executable=program,
+            env=environment,
+            pass_fds=pass_fds,
+            stdin=stdin if isinstance(stdin, int) else input,
+            stdout=output if stdout is None else stdout,
+            stderr=errors,
+        )
+        try:
+            ended = _wait(process, timeout)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_REAPED)
+        return Result(process.returncode, _text(output), _text(errors)) if ended else None
+
+
+def _memory() -> FileIO:
+    """A file that no directory has."""
+    return FileIO(os.memfd_create("storkit"), "r+")
+
+
+def _text(file: FileIO) -> str:
+    file.seek(0)
+    return file.readall().decode(errors="replace")
+
+
+def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Whether it ended in time. Popen.wait sleeps between its looks; a descriptor of the process wakes at its end."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _follow(
+    program: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    stdin: str | bytes | int | None,
+    pass_fds: Sequence[int],
+    timeout: float,
+    on_line: Callable[[str], None],
+) -> Result | None:
+    """The same of a program whose lines on stdout are given to `on_line`, and not kept."""
+    import sh
+
     options: dict[str, Any] = {
-        "_env": {**os.environ, "LC_ALL": "C", **(env or {})},
+        "_env": environment,
         "_bg": True,
         "_bg_exc": False,
         "_ok_code": list(range(256)),
-        "_no_out": False,
         "_tty_out": False,
         "_truncate_exc": False,
         "_return_cmd": True,
-        "_close_fds": True,
         "_in": stdin,
+        "_out": _Lines(on_line, moving.watcher()),
+        "_out_bufsize": 0,
+        # sh refuses both: _pass_fds closes all the others by itself
+        **({"_pass_fds": set(pass_fds)} if pass_fds else {"_close_fds": True}),
     }
-    if pass_fds:
-        del options["_close_fds"]  # sh refuses both: _pass_fds closes all the others by itself
-        options["_pass_fds"] = set(pass_fds)
-    if stdout is not None:
-        options["_out"] = stdout
-    if on_line is not None:
-        options["_out"] = _Lines(on_line, moving.watcher())
-        options["_out_bufsize"] = 0
     done = sh.Command(program)(*words[1:], **options)
     expired = threading.Event()
     timer = _kill_after(timeout, done, expired)
     try:
         done.wait()
     except sh.SignalException as error:
-        if expired.is_set():
-            raise TimedOut(
-                f"{words[0]} did not end within {timeout:g} seconds", f"try it by hand: {shlex.join(words)}"
-            ) from None
-        raise CommandFailed(words, error.exit_code, error.stderr.decode(errors="replace")) from None
+        return None if expired.is_set() else Result(error.exit_code, "", error.stderr.decode(errors="replace"))
     finally:
         timer.cancel()
-    moving.moved()
-    stderr = done.stderr.decode(errors="replace")
-    said = "" if on_line else done.stdout.decode(errors="replace")
-    if done.exit_code not in ok:
-        raise CommandFailed(words, done.exit_code, stderr or said, hint=f"try it by hand: {shlex.join(words)}")
-    return Result(done.exit_code, said, stderr)
+    return Result(done.exit_code, "", done.stderr.decode(errors="replace"))
 
 
 def _kill_after(seconds: float, running: Any, expired: threading.Event) -> threading.Timer:

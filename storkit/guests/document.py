@@ -23,7 +23,7 @@ from storkit.guests.draft import MOST_DISKS, GuestDraft
 from storkit.guests.parse import draft
 from storkit.guests.place import Place
 
-SUFFIXES = {"libvirt": ".xml", "xl": ".cfg"}
+SUFFIXES = {"libvirt": ".xml", "xl": ".cfg", "qemu": ".sh"}
 """The languages that storkit changes documents in, by hypervisor, to the names of their files."""
 LARGEST = 1 << 20
 """Characters."""
@@ -35,6 +35,8 @@ _HARMLESS = (
     "metadata", "resource", "uuid", "title", "description", "seclabel", "clock", "pm", "features/", "cpu/", "on_",
 )  # fmt: skip
 """What a guest of another hypervisor can do without."""
+_KNOWN = "no format was given, raw is taken"
+"""The volume has its own."""
 
 
 def language(hypervisor: str) -> ModuleType:
@@ -47,6 +49,10 @@ def language(hypervisor: str) -> ModuleType:
         from storkit.guests.documents import xl
 
         return xl
+    if hypervisor == "qemu":
+        from storkit.guests.documents import qemu
+
+        return qemu
     raise Unsupported(f"guests of {hypervisor} have no document of their own", f"known: {', '.join(SUFFIXES)}")
 
 
@@ -83,6 +89,15 @@ def problems(guest: Guest, where: str = "") -> list[StorkitError]:
     return [_placed(each, where) for each in found]
 
 
+def warnings(guest: Guest) -> list[str]:
+    """What its administrator should know of a document that is kept."""
+    if guest.hypervisor != "qemu":
+        return []
+    from storkit.guests.documents import launch
+
+    return launch.warnings(guest.document)
+
+
 def with_facts(guest: Guest) -> Guest:
     """A guest of whose record what the document says is what it says. Raises UsageError."""
     readonly = {disk.target: disk.readonly for disk in find_disks(guest.hypervisor, guest.document)}
@@ -91,13 +106,18 @@ def with_facts(guest: Guest) -> Guest:
 
 
 def render(guest: Guest, sources: Sequence[DiskSource], place: Place) -> str:
-    """The guest's document with its disks at `sources`, in the order of its disks."""
+    """The guest's document with its disks at `sources`, in the order of its disks; of QEMU's, for a host, the arguments
+    that it starts with there, one a line."""
     raise_problems(problems(guest))
     kind = language(guest.hypervisor)
     pairs = {disk.target: source for disk, source in zip(guest.disks, sources, strict=True)}
     text: str = kind.with_sources(guest.document, pairs)
     if not place.machine:
         return text
+    if guest.hypervisor == "qemu":
+        from storkit.guests.documents import launch
+
+        return "\n".join([*launch.arguments(text, guest, place), ""])
     # For a host, where the guest runs with what was chosen for it: another host must choose the same.
     text = kind.with_uuid(text, guest.uuid)
     return kind.with_machine(text, place.machine) if guest.hypervisor == "libvirt" else text
@@ -114,11 +134,16 @@ def cloned(guest: Guest, name: str, uuid: str) -> str:
 
 def lost(guest: Guest, hypervisor: str) -> list[StorkitError]:
     """What the document says and a configuration for another hypervisor could not."""
+    found = read(guest.hypervisor, guest.document)
+    warned = [each for each in found.warnings if not (each.startswith(_HARMLESS) or each.endswith(_KNOWN))]
+    said = [*warned, *(each.message for each in found.refused)]
+    firmware = [
+        disk.target for disk in find_disks(guest.hypervisor, guest.document) if disk.kind == "nvram" and disk.mapped
+    ]
     return [
-        Unsupported(f"{hypervisor} cannot be told what the document of {guest.name} says: {warning}",
+        Unsupported(f"{hypervisor} cannot be told what the document of {guest.name} says: {each}",
                     f"take it out of the document, or render it for {guest.hypervisor}")
-        for warning in read(guest.hypervisor, guest.document).warnings
-        if not warning.startswith(_HARMLESS)
+        for each in [*said, *firmware]
     ]  # fmt: skip
 
 
@@ -178,7 +203,7 @@ def _unnamed(guest: Guest, disks: list[DocumentDisk], volumes: set[str]) -> list
 
 
 def _names(guest: Guest, said: GuestDraft) -> list[StorkitError]:
-    if not said.name:
+    if not said.name and guest.hypervisor != "qemu":  # QEMU can do without
         return [UsageError("the document names no guest", "write its name into it")]
     return [
         UsageError(f"the document's {what} is {value!r}, and the record's {own!r}", "make them the same")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from storkit.core.errors import UsageError
+from storkit.core.errors import StorkitError, UsageError
 from storkit.core.guest import Boot, Disk, Nic
 from storkit.core.model import DiskSource
 
@@ -31,6 +31,8 @@ class GuestDraft:
     console: str = ""
     extra: list[str] = field(default_factory=list)
     warned: dict[str, None] = field(default_factory=dict)
+    refused: list[StorkitError] = field(default_factory=list)
+    """What no record can be made of."""
 
     @property
     def warnings(self) -> list[str]:

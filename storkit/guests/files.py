@@ -24,6 +24,7 @@ from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic,
 
 SUFFIX = ".toml"
 MODE = 0o644
+_HYPERVISOR = next(field.default for field in fields(Guest) if field.name == "hypervisor")
 
 
 def path(directory: Path, name: str) -> Path:
@@ -95,7 +96,7 @@ def parse(text: str, where: str, name: str, directory: Path = Path()) -> Guest:
 
 def _read_document(directory: Path, data: dict[str, Any], where: str, problems: list[StorkitError]) -> str:
     """The text of a guest's document, which stands beside its record; adds to `problems`."""
-    suffix = document.SUFFIXES.get(str(data.get("hypervisor", "")), "")
+    suffix = document.SUFFIXES.get(str(data.get("hypervisor", _HYPERVISOR)), "")
     own = f"{data['name']}{suffix}"
     if not suffix or data["document"] != own:
         wanted = f'document = "{own}"' if suffix else f"hypervisor = {' or '.join(map(repr, document.SUFFIXES))}"
@@ -104,7 +105,7 @@ def _read_document(directory: Path, data: dict[str, Any], where: str, problems: 
     said = [key for key in document.FACTS if key in data]
     problems += [UsageError(f"{where}: {key}: the document says it", f"change it in {directory / own}") for key in said]
     try:
-        with (directory / own).open(encoding="utf-8") as file:
+        with (directory / own).open(encoding="utf-8", newline="") as file:
             text = file.read(document.LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -51,6 +51,7 @@ def parse(text: str, where: str = "", *, name: str = "", kind: str = "") -> Impo
     kind = kind or sniff(text)
     where = where or f"the {kind} configuration"
     found = draft(kind, text, where)
+    raise_problems([type(each)(f"{where}: {each.message}", each.hint) for each in found.refused])
     found.hypervisor = kind
     return _imported(found, where, name)
 

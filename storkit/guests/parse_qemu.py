@@ -5,51 +5,21 @@ What it does not know is kept in the guest's `extra` words and named in the warn
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
 from storkit.core.units import parse_size
 from storkit.guests.check import MIB
-from storkit.guests.command import arguments
+from storkit.guests.command import ALONE, Pair, command, pairs
+from storkit.guests.documents.options import read as read_argument
 from storkit.guests.draft import GuestDraft, path_source, uri_source
-
-ALONE = frozenset(
-    [
-        "-S",
-        "-daemonize",
-        "-enable-kvm",
-        "-full-screen",
-        "-mem-prealloc",
-        "-no-acpi",
-        "-no-fd-bootchk",
-        "-no-hpet",
-        "-no-reboot",
-        "-no-shutdown",
-        "-no-user-config",
-        "-nodefaults",
-        "-nographic",
-        "-only-migratable",
-        "-portrait",
-        "-preconfig",
-        "-s",
-        "-singlestep",
-        "-snapshot",
-        "-usb",
-        "-version",
-        "-win2k-hack",
-        "-xen-attach",
-        "-xen-domid-restrict",
-        "-enable-sync-profile",
-    ]
-)
-"""The options of QEMU 7.2 that take no argument (qemu-system-x86_64 -help)."""
 
 OURS = frozenset(
     [
@@ -91,24 +61,15 @@ _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 def read(text: str) -> GuestDraft:
     """What a command line says. Raises UsageError for one that cannot be taken apart."""
-    return _Reader(arguments(text)).read()
+    return _Reader(pairs(command(text).arguments)).read()
 
 
 def options(text: str, first: str = "") -> dict[str, str]:
-    """`key=value,key=value` as a dictionary; `first` is the key that the first word may leave out.
+    """An option's argument as a dictionary; `first` is the key that the first word may leave out.
 
     A doubled comma is a comma in a value; a word without `=` is a switch, on.
     """
-    found: dict[str, str] = {}
-    for number, part in enumerate(re.findall(r"((?:[^,]|,,)+)(?:,(?!,)|$)", text)):
-        key, equals, value = part.replace(",,", ",").partition("=")
-        if equals:
-            found[key] = value
-        elif number == 0 and first:
-            found[first] = key
-        else:
-            found[key] = "on"
-    return found
+    return {part.key: part.value for part in read_argument(text, first).parts if part.leaf}
 
 
 def has_secret(word: str) -> bool:
@@ -119,47 +80,50 @@ def has_secret(word: str) -> bool:
 class _Reader:
     """Goes over the words once; devices and the nodes they use are put together at the end."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        self.words = arguments
+    def __init__(self, words: list[Pair]) -> None:
+        self.words = words
         self.found = GuestDraft()
         self.nodes: dict[str, dict[str, Any]] = {}
         self.netdevs: dict[str, dict[str, str]] = {}
         self.chardevs: dict[str, dict[str, str]] = {}
         self.secrets: dict[str, dict[str, str]] = {}
-        self.devices: list[dict[str, str]] = []
+        self.devices: list[tuple[int, dict[str, str]]] = []
+        """With the lines that they stand on."""
+        self.line = 0
         self.serials: list[str] = []
         self.sata: set[str] = set()
         self.removable: set[str] = set()
         """Drives for removable media, which are not kept."""
-        self.problems: list[StorkitError] = []
         self.used: set[str] = set()
         """Nodes and character devices that something refers to."""
 
     def read(self) -> GuestDraft:
-        position = 0
-        while position < len(self.words):
-            option = self.words[position]
-            position += 1
-            if not option.startswith("-"):
-                self._refuse(option)
-                continue
-            option = "-" + option.lstrip("-")
-            value = ""
-            if option not in ALONE:
-                if position == len(self.words):
-                    raise UsageError(f"{option} lacks its argument")
-                value = self.words[position]
-                position += 1
-            self._option(option, value)
-        for device in self.devices:
-            self._device(device)
+        for pair in self.words:
+            with self._placed(pair.line):
+                if pair.option:
+                    self._option(pair.option, pair.text)
+                else:
+                    self._refuse(pair.text)
+        for line, device in self.devices:
+            with self._placed(line):
+                self._device(device)
         self._console()
         self._chardevs()
         for what, there in (("blockdev", self.nodes), ("chardev", self.chardevs), ("netdev", self.netdevs)):
             for name in there.keys() - self.used:
                 self.found.warn(f"-{what} {name}: nothing that is kept uses it")
-        raise_problems(self.problems)
         return self.found
+
+    @contextmanager
+    def _placed(self, line: int) -> Iterator[None]:
+        """Say the line of what cannot be read."""
+        self.line = line
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"line {line}: {error.message}", error.hint) from error
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise UsageError(f"line {line}: {type(error).__name__}: {error}", "see qemu(1)") from error
 
     def _option(self, option: str, value: str) -> None:
         known: dict[str, Callable[[str], None]] = {
@@ -186,7 +150,7 @@ class _Reader:
         }
         if has_secret(value):
             hint = "take it out: what is kept of a guest is read by others"
-            self.problems.append(UsageError(f"{option}: a secret stands in the command", hint))
+            self.found.refused.append(UsageError(f"{option}: a secret stands in the command", hint))
         elif option in known:
             known[option](value)
         elif option in _OPENERS:
@@ -202,7 +166,7 @@ class _Reader:
     def _refuse(self, words: str) -> None:
         """Nothing that the guest opens may stay behind, and nothing may be shared without anybody knowing."""
         hint = "write the disk as -drive file=PATH,format=raw,if=virtio, or take it out"
-        self.problems.append(UsageError(f"{words}: a disk that storkit cannot make a volume of", hint))
+        self.found.refused.append(UsageError(f"{words}: a disk that storkit cannot make a volume of", hint))
 
     def _image(self, text: str) -> None:
         self._drive(f"file={text.replace(',', ',,')}")
@@ -242,10 +206,7 @@ class _Reader:
         self.found.boot = replace(self.found.boot, **{key: text})  # type: ignore[arg-type]
 
     def _blockdev(self, text: str) -> None:
-        try:
-            node: Any = json.loads(text) if text.startswith("{") else _tree(options(text, "driver"))
-        except ValueError as error:
-            raise UsageError(f"-blockdev {text!r} is no JSON: {error}") from None
+        node = _tree(options(text, "driver"))
         self.nodes[str(node.get("node-name", ""))] = node
 
     def _drive(self, text: str) -> None:
@@ -259,7 +220,7 @@ class _Reader:
         self.nodes[identity] = {
             "uri": values.get("file", ""),
             "driver": values.get("format", "raw"),
-            "read-only": values.get("readonly", values.get("read-only")) == "on",
+            "read-only": values.get("readonly", values.get("read-only", "")),
         }
         if "format" not in values:
             self.found.warn(f"-drive {text}: no format was given, raw is taken")
@@ -267,17 +228,16 @@ class _Reader:
         kinds = {"virtio": "virtio-blk", "scsi": "scsi-hd", "ide": "ide-hd"}
         kind = values.get("if", "ide")
         if kind in kinds:
-            self.devices.append({"driver": kinds[kind], "drive": identity})
+            self.devices.append((self.line, {"driver": kinds[kind], "drive": identity}))
         elif kind != "none":
             self.found.warn(f"-drive {text}: if={kind} is not kept")
 
     def _add_device(self, text: str) -> None:
-        values = {key: str(value) for key, value in json.loads(text).items()} if text.startswith("{") else None
-        device = values or options(text, "driver")
+        device = options(text, "driver")
         if device["driver"] in ("ahci", "ich9-ahci"):
             self.sata.add(device.get("id", ""))
         elif not device["driver"].startswith("virtio-scsi"):
-            self.devices.append(device)
+            self.devices.append((self.line, device))
 
     def _device(self, device: dict[str, str]) -> None:
         driver = device.pop("driver")
@@ -302,7 +262,7 @@ class _Reader:
             self._refuse(f"-device {driver} ({shown})")
             return
         bus = "sata" if device.get("bus", "").partition(".")[0] in self.sata else _DISKS[driver]
-        self.found.add_disk(source, "", bus, node.get("read-only") in (True, "on"))
+        self.found.add_disk(source, "", bus, node.get("read-only") == "on")
         for key, value in device.items():
             if key not in _PLACING and _SAID.get(key) != value:
                 self.found.warn(f"disk {source.uri}: {key}={value} is not kept")

@@ -36,7 +36,9 @@ def qemu_reason(guest: Guest, said: str, failed: Mapping[str, bool]) -> str:
         return "its memory has been saved"
     if said != "io-error":
         return f"QEMU says {said}"
-    volumes = {device_id(index): f"volume {disk.volume}" for index, disk in enumerate(guest.disks)}
+    # A document has names of its own.
+    ours = [] if guest.document else guest.disks
+    volumes = {device_id(index): f"volume {disk.volume}" for index, disk in enumerate(ours)}
     return because({volumes.get(device, device): no_room for device, no_room in failed.items()})
 
 

@@ -125,7 +125,8 @@ class Qemu(Hypervisor):
         except StorkitError as error:
             problems.append(f"{error.message}: {error.hint}")
         problems += file_problems(guest)
-        if guest.boot.firmware == "uefi" and host.firmware() is None:
+        problems += definitions.document_problems(guest, self.settings.binary)
+        if guest.boot.firmware == "uefi" and not guest.document and host.firmware() is None:
             problems.append("no UEFI firmware is installed here: apt install ovmf")
         if guest.console and not os.access(Path(guest.console).parent, os.W_OK | os.X_OK):
             problems.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
@@ -138,7 +139,7 @@ class Qemu(Hypervisor):
 
     def fingerprint(self, guest: Guest) -> dict[str, str]:
         """What must be alike. QEMU's own version need not be: a versioned machine type is the same in all of them."""
-        accel, started = self._accel(), None
+        accel, started = self._accel(guest), None
         if self._process(guest.name).alive():
             definition = self._definition(guest.name)
             accel, started = definition.accel, definition.guest
@@ -157,7 +158,7 @@ class Qemu(Hypervisor):
             what = "another guest of that name" if before.guest.uuid != guest.uuid else "it"
             raise Conflict(f"guest {guest.name} cannot be defined: {what} runs here", stop_command(guest.name))
         pinned = self._machine(guest, machine)
-        definition = Definition(guest, disks, pinned, self._accel(), guest.machine)
+        definition = Definition(guest, disks, pinned, self._accel(guest), guest.machine)
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return str(definitions.save(directory, definition, here, templates))
 
@@ -429,8 +430,9 @@ class Qemu(Hypervisor):
         before = self._definition(guest.name) if recorded else None
         return definitions.machine_type(self.site, self.settings.binary, guest, machine, before)
 
-    def _accel(self) -> str:
-        return self.settings.accel or host.accelerator(self.site, self.settings.binary)
+    def _accel(self, guest: Guest) -> str:
+        wanted = definitions.accelerator(guest) if guest.document else self.settings.accel
+        return wanted or host.accelerator(self.site, self.settings.binary)
 
     def _tls(self, migration: Any) -> Any:
         if not self.settings.migration_tls:

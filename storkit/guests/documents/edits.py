@@ -32,12 +32,13 @@ class DocumentDisk:
     """The same, where storkit knows such a place."""
     readonly: bool = False
     kind: str = "disk"
-    """`disk`; `cdrom`, `floppy`: may be kept as they are, as may any other thing of that name, which is no disk."""
+    """`disk`; `nvram`, UEFI variables; `cdrom`, `floppy`: may be kept as they are, as may any other thing of that name,
+    which is no disk."""
 
     @property
     def mapped(self) -> bool:
         """Whether a volume can take its place."""
-        return self.kind == "disk"
+        return self.kind in ("disk", "nvram")
 
 
 @dataclass(frozen=True, slots=True)

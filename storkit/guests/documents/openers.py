@@ -3,57 +3,80 @@ libvirt's `qemu:arg`, in xl's `device_model_args`."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 
+from storkit.guests.command import Pair, pairs
+from storkit.guests.documents import blocks
 from storkit.guests.documents.edits import DocumentDisk
-from storkit.guests.parse_qemu import ALONE, options
+from storkit.guests.documents.options import Argument, read
+from storkit.guests.shell import Word
 
-MEDIA = {
-    "-hda": "disk", "-hdb": "disk", "-hdc": "disk", "-hdd": "disk", "-sd": "disk", "-mtdblock": "disk",
-    "-pflash": "firmware", "-fda": "floppy", "-fdb": "floppy", "-cdrom": "cdrom",
-}  # fmt: skip
-"""Options whose argument is an image."""
-_DEVICES = ("vfio-", "usb-host", "scsi-generic", "scsi-block", "vhost-user-", "nvdimm", "virtio-pmem")
+_DEVICES = (
+    "vfio-", "usb-host", "scsi-generic", "scsi-block", "vhost-user-", "vhost-scsi", "nvdimm", "virtio-pmem",
+    "virtio-input-host", "usb-mtp", "u2f-passthru", "kvm-pci-assign", "pci-assign",
+)  # fmt: skip
 """Kinds of -device that have something of this host's."""
+_FIRST = {
+    "-device": "driver", "-object": "qom-type", "-netdev": "type", "-nic": "type", "-net": "type",
+    "-chardev": "backend", "-tpmdev": "type", "-fsdev": "fsdriver", "-virtfs": "fsdriver",
+}  # fmt: skip
+"""Options to the key that the first word of their argument leaves out."""
+_PORTS = ("-serial", "-parallel", "-monitor", "-virtioconsole", "-debugcon")
+_PORT = re.compile(r"/dev/(?!pts/|null$).*|pipe:.*")
 
 
 def qemu_openers(words: Sequence[str]) -> list[DocumentDisk]:
-    """What these arguments open. No line is known of them."""
-    return list(_found(words))
+    """What these arguments open. No line is known of them. Raises UsageError: they cannot be read."""
+    found = pairs([Word(word, 0, 0, 0) for word in words])
+    disks = [DocumentDisk(_called(block), 0, block.disk.place, kind=block.disk.kind) for block in blocks.find(found)]
+    return [*disks, *(disk for pair in found for disk in opened(pair))]
 
 
-def _found(words: Sequence[str]) -> Iterator[DocumentDisk]:
-    position = 0
-    while position < len(words):
-        option = words[position]
-        position += 1
-        if not option.startswith("-"):
-            yield DocumentDisk(option, 0, option)
-            continue
-        option = "-" + option.lstrip("-")
-        if option in ALONE or position == len(words):
-            continue
-        value = words[position]
-        position += 1
-        yield from _opened(option, value)
+def _called(block: blocks.Block) -> str:
+    """A disk's name in a foreign document, which has disks of its own: that of QEMU's words alone."""
+    if block.argument is None:
+        return block.pair.option or block.disk.place
+    named = block.argument.get("id") or block.argument.get("node-name")
+    return block.disk.target if named else f"{block.pair.option} {block.disk.place}"
 
 
-def _opened(option: str, value: str) -> Iterator[DocumentDisk]:
-    if option in MEDIA:
-        yield DocumentDisk(option, 0, value, kind=MEDIA[option])
-    elif option == "-drive":
-        values = options(value)
-        place = values.get("file") or values.get("file.filename") or (value if "driver" in values else "")
-        if place:
-            kind = "cdrom" if values.get("media") == "cdrom" else "disk"
-            yield DocumentDisk(values.get("id") or f"-drive {place}", 0, place, kind=kind)
-    elif option == "-blockdev":
-        node = json.loads(value) if value.startswith("{") else options(value, "driver")
-        yield DocumentDisk(str(node.get("node-name", "-blockdev")), 0, value)
-    elif option in ("-virtfs", "-fsdev"):
-        yield DocumentDisk(f"{option} {value}", 0, value, kind="filesystem")
-    elif option == "-object" and options(value, "type").get("type") == "memory-backend-file":
-        yield DocumentDisk(f"{option} {value}", 0, options(value).get("mem-path", value), kind="memory")
-    elif option in ("-device", "-usbdevice") and value.startswith(_DEVICES):
-        yield DocumentDisk(f"{option} {value}", 0, value, kind="device")
+def opened(pair: Pair) -> Iterator[DocumentDisk]:
+    """What an option opens that is no disk."""
+    option, value = pair.option, pair.text
+    if option in _PORTS and _PORT.fullmatch(value):
+        yield _other(pair, value, "device")
+    elif option == "-mem-path":
+        yield _other(pair, value, "memory")
+    elif option == "-usbdevice" and value.startswith(("host:", "disk:")):
+        yield _other(pair, value, "device")
+    elif option in _FIRST:
+        argument = read(value, _FIRST[option])
+        yield from _opened(pair, argument, argument.get(_FIRST[option]))
+
+
+def _opened(pair: Pair, argument: Argument, what: str) -> Iterator[DocumentDisk]:
+    option = pair.option
+    if option in ("-virtfs", "-fsdev") and what != "synth":
+        yield _other(pair, argument.get("path") or argument.get("socket") or pair.text, "filesystem")
+    elif option == "-object" and what == "memory-backend-file":
+        yield _other(pair, argument.get("mem-path"), "memory")
+    elif option == "-object" and what == "input-linux":
+        yield _other(pair, argument.get("evdev"), "device")
+    elif option == "-object" and what.startswith("secret") and argument.get("file"):
+        yield _other(pair, argument.get("file"), "secret")
+    elif option == "-device" and what.startswith(_DEVICES):
+        yield _other(pair, pair.text, "device")
+    elif option == "-tpmdev":
+        yield DocumentDisk("tpm", pair.line, argument.get("path") or what, kind="device")
+    elif option == "-chardev" and what in ("serial", "tty", "parallel", "parport", "pipe"):
+        yield _other(pair, argument.get("path"), "device")
+    elif option in ("-netdev", "-nic", "-net"):
+        if argument.get("smb"):
+            yield _other(pair, argument.get("smb"), "filesystem")
+        if what == "vhost-vdpa":
+            yield _other(pair, argument.get("vhostdev"), "device")
+
+
+def _other(pair: Pair, place: str, kind: str) -> DocumentDisk:
+    return DocumentDisk(f"{pair.option} {pair.text}", pair.line, place, kind=kind)

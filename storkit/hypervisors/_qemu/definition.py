@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def save(directory: Path, definition: Definition, process: Process, templates: l
 
 def _firmware(guest: Guest, directory: Path) -> tuple[Path, Path, Path] | None:
     """For UEFI: the code, the template of the variables, and the guest's own copy of them."""
-    if guest.boot.firmware != "uefi":
+    if guest.document or guest.boot.firmware != "uefi":
         return None
     found = host.firmware()
     if found is None:
@@ -80,7 +81,7 @@ def _render(
 ) -> str:
     from storkit.guests.place import Place
     from storkit.guests.quoting import quote_option
-    from storkit.guests.render import render
+    from storkit.guests.render import read_args, render
 
     place = Place(
         accel="kvm" if definition.accel == "kvm" else "tcg",
@@ -93,16 +94,40 @@ def _render(
         uefi_vars=str(firmware[2]) if firmware else "",
     )
     text = render(definition.guest, definition.disks, "qemu", place, templates)
+    said = read_args(text) if definition.guest.document else []
     # -D keeps stderr only if something is logged: system calls, of which system emulation has none.
     log = str(directory / LOG)
     added = [
         "-chardev",
-        f"socket,id=move,path={quote_option(process.migration)},server=on,wait=off",
+        f"socket,id=storkit-move,path={quote_option(process.migration)},server=on,wait=off",
         "-mon",
-        "chardev=move,mode=control",
-        *(["-D", log, "-d", "strace"] if "%" not in log else []),  # a template there, which has no quoting
+        "chardev=storkit-move,mode=control",
+        # A `%` there is a template, which has no quoting.
+        *(["-D", log, "-d", "strace"] if "%" not in log and not {"-D", "-d"} & {*said} else []),
     ]
     return "\n".join([text.rstrip(), *added, ""])
+
+
+def accelerator(guest: Guest) -> str:
+    """What the guest's own document wants it run by: kvm, tcg; empty: whatever there is."""
+    from storkit.guests.documents import launch
+
+    return launch.accelerator(guest.document)
+
+
+def document_problems(guest: Guest, binary: str) -> list[str]:
+    """Why a guest's document is none for this host's QEMU."""
+    if not guest.document:
+        return []
+    from storkit.guests.documents import launch
+
+    problems: list[str] = []
+    wanted, program = launch.architecture(guest.document), Path(binary).name
+    if wanted and program.startswith("qemu-system-") and program != f"qemu-system-{wanted}":
+        problems.append(f"the guest is made for qemu-system-{wanted}, and the program here is {binary}")
+    if launch.accelerator(guest.document) == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        problems.append("the guest's document wants KVM, and /dev/kvm is missing or not open to this user")
+    return problems
 
 
 def machine_type(site: Site, binary: str, guest: Guest, machine: str, before: Definition | None) -> str:

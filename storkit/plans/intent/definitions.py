@@ -90,7 +90,8 @@ def import_file(
     from storkit.guests import parse
 
     try:
-        text = file.read_text()
+        with file.open(encoding="utf-8", newline="") as opened:
+            text = opened.read(document.LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "name the configuration file") from None
     kind = parse.sniff(text)
@@ -150,6 +151,8 @@ def _import_document(
     guest = Guest(name or draft.name, draft.uuid.lower() or str(uuid4()), 0, hypervisor=kind, document=text, local=kept)
     guest = document.with_facts(replace(guest, disks=bind(coordinator, disks)))
     raise_problems([*check(guest, str(file)), *document.problems(guest, str(file))])
+    for warning in document.warnings(guest):
+        coordinator.warn(f"{file}: {warning}")
     return save(coordinator, guest)
 
 

@@ -1,0 +1,179 @@
+"""Changes in a QEMU command, as people write it: each disk gets another source, and each other byte stays.
+
+What the hypervisor adds to start it (its monitor, how it waits for a migration) never stands in the document.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from uuid import UUID, uuid5
+
+from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.model import DiskSource
+from storkit.guests.check import text_problem
+from storkit.guests.command import Pair, command, pairs
+from storkit.guests.documents import blocks
+from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
+from storkit.guests.documents.openers import opened
+from storkit.guests.documents.options import Key, read
+from storkit.guests.parse_qemu import has_secret
+from storkit.guests.shell import Word
+
+_FILES = ("-kernel", "-initrd", "-dtb", "-bios", "-option-rom")
+_CARDS = {"-device": "driver", "-nic": "type", "-net": "type"}
+_SINGLE = ("-vnc", "-spice", "-gdb", "-s")
+"""Options that take a port of the host's."""
+
+
+def find_disks(text: str) -> list[DocumentDisk]:
+    """Everything that the command opens for the guest. Raises UsageError: it cannot be read, or not be started."""
+    found = pairs(command(text).arguments)
+    raise_problems([problem for pair in found for problem in _problems(pair)])
+    others = [disk for pair in found for disk in opened(pair)]
+    disks = [block.disk for block in blocks.find(found)]
+    variables = [disk for disk in disks if disk.kind == "nvram"]
+    return [*(disk for disk in disks if disk.kind != "nvram"), *_numbered(others), *variables]
+
+
+def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
+    """The command with these sources in the place of those of its disks, by their targets."""
+    edits: list[Edit] = []
+    left = set(sources)
+    changes: dict[int, tuple[Word, list[Edit]]] = {}
+    for number, block in enumerate(blocks.find(pairs(command(text).arguments))):
+        target = block.disk.target
+        if target not in sources:
+            continue
+        left.discard(target)
+        if block.argument is None:
+            edits += _as_drive(block, sources[target], number)
+        else:
+            for pair, edit in blocks.changes(block, sources[target], number):
+                assert pair.value
+                changes.setdefault(pair.value.start, (pair.value, []))[1].append(edit)
+        credentials = blocks.credentials(sources[target], number)
+        if credentials:
+            edits.append(
+                Edit(block.pair.word.start, block.pair.word.start, _words(block.pair.word, "-object", credentials))
+            )
+    if left:
+        raise missing(left)
+    return edited(text, [*edits, *(edit for word, changed in changes.values() for edit in word.edits(changed))])
+
+
+def secrets(text: str) -> list[int]:
+    """The lines that a password stands on."""
+    return [pair.line for pair in pairs(command(text).arguments) if has_secret(pair.text)]
+
+
+def renamed(text: str, name: str) -> str:
+    """The command for a guest of this name."""
+    return edited(text, [edit for pair in _named(text, "-name") for edit in _with(pair, "guest", name)])
+
+
+def with_uuid(text: str, uuid: str) -> str:
+    """The command as it is: the hypervisor says the UUID where the command does not."""
+    return text
+
+
+def cloned(text: str, own: CloneIdentity) -> str:
+    """The command for a guest that is another one. Raises what two guests cannot have both."""
+    edits: list[Edit] = []
+    problems: list[StorkitError] = []
+    cards = serials = 0
+    for pair in pairs(command(text).arguments):
+        if pair.value is None or pair.option not in ("-uuid", "-name", "-smbios", "-object", *_CARDS):
+            problems += _alone(pair, text)
+            continue
+        argument = read(pair.text, {**_CARDS, "-name": "guest", "-object": "qom-type"}.get(pair.option, ""))
+        if pair.option == "-uuid":
+            edits += pair.value.edits([Edit(0, len(pair.text), own.uuid)])
+        elif pair.option == "-name":
+            edits += _with(pair, "guest", own.name)
+        elif pair.option == "-smbios":
+            edits += _with(pair, "uuid", own.uuid) if argument.part("uuid") else []
+        elif pair.option in _CARDS:
+            for key in ("mac", "macaddr"):
+                if argument.part(key):
+                    edits += _with(pair, key, own.mac(cards), _CARDS[pair.option])
+                    cards += 1
+            if argument.get("driver").startswith("vmgenid") and argument.get("guid") not in ("", "auto"):
+                edits += _with(pair, "guid", str(uuid5(UUID(own.uuid), "genid")), "driver")
+            elif argument.part("serial") and "drive" in argument.below(""):
+                edits += _with(pair, "serial", own.serial(serials), "driver")
+                serials += 1
+            problems += _alone(pair, text)
+        else:
+            problems += _alone(pair, text)
+    raise_problems(problems)
+    return edited(text, edits)
+
+
+def _problems(pair: Pair) -> Iterator[StorkitError]:
+    """What keeps a command from being started, or a guest from being moved."""
+    line = f"line {pair.line}: "
+    if pair.value is not None and (not pair.text or text_problem(pair.text)):
+        why = text_problem(pair.text) or "it is empty"
+        yield UsageError(f"{line}{pair.option} {pair.text!r} cannot be passed on: {why}", "leave it out")
+    elif pair.option in ("-snapshot", "-loadvm"):
+        yield UsageError(f"{line}{pair.option}: its disks would not be those that its volumes have", "leave it out")
+    elif pair.option in ("-readconfig", "-set"):
+        yield UsageError(f"{line}{pair.option} {pair.text}: it may open what is not seen here", "write it as options")
+    elif pair.option == "-add-fd" or re.search(r"(?:^|,)(?:vhost)?fds?=|[\"'](?:vhost)?fds?[\"']:", pair.text):
+        yield UsageError(f"{line}{pair.option} {pair.text}: a descriptor of the program that ran it", "name the device")
+    elif pair.option in _FILES and not pair.text.startswith("/"):
+        yield UsageError(f"{line}{pair.option} {pair.text}: no full path", "write a full path, the same on all hosts")
+
+
+def _numbered(disks: list[DocumentDisk]) -> Iterator[DocumentDisk]:
+    """Two words that say the same open the same twice: each has a name."""
+    seen: dict[str, int] = {}
+    for disk in disks:
+        seen[disk.target] = seen.get(disk.target, 0) + 1
+        yield disk if seen[disk.target] == 1 else replace(disk, target=f"{disk.target} ({seen[disk.target]})")
+
+
+def _alone(pair: Pair, text: str) -> Iterator[StorkitError]:
+    """What cannot be in two guests, and cannot be chosen anew here."""
+    option, value = pair.option, pair.text
+    line = line_of(text, pair.word.start)
+    argument = read(value, "driver" if option == "-device" else "type")
+    port = re.search(r":(?!0\b)\d+|(?:^|,)(?:tls-)?port=", value) if option in ("-vnc", "-spice") else None
+    tap = option in ("-netdev", "-nic", "-net") and (argument.get("ifname") or "hostfwd" in argument.below(""))
+    socket = option in ("-serial", "-monitor", "-qmp", "-qmp-pretty", "-chardev", "-parallel") and re.search(
+        r"^(?:unix|tcp|udp|telnet|websocket|file|pipe):|(?:^|,)(?:path|port)=|/dev/(?!null)", value
+    )
+    device = any(disk.kind == "device" for disk in opened(pair))
+    cid = option == "-device" and argument.get("guest-cid")
+    if port or tap or socket or device or cid or option in ("-gdb", "-s"):
+        yield not_twice(line, f"{option} {value}".strip())
+
+
+def _named(text: str, option: str) -> list[Pair]:
+    return [pair for pair in pairs(command(text).arguments) if pair.option == option]
+
+
+def _with(pair: Pair, key: str, value: str, first: str = "") -> list[Edit]:
+    """Another value of a key in an option's argument."""
+    argument = read(pair.text, first or key)
+    part: Key | None = argument.part(key)
+    assert pair.value
+    return pair.value.edits([argument.with_value(part, value)]) if part else []
+
+
+def _as_drive(block: blocks.Block, source: DiskSource, number: int) -> list[Edit]:
+    """An image alone (-hda IMAGE) as the -drive that it is, which can say the image's format."""
+    word = block.pair.word
+    ((pair, edit),) = blocks.changes(block, source, number)
+    assert pair.value
+    if not block.pair.option:
+        return [Edit(word.start, word.end, _words(word, "-drive", edit.text).rstrip())]
+    return [Edit(word.start, word.end, "-drive"), *pair.value.edits([edit])]
+
+
+def _words(beside: Word, *words: str) -> str:
+    """More words, to stand before one that is there."""
+    return "".join(f"{word}\n" if beside.raw else f"{shlex.quote(word)} " for word in words)

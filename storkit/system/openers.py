@@ -55,9 +55,9 @@ def find(paths: Iterable[str]) -> dict[str, list[Opener]]:
             wanted[_key(there)].append(path)
     found: dict[str, list[Opener]] = {path: [] for group in wanted.values() for path in group}
     mounts = _Mounts(devices)
-    for process in PROC.iterdir() if wanted else ():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            for key, opener in _of(process, wanted, mounts):
+    for number in _names(str(PROC)) if wanted else ():
+        if number.isdigit() and int(number) != os.getpid():
+            for key, opener in _of(int(number), wanted, mounts):
                 for path in wanted[key]:
                     found[path].append(opener)
     return found
@@ -76,27 +76,52 @@ def only_killed(path: str) -> bool:
     return bool(found) and all(opener.killed for opener in found)
 
 
-def _of(process: Path, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key, Opener]]:
-    """What a process has open of what is wanted."""
+def _of(pid: int, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key, Opener]]:
+    """What a process has open of what is wanted.
+
+    A machine has thousands of open files, and a pass looks at all of them: names are plain text here, since to build a
+    Path costs more than to ask the kernel.
+    """
+    process = f"{PROC}/{pid}"
     said: dict[Key, list[str]] = defaultdict(list)
-    threads = [process]
-    if not _names(process / "fd"):  # a kernel's thread; or the first thread has ended, and others have not
-        threads = [process / "task" / name for name in _names(process / "task")]
-    for thread in threads:
-        for name in _names(thread / "fd"):
-            file, info = thread / "fd" / name, thread / "fdinfo" / name
+    threads = {process: _names(f"{process}/fd")}
+    if not threads[process]:  # a kernel's thread; or the first thread has ended, and others have not
+        tasks = [f"{process}/task/{name}" for name in _names(f"{process}/task")]
+        threads = {task: _names(f"{task}/fd") for task in tasks}
+    for thread, descriptors in threads.items():
+        answering: Container[str] | None = None
+        for name in descriptors:
             with suppress(OSError):
-                if (
-                    _is_file(str(file.readlink()))
-                    and mounts.answer(thread, lines := info.read_text().splitlines())
-                    and (key := _key(file.stat())) in wanted
-                ):
-                    said[key] += lines
+                file = f"{thread}/fd/{name}"
+                if not _is_file(os.readlink(file)):
+                    continue
+                if answering is None:
+                    answering = mounts.answering(thread)
+                info = _read(f"{thread}/fdinfo/{name}")
+                if _mount(info) in answering and (key := _key(os.stat(file))) in wanted:
+                    said[key] += info.splitlines()
     for key, lines in said.items():
         with suppress(OSError):
-            program = (process / "comm").read_text(errors="replace").strip()
-            dead = all(_killed(process / "task" / name) for name in _names(process / "task"))
-            yield key, Opener(int(process.name), program, _writes(lines), tuple(_locked(lines)), dead)
+            program = _read(f"{process}/comm").strip()
+            dead = all(_killed(f"{process}/task/{name}") for name in _names(f"{process}/task"))
+            yield key, Opener(pid, program, _writes(lines), tuple(_locked(lines)), dead)
+
+
+def _read(path: str) -> str:
+    """A file of /proc. A program's name may be no text: the kernel cuts it after 15 bytes, also within a character."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = []
+        while piece := os.read(descriptor, 1 << 16):
+            found.append(piece)
+        return b"".join(found).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+
+
+def _mount(info: str) -> str:
+    """The number of the mount that an open file is on."""
+    return info.partition("mnt_id:\t")[2].partition("\n")[0]
 
 
 def _is_file(name: str) -> bool:
@@ -123,20 +148,18 @@ def _locked(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
             yield int(first), _END if last == "EOF" else int(last)
 
 
-def _killed(thread: Path) -> bool:
+def _killed(thread: str) -> bool:
     """Whether a thread has a SIGKILL on its way, or has ended."""
     try:
-        # Its name may be no text: the kernel cuts it after 15 bytes, also within a character.
-        lines = (thread / "status").read_text(errors="replace").splitlines()
-        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        status = dict(line.split(":\t", 1) for line in _read(f"{thread}/status").splitlines() if ":\t" in line)
     except OSError:
         return True
     return status["State"][0] in "ZX" or bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & _SIGKILL)
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: str) -> list[str]:
     try:
-        return [entry.name for entry in directory.iterdir()]
+        return os.listdir(directory)
     except OSError:
         return []
 
@@ -148,22 +171,20 @@ class _Mounts:
     """
 
     def __init__(self, devices: Iterable[int]) -> None:
-        self._answering = {f"{os.major(device)}:{os.minor(device)}" for device in devices}
+        self._devices = {f"{os.major(device)}:{os.minor(device)}" for device in devices}
         self._asked: dict[str, set[str]] = {}
 
-    def answer(self, thread: Path, info: Iterable[str]) -> bool:
-        """Whether an open file is on a file system that can be asked: one of this machine's, or an answering one."""
-        space = str((thread / "ns/mnt").readlink())
+    def answering(self, thread: str) -> set[str]:
+        """The numbers of the mounts, as a thread sees them, that can be asked: this machine's, and answering ones."""
+        space = os.readlink(f"{thread}/ns/mnt")
         if space not in self._asked:
-            self._asked[space] = set(self._read(thread / "mountinfo"))
-        return any(line.split()[1] in self._asked[space] for line in info if line.startswith("mnt_id:"))
+            self._asked[space] = set(self._read(f"{thread}/mountinfo"))
+        return self._asked[space]
 
-    def _read(self, table: Path) -> Iterator[str]:
-        for line in table.read_text(errors="surrogateescape").splitlines():
+    def _read(self, table: str) -> Iterator[str]:
+        for line in filter(None, _read(table).split("\n")):  # a mount point's name may have other ends of lines in it
             head, _, tail = line.partition(" - ")
             number, _, device = head.split()[:3]
             kind = tail.split()[0]
-            if device in self._answering or (
-                kind not in _REMOTE and (kind == "fuseblk" or not kind.startswith("fuse"))
-            ):
+            if device in self._devices or (kind not in _REMOTE and (kind == "fuseblk" or not kind.startswith("fuse"))):
                 yield number

@@ -39,6 +39,8 @@ def listing(pool: Directory) -> list[str]:
 
 
 def disk(path: Path, format: str) -> bytes:
+    if format == "raw":
+        return path.read_bytes()
     flat = path.with_name("flat")
     subprocess.run(["qemu-img", "convert", "-f", format, "-O", "raw", path, flat], check=True)
     data = flat.read_bytes()

@@ -93,7 +93,7 @@ def _of(pid: int, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key
         for name in descriptors:
             with suppress(OSError):
                 file = f"{thread}/fd/{name}"
-                if not _is_file(os.readlink(file)):
+                if not _is_file(os.readlink(file)):  # noqa: PTH115
                     continue
                 if answering is None:
                     answering = mounts.answering(thread)
@@ -159,7 +159,7 @@ def _killed(thread: str) -> bool:
 
 def _names(directory: str) -> list[str]:
     try:
-        return os.listdir(directory)
+        return os.listdir(directory)  # noqa: PTH208
     except OSError:
         return []
 
@@ -176,7 +176,7 @@ class _Mounts:
 
     def answering(self, thread: str) -> set[str]:
         """The numbers of the mounts, as a thread sees them, that can be asked: this machine's, and answering ones."""
-        space = os.readlink(f"{thread}/ns/mnt")
+        space = os.readlink(f"{thread}/ns/mnt")  # noqa: PTH115
         if space not in self._asked:
             self._asked[space] = set(self._read(f"{thread}/mountinfo"))
         return self._asked[space]

@@ -28,9 +28,9 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         world.clear()
 
 
-@pytest.fixture(params=["raw", "qcow2"])
+@pytest.fixture(params=["raw", pytest.param("qcow2", marks=pytest.mark.slow)])
 def world(request: pytest.FixtureRequest, make_world: Callable[..., World]) -> World:
-    """A world, once with raw and once with qcow2 volumes."""
+    """A world of raw volumes, and in `make test-all` one of qcow2 volumes; with the mark `each_format` always both."""
     return make_world(request.param)
 
 

@@ -22,6 +22,7 @@ from storkit.nbd import Nbd
 from storkit.system.timeouts import scaled
 from storkit.tech.nbd.server import NbdSettings
 from storkit.tech.nbd.wire import FLUSH, WRITE, NbdConnection
+from tests.e2e.world import commands
 
 MIB = 1 << 20
 A, B, N = Client("a", True), Client("local:/tmp/b", True), Client("n", False)
@@ -52,15 +53,11 @@ class Hosts:
 
     def servers(self) -> list[int]:
         """The pids of all daemons that serve from these directories."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            except OSError:
-                continue
-            if words and words[0].endswith(b"qemu-storage-daemon") and str(self.root) in str(words):
-                found.append(int(entry.name))
-        return sorted(found)
+        return sorted(
+            pid
+            for pid, words in commands()
+            if words[0].endswith("qemu-storage-daemon") and str(self.root) in " ".join(words)
+        )
 
     def leftovers(self) -> list[str]:
         """Every file, socket and link below the hosts' directories, but for the pool's lock files."""
@@ -74,9 +71,9 @@ class Hosts:
 
     def assert_clean(self) -> None:
         deadline = time.monotonic() + scaled(5)
-        while self.servers() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert self.servers() == []
+        while (left := self.servers()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == []
         assert self.leftovers() == []
 
 
@@ -121,4 +118,4 @@ def wait_until(true: Callable[[], bool], timeout: float = scaled(10)) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.005)
+        time.sleep(0.02)

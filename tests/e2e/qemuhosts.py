@@ -30,7 +30,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = scaled
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {timeout:g} s")
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 class Hosts:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.world import World
+from tests.e2e.world import World, each_format
 
 BAD_NAMES = {
     "slash": "a/b",
@@ -138,6 +138,7 @@ def test_refusals(plain: World, words: tuple[str, ...], status: int, text: str) 
     assert tree(plain) == before
 
 
+@each_format
 def test_shrinking_wants_to_be_told_twice(world: World) -> None:
     world.storkit("volume", "create", "v", "4MiB")
     world.storkit("volume", "resize", "v", "2MiB", "--shrink", "--shrink")
@@ -236,6 +237,7 @@ def test_streams_and_files(plain: World) -> None:
     plain.storkit("volume", "export", "v", out, ok=5)
 
 
+@each_format
 def test_guest_clone_takes_its_disks_along(world: World) -> None:
     world.guest("web")
     world.storkit("guest", "clone", "web", "web2", "--set", "memory=24MiB")

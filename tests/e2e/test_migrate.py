@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from storkit.core.errors import StorkitError
 from storkit.core.model import Attachment
 from storkit.system import timeouts
 from storkit.tech.nbd import wire as nbd_wire
-from tests.e2e.world import World
+from tests.e2e.world import World, each_format
 from tests.guestkit import bootsector
 
 pytestmark = pytest.mark.e2e
@@ -62,6 +63,7 @@ def stop_and_verify(world: World) -> bootsector.Report:
     return report
 
 
+@each_format
 def test_there_and_back(world: World) -> None:
     world.guest()
     world.storkit("guest", "start", "g", "--on", "a")
@@ -98,6 +100,7 @@ def test_two_hosts_by_url_without_an_inventory(tmp_path: Path) -> None:
         world.clear()
 
 
+@each_format
 def test_only_the_window_has_two_writers(world: World) -> None:
     """Before, during and after a migration the server lets exactly those write who may."""
     world.guest()
@@ -321,7 +324,7 @@ def test_interrupted_command_names_its_plan(world: World) -> None:
         before = set(plans.glob("*.jsonl"))
         process = world.popen("migrate", "run", "g", "--to", "b")
         while process.poll() is None and not begun(plans, before):
-            os.sched_yield()
+            time.sleep(0.002)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors

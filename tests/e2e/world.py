@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from storkit.system.timeouts import scaled
 from tests import kept
@@ -34,7 +38,7 @@ accel = "tcg"
 """A busy machine may find KVM on one host of a test and not on the other."""
 
 
-REST = 2
+REST = 4
 """Ticks, 18 a second, that a guest rests before each record."""
 
 
@@ -51,9 +55,21 @@ class Done:
         return json.loads(self.stdout)
 
 
+each_format = pytest.mark.parametrize("world", ["raw", "qcow2"], indirect=True)
+"""For a test of the fixture `world` whose promise each format keeps by code of its own."""
+
+
 @cache
 def the_forks() -> Forks:
     return Forks()
+
+
+def commands() -> Iterator[tuple[int, list[str]]]:
+    """The processes and the words that each was started with. To make a Path of each costs more than to read it."""
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:  # noqa: PTH123
+                yield int(name), file.read().decode(errors="replace").split("\0")
 
 
 class World:
@@ -137,17 +153,12 @@ class World:
 
     def processes(self) -> list[str]:
         """The command lines of processes that have to do with this directory."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(self.directory) in line and ("qemu" in line or "storkit" in line):
-                found.append(f"{entry.name}: {line}")
-        return found
+        lines = ((pid, " ".join(words)) for pid, words in commands())
+        return [
+            f"{pid}: {line}"
+            for pid, line in lines
+            if pid != os.getpid() and str(self.directory) in line and ("qemu" in line or "storkit" in line)
+        ]
 
     def leftovers(self) -> list[str]:
         """Sockets, links, grants, locks and guests' files that are still there."""

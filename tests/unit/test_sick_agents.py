@@ -317,23 +317,27 @@ def test_a_record_of_a_newer_agent_is_cut_to_what_is_known(sick: Sick) -> None:
         answers.checked(POOL, "find", [{"name": "v", "uuid": volume["uuid"]}])
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"", b"\xff", b"[]", b"null", b"[" * 100_000, b'{"id": 1}', b'{"do": 5}', b'{"id": [], "do": "call"}',
-        b'{"do": "call", "target": 5, "verb": "find", "args": {}}', b'{"do": "call", "target": "pool:default"}',
-        b'{"do": "call", "target": "pool:default", "verb": "find", "args": []}',
-        b'{"do": "call", "target": "pool:default", "verb": ["find"], "args": {}}',
-        b'{"do": "call", "target": "pool:default", "verb": "find", "args": {}, "epoch": "x"}',
-        b'{"do": "lock"}', b'{"do": "lock", "claims": [{"names": "x"}]}', b'{"do": "mark", "plan": 5, "names": []}',
-        b'{"do": "mark", "plan": "x"}', b'{"do": "marked", "plan": null}', b'{"do": "unmark", "plan": {}}',
-    ],
-)  # fmt: skip
-def test_the_agent_refuses_what_is_no_request_and_goes_on(tmp_path: Path, line: bytes) -> None:
-    answers = talk([line, {"id": 9, "do": "call", "target": POOL, "verb": "find", "args": {}}], told(tmp_path / "a"))
-    (refused,) = [answer["error"] for answer in answers if "error" in answer]
-    assert {each["kind"] for each in refused.get("problems", [refused])} <= {"usage", "unsupported"}, refused
-    assert {"id": 9, "result": []} in answers
+NO_REQUESTS = [
+    b"", b"\xff", b"[]", b"null", b"[" * 100_000, b'{"id": 1}', b'{"do": 5}', b'{"id": [], "do": "call"}',
+    b'{"do": "call", "target": 5, "verb": "find", "args": {}}', b'{"do": "call", "target": "pool:default"}',
+    b'{"do": "call", "target": "pool:default", "verb": "find", "args": []}',
+    b'{"do": "call", "target": "pool:default", "verb": ["find"], "args": {}}',
+    b'{"do": "call", "target": "pool:default", "verb": "find", "args": {}, "epoch": "x"}',
+    b'{"do": "lock"}', b'{"do": "lock", "claims": [{"names": "x"}]}', b'{"do": "mark", "plan": 5, "names": []}',
+    b'{"do": "mark", "plan": "x"}', b'{"do": "marked", "plan": null}', b'{"do": "unmark", "plan": {}}',
+]  # fmt: skip
+
+
+def test_the_agent_refuses_what_is_no_request_and_goes_on(tmp_path: Path) -> None:
+    question = {"do": "call", "target": POOL, "verb": "find", "args": {}}
+    asked = [each for number, line in enumerate(NO_REQUESTS) for each in (line, {"id": 100 + number, **question})]
+    answers = talk(asked, told(tmp_path / "a"))
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert len(refused) == len(NO_REQUESTS)
+    for error in refused:
+        assert {each["kind"] for each in error.get("problems", [error])} <= {"usage", "unsupported"}, error
+    answered = [answer["id"] for answer in answers if answer.get("result") == []]
+    assert sorted(answered) == [100 + number for number in range(len(NO_REQUESTS))]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ PASSING = (
     r". modules: ",
     r". processes: (sshd: |/usr/sbin/sshd -R|.*motd|/usr/bin/python3 .*guest/disks\.py|python3 .*guest/disks\.py)",
     r". processes: (\S*python3 -P -[sS] -c from storkit|sh -c storkit agent|\S*/udevadm )",
+    r". processes: \S*python3 -I -S -c import json, mmap",
     r". files: (/run/motd|/run/utmp|/run/\w+\.pid |/var/log/|/var/cache/libvirt/)",
     ". files: " + kept.below("/run/storkit", kept.LOCKS),
     r". files: (/etc/lvm/|/run/lvm/|/run/lock/lvm/|/run/dmeventd-|/dev/mapper/control )",
@@ -20,7 +21,8 @@ PASSING = (
     r". files: /var/lib/nfs/|. processes: /usr/libexec/nfsrahead ",
     r". files: \S*/saveconfig\.json |. configfs: /sys/kernel/config/target/iscsi(/discovery_auth)?$",
 )
-"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py; what
+"""Modules, which stay loaded; ssh's sessions and their logs; the conversations of remote.py, and who reads disks for
+them; what
 storkit keeps by right (tests/kept.py); what LVM, multipath, open-iscsi, the NFS server and LIO keep of nothing."""
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,33 @@ def test_a_disk_that_hangs_is_given_up_at_the_deadline_and_no_other_with_it(disk
     hangs = found["hangs"]
     assert isinstance(hangs, TimedOut) and "hangs does not answer within 1 s" in hangs.message
     assert reading.read_all({}) == {}
+
+
+def test_who_has_answered_reads_for_the_next_and_who_hangs_never_again(disk: Path, tmp_path: Path) -> None:
+    reading.read(disk, [])
+    (first,) = reading._idle
+    assert reading.read(disk, [(0, 4096)]).blocks == [b"a" * 4096] and reading._idle == [first]
+    assert [entry.readlink() for entry in Path(f"/proc/{first.pid}/fd").iterdir() if entry.name not in "012"] == []
+    os.mkfifo(tmp_path / "hangs")
+    reading.read_all({"hangs": Asked(tmp_path / "hangs"), "disk": Asked(disk)}, timeout=1)
+    assert reading._idle == [] and first.poll() is not None
+    reading.read(disk, [])
+    (second,) = reading._idle
+    second.kill()
+    second.wait()
+    assert reading.read(disk, [(4096, 4096)]).blocks == [b"b" * 4096]
+
+
+def test_many_ask_at_the_same_time_and_each_gets_its_own(disk: Path, tmp_path: Path) -> None:
+    def ask(number: int) -> bytes:
+        return reading.read(disk, [(4096 * (number % 2), 4096)]).blocks[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        said = list(pool.map(ask, range(16)))
+    assert said == [b"ab"[number % 2 :][:1] * 4096 for number in range(16)]
+
+
+def test_no_child_outlives_its_command(disk: Path) -> None:
+    code = "import sys; from storkit.system.block import reading as r; r.read(sys.argv[1], []); print(r._idle[0].pid)"
+    said = subprocess.run([sys.executable, "-c", code, disk], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert not Path(f"/proc/{said.strip()}").exists()

@@ -1,12 +1,14 @@
 """Bytes read past the page cache by a child process: a device or a server that is away holds up that child alone.
 
 A read that the kernel holds cannot be interrupted, not even by SIGKILL: whoever waits in it (state D, proc(5)) stays
-until it ends. So no thread of storkit's own reads what may hang. The child is killed at the deadline and not waited
-for; it has none of storkit's files open, so no lock outlives the command with it.
+until it ends. So no thread of storkit's own reads what may hang. A child that has not answered at the deadline is
+killed and not waited for; it has none of storkit's files open, so no lock outlives the command with it. One that has
+answered reads for the next who asks, and ends with storkit, at the end of its standard input.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -33,6 +35,7 @@ _CHILD = """\
 import json, mmap, os, sys, threading
 
 def read(key, path, ranges, flags):
+    descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | flags)
         found = os.fstat(descriptor)
@@ -43,14 +46,17 @@ def read(key, path, ranges, flags):
         said = {"mode": found.st_mode, "size": found.st_size, "inode": found.st_ino, "blocks": blocks}
     except OSError as error:
         said = {"errno": error.errno}
+    if descriptor >= 0:
+        os.close(descriptor)  # before it is said: whoever asked may take the device away next
     line = (json.dumps({"key": key, **said}) + "\\n").encode()
     with saying:
         while line:
             line = line[os.write(1, line):]
 
 saying = threading.Lock()
-for key, words in json.load(sys.stdin).items():
-    threading.Thread(target=read, args=(key, *words)).start()
+for line in sys.stdin:
+    for key, words in json.loads(line).items():
+        threading.Thread(target=read, args=(key, *words), daemon=True).start()
 """
 
 
@@ -110,14 +116,12 @@ def read_all(wanted: Mapping[str, Asked], timeout: float = TIMEOUT) -> dict[str,
 
 def _answers(wanted: Mapping[str, Any], timeout: float) -> Iterator[dict[str, Any]]:
     deadline = time.monotonic() + timeout
-    # The interpreter alone (-I -S): the child needs nothing of storkit's, and starts in a few milliseconds.
-    argv = [sys.executable, "-I", "-S", "-c", _CHILD]
-    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = _take()
     assert child.stdin is not None and child.stdout is not None
     text, count = b"", 0
     try:
-        child.stdin.write(json.dumps(wanted).encode())
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # somebody killed it
+            child.stdin.write(json.dumps(wanted).encode() + b"\n")
         while count < len(wanted) and (left := deadline - time.monotonic()) > 0:
             if not select.select([child.stdout], [], [], left)[0]:
                 break
@@ -129,7 +133,41 @@ def _answers(wanted: Mapping[str, Any], timeout: float) -> Iterator[dict[str, An
                 count += 1
                 yield json.loads(line)
     finally:
-        child.stdout.close()
-        child.kill()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_REAPED)
+        if count == len(wanted):
+            _idle.append(child)
+        else:
+            _end(child)
+
+
+_idle: list[subprocess.Popen[bytes]] = []
+"""Children that have answered all that they were asked."""
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _idle:
+        _end(_idle.pop())
+
+
+def _take() -> subprocess.Popen[bytes]:
+    """A child for one caller alone."""
+    while True:
+        try:
+            child = _idle.pop()
+        except IndexError:
+            # The interpreter alone (-I -S): the child needs nothing of storkit's, and starts in a few milliseconds.
+            argv = [sys.executable, "-I", "-S", "-c", _CHILD]
+            pipe = subprocess.PIPE
+            return subprocess.Popen(argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd="/")
+        if child.poll() is None:
+            return child
+        _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.close()
+    child.stdout.close()
+    child.kill()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_REAPED)

@@ -20,11 +20,20 @@ SLOW = {"nbd-psk", "iscsi-thick"}
 SAME_SERVER = {
     test_nothing_is_exported_at_first,  # noqa: F405
     test_an_offer_is_for_the_client_it_was_exported_to,  # noqa: F405
-    test_every_record_crosses_to_another_host_as_json,  # noqa: F405
+    test_a_damaged_record_of_an_export_hides_no_other,  # noqa: F405
     test_only_hosts_with_an_export_can_be_writers,  # noqa: F405
     test_nobody_writes_images_snapshots_and_unfinished_imports,  # noqa: F405
+    test_who_writes_a_volume_past_its_server_is_named_before_a_right_is_given,  # noqa: F405
+    test_a_right_that_was_taken_before_a_kill_stays_taken,  # noqa: F405
+    test_restore_brings_servers_back_with_the_rights_they_had,  # noqa: F405
+    test_a_host_is_detached_though_the_server_is_dead,  # noqa: F405
 }
-"""What tests/contract asks of NBD's server on one machine: which client there is makes no difference to it."""
+"""What tests/contract asks of NBD's server on one machine, and test_nbd_kernel.py of its kernel client."""
+ELSEWHERE = {
+    ("iscsi-thin", test_restore_brings_servers_back_with_the_rights_they_had),  # noqa: F405
+    ("iscsi-thin", test_a_right_that_was_taken_before_a_kill_stays_taken),  # noqa: F405
+}
+"""What test_iscsi_target.py asks by its boot, and test_iscsi_target_killed.py."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no-redef]
@@ -40,7 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no
 
 
 def slow(rig: str, test: object) -> bool:
-    return rig in SLOW or (rig == "nbd-kernel" and test in SAME_SERVER)
+    # every record of every test here crosses to another host as JSON
+    crosses = test is test_every_record_crosses_to_another_host_as_json  # noqa: F405
+    return rig in SLOW or crosses or (rig == "nbd-kernel" and test in SAME_SERVER) or (rig, test) in ELSEWHERE
 
 
 @pytest.fixture(scope="module")

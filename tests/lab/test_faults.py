@@ -56,6 +56,7 @@ def ends_well(world: World) -> None:
     assert not left, "\n".join(left)
 
 
+@pytest.mark.slow
 @every_world
 def test_storage_host_loses_its_power_and_comes_back(world: World) -> None:
     """Its servers start again by `host restore`, with the rights they had; the guest waited, and goes on."""

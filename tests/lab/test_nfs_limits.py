@@ -87,7 +87,7 @@ def attach(rig: NfsRig, volume: Volume, *writers: str) -> Any:
     return rig.far.attach(rig.home.offers([volume], "b"))[0]
 
 
-@pytest.mark.parametrize("rig", [Nas, ReadOnlyNas], indirect=True)
+@pytest.mark.parametrize("rig", [Nas, pytest.param(ReadOnlyNas, marks=pytest.mark.slow)], indirect=True)
 def test_a_server_that_squashes_root_or_exports_read_only_is_named(rig: NfsRig) -> None:
     with pytest.raises(Conflict, match=r"lets host a change nothing in .*:/export/guests") as refused:
         rig.volume("v")

@@ -154,8 +154,8 @@ class Storkit:
 
     @property
     def silent(self) -> Mapping[str, HostUnreachable | ServiceUnreachable]:
-        """The hosts that did not answer in the last call, and why: what is there is unknown."""
-        return self._coordinator.survey.silent
+        """The hosts that did not answer in the last call, or were not waited for, and why: what is there is unknown."""
+        return self._coordinator.survey.unknown
 
     @property
     def off(self) -> Mapping[str, Declared]:

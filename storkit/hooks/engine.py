@@ -301,6 +301,7 @@ def connect(name: str, manager: Manager, own: str) -> tuple[HookVerbs, Callable[
     connection = SshConnection(
         config, Inventory({name: config}, {}), argv, f"try it by hand: {shlex.join(argv)} < /dev/null"
     )
+    connection.greet()
     return calls.hook(connection.call), connection.close
 
 

@@ -33,6 +33,8 @@ class Connection(Targets):
         """By which the host tells this command's changes of rights from an earlier one's: drawn with its lock."""
         self.acted = False
         """Whether a verb was called that may change something there."""
+        self.locked = False
+        """Whether names were asked to be locked there, and not yet let go."""
 
     @property
     def asked(self) -> str:
@@ -47,6 +49,11 @@ class Connection(Targets):
     def silent(self) -> HostUnreachable | None:
         """Why nothing more is asked of this host; None: it answers."""
         return None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is still to come."""
+        return False
 
     @abstractmethod
     def call(self, target: str, verb: str, args: dict[str, Any], progress: Progress | None = None) -> Any:
@@ -65,14 +72,16 @@ class Connection(Targets):
         self, claims: list[Claim], holder: str, plan: str = "", over_marks: bool = False, titles: Titles = None
     ) -> list[str]:
         """As AgentVerbs.lock, the plans given up; the epoch is kept for the calls that follow."""
+        self.locked = True
         locked = self.itself.lock(claims, holder, plan, over_marks, titles or {})
         self.epoch = locked.epoch
         return locked.given_up
 
     def unlock(self) -> None:
         """Let go of every lock."""
-        self.epoch = 0
-        self.itself.unlock()
+        if self.locked:
+            self.epoch, self.locked = 0, False
+            self.itself.unlock()
 
     def end(self) -> None:
         """Say that nothing more will be asked; does not wait."""

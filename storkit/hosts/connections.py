@@ -12,6 +12,7 @@ from storkit.hosts.connection import Connection, LocalConnection
 
 if TYPE_CHECKING:
     from storkit.core.host import Door
+    from storkit.hosts.remote.ssh import SshConnection
 
 T = TypeVar("T")
 
@@ -28,6 +29,9 @@ class Connections:
         self._open: dict[str, Connection] = {}
         self._silent: dict[str, HostUnreachable] = {}
         self._doors: dict[str, threading.Lock] = {}
+        self._greeted: dict[str, SshConnection] = {}
+        """Those whose hosts have not said hello yet."""
+        self._closed = False
         self._acted = False
         """Whether one that is closed may have changed something."""
 
@@ -54,8 +58,12 @@ class Connections:
             if config.name in self._silent:
                 raise _again(self._silent[config.name])
             if config.name not in self._open:
+                if self._closed:
+                    raise HostUnreachable(f"host {config.name} is asked nothing any more: the command has ended")
                 self._open[config.name] = self._connect(config)
             connection = self._open[config.name]
+        if self._closed:  # meanwhile
+            connection.close()
         if connection.silent is not None:
             raise _again(connection.silent)
         return connection
@@ -88,11 +96,15 @@ class Connections:
             return LocalConnection(config, self.inventory)
         from storkit.hosts.remote.ssh import SshConnection
 
+        connection = self._greeted[config.name] = SshConnection(config, self.inventory)
         try:
-            return SshConnection(config, self.inventory)
+            connection.greet()
         except HostUnreachable as error:
-            self._silent[config.name] = error
+            if self._greeted.pop(config.name, None):  # otherwise nobody waits for it any more
+                self._silent[config.name] = error
             raise
+        self._greeted.pop(config.name, None)
+        return connection
 
     def same_machine(self, one: str, other: str) -> bool:
         """Whether two hosts share files and Unix sockets; one that is not known shares them with nobody."""
@@ -123,10 +135,12 @@ class Connections:
         return self._acted or any(connection.acted for connection in list(self._open.values()))
 
     def forget_silent(self) -> None:
-        """Ask hosts again that did not answer. What they have locked stays so until their agents have ended."""
+        """Ask hosts again that did not answer, or were not waited for. What they have locked stays so until their
+        agents have ended."""
+        self._leave_greeted()
         self._silent.clear()
         for name, connection in list(self._open.items()):
-            if connection.silent is not None:
+            if connection.silent is not None or connection.awaited:
                 self._acted = self._acted or connection.acted
                 del self._open[name]
                 connection.close()
@@ -136,11 +150,24 @@ class Connections:
             connection.unlock()
 
     def close(self) -> None:
+        """End all connections, at once where an answer is still to come."""
+        self._closed = True
+        self._leave_greeted()
         for connection in list(self._open.values()):
             connection.end()
         for connection in list(self._open.values()):
             connection.close()
         self._open.clear()
+
+    def _leave_greeted(self) -> None:
+        for name in list(self._greeted):
+            if connection := self._greeted.pop(name, None):
+                connection.close()
+
+
+def not_waited_for(name: str) -> HostUnreachable:
+    """Why nothing is known of a host that had not answered yet when everybody had that something depends on."""
+    return HostUnreachable(f"host {name} was not waited for: nothing that was asked for depends on it")
 
 
 def _again(error: HostUnreachable) -> HostUnreachable:

@@ -20,9 +20,9 @@ from storkit.core.errors import (
 )
 from storkit.core.host import Declared
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, Usage, Volume, guest_of
-from storkit.hosts.connections import Connections
-from storkit.plans import lookup
+from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, Usage, Volume
+from storkit.hosts.connections import Connections, not_waited_for
+from storkit.plans import asking, lookup
 from storkit.plans.remembered import Hints
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 P = ParamSpec("P")
-
-AT_ONCE = 256
-"""How many hosts are asked at the same time: many that are silent should cost no more than one."""
 
 
 class Survey:
@@ -45,6 +42,8 @@ class Survey:
         self.off: dict[str, Declared] = {}
         """Hosts that a person has declared off, once `declared_off` has asked."""
         self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
+        self.unheard: dict[str, HostUnreachable] = {}
+        """Hosts that were not waited for, since nothing that was asked depends on them: their state is unknown, too."""
         self.failed: dict[str, StorkitError] = {}
         """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
         self.unread: dict[tuple[str, str], StorkitError] = {}
@@ -52,6 +51,17 @@ class Survey:
         `hypervisor:NAME`), and of hosts that are declared off (`host:off`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
+
+    @property
+    def unknown(self) -> dict[str, HostUnreachable | ServiceUnreachable]:
+        """Hosts of which it is not known what is there, and why."""
+        return {**self.unheard, **self.silent}
+
+    def forget_silent(self) -> None:
+        """The next question asks every host again."""
+        self.connections.forget_silent()
+        self.silent.clear()
+        self.unheard.clear()
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
         """The volumes of the pools (all by default) that can be reached, in the order of the inventory.
@@ -145,8 +155,10 @@ class Survey:
             exports += self.connections.to(home).transport(target).find_exports([volume.uuid for volume in group])
         return exports
 
-    def all_exports(self, homes: Iterable[str] | None = None, partial: bool = False) -> dict[str, list[Export]]:
-        """Every export, by home host (None: of all hosts); silent ones are missing.
+    def all_exports(
+        self, homes: Iterable[str] | None = None, partial: bool = False, needed: Collection[str] | None = None
+    ) -> dict[str, list[Export]]:
+        """Every export, by home host (None: of all hosts); silent ones are missing. `needed` as in `_each`.
 
         With `partial`, for those who only look, what a host cannot say (a damaged record) is noted in `unread`, and an
         export says who else can write the volume there.
@@ -164,7 +176,7 @@ class Survey:
                     exports += told
             return exports
 
-        return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str)
+        return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str, needed)
 
     def _told(
         self, host: str, target: str, partial: bool, ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs
@@ -183,9 +195,13 @@ class Survey:
             return None
 
     def attachments(
-        self, hosts: Iterable[str], volumes: list[Volume] | None = None, partial: bool = False
+        self,
+        hosts: Iterable[str],
+        volumes: list[Volume] | None = None,
+        partial: bool = False,
+        needed: Collection[str] | None = None,
     ) -> dict[str, list[Attachment]]:
-        """What is attached, by host; `partial` as in `all_exports`."""
+        """What is attached, by host; `partial` and `needed` as in `all_exports`."""
         inventory = self.connections.inventory
         uuids = None if volumes is None else [volume.uuid for volume in volumes]
         targets = inventory.served_by if volumes is None else {inventory.transport(v.pool) for v in volumes}
@@ -200,21 +216,17 @@ class Survey:
                     attachments += seen.attachments
             return attachments
 
-        return self._each(list(hosts), ask, str)
-
-    def hosts(self, volumes: list[Volume] | None = None) -> list[str]:
-        """Every host there is: the inventory's, and those that the volumes are exported to, which may be URLs, or not
-        in the inventory any more."""
-        names = dict.fromkeys(self.connections.inventory.hosts)
-        for export in self.exports(volumes) if volumes else []:
-            if not guest_of(export.client):
-                names.setdefault(export.client)
-        return list(names)
+        return self._each(list(hosts), ask, str, needed)
 
     def guests(
-        self, hosts: Iterable[str], target: str, names: list[str] | None = None, partial: bool = False
+        self,
+        hosts: Iterable[str],
+        target: str,
+        names: list[str] | None = None,
+        partial: bool = False,
+        needed: Collection[str] | None = None,
     ) -> dict[str, list[GuestState]]:
-        """What the hypervisors say, by host; silent hosts are missing. `partial` as in `all_exports`.
+        """What the hypervisors say, by host; silent hosts are missing. `partial` and `needed` as in `all_exports`.
 
         Raises Unsupported, also then: there is no such hypervisor.
         """
@@ -222,10 +234,15 @@ class Survey:
         def ask(host: str) -> list[GuestState] | None:
             return self._told(host, target, partial, self.connections.to(host).hypervisor(target).find, names)
 
-        return self._each(list(hosts), ask, str)
+        return self._each(list(hosts), ask, str, needed)
 
     def where(
-        self, guest: Guest, disks: Collection[str], hosts: Iterable[str], able: Collection[str] | None = None
+        self,
+        guest: Guest,
+        disks: Collection[str],
+        hosts: Iterable[str],
+        able: Collection[str] | None = None,
+        named: Collection[str] = (),
     ) -> tuple[dict[str, str], dict[str, GuestState]]:
         """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
         that knows it, stopped or not. `disks` are the UUIDs of its volumes: another guest of its name that has none of
@@ -233,11 +250,12 @@ class Survey:
 
         `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
         are those that a person has declared off. Raises what one of them says in place of an answer; what others say
-        is noted in `unread`.
+        is noted in `unread`. Only for those that are able, and for `named`, is waited as long as it takes.
         """
         wanted = list(hosts)
         target = f"hypervisor:{guest.hypervisor}"
-        answers = self.guests(wanted, target, [guest.name], partial=True)
+        needed = None if able is None else {*able, *named}
+        answers = self.guests(wanted, target, [guest.name], partial=True, needed=needed)
         unable = {host: self.unread[host, target] for host in wanted if (host, target) in self.unread}
         raise_problems([unable[host] for host in unable if able is None or host in able or not answers])
         states = {
@@ -294,25 +312,36 @@ class Survey:
         answers = self._each(wanted, ask, lambda pool: pool.host)
         return [answers[pool] for pool in wanted if pool in answers]
 
-    def _each(self, keys: list[K], ask: Callable[[K], V | None], host: Callable[[K], str]) -> dict[K, V]:
-        """Ask every host, at the same time where there are several machines; silent ones are noted and left out."""
+    def _each(
+        self, keys: list[K], question: Callable[[K], V | None], host: Callable[[K], str],
+        needed: Collection[str] | None = None,
+    ) -> dict[K, V]:  # fmt: skip
+        """Ask every host, at the same time where there are several machines; silent ones are noted and left out.
 
-        def answer(key: K) -> tuple[K, V | None]:
-            try:
-                return key, ask(key)
-            except (HostUnreachable, ServiceUnreachable) as error:
-                self.silent[host(key)] = error
-                return key, None
+        `needed`: those whose answers decide what follows (None: all); others need not be waited for
+        (asking.ask_at_once), and are noted in `unheard` then, once for all questions that do not need them. A host on
+        this machine is always waited for: no connection carries its answer, that could be closed.
+        """
+        machines = {key: config.machine for key in keys if (config := self.connections.find(host(key)))}
 
-        found = [self.connections.find(host(key)) for key in keys]
-        if len({config.machine for config in found if config}) < 2:
-            pairs = [answer(key) for key in keys]
+        def decides(key: K) -> bool:
+            return needed is None or host(key) in needed or machines.get(key) == "local"
+
+        asked = [key for key in keys if decides(key) or host(key) not in self.unheard]
+        if len(set(machines.values())) < 2:
+            said = asking.ask(asked, question)
         else:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(min(len(keys), AT_ONCE)) as pool:
-                pairs = list(pool.map(answer, keys))
-        return {key: value for key, value in pairs if value is not None}
+            said = asking.ask_at_once(asked, question, decides)
+        found: dict[K, V] = {}
+        for key in asked:
+            answer = said.get(key)
+            if key not in said:
+                self.unheard[host(key)] = not_waited_for(host(key))
+            elif isinstance(answer, asking.Silent):
+                self.silent[host(key)] = answer
+            elif answer is not None:
+                found[key] = answer
+        return found
 
 
 def _seen(ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from storkit.system.timeouts import VARIABLE
+from tests import sickagents
 from tests.e2e.world import INVENTORY, World
 
 pytestmark = pytest.mark.e2e
@@ -92,3 +95,61 @@ def test_a_guest_of_xen_where_there_is_none(make_world: Callable[..., World]) ->
     assert "this machine does not run under Xen" in refused and "nothing was changed" in refused
     world.storkit("guest", "delete", "g")
     assert world.storkit("--json", "guest", "list").json == []
+
+
+class Dawdling:
+    """Hosts a and b, and c behind an agent that takes its time, as it is told."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.directory = world.directory / "sick"
+        self.url = sickagents.hosts(self.directory, "c")["c"]
+        c = f'[hosts.c]\nurl = "{self.url}"\nstate = "{world.directory}/c"\n'
+        world.storkit("volume", "create", "g", "1MiB")
+        world.storkit("guest", "define", "g", "--disk", "g")
+        here = INVENTORY.format(format="raw").replace('"local:a"', '"local:a"\naddress = "127.0.0.1"')
+        world.inventory.write_text(here + c)
+        world.environment["PATH"] = f"{self.directory}/bin:{os.environ['PATH']}"
+
+    def be(self, how: str, what: str = "", seconds: float = 0) -> None:
+        self.world.environment[VARIABLE] = "1" if how == "well" else "0.4"
+        sickagents.be(self.directory, self.url, how, what, seconds)
+
+
+@pytest.fixture
+def dawdling(make_world: Callable[..., World]) -> Iterator[Dawdling]:
+    made = Dawdling(make_world())
+    yield made
+    left = sickagents.connected(made.directory)
+    sickagents.end(made.directory)
+    assert left == [], "ssh processes were left behind"
+
+
+LEFT_OUT = "host c was not waited for: nothing that was asked for depends on it; what is there is unknown"
+
+
+def test_a_host_that_nothing_depends_on_is_not_waited_for(dawdling: Dawdling) -> None:
+    """It connects and answers no question; all that could run the guest have answered."""
+    world = dawdling.world
+    world.storkit("attach", "g", "--on", "b")
+    dawdling.be("hang", "*")
+    for words in ("--json status", "migrate status g", "guest list", "guest stop g"):
+        done = world.storkit(*words.split())
+        assert LEFT_OUT in done.stderr and "does not answer" not in done.stderr, done.stderr
+        assert words != "--json status" or done.json["silent"] == ["c"]
+    assert world.storkit("--json", "volume", "show", "g").json["exports"] == []
+
+
+def test_a_slow_host_is_waited_for_by_what_depends_on_it(dawdling: Dawdling) -> None:
+    """It has the disk, or it is the one that a person names."""
+    world = dawdling.world
+    world.storkit("attach", "g", "--on", "c")
+    dawdling.be("late", "find", 2.5)
+    for words in ("migrate status g", "guest list"):
+        assert world.storkit(*words.split()).stderr == ""
+    dawdling.be("well")
+    world.storkit("detach", "g", "--on", "c")
+    dawdling.be("late", "find", 2.5)
+    assert LEFT_OUT in world.storkit("guest", "list").stderr, "without its disk c does not count"
+    for words in ("guest stop g --on c", "guest delete g"):
+        assert world.storkit(*words.split()).stderr == "", "who forgets a guest hears everyone"

@@ -60,7 +60,9 @@ class Machine(calls.Targets):
             self.hang_up()
         if self._agent is None:
             config = inventory.host(self.host.name)
-            self._agent = SshConnection(config, inventory, self._argv("storkit agent"))
+            agent = SshConnection(config, inventory, self._argv("storkit agent"))
+            agent.greet()
+            self._agent = agent
             self._inventory = inventory
         if self._disks is None:
             self._disks = _Disks(self._argv(f"exec env {_PYTHON} /storkit/tests/lab/guest/disks.py"))

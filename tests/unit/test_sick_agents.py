@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,30 @@ def test_silent_hosts_are_waited_for_at_the_same_time(tmp_path: Path, monkeypatc
     connections.close()
     assert sickagents.connected(tmp_path) == []
     sickagents.end(tmp_path)
+
+
+@pytest.mark.parametrize("leave", [Connections.forget_silent, Connections.close])
+@pytest.mark.parametrize("how", ["silent", "hang"])
+def test_who_is_not_waited_for_any_more_is_left_at_once(
+    sick: Sick, how: str, leave: Callable[[Connections], None]
+) -> None:
+    """Before its hello, or at a question: another thread still waits for it when the command ends, or asks again."""
+    sick.be(how, "*")
+    said: list[Any] = []
+    waits = threading.Thread(target=lambda: said.append(_error(sick.ask)))
+    waits.start()
+    end = time.monotonic() + 60
+    while not (sickagents.reached(sick.directory, sick.url) if how == "hang" else sick.agents()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    leave(sick.connections)
+    waits.join(10)
+    assert [str(error) for error in said] == ["host a was not waited for"]
+    sick.be("well")
+    if leave is Connections.close:
+        assert isinstance(_error(sick.ask), HostUnreachable), "a thread that is left over reaches nobody any more"
+    else:
+        assert sick.ask() == []
 
 
 def test_an_older_agent_is_understood(sick: Sick) -> None:

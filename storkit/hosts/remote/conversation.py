@@ -83,8 +83,11 @@ class Conversation:
 
     def greet(self, first: dict[str, Any], quiet: float) -> dict[str, Any]:
         """Say hello, and the other end's first line. Raises what it says is wrong; HostUnreachable."""
-        self._send(first, quiet)
-        return self._await(HELLO, "say hello", quiet, None)
+        try:
+            self._send(first, quiet)
+            return self._await(HELLO, "say hello", quiet, None)
+        finally:
+            del self._waiting[HELLO]
 
     def request(self, message: dict[str, Any], what: str, quiet: float, progress: Progress | None = None) -> Any:
         """The result of a request, after at most `quiet` seconds without a sign of it. Raises what it raised there.
@@ -101,6 +104,11 @@ class Conversation:
         finally:
             del self._waiting[number]
 
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is still to come, or the first line."""
+        return bool(self._waiting)
+
     def break_off(self, why: HostUnreachable) -> None:
         """Wait for nothing more, and end the process."""
         self._fall_silent(why)
@@ -114,7 +122,10 @@ class Conversation:
             stream.close()
 
     def close(self) -> None:
-        """End the conversation, and the process: at once if the other end is silent."""
+        """End the conversation, and the process: at once if the other end is silent, or has not answered yet. Whoever
+        still waits for that is told."""
+        if self.awaited:
+            self._fall_silent(HostUnreachable(f"host {self.host} was not waited for"))
         self.end()
         for patience, stop in ((0.0 if self.silent else PARTING, self._process.terminate), (1.0, self._process.kill)):
             try:

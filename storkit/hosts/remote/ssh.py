@@ -71,7 +71,8 @@ class SshConnection(Connection):
     """An agent at the other end of an ssh process, or of another command (`argv`) that reaches one."""
 
     def __init__(self, config: HostConfig, inventory: Inventory, argv: Sequence[str] = (), by_hand: str = "") -> None:
-        """`argv`: what reaches the agent instead of ssh; `by_hand`: what a person can do where it does not."""
+        """Start ssh; `greet` before anything else. `argv`: what reaches the agent instead of ssh; `by_hand`: what a
+        person can do where it does not."""
         super().__init__(config)
         self._settings = {
             f"{kind}:{name}": settings
@@ -80,19 +81,25 @@ class SshConnection(Connection):
         }
         by_hand = by_hand or f"try it by hand: {shlex.join(ssh_argv(config.url, 'storkit --version'))}"
         self._itself = calls.agent(self._request)
+        self._setup = setup(inventory, config)
         self._talk = Conversation(argv or ssh_argv(config.url), config.name, by_hand)
+
+    def greet(self) -> None:
+        """Say hello, and agree on a protocol. Raises HostUnreachable, Unsupported; the connection is closed then."""
         try:
-            said = self._talk.greet(
-                {**wire.hello(), "setup": wire.told(setup(inventory, config))}, scaled(deadlines.HELLO)
-            )
+            said = self._talk.greet({**wire.hello(), "setup": wire.told(self._setup)}, scaled(deadlines.HELLO))
             try:
                 self.protocol = wire.agreed(said)
             except Malformed as error:
-                wire.common(said, f"host {config.name}")
+                wire.common(said, f"host {self.config.name}")
                 raise self._talk.malformed(str(error)) from None
         except BaseException:
             self._talk.close()
             raise
+
+    @property
+    def awaited(self) -> bool:
+        return self._talk.awaited
 
     @property
     def silent(self) -> HostUnreachable | None:
@@ -121,8 +128,7 @@ class SshConnection(Connection):
         # One that is silent may still be at work on what is locked: its agent keeps the locks until it has ended that.
         if self.silent is None:
             with suppress(HostUnreachable):  # the locks of an agent that is gone are gone with it
-                self.itself.unlock()
-        self.epoch = 0
+                super().unlock()
 
     def _drawn(self) -> int:
         if not (drawn := self.itself.epoch()):

@@ -73,8 +73,7 @@ class Coordinator:
         """One call of a program's: a host that is silent is waited for once in it, and asked again in the next. Calls
         inside it are part of it."""
         if not self._calls:
-            self.connections.forget_silent()
-            self.survey.silent.clear()
+            self.survey.forget_silent()
         self._calls += 1
         try:
             yield

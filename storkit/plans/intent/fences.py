@@ -152,7 +152,7 @@ class FenceActs:
     def _places(self, guests: list[Guest], host: str) -> dict[str, dict[str, str]]:
         """Where each guest is not known to be stopped: host to status, `unknown` where the host is silent."""
         places: dict[str, dict[str, str]] = {guest.name: {} for guest in guests}
-        hosts = list(dict.fromkeys([*self._survey.hosts(), host])) if guests else []
+        hosts = list(dict.fromkeys([*self._coordinator.inventory.hosts, host])) if guests else []
         off: set[str] | None = None
         for hypervisor in sorted({guest.hypervisor for guest in guests}):
             names = [guest.name for guest in guests if guest.hypervisor == hypervisor]

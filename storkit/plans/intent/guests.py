@@ -149,10 +149,10 @@ class GuestActs:
         """Stop a guest wherever it is, or on one host, and take its disks from there. `timeout`: the seconds that it
         has to shut down; `force`: none."""
         check_seconds(timeout)
+        only = self._coordinator.host(host) if host else ""
 
         def build() -> Plan:
-            what = views.wherever(self._coordinator, name)
-            only = self._coordinator.host(host) if host else ""
+            what = views.wherever(self._coordinator, name, *([only] if only else []))
             return migration.stop(what, force, timeout, only, self._coordinator.inventory)
 
         self._coordinator.change(build)

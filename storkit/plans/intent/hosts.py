@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,15 +162,17 @@ class HostActs:
     def status(self) -> Overview:
         """All exports and attachments, guests that stand still, and plans that have not ended."""
         coordinator, survey = self._coordinator, self._survey
-        exports = survey.all_exports(partial=True)
+        # A host without a pool that has no volume has little to tell.
+        homes = {pool.host for pool in coordinator.inventory.pools.values()}
+        exports = survey.all_exports(partial=True, needed=homes)
         clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
         everyone = dict.fromkeys([*coordinator.inventory.hosts, *sorted(clients)])
-        attachments = survey.attachments(everyone, partial=True)
+        attachments = survey.attachments(everyone, partial=True, needed=homes | clients)
         if survey.silent:
             survey.declared_off()
         plans = [plan for plan in PlanActs(coordinator).listing() if plan.open]
         held = self._held(exports, attachments)
-        paused = self._paused()
+        paused = self._paused(homes | clients)
         usages = survey.usage()
         asleep = [Asleep(name, usage.pool, hold) for usage in usages for name, hold in usage.held.items()]
         others = self._others(exports)
@@ -189,7 +191,7 @@ class HostActs:
                 found.append(Holding(export.volume, home, export.client, right, there))
         # Who holds what a silent or unreadable home would tell of is not passed over.
         told = {(export.uuid, export.client) for group in exports.values() for export in group}
-        right = "unknown" if self._survey.silent or self._survey.unread else "not exported"
+        right = "unknown" if self._survey.unknown or self._survey.unread else "not exported"
         return found + [
             Holding(attachment.volume, "unknown", host, right, attachment.state)
             for host, attached in attachments.items()
@@ -219,7 +221,7 @@ class HostActs:
         unread = (export.client, f"transport:{export.transport}") in self._survey.unread
         return states[0] if states else "unknown" if unread else "not attached"
 
-    def _paused(self) -> list[GuestState]:
+    def _paused(self, needed: Collection[str]) -> list[GuestState]:
         guests, problems = list[Guest](), list[StorkitError]()
         for name in files.names(self._coordinator.guests):
             with collected(problems):
@@ -231,7 +233,7 @@ class HostActs:
             names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
             try:
                 hosts = self._coordinator.inventory.hosts
-                states = self._survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True)
+                states = self._survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True, needed=needed)
             except Unsupported:  # the list of guests says so
                 continue
             found += [state for there in states.values() for state in there if state.reason]

@@ -74,7 +74,7 @@ class SleepActs:
         found: list[Woken] = []
 
         def build() -> Plan:
-            what = wherever(self._coordinator, guest)
+            what = wherever(self._coordinator, guest, *([coordinator.host(host)] if host else []))
             hold = sleep.sleep_of(what)
             if not host and coordinator.connections.find(hold.host) is None:
                 # The volume's home says so: a host that nobody here has named is shown, and never connected to.

@@ -8,14 +8,15 @@ from dataclasses import replace
 from storkit.core.errors import Conflict, Unsafe, Unsupported, UsageError
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.holds import wake
-from storkit.core.model import ALIVE, Export, GuestState, Volume, guest_client
+from storkit.core.model import ALIVE, Export, GuestState, Volume, guest_client, guest_of
 from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.migration import GuestView
 
 
-def guest_view(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
-    """A guest, its volumes and what is true of both. `hosts` are asked beside those that have its disks.
+def guest_view(coordinator: Coordinator, name: str, *hosts: str, beside: Iterable[str] = ()) -> GuestView:
+    """A guest, its volumes and what is true of both. `hosts` are asked beside those that have its disks, and those of
+    `beside` as far as they answer soon.
 
     A guest can only run where its disks are exported to: other hosts need not answer.
     """
@@ -24,13 +25,13 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
     guest = _with_root(coordinator, guest, root)
     exports = survey.exports(volumes)
     root_exports = _root_exports(coordinator, guest, [root] if root else [])
-    asked = dict.fromkeys([*(export.client for export in exports), *hosts])
+    asked = dict.fromkeys([*(export.client for export in exports), *hosts, *beside])
     if not volumes:
         asked = dict.fromkeys([*inventory.hosts, *hosts])
     for host in asked:
         if config := coordinator.connections.find(host):
             coordinator.connections.inventory = coordinator.inventory.with_host(config)
-    places, states = _where(coordinator, guest, asked, volumes, exports)
+    places, states = _where(coordinator, guest, asked, volumes, exports, hosts)
     running = [state for state in states.values() if state.status in ALIVE]
     machine = next((state.machine for state in running if state.machine), guest.machine)
     has = {state.host: state.volumes for state in running}
@@ -40,9 +41,9 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
     )  # fmt: skip
 
 
-def wherever(coordinator: Coordinator, name: str) -> GuestView:
-    """A guest on any host: also where a fence has left it without its disk."""
-    return guest_view(coordinator, name, *coordinator.survey.hosts())
+def wherever(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
+    """A guest on any host: also where a fence has left it without its disk. `hosts` as in `guest_view`."""
+    return guest_view(coordinator, name, *hosts, beside=coordinator.inventory.hosts)
 
 
 def tree(coordinator: Coordinator, name: str, uuid: str = "") -> Volume:
@@ -58,20 +59,24 @@ def uuids(disks: Iterable[Disk | Root | None]) -> dict[str, str]:
     return {disk.volume: disk.uuid for disk in disks if disk and disk.uuid}
 
 
-def places(coordinator: Coordinator, guest: Guest) -> tuple[dict[str, str], dict[str, str], list[Volume]]:
+def places(
+    coordinator: Coordinator, guest: Guest, thorough: bool = False
+) -> tuple[dict[str, str], dict[str, str], list[Volume]]:
     """Where a guest is, whatever has become of its volumes; why it is paused there, if nobody wanted it; and those of
-    its volumes that there are."""
+    its volumes that there are. `thorough`: hosts that have none of these are waited for as well."""
     survey = coordinator.survey
     volumes = survey.present([disk.volume for disk in guest.disks], uuids(guest.disks))
-    hosts, exports = survey.hosts(volumes), survey.exports(volumes)
+    exports = survey.exports(volumes)
+    hosts = dict.fromkeys([*coordinator.inventory.hosts, *(e.client for e in exports if not guest_of(e.client))])
     # Whom a disk is exported to that nobody can be asked about is not known: then every host counts.
-    found, states = _where(coordinator, guest, hosts, volumes if len(volumes) == len(guest.disks) else [], exports)
+    counted = volumes if len(volumes) == len(guest.disks) else []
+    found, states = _where(coordinator, guest, hosts, counted, exports, hosts if thorough else ())
     return found, _reasons(states), volumes
 
 
 def refuse_unless_stopped(coordinator: Coordinator, guest: Guest, so: str) -> None:
     """Raise Conflict if a guest is anywhere, or may be, or sleeps."""
-    found, _, volumes = places(coordinator, guest)
+    found, _, volumes = places(coordinator, guest, thorough=True)
     for hold in {volume.hold for volume in volumes if volume.hold and volume.hold.guest == guest.uuid}:
         raise Conflict(f"guest {guest.name} sleeps since {hold.since}: {so}", wake(guest.name))
     if not found:
@@ -128,9 +133,14 @@ def _disk_words(guest: Guest) -> str:
 
 
 def _where(
-    coordinator: Coordinator, guest: Guest, hosts: Iterable[str], volumes: list[Volume], exports: list[Export]
+    coordinator: Coordinator,
+    guest: Guest,
+    hosts: Iterable[str],
+    volumes: list[Volume],
+    exports: list[Export],
+    named: Iterable[str],
 ) -> tuple[dict[str, str], dict[str, GuestState]]:
-    """Where a guest is, of these hosts, as Survey.where tells it.
+    """Where a guest is, of these hosts, as Survey.where tells it. Where it sleeps is asked like a host that is `named`.
 
     Without an export no server lets it in: of its disks to the host, or of its root to itself. A root lets in the
     instance that was started last, and no other: where that one answers, hosts that are silent do not count.
@@ -141,7 +151,8 @@ def _where(
         roots = coordinator.survey.present([guest.root.volume], uuids([guest.root]))
         able = set() if roots and not _root_exports(coordinator, guest, roots) else None
     disks = {volume.uuid for volume in volumes} | set(uuids(guest.disks).values())
-    found, states = coordinator.survey.where(guest, disks, hosts, able)
+    named = {*named, *(volume.hold.host for volume in volumes if volume.hold)}
+    found, states = coordinator.survey.where(guest, disks, hosts, able, named)
     if rooted and set(found.values()) & ALIVE:
         found = {host: status for host, status in found.items() if status != "unknown"}
     return found, states

@@ -290,11 +290,13 @@ COMMANDS = (
     Command(
         "guest",
         "clone",
-        "make a new guest like another one, with clones of its disks",
+        "make new guests like another one, with clones of its disks",
         "guest:clone",
         (
             arg("source", help="the guest to copy", **GUEST),
-            arg("name", help="the new guest's name", metavar="NAME"),
+            arg("names", help="the new guests' names", metavar="NAME", nargs="*"),
+            arg("--count", help="how many, of the names that --name makes", type=int, metavar="N"),
+            arg("--name", help="a name with its number in it: web%%02d", dest="template", metavar="NAME"),
             arg("--set", help="change a key: memory=1GiB, disks.0.volume=web2", action="append", default=[]),
         ),
     ),

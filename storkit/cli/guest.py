@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from storkit.core.units import format_size
 if TYPE_CHECKING:
     from storkit.api import Guest
     from storkit.core.model import Volume, VolumeHold
+
+MOST_CLONES = 10_000
 
 
 def define(session: Session, options: Namespace) -> None:
@@ -49,13 +52,35 @@ def import_(session: Session, options: Namespace) -> None:
 
 
 def clone(session: Session, options: Namespace) -> None:
-    _saved(session, session.site.guests.clone(options.source, options.name, options.set))
+    guests = session.site.guests
+    names = _clones(options)
+    made = guests.clone(options.source, names, options.set)
+    if len(made) == 1 and options.count is None:
+        _saved(session, made[0], guests.differences(options.source, made[0]))
+        return
+    changed = guests.differences(options.source, made[0])
+    text = "\n".join([changed, *(f"{guest.name}: {guests.path(guest.name)}" for guest in made)])
+    session.result([codec.dump(guest) for guest in made], text)
 
 
-def _saved(session: Session, guest: Guest) -> None:
-    """Say where a guest's file is; with --dry-run, what it would be."""
+def _clones(options: Namespace) -> list[str]:
+    """The names of the guests that are to be made."""
+    if options.count is None and options.template is None:
+        if not options.names:
+            raise UsageError("no guest is named that is to be made", "storkit guest clone SRC NEW...")
+        return list(options.names)
+    template, count = options.template or "", options.count or 0
+    if options.names or not 1 <= count <= MOST_CLONES or not re.fullmatch(r"[^%]*%(?:0?\d)?d[^%]*", template):
+        hint = f"storkit guest clone SRC --count 20 --name web%02d; at most {MOST_CLONES}"
+        raise UsageError("--count and --name go together, and with no other names", hint)
+    return [template % number for number in range(1, count + 1)]
+
+
+def _saved(session: Session, guest: Guest, changed: str = "") -> None:
+    """Say where a guest's file is; with --dry-run, what it would be. `changed`: of a clone, what is another there."""
     guests = session.site.guests
     text = guests.text(guest) if session.site.planning else f"{guest.name}: {guests.path(guest.name)}"
+    text = f"{changed}\n{text}" if changed else text
     session.result(codec.dump(guest), text)
 
 

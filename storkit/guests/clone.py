@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 from uuid import uuid4
 
 from storkit.core import codec
-from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.errors import Conflict, StorkitError, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.model import check_name
-from storkit.guests import document
+from storkit.guests import document, files
 from storkit.guests.files import from_data
+
+_MAC = re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![0-9A-Fa-f:])")
 
 
 def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mapping[str, str] | None = None) -> Guest:
@@ -68,6 +71,35 @@ def clone(guest: Guest, name: str, overrides: Sequence[str] = (), volumes: Mappi
     raise_problems(problems)
     assert result is not None
     return result
+
+
+def met(guests: Sequence[Guest], others: Sequence[Guest]) -> list[StorkitError]:
+    """UUIDs and MAC addresses that new guests would have in common with each other, or with `others`."""
+    owners: dict[str, str] = {}
+    for other in others:
+        for identity in _identities(other):
+            owners.setdefault(identity, other.name)
+    found: list[StorkitError] = []
+    for guest in guests:
+        for identity in sorted(_identities(guest)):
+            if owners.setdefault(identity, guest.name) != guest.name:
+                message = f"guest {guest.name} would have {identity}, as {owners[identity]} has"
+                found.append(Conflict(message, "give it another: storkit guest show; then clone again"))
+    return found
+
+
+def differences(original: Guest, made: Guest) -> str:
+    """What a clone has that its original has not, and the other way round, line by line."""
+    import difflib
+
+    before, after = ((each.document or files.dumps(each)).splitlines() for each in (original, made))
+    lines = difflib.unified_diff(before, after, original.name, made.name, "", "", 0, "")
+    return "\n".join(line for line in lines if not line.startswith("@@"))
+
+
+def _identities(guest: Guest) -> set[str]:
+    own = {guest.mac(number).lower() for number in range(len(guest.nics))} if not guest.document else set()
+    return {guest.uuid, *own, *(mac.lower() for mac in _MAC.findall(guest.document))}
 
 
 def volume_names(guest: Guest, name: str) -> dict[str, str]:

@@ -89,6 +89,17 @@ def problems(guest: Guest, where: str = "") -> list[StorkitError]:
     return [_placed(each, where) for each in found]
 
 
+def stays(guest: Guest) -> list[StorkitError]:
+    """What of a guest would stay behind if it moved, and it could not do without: the keys that its TPM holds."""
+    found = find_disks(guest.hypervisor, guest.document) if guest.document else []
+    return [
+        Unsupported(f"{guest.name} has a TPM, whose state stays on its host (line {disk.line} of its document)",
+                    "take the TPM out of the document and start the guest again, once nothing is sealed by it")
+        for disk in found
+        if disk.target == "tpm" or disk.kind == "vtpm"
+    ]  # fmt: skip
+
+
 def warnings(guest: Guest) -> list[str]:
     """What its administrator should know of a document that is kept."""
     if guest.hypervisor != "qemu":
@@ -126,7 +137,12 @@ def render(guest: Guest, sources: Sequence[DiskSource], place: Place) -> str:
 def cloned(guest: Guest, name: str, uuid: str) -> str:
     """The guest's document for a clone of this name and UUID. Raises Unsupported: what two guests cannot have both."""
     own = CloneIdentity(
-        name, uuid, lambda number: derived_mac(uuid, number), lambda number: derived_serial(uuid, number)
+        name,
+        uuid,
+        lambda number: derived_mac(uuid, number),
+        lambda number: derived_serial(uuid, number),
+        guest.name,
+        frozenset(disk.target for disk in guest.disks),
     )
     text: str = language(guest.hypervisor).cloned(guest.document, own)
     return text
@@ -179,7 +195,9 @@ def adopted(
 
 def _outside(disk: DocumentDisk) -> UsageError:
     mapped = f"storkit volume import it, then: --disk {disk.target}=VOLUME; or, " if disk.mapped else ""
-    word = {"disk": "", "cdrom": "cdrom ", "floppy": "floppy "}.get(disk.kind, f"{disk.kind} ")
+    word = {"disk": "", "nvram": "UEFI variables ", "cdrom": "cdrom ", "floppy": "floppy "}.get(
+        disk.kind, f"{disk.kind} "
+    )
     message = f"line {disk.line}: {word or 'disk '}{disk.target} ({disk.place or 'no place'}) is no volume"
     return UsageError(message, f"{mapped}if each host has its own: --local '{disk.target}'")
 

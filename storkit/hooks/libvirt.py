@@ -78,9 +78,9 @@ def parse(name: str, operation: str, sub: str, extra: str, xml: bytes, dev: Path
     uuid = (root.findtext("uuid") or "").strip().lower()
     guest = GuestId(check_name("guest", name), check_uuid(uuid) if uuid else "")
     disks: dict[str, GuestDisk] = {}
-    for disk in root.findall("devices/disk"):
+    for disk in (*root.findall("devices/disk"), *root.findall("os/nvram")):
         source = disk.find("source")
-        path = Path("" if source is None else source.get("dev") or source.get("file") or "")
+        path = Path((disk.text or "") if source is None else source.get("dev") or source.get("file") or "")
         if path.parent == dev:
             read_only = disk.find("readonly") is not None
             here = disks.get(check_name("volume", path.name))

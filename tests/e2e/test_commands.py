@@ -248,6 +248,23 @@ def test_guest_clone_takes_its_disks_along(world: World) -> None:
     assert two["memory"] == 24 << 20 and two["disks"][0]["volume"] == "web2"
 
 
+def test_many_guests_are_cloned_in_one_plan(plain: World) -> None:
+    plain.guest("web")
+    plans = len(plain.storkit("--json", "plan", "list").json)
+    made = plain.storkit("--json", "guest", "clone", "web", "--count", "3", "--name", "w%02d").json
+    assert [guest["name"] for guest in made] == ["w01", "w02", "w03"]
+    assert len({guest["uuid"] for guest in made}) == len({guest["disks"][0]["uuid"] for guest in made}) == 3
+    assert len(plain.storkit("--json", "plan", "list").json) == plans + 1
+    shown = plain.storkit("guest", "clone", "web", "x").stdout
+    assert '-name = "web"' in shown and 'volume = "x"' in shown and "hypervisor" not in shown
+    refused = plain.storkit("guest", "clone", "web", "y", "w02", "--set", "disks.0.volume=z", ok=5)
+    assert "guest w02 exists already" in refused.stderr
+    refused = plain.storkit("guest", "clone", "web", "y", "z", "--set", "disks.0.volume=x", ok=None)
+    assert "guests y and z would both write x" in refused.stderr
+    for words in (("--count", "2"), ("--count", "2", "--name", "x"), ("x", "--count", "2", "--name", "x%d"), ()):
+        assert plain.storkit("guest", "clone", "web", *words, ok=2).status == 2
+
+
 def test_output_for_scripts_is_json_and_nothing_else(plain: World) -> None:
     plain.guest()
     for words in (

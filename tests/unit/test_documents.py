@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from storkit.guests.documents.edits import Edit, edited
 from storkit.guests.place import Place
 from storkit.guests.render import render
 
+DATA = Path(__file__).parent / "data"
 UUID = "11111111-2222-4333-8444-555555555555"
 DOMAIN = """\
 <!-- made by hand -->
@@ -312,11 +314,11 @@ def test_a_clone_is_another_guest_and_like_it_in_all_else() -> None:
     "device",
     [
         "<hostdev mode='subsystem' type='pci'><source><address bus='1'/></source></hostdev>",
-        "<graphics type='vnc' port='5901'/>",
         "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>",
-        "<vsock model='virtio'><cid auto='no' address='3'/></vsock>",
-        "<channel type='unix'><source mode='bind' path='/run/ga'/><target type='virtio' name='a'/></channel>",
-        "<interface type='bridge'><source bridge='b'/><target dev='tap7'/></interface>",
+        "<channel type='unix'><source mode='connect' path='/run/ga'/><target type='virtio' name='a'/></channel>",
+        "<serial type='dev'><source path='/dev/ttyS0'/></serial>",
+        "<serial type='tcp'><source mode='bind' host='::1' service='5'/></serial>",
+        "<interface type='ethernet'><target dev='tap7' managed='no'/></interface>",
     ],
 )
 def test_what_two_guests_cannot_have_both_is_refused_in_a_clone(device: str) -> None:
@@ -325,6 +327,51 @@ def test_what_two_guests_cannot_have_both_is_refused_in_a_clone(device: str) -> 
     original = document.with_facts(Guest("shop", UUID, 0, hypervisor="libvirt", document=text, local=local))
     with pytest.raises(Unsupported, match=r"line 8: .*two guests cannot have it both"):
         clone.clone(original, "till")
+
+
+def facts_of(text: str) -> set[tuple[str, str]]:
+    """The texts and attributes of an XML document, each with its path."""
+    found: set[tuple[str, str]] = set()
+
+    def read(element: ET.Element, path: str) -> None:
+        found.update((f"{path}@{key}", value) for key, value in element.attrib.items())
+        found.add((path, (element.text or "").strip()))
+        for child in element:
+            read(child, f"{path}/{child.tag}")
+
+    read(ET.fromstring(text), "")
+    return found
+
+
+def test_a_clone_changes_what_virt_clone_does_and_what_two_guests_cannot_share() -> None:
+    before, after = ((DATA / f"virt-clone-4.1-{name}.xml").read_text() for name in ("before", "after"))
+    made = clone.clone(guest("libvirt", before, vda="shop"), "till")
+    ours = render(made, [DiskSource("file", "/tmp/vc/till.img")])
+    theirs, changed = ({path for path, _ in facts_of(before) ^ facts_of(each)} for each in (after, ours))
+    more = {"/genid", "/devices/disk/serial", "/devices/vsock/cid@auto", "/sysinfo/system/entry"}
+    more |= {f"/devices/{kind}/source@path" for kind in ("serial", "console", "channel")}
+    assert changed - theirs == more and theirs - changed <= {"/title", "/devices/graphics@autoport"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<graphics type='vnc' port='5901' autoport='no'/>", "<graphics type='vnc' port='-1' autoport='yes'/>"),
+        ("<graphics type='spice' tlsPort='5901'/>", "<graphics type='spice' tlsPort='-1'/>"),
+        ("<vsock><cid auto='no' address='3'/></vsock>", "<vsock><cid auto='yes' address='3'/></vsock>"),
+        ("<interface type='bridge'><target dev='tap7'/></interface>", "<interface type='bridge'></interface>"),
+        ("<interface type='bridge'><target dev='vnet3'/></interface>",) * 2,
+        ("<serial type='file'><source path='/var/log/shop.log'/></serial>",
+         "<serial type='file'><source path='/var/log/till.log'/></serial>"),
+        ("<channel type='unix'><source mode='bind' path='/run/ga'/></channel>",
+         "<channel type='unix'><source mode='bind' path='/run/till-ga'/></channel>"),
+    ],
+)  # fmt: skip
+def test_what_a_host_chooses_is_chosen_anew_in_a_clone(before: str, after: str) -> None:
+    text = domain(before).replace(f"<uuid>{UUID}</uuid>", "")
+    original = document.with_facts(Guest("shop", UUID, 0, hypervisor="libvirt", document=text))
+    made = clone.clone(original, "till").document
+    assert made == text.replace(before, after).replace("<name>shop", "<name>till")
 
 
 def test_an_xl_clone_is_another_guest() -> None:
@@ -410,9 +457,48 @@ def test_a_large_text_comes_to_an_end(text: str) -> None:
 
 def test_firmware_variables_are_a_file_of_the_hosts() -> None:
     text = domain("").replace("hvm</type>", "hvm</type><nvram template='/t'>/var/lib/nvram/shop.fd</nvram>")
-    with pytest.raises(UsageError, match="line 6: firmware nvram"):
+    with pytest.raises(UsageError, match="line 6: UEFI variables nvram"):
         document.adopted("libvirt", text, {}, [], "f")
     assert document.adopted("libvirt", text, {}, ["nvram"], "f") == ([], ["nvram"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("libvirt", domain("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")),
+        ("xl", 'name = "shop"\nmemory = 5\nvtpm = [ "backend=t" ]\n'),
+        ("qemu", "qemu-system-x86_64 -name shop -m 5 -tpmdev emulator,id=t,chardev=c"),
+    ],
+)
+def test_the_state_of_a_tpm_does_not_move(kind: str, text: str) -> None:
+    local = [disk.target for disk in document.find_disks(kind, text)]
+    made = document.with_facts(Guest("shop", UUID, 0, hypervisor=kind, document=text, local=local))
+    (problem,) = document.stays(made)
+    assert isinstance(problem, Unsupported) and "has a TPM, whose state stays on its host (line " in problem.message
+
+
+FD = "/var/lib/nvram/shop.fd"
+
+
+@pytest.mark.parametrize(
+    ("before", "source", "after"),
+    [
+        (f"<nvram template='/t'>{FD}</nvram>", NEW,
+         "<nvram type='block' template='/t'><source dev=\"/dev/storkit/shop\"/></nvram>"),
+        (f"<nvram>{FD}</nvram>", FILE, "<nvram>/mnt/volumes/shop.raw</nvram>"),
+        (f"<nvram type='file'><source file='{FD}'/></nvram>", NEW,
+         "<nvram type='block'><source dev=\"/dev/storkit/shop\"/></nvram>"),
+        (f"<nvram>{FD}</nvram>", NBD,
+         "<nvram type='network'><source protocol=\"nbd\" name=\"shop\"><host transport='unix' "
+         "socket=\"/run/storkit/shop&amp;.sock\"/></source></nvram>"),
+    ],
+)  # fmt: skip
+def test_firmware_variables_become_a_volume(before: str, source: DiskSource, after: str) -> None:
+    text = domain("").replace("hvm</type>", f"hvm</type><loader readonly='yes' type='pflash'>/c.fd</loader>{before}")
+    made = guest("libvirt", text, nvram="shop")
+    assert render(made, [source]) == text.replace(before, after)
+    assert clone.clone(made, "till").disks[0].volume == "till"
+    assert any("says: nvram" in each.message for each in document.lost(made, "qemu"))
 
 
 def test_no_file_is_overwritten_that_is_no_document_of_the_guests(tmp_path: Path) -> None:

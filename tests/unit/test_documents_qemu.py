@@ -269,7 +269,7 @@ def test_a_clone_is_another_guest_and_like_it_in_all_else() -> None:
     [
         "-vnc :1", "-spice port=5900", "-gdb tcp::1", "-s", "-netdev tap,id=n,ifname=tap7",
         "-netdev user,id=n,hostfwd=tcp::22-:22",
-        "-serial file:/log", "-qmp unix:/run/q,server", "-chardev socket,id=c,path=/run/c",
+                "-serial tcp::5,server", "-qmp unix:/run/q", "-chardev socket,id=c,path=/run/c",
         "-device vhost-vsock-pci,guest-cid=3",
         "-device vfio-pci,host=1", "-tpmdev emulator,id=t,chardev=c", "-monitor telnet:127.0.0.1:5,server",
     ],
@@ -279,6 +279,22 @@ def test_what_two_guests_cannot_have_both_is_refused_in_a_clone(words: str) -> N
     original = guest(text, [disk.target for disk in qemu.find_disks(text)])
     with pytest.raises(Unsupported, match=r"line 1: .*two guests cannot have it both"):
         clone.clone(original, "till")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("-serial 'file:/log/shop.txt'", "-serial 'file:/log/till.txt'"),
+        ("-qmp unix:/run/q,server,nowait", "-qmp unix:/run/till-q,server,nowait"),
+        ("-monitor unix:/run/shop,wait=off,server=on", "-monitor unix:/run/till,wait=off,server=on"),
+        ("-chardev socket,id=c,path=/run/shop/ga,server=on", "-chardev socket,id=c,path=/run/shop/till-ga,server=on"),
+        ("-chardev file,path=/log,id=c", "-chardev file,path=/till-log,id=c"),
+        ("-vnc :0 -vnc none -append shop",) * 2,
+    ],
+)  # fmt: skip
+def test_a_clone_has_files_and_sockets_of_its_own(before: str, after: str) -> None:
+    text = f"kvm -m 5 {before}"
+    assert clone.clone(guest(text), "till").document == text.replace(before, after)
 
 
 def test_a_record_keeps_its_command(tmp_path: Path) -> None:

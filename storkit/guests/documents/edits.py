@@ -51,6 +51,16 @@ class CloneIdentity:
     """The address of the network card of a number, counted from 0."""
     serial: Callable[[int], str]
     """The serial number of a disk."""
+    original: str = ""
+    """The name of the guest that it is a clone of."""
+    volumes: frozenset[str] = frozenset()
+    """What of the document is a volume, by its target: the clone has a clone of it."""
+
+    def path(self, path: str) -> str:
+        """A file of its own, for one that the original writes."""
+        directory, _, name = path.rpartition("/")
+        own = name.replace(self.original, self.name) if self.original in name else f"{self.name}-{name}"
+        return f"{directory}/{own}"
 
 
 def edited(text: str, edits: Iterable[Edit]) -> str:

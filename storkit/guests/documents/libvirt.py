@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from uuid import UUID, uuid5
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
-from storkit.core.errors import UsageError, raise_problems
+from storkit.core.errors import Unsupported, UsageError, raise_problems
 from storkit.core.model import DiskSource
 from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
 from storkit.guests.documents.markup import Element, elements, with_attribute, with_text, without
 from storkit.guests.documents.openers import qemu_openers
 from storkit.guests.parse_qemu import has_secret
 
+_NVRAM = "nvram"
+_CHOSEN = ("vnet", "macvtap", "macvlan")
+"""Names of network devices that libvirt chooses."""
 _PLACES = {"file": "file", "block": "dev", "dir": "dir", "volume": "volume", "nvme": "namespace", "vhostuser": "path"}
 """The type of a disk to the attribute of its source that says where it is."""
 
@@ -42,6 +45,10 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
         if target in sources:
             left.discard(target)
             edits += _changes(text, disk, sources[target])
+    if _NVRAM in left:
+        for element in _domain(text).all("os/nvram"):
+            left.discard(_NVRAM)
+            edits += _variables(text, element, sources[_NVRAM])
     if left:
         raise missing(left)
     return edited(text, edits)
@@ -89,26 +96,55 @@ def cloned(text: str, own: CloneIdentity) -> str:
         edits += [with_attribute(text, each, "address", own.mac(number)) for each in card.all("mac")]
     for number, disk in enumerate(domain.all("devices/disk")):
         edits += [with_text(each, own.serial(number)) for each in disk.all("serial")]
-    raise_problems([not_twice(line_of(text, each.start), _tag(text, each)) for each in _single(domain)])
+    edits += _chosen_anew(domain, text, own)
+    raise_problems([not_twice(line_of(text, each.start), _tag(text, each)) for each in _single(domain, own)])
     return edited(text, edits)
 
 
-def _single(domain: Element) -> Iterator[Element]:
+def _chosen_anew(domain: Element, text: str, own: CloneIdentity) -> Iterator[Edit]:
+    """What the host chooses for each guest, and files that the guest writes."""
+    for graphics in domain.all("devices/graphics"):
+        if graphics.get("", "autoport") != "yes":
+            fixed = [key for key in ("port", "tlsPort", "websocket") if graphics.get("", key) not in ("", "-1")]
+            yield from (with_attribute(text, graphics, key, "-1") for key in fixed)
+            if fixed and "autoport" in graphics.attributes:
+                yield with_attribute(text, graphics, "autoport", "yes")
+    for cid in domain.all("devices/vsock/cid"):
+        if cid.get("", "auto") != "yes":
+            yield with_attribute(text, cid, "auto", "yes")
+    for card in domain.all("devices/interface"):
+        for target in card.all("target"):
+            if target.attributes.keys() == {"dev"} and not target.get("", "dev").startswith(_CHOSEN):
+                yield without(text, target)
+    for source in _speakers(domain):
+        if _written_by_the_guest(source):
+            yield with_attribute(text, source, "path", own.path(source.attributes["path"]))
+
+
+def _single(domain: Element, own: CloneIdentity) -> Iterator[Element]:
     """What cannot be in two guests, and cannot be chosen anew here."""
     yield from (each for each in domain.all("devices/hostdev"))
     yield from (each for each in domain.all("devices/tpm"))
-    yield from (each for each in domain.all("os/nvram") if each.text.strip())
-    for graphics in domain.all("devices/graphics"):
-        if graphics.get("", "port") not in ("", "-1") and graphics.get("", "autoport") != "yes":
-            yield graphics
-    for cid in domain.all("devices/vsock/cid"):
-        if cid.get("", "auto") != "yes":
-            yield cid
+    if "nvram" not in own.volumes:
+        yield from (each for each in domain.all("os/nvram") if each.text.strip())
+    yield from (each for each in _speakers(domain) if not _written_by_the_guest(each))
+    for card in domain.all("devices/interface"):
+        for target in card.all("target"):
+            if target.attributes.keys() != {"dev"} and not target.get("", "dev").startswith(_CHOSEN):
+                yield target
+
+
+def _speakers(domain: Element) -> Iterator[Element]:
+    """Where devices that speak with the host do so."""
     for kind in ("serial", "console", "channel", "parallel", "rng"):
         for device in domain.all(f"devices/{kind}"):
             yield from (each for each in device.all("source") if {"path", "service"} & each.attributes.keys())
-    for card in domain.all("devices/interface"):
-        yield from (each for each in card.all("target") if not each.get("", "dev").startswith(("vnet", "macvtap")))
+
+
+def _written_by_the_guest(source: Element) -> bool:
+    """Whether it is a file, or a socket that the guest's own process makes, and no device or server of the host's."""
+    path = source.get("", "path")
+    return path.startswith("/") and not path.startswith("/dev/") and source.get("", "mode") != "connect"
 
 
 def _tag(text: str, element: Element) -> str:
@@ -166,7 +202,7 @@ def _others(domain: Element, text: str) -> Iterator[DocumentDisk]:
     for element in domain.all("os/nvram"):
         place = element.text.strip() or element.get("source", "file") or element.get("source", "dev")
         if place:
-            yield _other(element, text, "nvram", place, "firmware")
+            yield _other(element, text, "nvram", place, "nvram")
     for element in domain.all("devices/tpm"):
         kind = element.get("backend", "type")
         yield _other(element, text, "tpm", element.get("backend/device", "path") or kind, "device")
@@ -221,6 +257,22 @@ def _changes(text: str, disk: Element, source: DiskSource) -> Iterator[Edit]:
         yield Edit(old.start, old.end, _written(source))
     else:
         yield Edit(disk.opened, disk.opened, _written(source))
+
+
+def _variables(text: str, nvram: Element, source: DiskSource) -> Iterator[Edit]:
+    """What must change in UEFI variables for another source (formatdomain.html, from libvirt 8.5 on)."""
+    if source.format != "raw":
+        message = (
+            f"line {line_of(text, nvram.start)}: nvram: UEFI variables are raw, and their volume is {source.format}"
+        )
+        raise Unsupported(message, "make a raw volume of them: storkit volume import --format raw")
+    plain = source.kind == "file" and "type" not in nvram.attributes
+    if not plain:
+        yield with_attribute(text, nvram, "type", source.kind)
+    for element in nvram.all("source"):
+        yield Edit(element.start, element.end, _written(source))
+    if not nvram.first("source"):
+        yield Edit(nvram.opened, nvram.closed, escape(source.path) if plain else _written(source))
 
 
 def _written(source: DiskSource) -> str:

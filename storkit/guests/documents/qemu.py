@@ -16,16 +16,17 @@ from storkit.core.model import DiskSource
 from storkit.guests.check import text_problem
 from storkit.guests.command import Pair, command, pairs
 from storkit.guests.documents import blocks
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
+from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, missing, not_twice
 from storkit.guests.documents.openers import opened
 from storkit.guests.documents.options import Key, read
 from storkit.guests.parse_qemu import has_secret
 from storkit.guests.shell import Word
 
+_DESCRIPTOR = re.compile(r"(?:^|,)(?:vhost)?fds?=|[\"'](?:vhost)?fds?[\"']\s*:")
 _FILES = ("-kernel", "-initrd", "-dtb", "-bios", "-option-rom")
 _CARDS = {"-device": "driver", "-nic": "type", "-net": "type"}
-_SINGLE = ("-vnc", "-spice", "-gdb", "-s")
-"""Options that take a port of the host's."""
+_PORTS = ("-serial", "-parallel", "-monitor", "-qmp", "-qmp-pretty", "-debugcon", "-virtioconsole")
+_NETS = ("-netdev", "-nic", "-net", "-chardev")
 
 
 def find_disks(text: str) -> list[DocumentDisk]:
@@ -85,31 +86,45 @@ def cloned(text: str, own: CloneIdentity) -> str:
     problems: list[StorkitError] = []
     cards = serials = 0
     for pair in pairs(command(text).arguments):
-        if pair.value is None or pair.option not in ("-uuid", "-name", "-smbios", "-object", *_CARDS):
-            problems += _alone(pair, text)
-            continue
-        argument = read(pair.text, {**_CARDS, "-name": "guest", "-object": "qom-type"}.get(pair.option, ""))
-        if pair.option == "-uuid":
+        if pair.value is None:
+            problems += _alone(pair)
+        elif pair.option == "-uuid":
             edits += pair.value.edits([Edit(0, len(pair.text), own.uuid)])
-        elif pair.option == "-name":
-            edits += _with(pair, "guest", own.name)
-        elif pair.option == "-smbios":
-            edits += _with(pair, "uuid", own.uuid) if argument.part("uuid") else []
+        elif pair.option in ("-name", "-smbios"):
+            key, value = ("guest", own.name) if pair.option == "-name" else ("uuid", own.uuid)
+            edits += _with(pair, key, value)
         elif pair.option in _CARDS:
-            for key in ("mac", "macaddr"):
-                if argument.part(key):
-                    edits += _with(pair, key, own.mac(cards), _CARDS[pair.option])
-                    cards += 1
-            if argument.get("driver").startswith("vmgenid") and argument.get("guid") not in ("", "auto"):
+            argument = read(pair.text, _CARDS[pair.option])
+            card = next((key for key in ("mac", "macaddr") if argument.part(key)), "")
+            if card:
+                edits += _with(pair, card, own.mac(cards), _CARDS[pair.option])
+                cards += 1
+            elif argument.get("driver").startswith("vmgenid") and argument.get("guid") not in ("", "auto"):
                 edits += _with(pair, "guid", str(uuid5(UUID(own.uuid), "genid")), "driver")
             elif argument.part("serial") and "drive" in argument.below(""):
                 edits += _with(pair, "serial", own.serial(serials), "driver")
                 serials += 1
-            problems += _alone(pair, text)
+            problems += _alone(pair)
+        elif file := _written_by_qemu(pair):
+            edits += pair.value.edits([Edit(*file, own.path(pair.text[slice(*file)]))])
         else:
-            problems += _alone(pair, text)
+            problems += _alone(pair)
     raise_problems(problems)
     return edited(text, edits)
+
+
+def _written_by_qemu(pair: Pair) -> tuple[int, int] | None:
+    """Where in an argument a file stands, or a socket, that QEMU makes for the guest's port or for a monitor."""
+    if pair.option in _PORTS:
+        match = re.match(r"(?:file|unix):(/[^,]+)(?=(.*))", pair.text)
+        serves = match and (pair.text[0] == "f" or re.search(r",server(?:=on|,|$)", match[2]))
+        return match.span(1) if match and serves else None
+    if pair.option == "-chardev":
+        argument = read(pair.text, "backend")
+        path = argument.part("path")
+        makes = argument.get("backend") == "file" or argument.get("server") == "on"
+        return (path.start, path.end) if path and makes and "," not in path.value and not argument.json else None
+    return None
 
 
 def _problems(pair: Pair) -> Iterator[StorkitError]:
@@ -122,7 +137,7 @@ def _problems(pair: Pair) -> Iterator[StorkitError]:
         yield UsageError(f"{line}{pair.option}: its disks would not be those that its volumes have", "leave it out")
     elif pair.option in ("-readconfig", "-set"):
         yield UsageError(f"{line}{pair.option} {pair.text}: it may open what is not seen here", "write it as options")
-    elif pair.option == "-add-fd" or re.search(r"(?:^|,)(?:vhost)?fds?=|[\"'](?:vhost)?fds?[\"']:", pair.text):
+    elif pair.option == "-add-fd" or (pair.option in _NETS and _DESCRIPTOR.search(pair.text)):
         yield UsageError(f"{line}{pair.option} {pair.text}: a descriptor of the program that ran it", "name the device")
     elif pair.option in _FILES and not pair.text.startswith("/"):
         yield UsageError(f"{line}{pair.option} {pair.text}: no full path", "write a full path, the same on all hosts")
@@ -136,20 +151,23 @@ def _numbered(disks: list[DocumentDisk]) -> Iterator[DocumentDisk]:
         yield disk if seen[disk.target] == 1 else replace(disk, target=f"{disk.target} ({seen[disk.target]})")
 
 
-def _alone(pair: Pair, text: str) -> Iterator[StorkitError]:
+def _alone(pair: Pair) -> Iterator[StorkitError]:
     """What cannot be in two guests, and cannot be chosen anew here."""
     option, value = pair.option, pair.text
-    line = line_of(text, pair.word.start)
-    argument = read(value, "driver" if option == "-device" else "type")
-    port = re.search(r":(?!0\b)\d+|(?:^|,)(?:tls-)?port=", value) if option in ("-vnc", "-spice") else None
-    tap = option in ("-netdev", "-nic", "-net") and (argument.get("ifname") or "hostfwd" in argument.below(""))
-    socket = option in ("-serial", "-monitor", "-qmp", "-qmp-pretty", "-chardev", "-parallel") and re.search(
-        r"^(?:unix|tcp|udp|telnet|websocket|file|pipe):|(?:^|,)(?:path|port)=|/dev/(?!null)", value
-    )
-    device = any(disk.kind == "device" for disk in opened(pair))
-    cid = option == "-device" and argument.get("guest-cid")
-    if port or tap or socket or device or cid or option in ("-gdb", "-s"):
-        yield not_twice(line, f"{option} {value}".strip())
+    single = option in ("-gdb", "-s") or any(disk.kind == "device" for disk in opened(pair))
+    if option in ("-vnc", "-spice"):
+        single = bool(re.search(r":(?!0\b)\d+|(?:^|,)(?:tls-)?port=", value))
+    elif option in ("-netdev", "-nic", "-net"):
+        argument = read(value, "type")
+        single = single or bool(argument.get("ifname")) or "hostfwd" in argument.below("")
+    elif option == "-device":
+        single = single or bool(read(value, "driver").get("guest-cid"))
+    elif option in (*_PORTS, "-chardev"):
+        single = single or bool(
+            re.search(r"^(?:unix|tcp|udp|telnet|websocket|file|pipe):|(?:^|[,\"'])(?:path|port)", value)
+        )
+    if single:
+        yield not_twice(pair.line, f"{option} {value}".strip())
 
 
 def _named(text: str, option: str) -> list[Pair]:

@@ -31,6 +31,10 @@ class Domain:
     """UUID to name, as the mark has them."""
 
 
+_NVRAM = "nvram"
+"""UEFI variables, among the disks: no disk is called so."""
+
+
 def read(xml: str) -> Domain:
     """A domain as `virsh dumpxml` prints it."""
     root = _parse(xml)
@@ -65,6 +69,9 @@ def sources(xml: str) -> dict[str, str]:
             source.tail = ""
             bare.append(source)
         found[_target(disk)] = ET.tostring(bare, encoding="unicode").strip()
+    for nvram in _parse(xml).findall("os/nvram"):
+        nvram.tail = ""
+        found[_NVRAM] = ET.tostring(nvram, encoding="unicode")
     return found
 
 
@@ -82,6 +89,12 @@ def moved(xml: str, there: dict[str, str]) -> str:
             disk.remove(old)
         for new in other:
             disk.insert(1, new)
+    system = root.find("os")
+    for nvram in root.findall("os/nvram"):
+        if system is not None and _NVRAM in there:
+            place = list(system).index(nvram)
+            system.remove(nvram)
+            system.insert(place, _parse(there[_NVRAM]))
     return _text(root)
 
 

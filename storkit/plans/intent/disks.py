@@ -33,17 +33,16 @@ def refuse_to_delete(coordinator: Coordinator, volumes: list[Volume]) -> None:
     raise_problems(problems)
 
 
-def refuse_to_share(coordinator: Coordinator, guest: Guest) -> None:
-    """Raise Conflict for every disk that `guest` and another one would both write.
+def refuse_to_share(coordinator: Coordinator, *guests: Guest) -> None:
+    """Raise Conflict for every disk that one of `guests` and a guest that is there would both write.
 
     The right to write is a host's: two guests on one host would both have it. One that only reads is warned of what
     the other one writes. Files that cannot be read are named, and do not stand in the way.
     """
     damaged: list[StorkitError] = []
     problems: list[StorkitError] = []
-    for other in readable(coordinator, damaged):
-        if other.name == guest.name:
-            continue
+    pairs = ((guest, other) for other in readable(coordinator, damaged) for guest in guests if other.name != guest.name)
+    for guest, other in pairs:
         for disk in _disks(guest):
             for theirs in _disks(other):
                 if not _same(disk, theirs) or (disk.readonly and theirs.readonly):

@@ -6,15 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, in_a_line, raise_problems
+from storkit.core.errors import (
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsupported,
+    UsageError,
+    collected,
+    in_a_line,
+    raise_problems,
+)
 from storkit.core.guest import Guest
 from storkit.core.identities import check_seconds, several
 from storkit.core.model import DiskSource, Volume
+from storkit.guests import clone as clones
 from storkit.guests import files
 from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.disks import refuse_to_share
+from storkit.plans.intent.disks import readable, refuse_to_share
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -76,42 +86,14 @@ class GuestActs:
         opens, of which each host has its own."""
         return definitions.import_file(self._coordinator, Path(file), volumes, several(local), name)
 
-    def clone(self, source: str, name: str, settings: Sequence[str] = ()) -> Guest:
-        """A guest like another one, with clones of the volumes that it writes. `settings`: KEY=VALUE of its record."""
-        from storkit.guests import clone as cloning
+    def clone(self, source: str, names: Sequence[str], settings: Sequence[str] = ()) -> list[Guest]:
+        """Guests like another one, with clones of the volumes that it writes, made in one plan. `settings`: KEY=VALUE
+        of their records."""
+        return _clone(self._coordinator, self.load(source), several(names), several(settings))
 
-        coordinator = self._coordinator
-        original = self.load(source)
-        if name in self.names():
-            raise Conflict(f"guest {name} exists already", f"storkit guest show {name}")
-        guest = cloning.clone(original, name, several(settings))
-        refuse_to_share(coordinator, guest)
-        names = cloning.volume_names(original, name)
-        copies = {
-            old.volume: new.volume
-            for old, new in [(original.root, guest.root), *zip(original.disks, guest.disks, strict=False)]
-            if old and new and new.volume == names.get(old.volume)
-        }
-
-        made: list[tuple[Volume, list[Volume]]] = []
-
-        def build() -> Plan:
-            wanted = views.uuids([original.root, *original.disks])
-            originals = coordinator.survey.find_all(list(copies), wanted)
-            if not made:
-                must_be_free(coordinator, list(copies.values()))
-                for volume in originals:
-                    pool, kind = coordinator.inventory.pool(volume.pool), clone_kind(volume)
-                    copy = new_volume(pool, copies[volume.name], volume.size, origin=volume.uuid, kind=kind)
-                    made.append((volume, [copy]))
-            return planner.clone(made, coordinator.inventory)
-
-        if copies:
-            coordinator.change(build)
-        if guest.root:
-            tree = views.tree(coordinator, guest.root.volume)
-            guest = replace(guest, root=replace(guest.root, uuid=tree.uuid))
-        return definitions.save(coordinator, replace(guest, disks=definitions.bind(coordinator, guest.disks)))
+    def differences(self, source: str, made: Guest) -> str:
+        """What a clone of a guest has that the guest has not, and the other way round, line by line."""
+        return clones.differences(self.load(source), made)
 
     def start(self, name: str, host: str = "") -> str:
         """Give a guest its disks on a host, its first disk's home if none is named, and start it; that host."""
@@ -200,3 +182,84 @@ class GuestActs:
         except StorkitError as error:
             self._coordinator.warn(f"guest {name}: {in_a_line(error)}")
             return GuestEntry(name, guest, error=error)
+
+
+def _clone(coordinator: Coordinator, original: Guest, names: list[str], settings: list[str]) -> list[Guest]:
+    """Make guests of these names (GuestActs.clone)."""
+    guests = _records(coordinator, original, names, settings)
+    copies: dict[str, list[str]] = {}
+    for guest in guests:
+        new_names = clones.volume_names(original, guest.name)
+        for old, new in [(original.root, guest.root), *zip(original.disks, guest.disks, strict=False)]:
+            if old and new and new.volume == new_names.get(old.volume):
+                copies.setdefault(old.volume, []).append(new.volume)
+    made: list[tuple[Volume, list[Volume]]] = []
+
+    def build() -> Plan:
+        wanted = views.uuids([original.root, *original.disks])
+        originals = coordinator.survey.find_all(list(copies), wanted)
+        if not made:
+            must_be_free(coordinator, [name for each in copies.values() for name in each])
+            for volume in originals:
+                pool, kind = coordinator.inventory.pool(volume.pool), clone_kind(volume)
+                each = [
+                    new_volume(pool, name, volume.size, origin=volume.uuid, kind=kind) for name in copies[volume.name]
+                ]
+                made.append((volume, each))
+        return planner.clone(made, coordinator.inventory)
+
+    if copies:
+        coordinator.change(build)
+    guests = _bound(coordinator, guests)
+    refuse_to_share(coordinator, *guests)
+    if not coordinator.planning:
+        for guest in guests:
+            files.save(coordinator.guests, guest)
+    return guests
+
+
+def _records(coordinator: Coordinator, original: Guest, names: list[str], settings: list[str]) -> list[Guest]:
+    """The new guests' records. Raises all that speaks against them, before anything is made."""
+    problems: list[StorkitError] = []
+    taken = set(files.names(coordinator.guests))
+    for name in names:
+        if name in taken:
+            problems.append(Conflict(f"guest {name} exists already", f"storkit guest show {name}"))
+        taken.add(name)
+    raise_problems(problems)
+    guests: list[Guest] = []
+    others = readable(coordinator, [])
+    for name in names:
+        with collected(problems):
+            guests.append(clones.clone(original, name, settings))
+    with collected(problems):
+        refuse_to_share(coordinator, *guests)
+    raise_problems([*problems, *_met(guests), *clones.met(guests, others)])
+    return guests
+
+
+def _met(guests: list[Guest]) -> list[StorkitError]:
+    """The volumes that two of the new guests would both write."""
+    writers: dict[str, str] = {}
+    found: list[StorkitError] = []
+    for guest in guests:
+        for volume in [
+            *(disk.volume for disk in guest.disks if not disk.readonly),
+            *([guest.root.volume] if guest.root else []),
+        ]:
+            if writers.setdefault(volume, guest.name) != guest.name:
+                message = f"guests {writers[volume]} and {guest.name} would both write {volume}"
+                found.append(UsageError(message, "leave out --set for their disks"))
+    return found
+
+
+def _bound(coordinator: Coordinator, guests: list[Guest]) -> list[Guest]:
+    """The guests, with the UUIDs of their disks."""
+    disks = iter(definitions.bind(coordinator, [disk for guest in guests for disk in guest.disks]))
+    bound = [replace(guest, disks=[next(disks) for _ in guest.disks]) for guest in guests]
+    return [
+        replace(guest, root=replace(guest.root, uuid=views.tree(coordinator, guest.root.volume).uuid))
+        if guest.root
+        else guest
+        for guest in bound
+    ]

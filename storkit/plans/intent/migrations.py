@@ -9,7 +9,7 @@ from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
 from storkit.core.inventory import Inventory
 from storkit.core.model import MigrationResult
-from storkit.guests import files
+from storkit.guests import document, files
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.views import guest_view, wherever
@@ -140,6 +140,7 @@ def differences(coordinator: Coordinator, what: GuestView, destination: str) -> 
     problems: list[StorkitError] = [
         Conflict(f"{destination}: {problem}", f"storkit host check {destination}") for problem in unfit
     ]
+    problems += document.stays(what.guest)
     home = {volume.host for volume in what.volumes}
     for name in sorted(home - {destination, source}):
         connections.to(name)

@@ -93,7 +93,8 @@ def _qemu(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[Sto
             yield Unsupported(f"disks[{number}]: {machine} has no ide bus", 'write bus = "sata" or "virtio"')
         if disk.bus != "virtio" and machine == "microvm":
             yield Unsupported(f"disks[{number}]: microvm takes no {disk.bus} disks", 'write bus = "virtio"')
-    if guest.boot.firmware == "uefi" and not (place.uefi_code and place.uefi_vars):
+    own = guest.document and guest.hypervisor == "qemu"
+    if guest.boot.firmware == "uefi" and not own and not (place.uefi_code and place.uefi_vars):
         yield Unsupported("no UEFI firmware was found for this guest", "apt install ovmf")
 
 

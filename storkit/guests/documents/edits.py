@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from storkit.core.errors import Unsupported, UsageError
@@ -72,6 +72,14 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
         made += [text[position : edit.start], edit.text]
         position = edit.end
     return "".join([*made, text[position:]])
+
+
+def numbered(disks: Iterable[DocumentDisk]) -> Iterator[DocumentDisk]:
+    """Two words that say the same open the same twice: each has a name."""
+    seen: dict[str, int] = {}
+    for disk in disks:
+        seen[disk.target] = seen.get(disk.target, 0) + 1
+        yield disk if seen[disk.target] == 1 else replace(disk, target=f"{disk.target} ({seen[disk.target]})")
 
 
 def line_of(text: str, position: int) -> int:

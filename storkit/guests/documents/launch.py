@@ -49,7 +49,8 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     """The arguments of QEMU, whose program is not among them, for a guest whose command is `text`."""
     found = command(text)
     given = pairs(found.arguments)
-    words = [word for pair in given for word in _here(pair)]
+    others = lent(given)
+    words = [word for pair in given if pair not in others for word in _here(pair)]
     said = {pair.option for pair in given}
     if "-name" not in said:
         words += ["-name", f"guest={quote_option(guest.name)}"]
@@ -63,6 +64,19 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     words += ["-chardev", f"socket,id=storkit-qmp,path={quote_option(place.qmp)},server=on,wait=off"]
     words += ["-mon", "chardev=storkit-qmp,mode=control", "-pidfile", place.pidfile]
     return [*words, *(["-incoming", "defer", "-S"] if place.incoming else []), "-daemonize"]
+
+
+def lent(given: list[Pair]) -> list[Pair]:
+    """The monitors that whoever ran a command gave to it as descriptors: as libvirt does, in its log too."""
+    monitors = [pair for pair in given if pair.option == "-mon"]
+    names = {read(pair.text, "chardev").get("chardev") for pair in monitors}
+    sockets: dict[str, Pair] = {}
+    for pair in given:
+        if pair.option == "-chardev":
+            argument = read(pair.text, "backend")
+            if argument.get("id") in names and argument.part("fd"):
+                sockets[argument.get("id")] = pair
+    return [*sockets.values(), *(pair for pair in monitors if read(pair.text, "chardev").get("chardev") in sockets)]
 
 
 def warnings(text: str) -> list[str]:

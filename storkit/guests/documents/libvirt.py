@@ -13,7 +13,16 @@ from xml.sax.saxutils import escape, quoteattr
 
 from storkit.core.errors import Unsupported, UsageError, raise_problems
 from storkit.core.model import DiskSource
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
+from storkit.guests.documents.edits import (
+    CloneIdentity,
+    DocumentDisk,
+    Edit,
+    edited,
+    line_of,
+    missing,
+    not_twice,
+    numbered,
+)
 from storkit.guests.documents.markup import Element, elements, with_attribute, with_text, without
 from storkit.guests.documents.openers import qemu_openers
 from storkit.guests.parse_qemu import has_secret
@@ -33,7 +42,7 @@ def find_disks(text: str) -> list[DocumentDisk]:
         if disk.first("mirror"):
             message = f"line {line_of(text, disk.start)}: disk {disk.get('target', 'dev')} is being copied"
             raise UsageError(message, "end that: virsh blockjob; then print the domain again")
-    return [*found, *_others(domain, text)]
+    return [*found, *numbered(_others(domain, text))]
 
 
 def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from uuid import UUID, uuid5
 
 from storkit.core.errors import StorkitError, UsageError, raise_problems
@@ -16,7 +15,8 @@ from storkit.core.model import DiskSource
 from storkit.guests.check import text_problem
 from storkit.guests.command import Pair, command, pairs
 from storkit.guests.documents import blocks
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, missing, not_twice
+from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, missing, not_twice, numbered
+from storkit.guests.documents.launch import lent
 from storkit.guests.documents.openers import opened
 from storkit.guests.documents.options import Key, read
 from storkit.guests.parse_qemu import has_secret
@@ -32,11 +32,12 @@ _NETS = ("-netdev", "-nic", "-net", "-chardev")
 def find_disks(text: str) -> list[DocumentDisk]:
     """Everything that the command opens for the guest. Raises UsageError: it cannot be read, or not be started."""
     found = pairs(command(text).arguments)
-    raise_problems([problem for pair in found for problem in _problems(pair)])
+    monitors = lent(found)
+    raise_problems([problem for pair in found if pair not in monitors for problem in _problems(pair)])
     others = [disk for pair in found for disk in opened(pair)]
     disks = [block.disk for block in blocks.find(found)]
     variables = [disk for disk in disks if disk.kind == "nvram"]
-    return [*(disk for disk in disks if disk.kind != "nvram"), *_numbered(others), *variables]
+    return [*(disk for disk in disks if disk.kind != "nvram"), *numbered(others), *variables]
 
 
 def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
@@ -141,14 +142,6 @@ def _problems(pair: Pair) -> Iterator[StorkitError]:
         yield UsageError(f"{line}{pair.option} {pair.text}: a descriptor of the program that ran it", "name the device")
     elif pair.option in _FILES and not pair.text.startswith("/"):
         yield UsageError(f"{line}{pair.option} {pair.text}: no full path", "write a full path, the same on all hosts")
-
-
-def _numbered(disks: list[DocumentDisk]) -> Iterator[DocumentDisk]:
-    """Two words that say the same open the same twice: each has a name."""
-    seen: dict[str, int] = {}
-    for disk in disks:
-        seen[disk.target] = seen.get(disk.target, 0) + 1
-        yield disk if seen[disk.target] == 1 else replace(disk, target=f"{disk.target} ({seen[disk.target]})")
 
 
 def _alone(pair: Pair) -> Iterator[StorkitError]:

@@ -136,7 +136,7 @@ def _others(assignment: Assignment, text: str) -> Iterator[DocumentDisk]:
     line = line_of(text, assignment.tokens[0].start)
     words = [unquoted(token.word, token.line) for token in tokens]
     if _QEMU.fullmatch(assignment.key):
-        yield from (replace(each, line=line) for each in qemu_openers(words))
+        yield from (replace(each, line=line, kind="argument") for each in qemu_openers(words))
     for word in words:
         if assignment.key in _OPENERS or (assignment.key == "usbdevice" and word.startswith(("disk:", "host:"))):
             yield DocumentDisk(f"{assignment.key} {word}", line, word, kind=assignment.key)

@@ -175,7 +175,7 @@ class Libvirt(Hypervisor):
         definition = Definition(guest, disks, offer.machine, offer.virttype, guest.machine)
         xml = self._render(definition)
         if old and old.uuid != guest.uuid:
-            self._virsh("undefine", old.uuid, "--nvram")
+            self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
         make_private(directory)
         write_atomic(directory / XML, xml)
         # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
@@ -193,7 +193,8 @@ class Libvirt(Hypervisor):
         if known and not known.idle:
             raise Conflict(f"guest {name} is {known.status} here", end_command(name, known.status))
         if known and known.defined:
-            self._virsh("undefine", known.uuid, "--nvram")
+            before = self._guests.record(name)
+            self._virsh("undefine", known.uuid, host.variables(before.guest if before else None))
         shutil.rmtree(self._guests.directory(name), ignore_errors=True)
 
     def start(self, name: str) -> GuestState:

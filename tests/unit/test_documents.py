@@ -20,6 +20,7 @@ from storkit.guests.documents import libvirt, xl
 from storkit.guests.documents.edits import Edit, edited
 from storkit.guests.place import Place
 from storkit.guests.render import render
+from storkit.hypervisors._libvirt import host
 
 DATA = Path(__file__).parent / "data"
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -498,6 +499,8 @@ def test_firmware_variables_become_a_volume(before: str, source: DiskSource, aft
     made = guest("libvirt", text, nvram="shop")
     assert render(made, [source]) == text.replace(before, after)
     assert clone.clone(made, "till").disks[0].volume == "till"
+    assert host.variables(made) == host.variables(None) == "--keep-nvram"  # libvirt would remove the volume's file
+    assert host.variables(Guest("shop", UUID, 1 << 20)) == "--nvram"
     assert any("says: nvram" in each.message for each in document.lost(made, "qemu"))
 
 

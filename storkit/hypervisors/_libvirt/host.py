@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from storkit.core.errors import CommandFailed, StorkitError, Unsupported
+from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
 from storkit.hypervisors._libvirt.virsh import Virsh
 from storkit.system import acl
@@ -79,6 +80,12 @@ def let_in(user: int, sources: Sequence[DiskSource], own: Sequence[Path]) -> Non
     for directory in dict.fromkeys(one for file in files for one in _directories(file)):
         if user and any(directory.is_relative_to(one) for one in own) and not acl.may_search(directory, user):
             acl.let_search(directory, user)
+
+
+def variables(guest: Guest | None) -> str:
+    """What `virsh undefine` is to do with UEFI variables: those that libvirt made for a record of storkit's go with it.
+    A document's are its administrator's, or a volume, whose file or node libvirt would remove."""
+    return "--nvram" if guest and not guest.document else "--keep-nvram"
 
 
 def disk_problems(user: int, sources: Sequence[DiskSource]) -> list[StorkitError]:

@@ -65,6 +65,8 @@ class Secret:
         return self._value
 
 
+Secrets = dict[Word, Secret] | None
+"""Secrets by their names."""
 SecretLine = Annotated[Secret, Check(check_secret)]
 """A secret that is a line of a file."""
 

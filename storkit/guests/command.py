@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from storkit.core.errors import StorkitError, UsageError, raise_problems
-from storkit.guests.shell import Word, commands
+from storkit.guests.documents.shell import Word, commands
 
 ALONE = frozenset({
     "-S", "-alt-grab", "-async-teardown", "-audio-help", "-ctrl-grab", "-curses", "-daemonize", "-enable-fips",

@@ -10,6 +10,8 @@ it opens is named in the record as local, or the guest is refused.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -17,14 +19,16 @@ from typing import Any
 
 from storkit.core.errors import StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, derived_mac, derived_serial
-from storkit.core.model import DiskSource
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk
+from storkit.core.model import DiskSource, Secret
+from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, Password, edited
 from storkit.guests.draft import MOST_DISKS, GuestDraft
 from storkit.guests.parse import draft
 from storkit.guests.place import Place
 
 SUFFIXES = {"libvirt": ".xml", "xl": ".cfg", "qemu": ".sh"}
 """The languages that storkit changes documents in, by hypervisor, to the names of their files."""
+_PLACEHOLDER = re.compile(r"storkit-secret-\d{1,6}")
+"""What stands in the place of a password."""
 LARGEST = 1 << 20
 """Characters."""
 FACTS = ("memory", "vcpus", "machine", "cpu", "boot", "nics", "console")
@@ -87,6 +91,39 @@ def problems(guest: Guest, where: str = "") -> list[StorkitError]:
     volumes = {disk.target for disk in guest.disks}
     found = [*_names(guest, said), *_secrets(guest), *_twice(disks), *_unnamed(guest, disks, volumes)]
     return [_placed(each, where) for each in found]
+
+
+def apart(hypervisor: str, text: str) -> tuple[str, dict[str, Secret]]:
+    """A document with names in the place of its passwords, and these by their names. Raises those of which it would be
+    seen who gives them to a process."""
+    found: list[Password] = language(hypervisor).secrets(text)
+    raise_problems([_open_secret(each) for each in found if each.edits is None])
+    secrets: dict[str, Secret] = {}
+    edits: list[Edit] = []
+    taken = {each.value for each in found}
+    names = (f"storkit-secret-{number}" for number in itertools.count(1))
+    for each in found:
+        if each.edits is None or _PLACEHOLDER.fullmatch(each.value):
+            continue
+        name = next(name for name in names if name not in taken)
+        secrets[name] = Secret(each.value)
+        edits += each.edits(name)
+    return edited(text, edits), secrets
+
+
+def needed(guest: Guest) -> list[str]:
+    """The names of the passwords that a guest's document has kept elsewhere."""
+    if not guest.document:
+        return []
+    found = language(guest.hypervisor).secrets(guest.document)
+    return [each.value for each in found if _PLACEHOLDER.fullmatch(each.value)]
+
+
+def with_secrets(hypervisor: str, text: str, secrets: Mapping[str, Secret]) -> str:
+    """A document with its passwords in the place of their names: for a 0600 file, and nothing else."""
+    found: list[Password] = language(hypervisor).secrets(text) if secrets else []
+    known = [(each.edits, secrets[each.value]) for each in found if each.edits and each.value in secrets]
+    return edited(text, [edit for edits, value in known for edit in edits(value.reveal())])
 
 
 def stays(guest: Guest) -> list[StorkitError]:
@@ -233,9 +270,15 @@ def _names(guest: Guest, said: GuestDraft) -> list[StorkitError]:
 def _secrets(guest: Guest) -> list[StorkitError]:
     """A document is kept where others may read it, and printed."""
     return [
-        UsageError(f"line {line}: a password stands in the document", "take it out, and set it once the guest runs")
-        for line in language(guest.hypervisor).secrets(guest.document)
+        _open_secret(each)
+        for each in language(guest.hypervisor).secrets(guest.document)
+        if not _PLACEHOLDER.fullmatch(each.value)
     ]
+
+
+def _open_secret(found: Password) -> UsageError:
+    hint = "storkit guest import it, which keeps it apart" if found.edits else "take it out, and set it in the guest"
+    return UsageError(f"line {found.line}: a password stands in the document", hint)
 
 
 def _twice(disks: list[DocumentDisk]) -> list[StorkitError]:

@@ -19,6 +19,7 @@ from storkit.core.units import parse_size
 from storkit.guests.check import MIB
 from storkit.guests.command import ALONE, Pair, command, pairs
 from storkit.guests.documents.options import read as read_argument
+from storkit.guests.documents.options import secret
 from storkit.guests.draft import GuestDraft, path_source, uri_source
 
 OURS = frozenset(
@@ -54,8 +55,6 @@ _TRANSLATED = 8 << 10
 _FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels")
 _OPENERS = frozenset(["-sd", "-mtdblock", "-pflash", "-fda", "-fdb", "-virtfs", "-fsdev"])
 """Options that open a file or a device which storkit cannot put a volume in the place of."""
-_SECRET = re.compile(r"^secret\w*,.*\bdata=|(?:^|,)password=(?!on\b|off\b)[^,]", re.DOTALL)
-"""`-object secret,data=...`, `-spice password=...`"""
 _SAID = {"write-cache": "on", "rerror": "stop", "werror": "stop"}
 
 
@@ -70,11 +69,6 @@ def options(text: str, first: str = "") -> dict[str, str]:
     A doubled comma is a comma in a value; a word without `=` is a switch, on.
     """
     return {part.key: part.value for part in read_argument(text, first).parts if part.leaf}
-
-
-def has_secret(word: str) -> bool:
-    """Whether an argument has a secret in it."""
-    return bool(_SECRET.search(word))
 
 
 class _Reader:
@@ -148,7 +142,7 @@ class _Reader:
             "-mon": lambda text: self.used.add(options(text, "chardev").get("chardev", "")),
             "-serial": self.serials.append,
         }
-        if has_secret(value):
+        if secret(value):
             hint = "take it out: what is kept of a guest is read by others"
             self.found.refused.append(UsageError(f"{option}: a secret stands in the command", hint))
         elif option in known:

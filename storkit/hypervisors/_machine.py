@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storkit.core.errors import Conflict, Unsafe
 from storkit.core.guest import Guest
-from storkit.core.model import GuestStatus
+from storkit.core.model import GuestStatus, Secrets
 from storkit.core.units import format_size
 
 DEFAULT_MACHINE = "pc"
@@ -32,6 +32,15 @@ def memory_problems(guest: Guest) -> Iterator[str]:
     available = memory_available()
     if guest.memory > available:
         yield f"{format_size(guest.memory)} of memory are wanted, {format_size(available)} are available"
+
+
+def with_secrets(hypervisor: str, text: str, secrets: Secrets) -> str:
+    """A configuration with the passwords that its document has names in the place of: for a 0600 file."""
+    if not secrets:
+        return text
+    from storkit.guests import document
+
+    return document.with_secrets(hypervisor, text, secrets)
 
 
 def fingerprint(guest: Guest, started: Guest | None, accelerator: str, machine: str, native: bool) -> dict[str, str]:

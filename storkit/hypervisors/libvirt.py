@@ -24,7 +24,17 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.identities import Count, Seconds
-from storkit.core.model import ALIVE, Credential, DiskSource, Finding, GuestState, MigrationResult, Saved, check_name
+from storkit.core.model import (
+    ALIVE,
+    Credential,
+    DiskSource,
+    Finding,
+    GuestState,
+    MigrationResult,
+    Saved,
+    Secrets,
+    check_name,
+)
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import domain as domains
@@ -44,6 +54,7 @@ from storkit.hypervisors._machine import (
     memory_problems,
     refuse_retire,
     refuse_shutdown,
+    with_secrets,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.system.addresses import address_problem, own_address
@@ -153,7 +164,7 @@ class Libvirt(Hypervisor):
         native = offer.virttype == "kvm" and guest.cpu == "host"
         return fingerprint(guest, started, offer.virttype, offer.machine, native)
 
-    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "", secrets: Secrets = None) -> str:
         directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
         known, foreign = self._guests.look([guest.name], guest.uuid)
         raise_problems([Conflict(_in_the_way(one), f"virsh dumpxml {one.uuid}") for one in foreign])
@@ -177,7 +188,7 @@ class Libvirt(Hypervisor):
         if old and old.uuid != guest.uuid:
             self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
         make_private(directory)
-        write_atomic(directory / XML, xml)
+        write_atomic(directory / XML, with_secrets(self.name, xml, secrets))
         # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
         write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
         try:

@@ -38,6 +38,7 @@ from storkit.core.model import (
     GuestStatus,
     MigrationResult,
     Saved,
+    Secrets,
     check_name,
 )
 from storkit.hypervisors import _paused as paused
@@ -147,7 +148,7 @@ class Qemu(Hypervisor):
         native = accel == "kvm" and guest.cpu.partition(",")[0] in ("host", "max")
         return fingerprint(guest, started, accel, self._machine(guest, ""), native)
 
-    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "", secrets: Secrets = None) -> str:
         check_name("guest", guest.name)
         directory = self._directory(guest.name)
         here = self._process(guest.name)
@@ -160,7 +161,7 @@ class Qemu(Hypervisor):
         pinned = self._machine(guest, machine)
         definition = Definition(guest, disks, pinned, self._accel(guest), guest.machine)
         templates = [Path(self.settings.templates)] if self.settings.templates else []
-        return str(definitions.save(directory, definition, here, templates))
+        return str(definitions.save(directory, definition, here, templates, secrets or {}))
 
     def undefine(self, name: str) -> None:
         check_name("guest", name)

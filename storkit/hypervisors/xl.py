@@ -37,6 +37,7 @@ from storkit.core.model import (
     GuestStatus,
     MigrationResult,
     Saved,
+    Secrets,
     check_name,
 )
 from storkit.guests.limits import xen_type
@@ -53,6 +54,7 @@ from storkit.hypervisors._machine import (
     refuse_retire,
     refuse_shutdown,
     resume_command,
+    with_secrets,
 )
 from storkit.hypervisors._qemu.definition import RECORD, Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
@@ -151,7 +153,7 @@ class Xl(Hypervisor):
             "initrd": digest(guest.boot.initrd),
         }
 
-    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "") -> str:
+    def define(self, guest: Guest, disks: list[DiskSource], machine: str = "", secrets: Secrets = None) -> str:
         directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
         raise_problems([Conflict(in_the_way(one), f"xl list -v {one.id}") for one in self._guests.foreign(guest)])
         found = self._guests.one(guest.name)
@@ -165,7 +167,7 @@ class Xl(Hypervisor):
                     end_command(guest.name, found.status),
                 )
         definition = Definition(guest, disks, f"{xen_type(guest)}-{toolstack.machine().version}", "", guest.machine)
-        text = self._render(definition)
+        text = with_secrets(self.name, self._render(definition), secrets)
         self._guests.make(guest.name)
         write_atomic(directory / CONFIG, text)
         # The record last: without it there is none.

@@ -41,6 +41,7 @@ class Engine:
 
     def __init__(self, connections: Connections, state: Path, reporter: Reporter | None = None) -> None:
         self.connections = connections
+        self.state = state
         self.journals = Journals(state / "plans")
         self.reporter: Reporter = reporter or Silent()
 
@@ -231,7 +232,7 @@ class Engine:
         raise error
 
     def _step(self, journal: Journal, step: Step) -> tuple[Step, StorkitError] | None:
-        verb, run = verbs.of(step), StepRun(self.connections, self.reporter, journal, step)
+        verb, run = verbs.of(step), StepRun(self.connections, self.reporter, journal, step, self.state)
         self.reporter.step(step, "start")
         try:
             with journal_lock:
@@ -295,7 +296,9 @@ class Engine:
             self.reporter.step(step, "undo")
             try:
                 verb.undo(
-                    StepRun(self.connections, self.reporter, journal, step), step, seen(verb, record.started[step.id])
+                    StepRun(self.connections, self.reporter, journal, step, self.state),
+                    step,
+                    seen(verb, record.started[step.id]),
                 )
             except StorkitError as error:
                 if step.id not in record.done and all(isinstance(each, NotAllowed) for each in error.each):

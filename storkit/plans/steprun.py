@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from storkit.core.calls import Targets
 from storkit.core.errors import StorkitError
+from storkit.core.guest import Guest
 from storkit.core.host import Door
+from storkit.core.model import Secret
 from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
 from storkit.plans.journal import Journal
@@ -57,8 +60,9 @@ class _Reported(Targets):
 class StepRun:
     """What a verb gets to work with (storkit.plans.verb.Run)."""
 
-    def __init__(self, connections: Connections, reporter: Reporter, journal: Journal, step: Step) -> None:
+    def __init__(self, connections: Connections, reporter: Reporter, journal: Journal, step: Step, state: Path) -> None:
         self._connections = connections
+        self._state = state
         self._reporter = reporter
         self._journal = journal
         self._step = step
@@ -82,6 +86,13 @@ class StepRun:
 
     def doors(self, host: str, target: str) -> list[Door]:
         return self._connections.doors(host, target)
+
+    def secrets(self, guest: Guest) -> dict[str, Secret]:
+        if not guest.document:
+            return {}
+        from storkit.guests import secrets
+
+        return secrets.load(self._state, guest)
 
     def source(self, host: str, towards: str) -> str:
         address = self.address(towards)

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from storkit.core import codec
 from storkit.core.calls import Targets
+from storkit.core.guest import Guest
 from storkit.core.host import Door
-from storkit.core.model import Volume
+from storkit.core.model import Secret, Volume
 from storkit.plans.plan import Step
 
 B = TypeVar("B")
@@ -44,6 +45,9 @@ class Run(Protocol):
 
     def doors(self, host: str, target: str) -> list[Door]:
         """Where a transport's servers of a host are, as the inventory has it; none: they are not of this host."""
+
+    def secrets(self, guest: Guest) -> dict[str, Secret]:
+        """The passwords that a guest's document needs, which no plan and no journal has."""
 
     def source(self, host: str, towards: str) -> str:
         """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""

@@ -13,7 +13,7 @@ from storkit.core.calls import Targets
 from storkit.core.errors import Conflict, StorkitError, Unsafe
 from storkit.core.guest import Guest
 from storkit.core.host import Door
-from storkit.core.model import Client, Export, Volume
+from storkit.core.model import Client, Export, Secret, Volume
 from storkit.plans import migration, planner, verbs
 from storkit.plans.intent.fences import may_run
 from storkit.plans.plan import Stages
@@ -146,6 +146,9 @@ class Calls:
 
     def doors(self, host: str, target: str) -> list[Door]:
         return []
+
+    def secrets(self, guest: Guest) -> dict[str, Secret]:
+        return {}
 
     def source(self, host: str, towards: str) -> str:
         return {("s", "a"): "10.0.1.9"}.get((host, towards), "")

@@ -22,6 +22,7 @@ from storkit.core.model import (
     GuestState,
     MigrationResult,
     Saved,
+    Secrets,
 )
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class HypervisorVerbs(BackendVerbs):
         """Say what both hosts of a migration must have alike for this guest (versions, digests), by name."""
 
     @abstractmethod
-    def define(self, guest: Guest, disks: list[DiskSource], machine: Word = "") -> Line:
+    def define(self, guest: Guest, disks: list[DiskSource], machine: Word = "", secrets: Secrets = None) -> Line:
         """Render the guest's configuration for this host.
 
         Args:
             guest: the guest's record.
             disks: in the order of the guest's disks.
             machine: pins the machine type.
+            secrets: the passwords that the guest's own document has names in the place of, by these.
 
         Returns:
             The path of the configuration.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from storkit.core.errors import Unsupported, UsageError
@@ -39,6 +39,16 @@ class DocumentDisk:
     def mapped(self) -> bool:
         """Whether a volume can take its place."""
         return self.kind in ("disk", "nvram")
+
+
+@dataclass(frozen=True, slots=True)
+class Password:
+    """A secret that stands in a document, or the name of one that is kept elsewhere."""
+
+    line: int
+    value: str = field(repr=False)
+    edits: Callable[[str], list[Edit]] | None = None
+    """The changes that put another text in its place; None: it would be an argument of a process, for all to see."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pathlib import PurePath
 
 from storkit.core.guest import Guest
 from storkit.guests.command import Pair, command, pairs
-from storkit.guests.documents.options import read
+from storkit.guests.documents.edits import edited
+from storkit.guests.documents.options import read, secret
 from storkit.guests.place import Place
 from storkit.guests.quoting import quote_option
 
@@ -50,7 +51,7 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     found = command(text)
     given = pairs(found.arguments)
     others = lent(given)
-    words = [word for pair in given if pair not in others for word in _here(pair)]
+    words = [word for pair in given if pair not in others for word in _here(pair, place)]
     said = {pair.option for pair in given}
     if "-name" not in said:
         words += ["-name", f"guest={quote_option(guest.name)}"]
@@ -96,9 +97,17 @@ def _fixed(given: list[Pair]) -> bool:
     )
 
 
-def _here(pair: Pair) -> Iterator[str]:
-    """An option as it is said to a process in the background."""
+def _here(pair: Pair, place: Place) -> Iterator[str]:
+    """An option as it is said to a process in the background, whose arguments everybody can read."""
     option, text = pair.option, pair.text
+    if found := secret(text):
+        argument, key = found
+        file = f"{place.secrets}/{key.value}"
+        new = {"file": file} if option == "-object" else {"password-secret": key.value}
+        if option != "-object":
+            yield from ("-object", f"secret,id={key.value},file={quote_option(file)}")
+        yield from (option, edited(text, argument.replaced("", [key], new)))
+        return
     stdio = re.fullmatch(r"(?:mon:|chardev:)?stdio", text)
     if option in _LEFT_OUT or (option in ("-qmp", "-qmp-pretty") and stdio):
         return

@@ -17,6 +17,7 @@ from storkit.guests.documents.edits import (
     CloneIdentity,
     DocumentDisk,
     Edit,
+    Password,
     edited,
     line_of,
     missing,
@@ -25,7 +26,7 @@ from storkit.guests.documents.edits import (
 )
 from storkit.guests.documents.markup import Element, elements, with_attribute, with_text, without
 from storkit.guests.documents.openers import qemu_openers
-from storkit.guests.parse_qemu import has_secret
+from storkit.guests.documents.options import secret
 
 _NVRAM = "nvram"
 _CHOSEN = ("vnet", "macvtap", "macvlan")
@@ -63,14 +64,20 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
     return edited(text, edits)
 
 
-def secrets(text: str) -> list[int]:
-    """The lines that a password stands on."""
+def secrets(text: str) -> list[Password]:
+    """The passwords that stand in the domain."""
     domain = _domain(text)
-    found = [line_of(text, each.start) for each in domain.all("devices/graphics") if each.get("", "passwd")]
+    found = [_password(text, each) for each in domain.all("devices/graphics") if each.get("", "passwd")]
     for child in domain.children:
         if child.tag.rpartition(":")[2] == "commandline":
-            found += [line_of(text, each.start) for each in child.children if has_secret(each.get("", "value"))]
+            words = [each for each in child.children if secret(each.get("", "value"))]
+            found += [Password(line_of(text, each.start), each.get("", "value")) for each in words]
     return found
+
+
+def _password(text: str, element: Element) -> Password:
+    value = element.get("", "passwd")
+    return Password(line_of(text, element.start), value, lambda new: [with_attribute(text, element, "passwd", new)])
 
 
 def renamed(text: str, name: str) -> str:

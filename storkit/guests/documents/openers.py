@@ -10,7 +10,7 @@ from storkit.guests.command import Pair, pairs
 from storkit.guests.documents import blocks
 from storkit.guests.documents.edits import DocumentDisk
 from storkit.guests.documents.options import Argument, read
-from storkit.guests.shell import Word
+from storkit.guests.documents.shell import Word
 
 _DEVICES = (
     "vfio-", "usb-host", "scsi-generic", "scsi-block", "vhost-user-", "vhost-scsi", "nvdimm", "virtio-pmem",

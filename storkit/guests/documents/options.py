@@ -114,6 +114,17 @@ def read(text: str, first: str = "") -> Argument:
     return Argument(text, _few(parts), False)
 
 
+def secret(text: str) -> tuple[Argument, Key] | None:
+    """An option's argument that has a secret in it, and the key of that: `secret,id=s,data=...`, `password=...`."""
+    try:
+        argument = read(text, "qom-type")
+    except UsageError:
+        return None  # which is no argument, but a text in braces
+    key = argument.part("data") if argument.get("qom-type").startswith("secret") else argument.part("password")
+    switch = key is not None and key.key == "password" and key.value in ("on", "off")
+    return (argument, key) if key is not None and key.value and not switch else None
+
+
 def written(prefix: str, values: Mapping[str, Any]) -> str:
     """Values, below a prefix, as `key=value,key=value`."""
     return ",".join(f"{key}={quote_option(value)}" for key, value in _flat(prefix, values))

@@ -15,12 +15,20 @@ from storkit.core.model import DiskSource
 from storkit.guests.check import text_problem
 from storkit.guests.command import Pair, command, pairs
 from storkit.guests.documents import blocks
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, missing, not_twice, numbered
+from storkit.guests.documents.edits import (
+    CloneIdentity,
+    DocumentDisk,
+    Edit,
+    Password,
+    edited,
+    missing,
+    not_twice,
+    numbered,
+)
 from storkit.guests.documents.launch import lent
 from storkit.guests.documents.openers import opened
-from storkit.guests.documents.options import Key, read
-from storkit.guests.parse_qemu import has_secret
-from storkit.guests.shell import Word
+from storkit.guests.documents.options import Key, read, secret
+from storkit.guests.documents.shell import Word
 
 _DESCRIPTOR = re.compile(r"(?:^|,)(?:vhost)?fds?=|[\"'](?:vhost)?fds?[\"']\s*:")
 _FILES = ("-kernel", "-initrd", "-dtb", "-bios", "-option-rom")
@@ -66,9 +74,19 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
     return edited(text, [*edits, *(edit for word, changed in changes.values() for edit in word.edits(changed))])
 
 
-def secrets(text: str) -> list[int]:
-    """The lines that a password stands on."""
-    return [pair.line for pair in pairs(command(text).arguments) if has_secret(pair.text)]
+def secrets(text: str) -> list[Password]:
+    """The passwords that stand in the command."""
+    return [found for pair in pairs(command(text).arguments) if (found := _password(pair))]
+
+
+def _password(pair: Pair) -> Password | None:
+    word, found = pair.value, secret(pair.text)
+    if word is None or found is None:
+        return None
+    argument, key = found
+    if pair.option not in ("-object", "-spice", "-iscsi"):
+        return Password(pair.line, key.value)
+    return Password(pair.line, key.value, lambda new: word.edits([argument.with_value(key, new)]))
 
 
 def renamed(text: str, name: str) -> str:

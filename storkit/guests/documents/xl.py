@@ -10,10 +10,19 @@ from pathlib import PurePath
 
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.model import DiskSource
-from storkit.guests.documents.edits import CloneIdentity, DocumentDisk, Edit, edited, line_of, missing, not_twice
+from storkit.guests.documents.edits import (
+    CloneIdentity,
+    DocumentDisk,
+    Edit,
+    Password,
+    edited,
+    line_of,
+    missing,
+    not_twice,
+)
 from storkit.guests.documents.openers import qemu_openers
+from storkit.guests.documents.options import secret
 from storkit.guests.draft import path_source
-from storkit.guests.parse_qemu import has_secret
 from storkit.guests.parse_xl import Assignment, Part, Token, assignments, disk_parts, read_disk, read_settings, unquoted
 
 _OPENERS = ("pci", "p9", "vtpm", "usbdev", "dtdev")
@@ -48,16 +57,20 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
     return edited(text, edits)
 
 
-def secrets(text: str) -> list[int]:
-    """The lines that a password stands on."""
+def secrets(text: str) -> list[Password]:
+    """The passwords that stand in the configuration."""
     strings = [(each.key, token) for each in assignments(text) for token in each.tokens if token.kind == "string"]
-    return [token.line for key, token in strings if _is_secret(key, unquoted(token.word, token.line))]
+    return [found for key, token in strings if (found := _password(key, token))]
 
 
-def _is_secret(key: str, value: str) -> bool:
-    if key in ("vncpasswd", "spicepasswd"):
-        return bool(value)
-    return bool(re.search(r"\b(?:vnc|spice)passwd=[^,]", value)) or has_secret(value)
+def _password(key: str, token: Token) -> Password | None:
+    value = unquoted(token.word, token.line)
+    span = (0, len(value)) if key in ("vncpasswd", "spicepasswd") else (0, 0)
+    if match := re.search(r"\b(?:vnc|spice)passwd=([^,]+)", value):
+        span = match.span(1)
+    if span[0] < span[1]:
+        return Password(token.line, value[slice(*span)], lambda new: [_in_token(token, Edit(*span, new))])
+    return Password(token.line, value) if secret(value) else None
 
 
 def renamed(text: str, name: str) -> str:

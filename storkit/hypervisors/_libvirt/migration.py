@@ -131,7 +131,7 @@ class Source:
             moving: Future[str] | None = None
             if not self._job():
                 downtime = f"migrate-setmaxdowntime {self.uuid} {limits.downtime}"
-                live = self.virsh.batch([downtime, f"dumpxml {self.uuid} --migratable"])
+                live = self.virsh.batch([downtime, f"dumpxml {self.uuid} --migratable --security-info"])
                 write_atomic(xml, domains.moved(live, to.sources))
                 words = arguments(self.uuid, to, limits, xml)
                 moving = thread.submit(lambda: self.virsh(*words, timeout=LONGEST))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Unsupported
 from storkit.core.guest import Guest
-from storkit.core.model import DiskSource
+from storkit.core.model import DiskSource, Secret
 from storkit.hypervisors._machine import DEFAULT_MACHINE
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.process import Process
@@ -43,7 +44,9 @@ def load(directory: Path) -> Definition:
     return codec.load(Definition, read_json(path, "guest record"), str(path))
 
 
-def save(directory: Path, definition: Definition, process: Process, templates: list[Path]) -> Path:
+def save(
+    directory: Path, definition: Definition, process: Process, templates: list[Path], secrets: Mapping[str, Secret]
+) -> Path:
     """Render and keep a definition; the path of QEMU's arguments. The record comes last: without it there is none.
 
     Raises everything that is wrong with the guest before anything is written.
@@ -52,6 +55,8 @@ def save(directory: Path, definition: Definition, process: Process, templates: l
     started = _render(definition, process, directory, firmware, templates, incoming=False)
     receiving = _render(definition, process, directory, firmware, templates, incoming=True)
     make_private(directory)
+    for name, value in secrets.items():
+        write_atomic(directory / name, value.reveal())
     if firmware:
         host.copy_variables(firmware[1], Path(firmware[2]))
     write_atomic(directory / START, started)
@@ -92,6 +97,7 @@ def _render(
         pidfile=str(process.pidfile),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
+        secrets=str(directory),
     )
     text = render(definition.guest, definition.disks, "qemu", place, templates)
     said = read_args(text) if definition.guest.document else []

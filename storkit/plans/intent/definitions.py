@@ -13,7 +13,7 @@ from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.identities import several
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
-from storkit.guests import document, files
+from storkit.guests import document, files, secrets
 from storkit.guests.check import check
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
@@ -137,6 +137,7 @@ def _import_document(
     """Write the record of a guest that keeps its document."""
     if len(text) > document.LARGEST:
         raise UsageError(f"{file} is too large for a guest's document", "name the configuration file")
+    text, passwords = document.apart(kind, text)
     draft = document.read(kind, text, str(file))
     problems: list[StorkitError] = []
     with collected(problems):
@@ -153,6 +154,9 @@ def _import_document(
     raise_problems([*check(guest, str(file)), *document.problems(guest, str(file))])
     for warning in document.warnings(guest):
         coordinator.warn(f"{file}: {warning}")
+    if passwords and not coordinator.planning:
+        secrets.keep(coordinator.state, guest.uuid, passwords)
+        coordinator.warn(f"{file}: its passwords are kept apart: {len(passwords)}")
     return save(coordinator, guest)
 
 

@@ -20,7 +20,7 @@ from storkit.core.guest import Guest
 from storkit.core.identities import check_seconds, several
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import clone as clones
-from storkit.guests import files
+from storkit.guests import files, secrets
 from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
@@ -141,9 +141,11 @@ class GuestActs:
 
     def delete(self, name: str) -> None:
         """Forget a guest that is stopped; its volumes stay."""
-        views.refuse_unless_stopped(self._coordinator, self.load(name), "it cannot be forgotten")
+        guest = self.load(name)
+        views.refuse_unless_stopped(self._coordinator, guest, "it cannot be forgotten")
         if not self._coordinator.planning:
             files.delete(self._coordinator.guests, name)
+            secrets.forget(self._coordinator.state, guest.uuid)
 
     def listing(self) -> list[GuestEntry]:
         """All guests, and where each is; what is wrong with one keeps no other from being listed."""
@@ -213,7 +215,9 @@ def _clone(coordinator: Coordinator, original: Guest, names: list[str], settings
     guests = _bound(coordinator, guests)
     refuse_to_share(coordinator, *guests)
     if not coordinator.planning:
+        passwords = secrets.load(coordinator.state, original)
         for guest in guests:
+            secrets.keep(coordinator.state, guest.uuid, passwords)
             files.save(coordinator.guests, guest)
     return guests
 

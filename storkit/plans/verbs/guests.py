@@ -39,7 +39,10 @@ class _Defined(Verb[list[GuestState]]):
             raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
         refuse_broken(found)
         disks = [sources[uuid] for uuid in uuids(self.volumes)]
-        return run.on(step.host).hypervisor(step.target).define(self.guest, disks, self.machine)
+        hypervisor, secrets = run.on(step.host).hypervisor(step.target), run.secrets(self.guest)
+        if secrets:
+            return hypervisor.define(self.guest, disks, self.machine, secrets)
+        return hypervisor.define(self.guest, disks, self.machine)
 
     def _undefine(self, run: Run, step: Step) -> None:
         run.on(step.host).hypervisor(step.target).undefine(self.guest.name)

@@ -74,7 +74,12 @@ def for_version_1(verb: str, args: dict[str, Any]) -> dict[str, Any]:
     return left
 
 
-_SINCE_2 = {("receive", "source"), ("receive", "told"), ("check", "arrives"), ("set_writers", "hold")}
+_SINCE_2 = {
+    *(("receive", name) for name in ("source", "told")),
+    ("check", "arrives"),
+    ("set_writers", "hold"),
+    ("define", "secrets"),
+}
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation")
 _RECORDS_SINCE_2 = {

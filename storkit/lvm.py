@@ -16,10 +16,11 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from storkit.core import holds
-from storkit.core.backend import Needs, Pool, word_setting
+from storkit.core.backend import Needs, word_setting
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -29,10 +30,12 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
+from storkit.core.guest import KeptGuest
 from storkit.core.model import Damaged, PoolContent, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
 from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
+from storkit.tech.keptguests import KeepsGuests
 from storkit.tech.lvm import checks, tools
 from storkit.tech.lvm.batches import Batches
 from storkit.tech.lvm.tools import LogicalVolume, VolumeGroup
@@ -63,7 +66,7 @@ class LvmSettings:
     writes to a chunk, it then finds what another volume left there."""
 
 
-class Lvm(Pool):
+class Lvm(KeepsGuests):
     """Logical volumes of one volume group."""
 
     name: ClassVar[str] = "lvm"
@@ -197,6 +200,7 @@ class Lvm(Pool):
             self._batches.remove(lock, [volume.name for volume in gone])
             for volume in gone:
                 locks.use_lock(self.site.run, volume.uuid).unlink(missing_ok=True)
+            self._forget(volume.uuid for volume in volumes)
 
     def capacity(self) -> Usage:
         group = tools.read(self._vg)
@@ -237,6 +241,13 @@ class Lvm(Pool):
     @property
     def _batches(self) -> Batches:
         return Batches(self.pool, self._vg, self.site.host, self.site.run)
+
+    def _guests(self) -> Path:
+        # A tag holds 1024 bytes of a few letters, and a document is larger: it is kept by this manager.
+        return self.site.state / "lvm-guests" / tools.uuid(self._vg) / (self.settings.thinpool or "-")
+
+    def _must_have(self, guests: list[KeptGuest]) -> None:
+        self._known(tools.read(self._vg), [Volume(guest.volume, guest.uuid, 0) for guest in guests])
 
     def _is_ours(self, group: VolumeGroup, lv: LogicalVolume) -> bool:
         return group.exists(lv) and lv.pool == self.settings.thinpool

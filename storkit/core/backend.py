@@ -23,7 +23,7 @@ from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid
 from storkit.core.model import Attachment, Credential, Export, Finding, GuestState, Saved, Volume
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest
+    from storkit.core.guest import Guest, KeptGuest, KeptHere
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -140,6 +140,20 @@ class Pool(Backend, PoolVerbs):
         raise Unsupported(
             f"pool {self.pool} is of type {self.name}, which has no trees", "import it into a pool of type nfs"
         )
+
+    def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:
+        from storkit.core.guest import KeptHere
+
+        return KeptHere([])
+
+    def texts(self, volumes: list[Uuid], generation: int = 0) -> list[KeptGuest]:
+        return []
+
+    def keep(self, guests: list[KeptGuest]) -> None:
+        raise Unsupported(f"pool {self.pool} is of type {self.name}, which keeps no guests", "they stay in guests/")
+
+    def unkeep(self, guests: list[KeptGuest]) -> None:
+        """Nothing, unless the pool keeps guests."""
 
     def _uncounted(self, damaged: Iterable[str]) -> list[str]:
         """The warning of `capacity` for damaged volumes: their sizes are not known."""

@@ -83,10 +83,10 @@ def verb(kind: str, name: str) -> WireVerb | None:
     """What the contract says of a verb; None: it has no such verb."""
     if name not in verbs(kind):
         return None
-    from storkit.core.guest import Guest  # contracts imports it for types alone: most commands need no guests
+    from storkit.core import guest  # contracts import it for types alone: most commands need no guests
 
     method = getattr(CONTRACTS[kind], name)
-    hints = typing.get_type_hints(method, localns={"Guest": Guest}, include_extras=True)
+    hints = typing.get_type_hints(method, localns=vars(guest), include_extras=True)
     result = hints.pop("return")
     parameters = inspect.signature(method).parameters
     required = frozenset(name for name in hints if parameters[name].default is inspect.Parameter.empty)

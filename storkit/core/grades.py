@@ -23,7 +23,7 @@ HOOK: Final = "hook"
 
 _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
-        "pool": "ready look find capacity",
+        "pool": "ready look find capacity kept texts",
         "transport": "ready doors find_exports look_exports find_attachments look_attachments",
         "hypervisor": "ready find",
         "images": "",
@@ -41,6 +41,8 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "lock epoch mark unmark listen unlisten reach",
     },
     GUESTS: {
+        # What is kept of a guest is what it is started as, on whatever host.
+        "pool": "keep unkeep",
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define undefine start stop "
         "receive credential send resume wake messages cancel retire save unsave saved load spend",

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from storkit.core.identities import GuestName, Line, MaybeUuid, Uuid, VolumeName, Word, Words
+from storkit.core.identities import Count, GuestName, Hex, Line, MaybeUuid, Uuid, VolumeName, Word, Words
+from storkit.core.model import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,46 @@ class Guest:
     def mac(self, number: int) -> str:
         """The MAC address of network card `number`: the one it has, or one derived from the guest's UUID."""
         return self.nics[number].mac or derived_mac(self.uuid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGuest:
+    """What a pool keeps of a guest beside the first volume that it writes: one generation of its record and document.
+
+    Once another host has said it, it is data: who reads it as a guest checks it as an import is checked.
+    """
+
+    volume: VolumeName
+    uuid: Uuid
+    """The volume's."""
+    name: GuestName
+    guest: Uuid
+    generation: Count
+    """From 1 on, one more each time that it is changed."""
+    hypervisor: Word = ""
+    record: Words = ""
+    """The text of the guest's file (TOML)."""
+    document: Words = ""
+    gone: bool = False
+    """The guest was deleted: it has no texts any more, and the next one that has the volume goes on counting."""
+    by: Line = ""
+    """Who has kept it, by their own word."""
+    since: Line = ""
+    digest: Hex = ""
+    """SHA-256 of the texts, which stays where they are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptHere:
+    """The guests that a pool keeps, without their texts, and what is wrong with others."""
+
+    guests: list[KeptGuest]
+    damaged: list[Finding] = field(default_factory=list)
+
+
+def digest_of(record: str, document: str) -> str:
+    """What the texts of a guest are compared by."""
+    return hashlib.sha256(b"\0".join(text.encode(errors="surrogatepass") for text in (record, document))).hexdigest()
 
 
 def derived_mac(uuid: str, number: int) -> str:

@@ -14,8 +14,7 @@ pytestmark = pytest.mark.lab
 def test_lvm_pools_keep_the_contract(lab: Lab, variant: str) -> None:
     (host,) = lab.hosts("s")
     disk = host.add_disk(2 << 30)
-    said = run_tests(
-        host, "tests/contract/test_pools.py", "-k", f"lvm-{variant}", timeout=1800, env={"LAB_LVM_DISK": disk}
-    )
+    files = ("tests/contract/test_pools.py", "tests/contract/test_kept_guests.py")
+    said = run_tests(host, *files, "-k", f"lvm-{variant}", timeout=1800, env={"LAB_LVM_DISK": disk})
     print(said)
     assert "skipped" not in said

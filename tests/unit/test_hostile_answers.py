@@ -59,6 +59,10 @@ EVIDENCE = {
     "key": "0f",
     "keys": ["0f"],
 }
+KEPT = {
+    "volume": "web", "uuid": UUID, "name": "g", "guest": UUID, "generation": 3, "hypervisor": "libvirt", "record": "x",
+    "document": "<domain/>", "gone": False, "by": "ann@desk", "since": "2026-11-28T00:00:00Z", "digest": "ab",
+}  # fmt: skip
 DAMAGED = {"name": "db", "pool": "p", "host": "h", "message": "m", "hint": "h"}
 RESULT = {"total_ms": 1, "downtime_ms": 1, "setup_ms": 1, "transferred": 1}
 HELD = {
@@ -94,6 +98,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "hold"): ({"volumes": [HELD]}, [HELD]),
     ("pool", "release"): ({"volumes": [HELD], "hold": UUID}, [{**HELD, "hold": None}]),
     ("pool", "capacity"): ({}, USAGE),
+    ("pool", "kept"): ({"volumes": [UUID]}, {"guests": [KEPT], "damaged": [FINDING]}),
+    ("pool", "texts"): ({"volumes": [UUID], "generation": 3}, [KEPT]),
     ("transport", "export"): ({**ONE, "clients": [CLIENT]}, [EXPORT]),
     ("transport", "find_exports"): ({"volumes": [UUID]}, [EXPORT]),
     ("transport", "look_exports"): ({"volumes": [UUID]}, {"exports": [EXPORT], "damaged": [FINDING]}),
@@ -139,7 +145,7 @@ FREE = {
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
     "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "save": {"size"}, "saved": {"size"},
-    "export_image": {"size"}, "find_off": {"host"},
+    "export_image": {"size"}, "find_off": {"host"}, "kept": {"volume", "name"}, "texts": {"volume", "name"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""
 

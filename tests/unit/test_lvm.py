@@ -165,3 +165,19 @@ def test_a_snapshot_of_somebody_else_stands_on_a_volume(group: VolumeGroup) -> N
     lvs = group.lvs | {"cow": cow}
     (problem,) = checks.needed(replace(group, lvs=lvs), "disk", "deleted")
     assert "cow stands on it" in problem.message
+
+
+def test_a_volume_group_is_known_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lvm = tmp_path / "lvm"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for said in ("Pw3ZsL-sT2h-x0u3-2nJv-iYyq-Zg2o-AbCdEf", "", "../../../../etc", "a\nb"):
+        lvm.write_text(f"#!/bin/sh\n[ \"$*\" = 'vgs --noheadings -o vg_uuid vg' ] && printf '  %s\\n' '{said}'\n")
+        lvm.chmod(0o755)
+        if said.startswith("Pw3"):
+            assert tools.uuid("vg") == said
+        else:
+            with pytest.raises(Unsafe, match="no UUID"):
+                tools.uuid("vg")
+    lvm.write_text("#!/bin/sh\necho '  Volume group \"vg\" not found' >&2; exit 5\n")
+    with pytest.raises(NotFound):
+        tools.uuid("vg")

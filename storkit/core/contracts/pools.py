@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.identities import (
+    Count,
     Line,
     Uuid,
     VolumeName,
@@ -18,7 +19,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from storkit.core.guest import KeptGuest, KeptHere
 
 
 class PoolVerbs(BackendVerbs):
@@ -119,3 +120,38 @@ class PoolVerbs(BackendVerbs):
     @abstractmethod
     def capacity(self) -> Usage:
         """Say how full the pool is, with warnings (over-commitment, little room, damaged volumes)."""
+
+    @abstractmethod
+    def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:
+        """Look for the guests that are kept with volumes of these UUIDs, or with any: the newest generation of each,
+        without its texts, those that were deleted among them.
+        """
+
+    @abstractmethod
+    def texts(self, volumes: list[Uuid], generation: Count = 0) -> list[KeptGuest]:
+        """Read what is kept with volumes of these UUIDs, with its texts; what there is not is left out.
+
+        Args:
+            generation: this one of each, of the last ten; 0: the newest.
+
+        Raises:
+            Unsafe: what is kept with one of them is damaged.
+        """
+
+    @abstractmethod
+    def keep(self, guests: list[KeptGuest]) -> None:
+        """Keep a new generation of each of these guests, durable; the last ten are there. All or none.
+
+        Raises:
+            Conflict: the generation is not the one that follows the newest, since somebody else has kept one; another
+                guest has the volume; or the pool has no such volume.
+            UsageError: the texts are too large.
+        """
+
+    @abstractmethod
+    def unkeep(self, guests: list[KeptGuest]) -> None:
+        """Take the generations of these guests back; those that are gone already are fine.
+
+        Raises:
+            Conflict: one of them is not the newest any more. Then none is taken back.
+        """

@@ -23,7 +23,7 @@ def compared(host: str, target: str, verb: str, args: dict[str, Any], result: An
     return result
 
 
-def _told(records: Iterable[Record], **wanted: str) -> Iterator[str]:
+def _told(records: Iterable[Record], **wanted: object) -> Iterator[str]:
     """Where these records have other values than all of them must have."""
     for record in records:
         for key, value in wanted.items():
@@ -89,6 +89,17 @@ def _held(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[
 
 def _capacity(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], pool=pool, host=host)
+
+
+def _kept(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _texts(host, pool, args, result["guests"])
+
+
+def _texts(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _among(result, "uuid", args.get("volumes"))
+    yield from _once(result, "uuid")
+    if wanted := args.get("generation"):
+        yield from _told(result, generation=wanted)
 
 
 # Transports
@@ -209,6 +220,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "hold"): _held,
     ("pool", "release"): _held,
     ("pool", "capacity"): _capacity,
+    ("pool", "kept"): _kept,
+    ("pool", "texts"): _texts,
     ("transport", "find_exports"): _find_exports,
     ("transport", "look_exports"): _look_exports,
     ("transport", "export"): _export,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from storkit.core import holds
-from storkit.core.backend import Needs, Pool, path_setting
+from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.guest import KeptGuest
 from storkit.core.model import Damaged, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
@@ -26,8 +27,11 @@ from storkit.tech.files import clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
+from storkit.tech.keptguests import KeepsGuests
 
 _LITTLE_ROOM = 0.05
+_GUESTS = ".guests"
+"""What is kept of guests: below the directory of the pool, where every host finds it that has the pool."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class FilePoolSettings:
     """Use a directory that other users may write or rename: whoever may can read, change and delete its volumes."""
 
 
-class FilePool(Pool):
+class FilePool(KeepsGuests):
     """A directory of volume files on any local or shared file system."""
 
     needs: ClassVar[Needs] = Needs(tools={"qemu-img": "qemu-utils"})
@@ -171,6 +175,7 @@ class FilePool(Pool):
             directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
+        self._forget(volume.uuid for volume in volumes)
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})
@@ -212,12 +217,21 @@ class FilePool(Pool):
         return VolumeDirectory(self.path)
 
     @property
-    def _place(self) -> PoolPlace:
+    def _where(self) -> PoolPlace:
         settings = self.settings
         return PoolPlace(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
 
     def _exists(self) -> bool:
-        return self._place.exists()
+        return self._where.exists()
+
+    def _guests(self) -> Path | None:
+        if not self._exists():
+            return None
+        # Where others may write, what a guest is started as would be theirs to say.
+        return self.site.state / "guests" / self.pool if self.settings.others_write else self.path / _GUESTS
+
+    def _must_have(self, guests: list[KeptGuest]) -> None:
+        self._files.known([Volume(guest.volume, guest.uuid, 0) for guest in guests])
 
     @contextmanager
     def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
@@ -225,7 +239,7 @@ class FilePool(Pool):
             files.make_private(self.path)
         directory = self._files
         with directory.locked(f"{verb} in pool {self.pool}"):
-            self._place.remember()
+            self._where.remember()
             yield directory
 
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:

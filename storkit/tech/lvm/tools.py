@@ -42,6 +42,7 @@ _REPORT = (
 _MISSING = re.compile(r"is missing PV (\S+) \(last written to (/\S+)\)")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+:=-]", re.ASCII)
 _FIELD = re.compile(r"\bLVM2_(\w+)='([^']*)'")
+_VG_UUID = re.compile(r"[A-Za-z0-9]{6}(-[A-Za-z0-9]{4}){5}-[A-Za-z0-9]{6}", re.ASCII)
 _PER_COMMAND = scaled(20.0)
 """Seconds that one command of many may take, at most."""
 
@@ -302,6 +303,17 @@ def read(vg: str) -> VolumeGroup:
         return parse_group(done.stdout, done.stderr)
     except ValueError:
         raise explain(CommandFailed(["lvm", "fullreport", vg], done.status, done.stderr), vg) from None
+
+
+def uuid(vg: str) -> str:
+    """The UUID of a volume group, which it keeps when it is renamed. Raises NotFound: there is none of that name."""
+    try:
+        said = run(["lvm", "vgs", "--noheadings", "-o", "vg_uuid", vg], package=PACKAGE).stdout.strip()
+    except CommandFailed as failure:
+        raise explain(failure, vg) from failure
+    if not _VG_UUID.fullmatch(said):
+        raise Unsafe(f"volume group {vg} has no UUID that LVM knows: {said[:80]!r}", f"vgs -o+vg_uuid {vg}")
+    return said
 
 
 def change(vg: str, lock: Lock, argv: Sequence[str]) -> None:

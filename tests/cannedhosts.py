@@ -137,3 +137,4 @@ class CannedHosts:
                         "host.find_off"):  # fmt: skip
             self.answer(name, nothing, [])
         self.answer(name, "marked", True)
+        self.answer(name, "pool.kept", {"guests": [], "damaged": []})

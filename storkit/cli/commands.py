@@ -371,6 +371,26 @@ COMMANDS = (
     ),
     Command("guest", "list", "list the guests and where they run", "guest:list_", ()),
     Command("guest", "show", "show a guest", "guest:show", (A_GUEST,)),
+    Command(
+        "guest",
+        "commit",
+        "keep what a guest's files say with its first volume, where every administrator finds it",
+        "guest:commit",
+        (A_GUEST,),
+    ),
+    Command(
+        "guest",
+        "checkout",
+        "write a guest's files from what is kept with its first volume",
+        "guest:checkout",
+        (
+            A_GUEST,
+            arg("--force", help="also over what its files say and nothing keeps", action="store_true"),
+            arg("--generation", help="the texts of this one of the last ten", type=int, default=0, metavar="N"),
+        ),
+    ),
+    Command("guest", "diff", "show where a guest's files differ from what is kept", "guest:diff", (A_GUEST,)),
+    Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),
     Command(
         "migrate", "run", "move a running guest to another host, with its disks' rights", "migrate:run", (A_GUEST, TO)

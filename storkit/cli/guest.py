@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from storkit.cli import output
+from storkit.cli import editor, output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import UsageError
@@ -106,6 +106,31 @@ def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": options.name})
 
 
+def commit(session: Session, options: Namespace) -> None:
+    generation = session.site.guests.commit(options.name)
+    text = f"{options.name} is kept: generation {generation}"
+    if not generation:
+        text = f"{options.name} is in {session.site.guests.path(options.name)} alone: it writes no volume that keeps it"
+    session.result({"guest": options.name, "generation": generation}, text)
+
+
+def checkout(session: Session, options: Namespace) -> None:
+    file = session.site.guests.checkout(options.name, options.force, options.generation)
+    session.result({"guest": options.name, "file": str(file)}, f"{options.name}: {file}")
+
+
+def diff(session: Session, options: Namespace) -> None:
+    found = session.site.guests.changes(options.name)
+    session.result(codec.dump(found), "".join(each.text for each in found).rstrip("\n"))
+
+
+def edit(session: Session, options: Namespace) -> None:
+    with editor.in_editor() as edited:
+        generation = session.site.guests.edit(options.name, edited)
+    text = f"{options.name} is kept: generation {generation}" if generation else f"{options.name} was not changed"
+    session.result({"guest": options.name, "generation": generation}, text)
+
+
 def list_(session: Session, options: Namespace) -> None:
     rows, data = list[tuple[object, ...]](), list[dict[str, Any]]()
     for entry in session.site.guests.listing():
@@ -136,6 +161,12 @@ def show(session: Session, options: Namespace) -> None:
         ("hypervisor", what.guest.hypervisor),
         ("state", what.shown),
     ]
+    kept = session.site.guests.kept(options.name)
+    data["kept"] = codec.dump(kept)
+    if kept.kept:
+        files = "no files here" if kept.generation is None else f"the files here are of generation {kept.generation}"
+        files = "as the files here say" if kept.same else files
+        lines.append(("kept", f"generation {kept.kept.generation}, by {kept.kept.by}, {kept.kept.since}; {files}"))
     if hold := _hold(what.volumes):
         lines.append(("asleep", f"since {hold.since}, saved on {hold.host} {hold.file}".rstrip()))
     data["hold"] = codec.dump(hold)

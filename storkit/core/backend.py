@@ -142,18 +142,21 @@ class Pool(Backend, PoolVerbs):
         )
 
     def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:
-        from storkit.core.guest import KeptHere
-
-        return KeptHere([])
+        raise self._keeps_none()
 
     def texts(self, volumes: list[Uuid], generation: int = 0) -> list[KeptGuest]:
-        return []
+        raise self._keeps_none()
 
     def keep(self, guests: list[KeptGuest]) -> None:
-        raise Unsupported(f"pool {self.pool} is of type {self.name}, which keeps no guests", "they stay in guests/")
+        raise self._keeps_none()
 
     def unkeep(self, guests: list[KeptGuest]) -> None:
-        """Nothing, unless the pool keeps guests."""
+        raise self._keeps_none()
+
+    def _keeps_none(self) -> StorkitError:
+        return Unsupported(
+            f"pool {self.pool} is of type {self.name}, which keeps no guests", "they are in guests/ alone"
+        )
 
     def _uncounted(self, damaged: Iterable[str]) -> list[str]:
         """The warning of `capacity` for damaged volumes: their sizes are not known."""

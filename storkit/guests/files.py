@@ -1,15 +1,17 @@
 """Guests as TOML files in a directory beside the inventory: guests/NAME.toml, made to be kept in git; beside it the
 guest's own document, if it has one: guests/NAME.xml of libvirt, guests/NAME.cfg of xl.
 
-storkit writes a file when a guest is defined or cloned, and never over one that is there unless it is told to: the
-administrator's comments and order stay.
+They are a checkout of what the guest's pool keeps (core.guest.KeptGuest): a line `generation = N` says of which
+generation. storkit writes a file when a guest is defined or cloned, and never over one that is there unless it is told
+to: the administrator's comments and order stay.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,23 @@ from storkit.system.files import PARTIAL, explain, sync_directory, write_atomic,
 SUFFIX = ".toml"
 MODE = 0o644
 _HYPERVISOR = next(field.default for field in fields(Guest) if field.name == "hypervisor")
+GENERATION = "generation"
+"""The key of a record that says which generation of what is kept it was made from; it is no part of the guest."""
+_MARK = re.compile(rf"^[ \t]*{GENERATION}[ \t]*=[^\n]*(\n|\Z)", re.M)
+_TABLE = re.compile(r"^[ \t]*\[", re.M)
+_LARGEST = 1 << 16
+"""Characters of a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a guest's files say, as they are."""
+
+    record: str
+    """Without the generation."""
+    document: str
+    generation: int
+    """Which the record says that it was made from; 0: it says none."""
 
 
 def path(directory: Path, name: str) -> Path:
@@ -71,13 +90,10 @@ def load_all(directory: Path) -> list[Guest]:
     return guests
 
 
-def parse(text: str, where: str, name: str, directory: Path = Path()) -> Guest:
+def parse(text: str, where: str, name: str, directory: Path = Path(), own: str | None = None) -> Guest:
     """The guest that `text` (TOML) describes; `where` is named in messages. `name` may be left out of the text. A
-    document of its own is in `directory`."""
-    try:
-        data: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: {error}", "see toml.io for the syntax") from None
+    document of its own is in `directory`, or `own` is its text."""
+    data = _table(text, where)
     problems: list[StorkitError] = []
     if data.setdefault("name", name) != name:
         problems.append(
@@ -85,8 +101,10 @@ def parse(text: str, where: str, name: str, directory: Path = Path()) -> Guest:
                 f"{where}: name: {data['name']!r} is not the file's name", f'name = "{name}", or rename the file'
             )
         )
+    if type(generation := data.pop(GENERATION, 0)) is not int or not 0 <= generation < 10**18:
+        problems.append(UsageError(f"{where}: {GENERATION}: {generation!r:.40} is no count", "storkit guest diff"))
     if "document" in data:
-        data["document"] = _read_document(directory, data, where, problems)
+        data["document"] = _read_document(directory, data, where, problems, own)
         raise_problems(problems)
     guest = from_data(data, where, problems)
     raise_problems(problems)
@@ -94,8 +112,56 @@ def parse(text: str, where: str, name: str, directory: Path = Path()) -> Guest:
     return guest
 
 
-def _read_document(directory: Path, data: dict[str, Any], where: str, problems: list[StorkitError]) -> str:
-    """The text of a guest's document, which stands beside its record; adds to `problems`."""
+def texts(directory: Path, name: str) -> Texts:
+    """What the files of a guest say. Raises as `load`."""
+    guest = load(directory, name)
+    text = path(directory, name).read_text()
+    generation: int = _table(text, name).get(GENERATION, 0)
+    return Texts(_marked(text, 0), guest.document, generation)
+
+
+def mark(directory: Path, name: str, generation: int) -> None:
+    """Say in a guest's file which generation it is, and change nothing else of it."""
+    file = path(directory, name)
+    text = file.read_text()
+    if (new := _marked(text, generation)) != text:
+        write_atomic(file, new, MODE)
+
+
+def write(directory: Path, name: str, said: Texts, hypervisor: str) -> Path:
+    """Write a guest's files, over those that are there; the record's."""
+    file = path(directory, name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if said.document:
+            write_atomic(directory / (name + document.SUFFIXES[hypervisor]), said.document, MODE)
+        write_atomic(file, _marked(said.record, said.generation), MODE)
+    except OSError as error:
+        raise explain(error, file) from error
+    return file
+
+
+def _marked(text: str, generation: int) -> str:
+    """A record's text that says this generation; 0: none."""
+    table = match.start() if (match := _TABLE.search(text)) else len(text)
+    own = _MARK.sub("", text[:table])
+    line = f"{GENERATION} = {generation}\n" if generation else ""
+    return line + own + text[table:]
+
+
+def _table(text: str, where: str) -> dict[str, Any]:
+    if len(text) > _LARGEST:
+        raise UsageError(f"{where} is too large for a guest's record", "check what it is")
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: {error}", "see toml.io for the syntax") from None
+
+
+def _read_document(
+    directory: Path, data: dict[str, Any], where: str, problems: list[StorkitError], text: str | None
+) -> str:
+    """The text of a guest's document, which stands beside its record unless it is given; adds to `problems`."""
     suffix = document.SUFFIXES.get(str(data.get("hypervisor", _HYPERVISOR)), "")
     own = f"{data['name']}{suffix}"
     if not suffix or data["document"] != own:
@@ -105,8 +171,9 @@ def _read_document(directory: Path, data: dict[str, Any], where: str, problems: 
     said = [key for key in document.FACTS if key in data]
     problems += [UsageError(f"{where}: {key}: the document says it", f"change it in {directory / own}") for key in said]
     try:
-        with (directory / own).open(encoding="utf-8", newline="") as file:
-            text = file.read(document.LARGEST + 1)
+        if text is None:
+            with (directory / own).open(encoding="utf-8", newline="") as file:
+                text = file.read(document.LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         problems.append(UsageError(f"{directory / own} cannot be read: {reason}", f"check it: less {directory / own}"))
@@ -153,8 +220,21 @@ def dumps(guest: Guest) -> str:
     return tomli_w.dumps(to_data(guest))
 
 
-def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
-    """Write a guest's file, whole or not at all. One that says the same already stays untouched, comments and all.
+def check_room(directory: Path, guest: Guest, replace: bool = False) -> None:
+    """See whether `save` could write a guest's files, and write none. Raises as it does."""
+    raise_problems([*check(guest), *(document.problems(guest) if guest.document else ())])
+    file = path(directory, guest.name)
+    if replace or _same(file, guest):
+        return
+    if os.path.lexists(file):
+        raise _taken(guest.name, file)
+    if guest.document:
+        _refuse_other(directory / to_data(guest)["document"], guest.document)
+
+
+def save(directory: Path, guest: Guest, replace: bool = False, generation: int = 0) -> Path:
+    """Write a guest's file, whole or not at all. One that says the same already stays untouched, comments and all, but
+    for the generation, where there is one.
 
     Raises UsageError or Problems: the record is wrong. Conflict: there is another file of that name, and `replace`
     was not said; or no room.
@@ -164,16 +244,19 @@ def save(directory: Path, guest: Guest, replace: bool = False) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if _same(file, guest):
+            if generation:
+                mark(directory, guest.name, generation)
             return file
         if guest.document:
             # The record, which names it, comes last.
             _save_document(directory / to_data(guest)["document"], guest.document, replace and file.exists())
+        text = _marked(dumps(guest), generation)
         if replace:
-            write_atomic(file, dumps(guest), MODE)
+            write_atomic(file, text, MODE)
         else:
-            _create(file, dumps(guest))
+            _create(file, text)
     except FileExistsError:
-        raise Conflict(f"guest {guest.name!r} exists already: {file}", "choose another name, or edit it") from None
+        raise _taken(guest.name, file) from None
     except OSError as error:
         raise explain(error, file) from error
     return file
@@ -187,9 +270,18 @@ def _save_document(file: Path, text: str, replace: bool) -> None:
     try:
         _create(file, text)
     except FileExistsError:
-        if file.read_bytes() != text.encode():
-            message = f"{file} is there already, and says something else"
-            raise Conflict(message, f"mv {file} elsewhere, or name the guest otherwise: --name") from None
+        _refuse_other(file, text)
+
+
+def _refuse_other(file: Path, text: str) -> None:
+    """Raise Conflict if a file is there that is no document of the guest's."""
+    if file.exists() and file.read_bytes() != text.encode():
+        message = f"{file} is there already, and says something else"
+        raise Conflict(message, f"mv {file} elsewhere, or name the guest otherwise: --name")
+
+
+def _taken(name: str, file: Path) -> Conflict:
+    return Conflict(f"guest {name!r} exists already: {file}", "choose another name, or edit it")
 
 
 def delete(directory: Path, name: str) -> None:
@@ -216,6 +308,11 @@ def _document_of(file: Path, name: str) -> str:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return ""
     return said if said in {name + suffix for suffix in document.SUFFIXES.values()} else ""
+
+
+def says(directory: Path, guest: Guest) -> bool:
+    """Whether a guest's files say just this, however they are written."""
+    return _same(path(directory, guest.name), guest)
 
 
 def _same(file: Path, guest: Guest) -> bool:

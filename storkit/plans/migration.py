@@ -64,6 +64,11 @@ class GuestView:
             )
 
     @property
+    def all_volumes(self) -> list[Volume]:
+        """Those of its disks, and its root."""
+        return [*self.volumes, *([self.root] if self.root else [])]
+
+    @property
     def written(self) -> list[Volume]:
         """The volumes that the guest writes."""
         readonly = {disk.volume for disk in self.guest.disks if disk.readonly}

@@ -26,7 +26,7 @@ from storkit.plans import asking, lookup
 from storkit.plans.remembered import Hints
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest
+    from storkit.core.guest import Guest, KeptGuest
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -311,6 +311,32 @@ class Survey:
         wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
         answers = self._each(wanted, ask, lambda pool: pool.host)
         return [answers[pool] for pool in wanted if pool in answers]
+
+    def kept(
+        self,
+        pools: Iterable[PoolConfig] | None = None,
+        volumes: list[str] | None = None,
+        needed: Collection[str] | None = None,
+    ) -> list[tuple[PoolConfig, KeptGuest]]:
+        """The guests that pools (all by default) keep with these volumes (None: with any), without their texts, those
+        that were deleted among them. What is damaged is noted in `unread`. `needed`: as in `_each`."""
+
+        def ask(pool: PoolConfig) -> list[KeptGuest] | None:
+            connection = self.connections.to(pool.host)
+            with self._noted(pool):
+                try:
+                    found = connection.pool(f"pool:{pool.name}").kept(volumes)
+                except (UsageError, Unsupported):  # an agent of the version before keeps no guests
+                    return []
+                if found.damaged:
+                    wrong = [self._unsafe(pool.host, each) for each in found.damaged]
+                    self.unread[pool.host, f"pool:{pool.name}"] = together(wrong)
+                return found.guests
+            return None
+
+        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        answers = self._each(wanted, ask, lambda pool: pool.host, needed)
+        return [(pool, kept) for pool in wanted for kept in answers.get(pool, ())]
 
     def _each(
         self, keys: list[K], question: Callable[[K], V | None], host: Callable[[K], str],

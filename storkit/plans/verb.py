@@ -12,7 +12,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from storkit.core import codec
 from storkit.core.calls import Targets
@@ -20,6 +20,9 @@ from storkit.core.guest import Guest
 from storkit.core.host import Door
 from storkit.core.model import Secret, Volume
 from storkit.plans.plan import Step
+
+if TYPE_CHECKING:
+    from storkit.core.guest import KeptGuest
 
 B = TypeVar("B")
 """What a verb saw before it acted."""
@@ -113,5 +116,5 @@ def names(volumes: Iterable[Volume]) -> list[str]:
     return [volume.name for volume in volumes]
 
 
-def uuids(volumes: Iterable[Volume]) -> list[str]:
+def uuids(volumes: Iterable[Volume | KeptGuest]) -> list[str]:
     return [volume.uuid for volume in volumes]

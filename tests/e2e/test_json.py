@@ -17,7 +17,7 @@ import pytest
 from storkit.cli.commands import COMMANDS
 from storkit.cli.main import main
 from storkit.core import errors
-from storkit.core.guest import Guest
+from storkit.core.guest import Guest, KeptGuest
 from storkit.core.inventory import HostConfig
 from storkit.core.model import (
     Attachment,
@@ -43,6 +43,7 @@ RECORDS: dict[str, Any] = {
     "Attachment": Attachment,
     "DiskSource": DiskSource,
     "Guest": Guest,
+    "KeptGuest": KeptGuest,
     "Migration": MigrationResult,
     "Plan": Plan,
     "Step": Step,
@@ -151,7 +152,7 @@ def storkit(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
             os.kill(int(entry.name), 9)
 
 
-def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
+def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     bootsector.make_disk(Path("boot.img"))
     storkit("host", "list")
     storkit("host", "check")
@@ -174,6 +175,13 @@ def test_every_command_prints_what_the_page_says(storkit: Run) -> None:
     storkit("guest", "list")
     storkit("guest", "show", "g")
     storkit("guest", "render", "g")
+    monkeypatch.setenv("EDITOR", "true")
+    assert storkit("guest", "edit", "g")["generation"] == 0
+    record_file = Path("guests/g.toml")
+    record_file.write_text(f"# ours\n{record_file.read_text()}")
+    assert [each["what"] for each in storkit("guest", "diff", "g")] == ["g.toml"]
+    assert storkit("guest", "commit", "g")["generation"] == 2
+    storkit("guest", "checkout", "g")
     storkit("volume", "show", "g")
     storkit("guest", "save", "g")
     assert storkit("volume", "show", "g")["hold"].keys() == record("VolumeHold")

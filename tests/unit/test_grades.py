@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from storkit.core import calls, grades, registry
+from storkit.core import calls, grades, guest, registry
 from storkit.core.backend import (
     Backend,
     Hypervisor,
@@ -45,7 +45,7 @@ def test_arguments_that_are_text_are_words_or_paths_that_are_kept_below_director
         if grades.VERBS[kind, verb] in (grades.GUESTS, grades.HOOK):
             continue
         method = getattr(calls.CONTRACTS[kind], verb)
-        for name, hint in typing.get_type_hints(method).items():
+        for name, hint in typing.get_type_hints(method, localns=vars(guest)).items():
             text = hint is str or str in get_args(hint) or any(str in get_args(each) for each in get_args(hint))
             if text and name not in ("return", *WORDS):
                 assert grades.PATHS.get((kind, verb), ("", ""))[0] == name, f"{kind}.{verb}: {name}"

@@ -145,7 +145,8 @@ FREE = {
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "offers": {"name"},
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
     "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "save": {"size"}, "saved": {"size"},
-    "export_image": {"size"}, "find_off": {"host"}, "kept": {"volume", "name"}, "texts": {"volume", "name"},
+    "export_image": {"size"}, "find_off": {"host"}, "kept": {"volume", "name", "hypervisor"},
+    "texts": {"volume", "name", "hypervisor"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""
 

@@ -106,6 +106,13 @@ EXAMPLES = {
     "guest resume": (("storkit guest resume web", "Its disk has room again: let it go on."),),
     "guest list": (("storkit guest list", "Every guest, and the host that runs it."),),
     "guest show": (("storkit guest show web", "Its disks, memory and network cards, and where it runs."),),
+    "guest commit": (("storkit guest commit web", "Keep what guests/web.toml and guests/web.xml say now."),),
+    "guest checkout": (
+        ("storkit guest checkout web", "Write guests/web.toml, and its document, as they are kept."),
+        ("storkit guest checkout web --generation 3", "Take an earlier state; `guest commit` then keeps it again."),
+    ),
+    "guest diff": (("storkit guest diff web", "What was changed in guests/, and is not kept yet."),),
+    "guest edit": (("storkit guest edit web", "Open its texts in $EDITOR; what is wrong with them is refused."),),
     "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
     "migrate run": (
         ("storkit migrate run web --to b", "Move the running guest to host b."),

@@ -125,6 +125,9 @@ class PoolVerbs(BackendVerbs):
     def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:
         """Look for the guests that are kept with volumes of these UUIDs, or with any: the newest generation of each,
         without its texts, those that were deleted among them.
+
+        Raises:
+            Unsupported: the pool keeps no guests.
         """
 
     @abstractmethod

@@ -140,7 +140,9 @@ class AttachmentActs:
         if not names:
             return
         problems: list[StorkitError] = []
-        for hypervisor in self._coordinator.hypervisors():
+        pools = [self._coordinator.inventory.pool(name) for name in dict.fromkeys(volume.pool for volume in volumes)]
+        kept = [guest for _, guest in self._survey.kept(pools)]
+        for hypervisor in self._coordinator.hypervisors(kept):
             for states in self._survey.guests([host], f"hypervisor:{hypervisor}").values():
                 for state in states:
                     if state.status in ("stopped", "migrated"):

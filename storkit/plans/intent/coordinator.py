@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Conflict, StepFailed, StorkitError
-from storkit.core.guest import Guest
+from storkit.core.guest import Guest, KeptGuest
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Usage
 from storkit.hosts.connections import Connections
@@ -65,6 +65,8 @@ class Coordinator:
         """Whether plans are made and not run: what would change anything raises Planned."""
         self.acted = False
         """Whether something was begun to be changed by other means than the connections."""
+        self.kept_in: dict[str, tuple[PoolConfig, str]] = {}
+        """The pool and the volume that guests without files were found to be kept with: where to look first."""
         self._machines: dict[str, Any] = {}
         self._calls = 0
 
@@ -97,18 +99,21 @@ class Coordinator:
     def journals(self) -> Journals:
         return Journals(self.state / "plans")
 
-    def hypervisors(self) -> list[str]:
+    def hypervisors(self, kept: Iterable[KeptGuest] = ()) -> list[str]:
         """The hypervisors that there may be guests of: the default, those of the inventory, those that guests' files
-        name. All that storkit knows where one of these files cannot be read: it may name any."""
+        name, and those of guests that are kept. All that storkit knows where one of these files cannot be read: it may
+        name any."""
         from storkit.core import registry
         from storkit.core.backend import Hypervisor
         from storkit.guests import files
 
+        known = registry.names(Hypervisor)  # type: ignore[type-abstract]
         found = {self.inventory.defaults.hypervisor, *self.inventory.hypervisors}
+        found |= {each.hypervisor for each in kept} & set(known)
         try:
             found |= {guest.hypervisor for guest in files.load_all(self.guests)}
         except (StorkitError, OSError):
-            found.update(registry.names(Hypervisor))  # type: ignore[type-abstract]
+            found.update(known)
         return sorted(found)
 
     def host(self, name: str, *, given: bool = False) -> str:

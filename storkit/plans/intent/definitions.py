@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from storkit.core.errors import Conflict, StorkitError, UsageError, collected, raise_problems
+from storkit.core.errors import Conflict, NotAllowed, StorkitError, UsageError, collected, raise_problems
 from storkit.core.guest import Boot, Disk, Guest, Nic, Root
 from storkit.core.identities import several
 from storkit.core.model import check_name
 from storkit.core.units import parse_size
 from storkit.guests import document, files, secrets
 from storkit.guests.check import check
+from storkit.guests.files import Texts
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
+from storkit.plans.intent.kept import keeping, sources
 from storkit.plans.intent.making import Bytes, in_bytes
 from storkit.plans.intent.views import refuse_unless_stopped, tree, uuids
 from storkit.plans.lookup import parts
@@ -60,7 +62,10 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
     raise_problems(problems)
     problems += _contradictions(wanted, change)
     raise_problems(problems)
-    old = files.load(coordinator.guests, name) if change and name in files.names(coordinator.guests) else None
+    here = name in files.names(coordinator.guests)
+    if change and not here and sources.find(coordinator, name):
+        raise Conflict(f"guest {name} has no files here to be changed", f"storkit guest checkout {name}")
+    old = files.load(coordinator.guests, name) if change and here else None
     if old and old.document:
         record = files.path(coordinator.guests, name)
         file = record.with_name(name + document.SUFFIXES[old.hypervisor])
@@ -161,16 +166,38 @@ def _import_document(
 
 
 def save(coordinator: Coordinator, guest: Guest, change: bool = False) -> Guest:
-    """Write a guest's file, unless this coordinator only plans; the guest as it is written."""
+    """Keep a guest with its first volume and write its files, unless this coordinator only plans; the guest as it is
+    written."""
     refuse_to_share(coordinator, guest)
     if coordinator.planning:
         return guest
-    if change and guest.name in files.names(coordinator.guests):
+    there = guest.name in files.names(coordinator.guests)
+    before = 0
+    if change and there:
         old = files.load(coordinator.guests, guest.name)
         refuse_unless_stopped(coordinator, old, "its description stays as it is")
         guest = replace(guest, uuid=old.uuid)
-    files.save(coordinator.guests, guest, change)
+        before = files.texts(coordinator.guests, guest.name).generation
+    write(coordinator, [guest], change, before)
     return guest
+
+
+def write(coordinator: Coordinator, guests: Sequence[Guest], change: bool = False, before: int = 0) -> None:
+    """Keep guests with their first volumes, in one plan, and write their files. `before`: the generation that is
+    changed, with `change`."""
+    said: list[tuple[Guest, Texts]] = []
+    for guest in guests:
+        files.check_room(coordinator.guests, guest, change)
+        same = files.says(coordinator.guests, guest)
+        texts = files.texts(coordinator.guests, guest.name) if same else None
+        said.append((guest, texts or Texts(files.dumps(guest), guest.document, before)))
+    try:
+        generations = keeping.keep(coordinator, said)
+    except NotAllowed as error:  # by a key for volumes alone
+        coordinator.warn(f"{', '.join(guest.name for guest in guests)}: in {coordinator.guests} alone: {error.message}")
+        generations = [0] * len(guests)
+    for guest, generation in zip(guests, generations, strict=True):
+        files.save(coordinator.guests, guest, change, generation)
 
 
 def bind(coordinator: Coordinator, disks: list[Disk]) -> list[Disk]:

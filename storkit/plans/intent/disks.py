@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from storkit.core.errors import Conflict, StorkitError, raise_problems
+from collections.abc import Iterable
+
+from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import Volume
 from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.kept import sources
 
 
-def readable(coordinator: Coordinator, problems: list[StorkitError]) -> list[Guest]:
-    """The guests whose files can be read; what is wrong with the others is added to `problems`."""
+def readable(coordinator: Coordinator, pools: Iterable[str], problems: list[StorkitError]) -> list[Guest]:
+    """The guests whose files can be read, and those without files that these pools keep; what is wrong with the others
+    is added to `problems`."""
     guests = []
     for name in files.names(coordinator.guests):
         try:
             guests.append(files.load(coordinator.guests, name))
         except StorkitError as error:
             problems += error.each
+    asked = [coordinator.inventory.pools[name] for name in dict.fromkeys(pools) if name in coordinator.inventory.pools]
+    for pool, kept in sources.only_kept(coordinator, asked) if asked else ():
+        with collected(problems):
+            guests.append(sources.read(coordinator, pool, kept))
     return guests
 
 
 def refuse_to_delete(coordinator: Coordinator, volumes: list[Volume]) -> None:
     """Raise what speaks against deleting these volumes: the guests that have them, and files that may name them."""
     problems: list[StorkitError] = []
-    guests = readable(coordinator, problems)
+    guests = readable(coordinator, [volume.pool for volume in volumes], problems)
     for volume in volumes:
         as_disk = Disk(volume.name, uuid=volume.uuid)
         if owners := [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]:
@@ -41,7 +49,11 @@ def refuse_to_share(coordinator: Coordinator, *guests: Guest) -> None:
     """
     damaged: list[StorkitError] = []
     problems: list[StorkitError] = []
-    pairs = ((guest, other) for other in readable(coordinator, damaged) for guest in guests if other.name != guest.name)
+    firsts = [first for guest in guests if (first := sources.home(guest))]
+    known = {first.volume: first.uuid for first in firsts if first.uuid}
+    pools = [volume.pool for volume in coordinator.survey.present([first.volume for first in firsts], known)]
+    others = readable(coordinator, pools, damaged)
+    pairs = ((guest, other) for other in others for guest in guests if other.name != guest.name)
     for guest, other in pairs:
         for disk in _disks(guest):
             for theirs in _disks(other):

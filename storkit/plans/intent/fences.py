@@ -12,9 +12,9 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import ALIVE, Export, Volume, check_name, guest_client
-from storkit.guests import files
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator, Planned, Ran
+from storkit.plans.intent.kept import sources
 from storkit.plans.plan import Plan, Step
 
 
@@ -133,7 +133,7 @@ class FenceActs:
         found: list[tuple[Volume, Export]] = []
         problems: list[StorkitError] = []
         with collected(problems):
-            guests = files.load_all(self._coordinator.guests)
+            guests = sources.everybody(self._coordinator, problems)
             rooted = {guest_client(guest.name): guest for guest in guests if guest.root}
             roots = {guest.root.volume: guest.root.uuid for guest in guests if guest.root}
             trees = {tree.uuid: tree for tree in self._survey.present(roots, roots) if tree.host != host}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from storkit.guests import files, secrets
 from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.disks import readable, refuse_to_share
+from storkit.plans.intent.disks import refuse_to_share
+from storkit.plans.intent.kept import checkout, keeping, sources
+from storkit.plans.intent.kept.checkout import Difference, GuestKept
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -69,12 +71,13 @@ class GuestActs:
         return files.dumps(guest)
 
     def names(self) -> list[str]:
-        """The guests that have a record, in the order of their names."""
+        """The guests that have files here, in the order of their names; nobody is asked."""
         return files.names(self._coordinator.guests)
 
     def load(self, name: str) -> Guest:
-        """A guest's record as it is written, with nobody asked. Raises NotFound, UsageError."""
-        return files.load(self._coordinator.guests, name)
+        """A guest's record as it is written, with nobody asked where it has files here; otherwise as a pool keeps it.
+        Raises NotFound, UsageError."""
+        return sources.load(self._coordinator, name)
 
     def define(self, name: str, wanted: definitions.GuestWish, change: bool = False) -> Guest:
         """Write the record of a new guest. `change`: of one that may be there, what is wanted to be different."""
@@ -108,6 +111,8 @@ class GuestActs:
         def build() -> Plan:
             what = views.guest_view(coordinator, name, where)
             if not what.running:
+                sources.refuse_unseen(coordinator, what.guest, what.all_volumes, where)
+                sources.refuse_old(coordinator, what.guest, what.all_volumes)
                 hypervisor = coordinator.connections.to(where).hypervisor(what.target)
                 problems = coordinator.once((where, "check", what.guest), lambda: hypervisor.check(what.guest))
                 raise_problems([Conflict(f"{where}: {problem}", f"storkit host check {where}") for problem in problems])
@@ -140,16 +145,39 @@ class GuestActs:
         self._coordinator.change(build)
 
     def delete(self, name: str) -> None:
-        """Forget a guest that is stopped; its volumes stay."""
+        """Forget a guest that is stopped, and have its pool forget it; its volumes stay."""
         guest = self.load(name)
         views.refuse_unless_stopped(self._coordinator, guest, "it cannot be forgotten")
-        if not self._coordinator.planning:
-            files.delete(self._coordinator.guests, name)
-            secrets.forget(self._coordinator.state, guest.uuid)
+        keeping.forget(self._coordinator, guest)
+        files.delete(self._coordinator.guests, name)
+        secrets.forget(self._coordinator.state, guest.uuid)
+
+    def kept(self, name: str) -> GuestKept:
+        """What is kept of a guest with its first volume, and whether its files here say the same."""
+        return checkout.state(self._coordinator, name)
+
+    def commit(self, name: str) -> int:
+        """Keep what a guest's files say with its first volume, as a new generation unless it is kept already; the
+        generation. 0: nothing keeps it. Raises Conflict: somebody else has changed it since."""
+        return checkout.commit(self._coordinator, name)
+
+    def checkout(self, name: str, force: bool = False, generation: int = 0) -> Path:
+        """Write a guest's files from what is kept of it, or from an earlier generation; the record's. `force`: over
+        what they say and nothing keeps."""
+        return checkout.checkout(self._coordinator, name, force, generation)
+
+    def changes(self, name: str) -> list[Difference]:
+        """Where the files of a guest say something else than what is kept."""
+        return checkout.differences(self._coordinator, name)
+
+    def edit(self, name: str, edited: Callable[[dict[str, str]], dict[str, str]]) -> int:
+        """Have a guest's texts edited, keep them, and write them to its files if it has any here. `edited` is given
+        texts by the names of files, and gives them back. The generation; 0: nothing was changed."""
+        return checkout.edit(self._coordinator, name, edited)
 
     def listing(self) -> list[GuestEntry]:
         """All guests, and where each is; what is wrong with one keeps no other from being listed."""
-        return [self._entry(name) for name in self.names()]
+        return [self._entry(name) for name in sources.names(self._coordinator)]
 
     def show(self, name: str) -> GuestView:
         """A guest, its volumes, and where it is, as the hosts say that have its disks."""
@@ -218,21 +246,21 @@ def _clone(coordinator: Coordinator, original: Guest, names: list[str], settings
         passwords = secrets.load(coordinator.state, original)
         for guest in guests:
             secrets.keep(coordinator.state, guest.uuid, passwords)
-            files.save(coordinator.guests, guest)
+        definitions.write(coordinator, guests)
     return guests
 
 
 def _records(coordinator: Coordinator, original: Guest, names: list[str], settings: list[str]) -> list[Guest]:
     """The new guests' records. Raises all that speaks against them, before anything is made."""
     problems: list[StorkitError] = []
-    taken = set(files.names(coordinator.guests))
+    taken = set(sources.names(coordinator))
     for name in names:
         if name in taken:
             problems.append(Conflict(f"guest {name} exists already", f"storkit guest show {name}"))
         taken.add(name)
     raise_problems(problems)
     guests: list[Guest] = []
-    others = readable(coordinator, [])
+    others = sources.everybody(coordinator, [])
     for name in names:
         with collected(problems):
             guests.append(clones.clone(original, name, settings))

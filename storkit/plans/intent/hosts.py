@@ -16,14 +16,13 @@ from storkit.core.errors import (
     quoted,
     raise_problems,
 )
-from storkit.core.guest import Guest
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Export, GuestState, Usage, VolumeHold, guest_of
-from storkit.guests import files
 from storkit.plans.checkup import Checkup, Report
 from storkit.plans.intent import accepting
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.journals import PlanActs, PlanEntry
+from storkit.plans.intent.kept import sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +221,8 @@ class HostActs:
         return states[0] if states else "unknown" if unread else "not attached"
 
     def _paused(self, needed: Collection[str]) -> list[GuestState]:
-        guests, problems = list[Guest](), list[StorkitError]()
-        for name in files.names(self._coordinator.guests):
-            with collected(problems):
-                guests.append(files.load(self._coordinator.guests, name))
+        problems = list[StorkitError]()
+        guests = sources.everybody(self._coordinator, problems, needed)
         for problem in problems:
             self._coordinator.warn(problem.message)
         found: list[GuestState] = []

@@ -9,9 +9,10 @@ from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
 from storkit.core.inventory import Inventory
 from storkit.core.model import MigrationResult
-from storkit.guests import document, files
+from storkit.guests import document
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.kept import sources
 from storkit.plans.intent.views import guest_view, wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -78,7 +79,7 @@ class MigrationActs:
 
     def status(self, guest: str = "") -> list[GuestRights]:
         """Where a guest is, and who may write its disks; without a name, of all guests, as far as that is known."""
-        names = [guest] if guest else files.names(self._coordinator.guests)
+        names = [guest] if guest else sources.names(self._coordinator)
         found: list[GuestRights] = []
         for name in names:
             try:
@@ -97,13 +98,15 @@ class MigrationActs:
 
         def build() -> Plan:
             what = guest_view(coordinator, guest, destination)
-            pools.update(dict.fromkeys(volume.pool for volume in [*what.volumes, *([what.root] if what.root else [])]))
+            pools.update(dict.fromkeys(volume.pool for volume in what.all_volumes))
             plan = migration.migrate(what, destination, parts, coordinator.inventory)
             if what.places.get(destination) not in (None, "incoming"):
                 raise Conflict(
                     f"guest {what.name} is {what.places[destination]} on {destination}",
                     f"storkit migrate cleanup {what.name}",
                 )
+            sources.refuse_unseen(coordinator, what.guest, what.all_volumes, destination)
+            sources.refuse_old(coordinator, what.guest, what.all_volumes)
             raise_problems(differences(coordinator, what, destination))
             return plan
 

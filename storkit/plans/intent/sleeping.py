@@ -14,6 +14,7 @@ from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
 from storkit.plans import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
+from storkit.plans.intent.kept import sources
 from storkit.plans.intent.views import wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -86,6 +87,7 @@ class SleepActs:
             saved = self._saved(what, hold, here, there)
             found.append(Woken(guest, here, saved.paused))
             what = replace(what, machine=saved.machine)
+            sources.refuse_unseen(coordinator, what.guest, what.all_volumes, here)
             hypervisor = coordinator.connections.to(here).hypervisor(what.target)
             unfit = coordinator.once((here, "check", _guest(what)), lambda: hypervisor.check(_guest(what)))
             raise_problems([Conflict(f"{here}: {problem}", f"storkit host check {here}") for problem in unfit])

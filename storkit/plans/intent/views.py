@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from storkit.core.errors import Conflict, Unsafe, Unsupported, UsageError
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.guest import Disk, Guest, Root
 from storkit.core.holds import wake
 from storkit.core.model import ALIVE, Export, GuestState, Volume, guest_client, guest_of
-from storkit.guests import files
 from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.kept import sources
 from storkit.plans.migration import GuestView
 
 
@@ -91,7 +91,7 @@ def refuse_unless_stopped(coordinator: Coordinator, guest: Guest, so: str) -> No
 
 def _its_own(coordinator: Coordinator, name: str) -> tuple[Guest, list[Volume], Volume | None]:
     """A guest, with the UUIDs of its disks, their volumes, and its root. Raises Unsafe: a name stands for another."""
-    guest = files.load(coordinator.guests, name)
+    guest = sources.load(coordinator, name)
     volumes = coordinator.survey.find_all([disk.volume for disk in guest.disks], uuids(guest.disks))
     for disk, volume in zip(guest.disks, volumes, strict=True):
         if disk.uuid and disk.uuid != volume.uuid:
@@ -172,6 +172,8 @@ def _shared(coordinator: Coordinator, guest: Guest, volumes: list[Volume]) -> fr
     readonly = {disk.volume for disk in guest.disks if disk.readonly}
     if not readonly:
         return frozenset()
-    others = [other for other in files.load_all(coordinator.guests) if other.name != guest.name]
+    problems: list[StorkitError] = []
+    others = [other for other in sources.everybody(coordinator, problems) if other.name != guest.name]
+    raise_problems(problems)
     used = {disk.volume for other in others for disk in other.disks}
     return frozenset(volume.uuid for volume in volumes if volume.name in readonly & used)

@@ -10,7 +10,7 @@ from storkit.plans.verb import Verb
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
-from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
+from storkit.plans.verbs.guests import DefineGuest, KeepGuests, StartGuest, StopGuest, UndefineGuest, WakeGuest
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
@@ -40,7 +40,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes, DetachVolumes, Prove, DefineGuest,
     UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest, ConfirmPlace, ResumeGuest, RetireGuest,
     HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory,
-    FenceHost, UnfenceHost, DeclareOff, WithdrawOff,
+    FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

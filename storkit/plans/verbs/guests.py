@@ -1,4 +1,4 @@
-"""The verbs of guests that stay where they are: defined, forgotten, started, stopped, woken."""
+"""The verbs of guests that stay where they are: kept with their volumes, defined, started, stopped, woken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
-from storkit.core.guest import Guest
+from storkit.core.guest import Guest, KeptGuest
 from storkit.core.identities import GuestName, Line, Seconds, Word
 from storkit.core.model import ALIVE, GuestState, Volume
 from storkit.plans.plan import Step
@@ -120,3 +120,26 @@ class WakeGuest(BlindVerb):
 
     def act(self, run: Run, step: Step) -> GuestState:
         return run.on(step.host).hypervisor(step.target).wake(self.name)
+
+
+@dataclass(frozen=True)
+class KeepGuests(Verb[list[KeptGuest]]):
+    """A new generation of guests, where their pool keeps them. `find`: the generations that were the newest before,
+    without their texts. Undone by taking back what this plan has kept."""
+
+    verb: ClassVar[str] = "keep"
+    guests: list[KeptGuest]
+
+    def find(self, run: Run, step: Step) -> list[KeptGuest]:
+        return run.on(step.host).pool(step.target).kept(uuids(self.guests)).guests
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).pool(step.target).keep(self.guests)
+
+    def undo(self, run: Run, step: Step, before: list[KeptGuest]) -> None:
+        were = {kept.uuid: kept.generation for kept in before}
+        mine = [guest for guest in self.guests if were.get(guest.uuid, 0) < guest.generation]
+        run.on(step.host).pool(step.target).unkeep(mine)
+
+    def by_hand(self, step: Step) -> str:
+        return "; ".join(f"storkit guest diff {guest.name}" for guest in self.guests)

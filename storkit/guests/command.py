@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from storkit.core.errors import StorkitError, UsageError, raise_problems
-from storkit.guests.documents.shell import Word, commands
+from storkit.guests.documents.shell import MOST_WORDS, Word, commands
 
 ALONE = frozenset({
     "-S", "-alt-grab", "-async-teardown", "-audio-help", "-ctrl-grab", "-curses", "-daemonize", "-enable-fips",
@@ -69,9 +69,8 @@ def likely(text: str) -> bool:
 def command(text: str) -> Command:
     """The one QEMU command in a text: its arguments one a line if its first line is an option alone, else as a shell
     takes them apart. Raises UsageError: there is none, or more than one, or part of it is known to a shell alone."""
-    listed = _listed(text)
-    if listed and re.fullmatch(r"-[a-zA-Z0-9-]+", listed[0].text):
-        return Command("", listed, [])
+    if re.match(r"[\r\n]*-[a-zA-Z0-9-]+\r?(?:\n|$)", text):
+        return Command("", _listed(text), [])
     found: list[tuple[str, list[Word], bool]] = []
     others: list[Word] = []
     for words, always in commands(text):
@@ -130,8 +129,8 @@ def _listed(text: str) -> list[Word]:
         word = line.rstrip("\r")
         if word:
             words.append(Word(word, number, position, position + len(word), raw=True))
-        elif not words and position > 0:
-            return []
+        if len(words) > MOST_WORDS:
+            raise UsageError(f"line {number}: the command has more than {MOST_WORDS} words", "check what the file is")
         position += len(line) + 1
     return words
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from storkit.guests.documents import launch, options, qemu
 from storkit.guests.documents.edits import Edit, edited
 from storkit.guests.place import Place
 from storkit.guests.render import render
+from storkit.system.timeouts import scaled
 
 UUID = "11111111-2222-4333-8444-555555555555"
 LV = DiskSource("block", "/dev/storkit/shop")
@@ -373,3 +375,27 @@ def test_commands_as_people_write_them(case: Path) -> None:
     kept = [word for word in arguments(text) if not any(disk.place in word for disk in disks)]
     assert [word for word in kept if word not in arguments(new)] in ([], ["-hda", "-hdb"])
     assert made.vcpus == {"20-continued": 2, "27-smp": 4}.get(case.stem, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x='a b'\n" + BEGIN + " $x" * 150000,
+        "x=a" + "$x" * 300000 + "\n" + BEGIN,
+        BEGIN + "$(" * 300000,
+        BEGIN + ' "' + '\\"' * 300000,
+        BEGIN + ">a " * 200000,
+        BEGIN + " -chardev socket,id=a,fd=1" + " -mon a" * 100000,
+        BEGIN + " -blockdev " + ",".join(f"a{number}=b" for number in range(90000)),
+        BEGIN + " -blockdev driver=quorum" + "".join(f",children.{number}.filename=/a" for number in range(500)),
+        BEGIN + " -blockdev '" + '{"a":' * 150000 + "'",
+        "a\n" * 300000 + BEGIN,
+        "-S\n" * 250000,
+    ],
+    ids=lambda text: text[:9] + text[40:60],
+)  # fmt: skip
+def test_a_large_text_comes_to_an_end(text: str) -> None:
+    start = time.process_time()
+    with suppress(StorkitError):
+        document.adopted("qemu", text, {}, [], "f")
+    assert time.process_time() - start < scaled(20)

@@ -50,8 +50,8 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     """The arguments of QEMU, whose program is not among them, for a guest whose command is `text`."""
     found = command(text)
     given = pairs(found.arguments)
-    others = lent(given)
-    words = [word for pair in given if pair not in others for word in _here(pair, place)]
+    others = {pair.word.start for pair in lent(given)}
+    words = [word for pair in given if pair.word.start not in others for word in _here(pair, place)]
     said = {pair.option for pair in given}
     if "-name" not in said:
         words += ["-name", f"guest={quote_option(guest.name)}"]

@@ -17,7 +17,7 @@ _PAIR = re.compile(r"((?:[^,]|,,)+)(?:,(?!,)|$)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _BLANK = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,\]}]+")
-_DEEPEST, _MOST = 32, 4096
+_DEEPEST, _MOST = 32, 1024
 
 
 @dataclass(frozen=True, slots=True)

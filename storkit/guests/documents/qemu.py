@@ -40,8 +40,8 @@ _NETS = ("-netdev", "-nic", "-net", "-chardev")
 def find_disks(text: str) -> list[DocumentDisk]:
     """Everything that the command opens for the guest. Raises UsageError: it cannot be read, or not be started."""
     found = pairs(command(text).arguments)
-    monitors = lent(found)
-    raise_problems([problem for pair in found if pair not in monitors for problem in _problems(pair)])
+    monitors = {pair.word.start for pair in lent(found)}
+    raise_problems([problem for pair in found if pair.word.start not in monitors for problem in _problems(pair)])
     others = [disk for pair in found for disk in opened(pair)]
     disks = [block.disk for block in blocks.find(found)]
     variables = [disk for disk in disks if disk.kind == "nvram"]

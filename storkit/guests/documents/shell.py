@@ -37,6 +37,7 @@ _CLOSING = ("fi", "done", "esac")
 _LEADING = (*_OPENING, "then", "else", "elif", "do", "!", "{", "}", "time")
 _PARENTHESIS, _BLANKS, _NEWLINE = re.compile(r"[()]"), re.compile(r"[ \t\n]+"), re.compile(r"\n")
 _NOTHING = ('"$@"', '"${@}"', '"$*"')
+MOST_WORDS = 16384
 MOST_CHARACTERS = 4 << 20
 """That the variables of a text stand for, all in all."""
 
@@ -136,6 +137,7 @@ class _Scan:
     """Whether the command runs only if one before it has, or has not, worked."""
     redirected: bool = False
     put_in: int = 0
+    count: int = 0
     begun: int = -1
     """Where the word that is being read begins; -1: none is."""
     until: int = 0
@@ -260,6 +262,9 @@ class _Scan:
             segments = tuple(self.segments)
             word = Word("".join(self.pieces), line, self.begun, self.until, segments, self.problem, self.shared)
             self.words.append(word)
+            self.count += 1
+            if self.count > MOST_WORDS:
+                raise self._refused(self.begun, f"it has more than {MOST_WORDS} words")
             self.assigns = self.assigns and (word.text in _DECLARING or bool(_ASSIGNMENT.match(word.text)))
         if self.begun >= 0:
             self.redirected = False

@@ -209,10 +209,12 @@ def test_a_volume_of_a_format_that_a_command_has_no_word_for_is_refused(words: s
 
 def test_a_host_starts_it_in_the_background_and_can_speak_with_it() -> None:
     text = ("kvm -m 512 -nographic -S -daemonize -pidfile /x -incoming defer -serial mon:stdio -monitor stdio "
-            "-qmp stdio -chardev stdio,id=c,mux=on,signal=off -hda /a -D /log -display curses")  # fmt: skip
+            "-sandbox on,spawn=deny,obsolete=deny -qmp stdio -chardev stdio,id=c,mux=on,signal=off "
+            "-hda /a -D /log -display curses")  # fmt: skip
     made = render(guest(text), [LV], place=PLACE).splitlines()
     assert made == [
-        *["-m", "512", "-display", "none", "-serial", "null", "-monitor", "none", "-chardev", "null,id=c,mux=on"],
+        *["-m", "512", "-display", "none", "-serial", "null", "-monitor", "none"],
+        *["-sandbox", "on,obsolete=deny", "-chardev", "null,id=c,mux=on"],
         *["-drive", "file=/dev/storkit/shop,format=raw,index=0,media=disk", "-D", "/log", "-display", "none"],
         *f"-name guest=shop -uuid {UUID} -machine type=pc-i440fx-7.2 -accel kvm -m size=524296K".split(),
         *[
@@ -244,6 +246,18 @@ def test_a_host_starts_it_in_the_background_and_can_speak_with_it() -> None:
 )
 def test_what_a_guest_needs_of_a_host(text: str, accelerator: str, architecture: str) -> None:
     assert (launch.accelerator(text), launch.architecture(text)) == (accelerator, architecture)
+
+
+def test_what_libvirt_lends_to_its_guests_alone_is_left_out() -> None:
+    key = """-object '{"qom-type":"secret","id":"masterKey0","format":"raw","file":"/l/k.aes"}'"""
+    lent = f"{key} -chardev socket,id=charmonitor,fd=21,server=on,wait=off -mon chardev=charmonitor,id=m,mode=control"
+    text = f"{BEGIN} {lent} -chardev pty,id=c -mon c -k de"
+    assert qemu.find_disks(text) == []
+    words = launch.arguments(text, guest(text), PLACE)
+    assert words[4:10] == ["-chardev", "pty,id=c", "-mon", "c", "-k", "de"]
+    assert [disk.kind for disk in qemu.find_disks(f"{text} -object secret,id=x,keyid=masterKey0,file=/x")] == [
+        "secret"
+    ] * 2
 
 
 def test_what_else_a_script_does_is_said() -> None:

@@ -18,6 +18,10 @@ _LEFT_OUT = ("-S", "-daemonize", "-pidfile", "-incoming")
 """What storkit says itself: whether the guest waits, its process's file, how it is received."""
 _TERMINAL = {"-serial": "null", "-parallel": "null", "-monitor": "none", "-debugcon": "null", "-virtioconsole": "null"}
 """Options that may speak with the terminal, which a process in the background has not, to what they say then."""
+_SANDBOXED = ("spawn", "elevateprivileges")
+"""What a sandbox must not deny to a process that goes to the background: QEMU 7.2 dies of it, without a word."""
+_MASTER_KEY = "masterKey0"
+"""libvirt's name for it."""
 _KVM = ("kvm", "qemu-kvm")
 _CLEARED = 256 << 10
 _MORE = 8 << 10
@@ -68,7 +72,8 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
 
 
 def lent(given: list[Pair]) -> list[Pair]:
-    """The monitors that whoever ran a command gave to it as descriptors: as libvirt does, in its log too."""
+    """What whoever ran a command had for that alone, as libvirt's log has it: monitors by descriptors, and the key for
+    secrets, where there are none."""
     monitors = [pair for pair in given if pair.option == "-mon"]
     names = {read(pair.text, "chardev").get("chardev") for pair in monitors}
     sockets: dict[str, Pair] = {}
@@ -77,7 +82,13 @@ def lent(given: list[Pair]) -> list[Pair]:
             argument = read(pair.text, "backend")
             if argument.get("id") in names and argument.part("fd"):
                 sockets[argument.get("id")] = pair
-    return [*sockets.values(), *(pair for pair in monitors if read(pair.text, "chardev").get("chardev") in sockets)]
+    keys = [pair for pair in given if _MASTER_KEY in pair.text]
+    keys = keys if len(keys) == 1 and keys[0].option == "-object" else []
+    return [
+        *keys,
+        *sockets.values(),
+        *(pair for pair in monitors if read(pair.text, "chardev").get("chardev") in sockets),
+    ]
 
 
 def warnings(text: str) -> list[str]:
@@ -115,6 +126,10 @@ def _here(pair: Pair, place: Place) -> Iterator[str]:
         yield from ("-display", "none")
     elif option in _TERMINAL and stdio:
         yield from (option, _TERMINAL[option])
+    elif option == "-sandbox":
+        argument = read(text, "enable")
+        gone = [key for key in argument.parts[1:] if key.key in _SANDBOXED and key.value == "deny"]
+        yield from (option, edited(text, argument.without(gone)))
     elif option == "-chardev" and read(text, "backend").get("backend") == "stdio":
         argument = read(text, "backend")
         mux = ",mux=on" if argument.get("mux") == "on" else ""

@@ -40,9 +40,10 @@ _NETS = ("-netdev", "-nic", "-net", "-chardev")
 def find_disks(text: str) -> list[DocumentDisk]:
     """Everything that the command opens for the guest. Raises UsageError: it cannot be read, or not be started."""
     found = pairs(command(text).arguments)
-    monitors = {pair.word.start for pair in lent(found)}
-    raise_problems([problem for pair in found if pair.word.start not in monitors for problem in _problems(pair)])
-    others = [disk for pair in found for disk in opened(pair)]
+    gone = {pair.word.start for pair in lent(found)}
+    kept = [pair for pair in found if pair.word.start not in gone]
+    raise_problems([problem for pair in kept for problem in _problems(pair)])
+    others = [disk for pair in kept for disk in opened(pair)]
     disks = [block.disk for block in blocks.find(found)]
     variables = [disk for disk in disks if disk.kind == "nvram"]
     return [*(disk for disk in disks if disk.kind != "nvram"), *numbered(others), *variables]

@@ -31,6 +31,8 @@ _PLACEHOLDER = re.compile(r"storkit-secret-\d{1,6}")
 """What stands in the place of a password."""
 LARGEST = 1 << 20
 """Characters."""
+_IMAGES = ("disk", "cdrom", "floppy", "nvram", "firmware")
+"""Kinds of what a QEMU command opens that are files of images."""
 FACTS = ("memory", "vcpus", "machine", "cpu", "boot", "nics", "console")
 """What a record has from the document."""
 _HARMLESS = (
@@ -247,6 +249,15 @@ def _unnamed(guest: Guest, disks: list[DocumentDisk], volumes: set[str]) -> list
         if (disk.place or disk.mapped)
         and disk.target not in guest.local
         and (disk.target not in volumes or not disk.mapped)
+    ]
+    found += [
+        UsageError(
+            f"line {disk.line}: {disk.target} ({disk.place}) is no full path: it depends on where QEMU is started",
+            "write a full path, as /srv/cd.iso",
+        )
+        for disk in disks
+        if guest.hypervisor == "qemu" and disk.target in guest.local and disk.kind in _IMAGES
+        if not re.match(r"/|[a-z0-9+-]+:", disk.place)
     ]
     return found + [
         UsageError(

@@ -167,6 +167,14 @@ def test_what_cannot_be_kept_is_refused_by_its_line(words: str, message: str) ->
         document.find_disks("qemu", f"#!/bin/sh\nset -e\n{BEGIN} {words}\n")
 
 
+def test_an_image_that_stays_local_has_a_full_path() -> None:
+    text = f"{BEGIN} -drive file=cd.iso,media=cdrom,id=cd -hda fat:/srv -fda /f"
+    with pytest.raises(UsageError, match=r"line 1: cd \(cd\.iso\) is no full path") as caught:
+        render(guest(text, ["cd", "fda"]), [LV])
+    assert len(caught.value.each) == 1
+    assert render(guest(f"{BEGIN} -hda cd.iso"), [LV]).endswith("file=/dev/storkit/shop,format=raw,index=0,media=disk")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

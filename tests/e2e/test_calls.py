@@ -112,6 +112,7 @@ def test_attach_verify_detach(site: storkit.api.Storkit, calls: list[str]) -> No
     ]
     assert of(calls, lambda: site.attachments.detach("web", "b")) == [
         *LOOK,
+        KEPT,
         "b hypervisor:qemu find",
         "a lock",
         "a transport:nbd find_exports",
@@ -131,6 +132,7 @@ def test_status(site: storkit.api.Storkit, calls: list[str]) -> None:
         "b transport:nbd look_exports",
         "a transport:nbd find_attachments",
         "b transport:nbd find_attachments",
+        KEPT,
         "a pool:default capacity",
     ]
 

@@ -102,7 +102,7 @@ class AttachmentActs:
 
     def _detach(self, find: Find, client: str) -> str:
         name, asked = (client, False) if guest_of(client) else self._coordinator.client(client)
-        lost, volumes = list[Volume](), list[Volume]()
+        lost, volumes, hypervisors = list[Volume](), list[Volume](), list[str]()
 
         def build() -> Plan:
             volumes[:] = volumes or find()
@@ -111,7 +111,9 @@ class AttachmentActs:
                 lost[:] = [volume for volume in volumes if name in planner.writers_of(exports, volume)]
                 return self._cut_off(volumes, [export for export in exports if export.client == name], name)
             exported = {export.uuid for export in exports if export.client == name}
-            self._refuse_from_under_a_guest([volume for volume in volumes if volume.uuid in exported], name)
+            if taken := [volume for volume in volumes if volume.uuid in exported]:
+                hypervisors[:] = hypervisors or self._hypervisors(taken)
+                self._refuse_from_under_a_guest(taken, name, hypervisors)
             return planner.detach(volumes, name, self._coordinator.inventory)
 
         self._coordinator.change(build)
@@ -134,15 +136,16 @@ class AttachmentActs:
         by_uuid = {volume.uuid: volume for volume in volumes}
         return planner.cut_off([(by_uuid[export.uuid], export) for export in ended], inventory)
 
-    def _refuse_from_under_a_guest(self, volumes: list[Volume], host: str) -> None:
+    def _hypervisors(self, volumes: list[Volume]) -> list[str]:
+        """The hypervisors that guests with these volumes may be of, those without files here as well."""
+        pools = [self._coordinator.inventory.pool(name) for name in dict.fromkeys(volume.pool for volume in volumes)]
+        return self._coordinator.hypervisors(guest for _, guest in self._survey.kept(pools))
+
+    def _refuse_from_under_a_guest(self, volumes: list[Volume], host: str, hypervisors: list[str]) -> None:
         """Raise Conflict if a guest on the host has one for its disk: to cut off the host itself, there is fence."""
         names = {volume.uuid: volume.name for volume in volumes}
-        if not names:
-            return
         problems: list[StorkitError] = []
-        pools = [self._coordinator.inventory.pool(name) for name in dict.fromkeys(volume.pool for volume in volumes)]
-        kept = [guest for _, guest in self._survey.kept(pools)]
-        for hypervisor in self._coordinator.hypervisors(kept):
+        for hypervisor in hypervisors:
             for states in self._survey.guests([host], f"hypervisor:{hypervisor}").values():
                 for state in states:
                     if state.status in ("stopped", "migrated"):

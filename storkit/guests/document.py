@@ -31,6 +31,7 @@ _PLACEHOLDER = re.compile(r"storkit-secret-\d{1,6}")
 """What stands in the place of a password."""
 LARGEST = 1 << 20
 """Characters."""
+_TARGET = re.compile(r"(?:vd|xvd|sd|hd)[a-z]{1,2}")
 _IMAGES = ("disk", "cdrom", "floppy", "nvram", "firmware")
 """Kinds of what a QEMU command opens that are files of images."""
 FACTS = ("memory", "vcpus", "machine", "cpu", "boot", "nics", "console")
@@ -200,6 +201,19 @@ def lost(guest: Guest, hypervisor: str) -> list[StorkitError]:
                     f"take it out of the document, or render it for {guest.hypervisor}")
         for each in [*said, *firmware]
     ]  # fmt: skip
+
+
+def on_its_buses(guest: Guest) -> Guest:
+    """The guest's record for the templates of another hypervisor: its disks have the buses that the document has them
+    on, and names that others know."""
+    said = read(guest.hypervisor, guest.document)
+    by_place = {source.path or source.export: disk.bus for disk, source in said.disks if guest.hypervisor != "xl"}
+    places = {disk.target: disk.place for disk in find_disks(guest.hypervisor, guest.document)}
+    return replace(guest, disks=[
+        replace(disk, bus=by_place.get(places[disk.target], disk.bus),
+                target=disk.target if _TARGET.fullmatch(disk.target) else "")
+        for disk in guest.disks
+    ])  # fmt: skip
 
 
 def adopted(

@@ -42,6 +42,10 @@ class _Builder(ET.TreeBuilder):
         raise UsageError("the XML has a DOCTYPE, which no libvirt domain needs", "remove it")
 
 
+_BUSES = {"hd": "ide", "sd": "scsi", "xv": "xen"}
+"""The bus that libvirt takes by the name of a disk that says none (virDomainDiskDefParseXML)."""
+
+
 def read(text: str) -> GuestDraft:
     """What a domain's XML says. Raises UsageError: no XML, or no domain."""
     try:
@@ -167,7 +171,8 @@ def _disk(found: GuestDraft, element: ET.Element) -> None:
         found.warn(f"{place}: boot order {boot.get('order')} becomes {len(found.disks) + 1}, as the disks come")
     _rest(found, element, place, {"driver", "source", "target", "readonly", "serial", "boot"})
     readonly = element.find("readonly") is not None
-    found.add_disk(source, target.get("dev", ""), target.get("bus", "virtio"), readonly)
+    name = target.get("dev", "")
+    found.add_disk(source, name, target.get("bus") or _BUSES.get(name[:2], "virtio"), readonly)
 
 
 def _source(found: GuestDraft, disk: ET.Element, place: str, format: str) -> DiskSource | None:

@@ -112,6 +112,8 @@ def render(
         if hypervisor == guest.hypervisor:
             return document.render(guest, sources, place)
         raise_problems(document.lost(guest, hypervisor))
+        guest = document.on_its_buses(guest)
+        raise_problems(limits(guest, sources, hypervisor, place))
     names = targets(guest, hypervisor)
     # Also an administrator's own template, that knows nothing of roots, has the whole command line.
     guest = replace(guest, boot=replace(guest.boot, cmdline=guest.cmdline))

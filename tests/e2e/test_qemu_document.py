@@ -19,7 +19,7 @@ DISK={directory}/old.img
 exec /usr/bin/qemu-system-x86_64 -name "g" \\
   -m 16 -M pc,accel=tcg -nographic \\
   -monitor unix:{directory}/mon,server,nowait -S -pidfile /nowhere/pid \\
-  -drive "file=$DISK,if=none,id=d,cache=none" -device ide-hd,drive=d,serial=ours \\
+  -drive "file=$DISK,if=none,id=d,cache=none" -device virtio-blk-pci,drive=d,serial=ours \\
   -nic none -object 'secret,id=s,data=sesame' "$@"
 """
 

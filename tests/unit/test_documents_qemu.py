@@ -328,6 +328,14 @@ def test_a_record_keeps_its_command(tmp_path: Path) -> None:
     assert files.load(tmp_path, "shop") == made and (made.vcpus, made.memory) == (2, 512 << 20)
 
 
+def test_another_hypervisor_has_the_disks_on_their_buses() -> None:
+    disks = "-hda /a -drive file=/b,if=virtio -drive file=/c,if=none,id=d -device scsi-hd,drive=d"
+    made = render(guest(f"{BEGIN} {disks}"), [LV, FILE, NBD], "libvirt")
+    assert [
+        f'dev="{name}" bus="{bus}"' in made for name, bus in (("hda", "ide"), ("vda", "virtio"), ("sda", "scsi"))
+    ] == [True] * 3
+
+
 def test_another_hypervisor_is_told_what_it_can_be_told() -> None:
     made = guest(f"{BEGIN} -uuid {UUID} -M pc -drive file=/a,format=raw,if=virtio")
     assert "<name>shop</name>" in render(made, [LV], "libvirt")

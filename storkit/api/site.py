@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from storkit.core import inventory
 from storkit.core.errors import HostUnreachable, ServiceUnreachable, StorkitError
+from storkit.core.host import state_directory
 from storkit.core.model import Damaged
 from storkit.plans.intent.coordinator import Coordinator, Planned
 
@@ -41,7 +42,7 @@ class Storkit:
         warn: Callable[[str], None] | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        place = state or inventory.state_directory()
+        place = state or state_directory()
         self._coordinator = Coordinator(inventory.load(file), place, warn or _log, reporter)
 
     def __enter__(self) -> Self:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from storkit.cli.session import Session
 from storkit.core import codec
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 
 def save(session: Session, options: Namespace) -> None:

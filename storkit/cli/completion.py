@@ -5,12 +5,13 @@ Names are completed by `storkit names`, which connects to no other machine: no k
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from storkit.cli.commands import COMMANDS, GLOBAL, NOUNS, Command
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.cli.session import Session
 
 _BASH = """\

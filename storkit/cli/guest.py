@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from storkit.cli import editor, output
@@ -13,6 +12,8 @@ from storkit.core.errors import UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import Guest
     from storkit.core.model import Volume, VolumeHold
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import Installed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from storkit.core.errors import HostUnreachable, UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import Acceptance
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
@@ -12,6 +11,8 @@ from storkit.core import codec
 from storkit.core.errors import Unsupported
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import GuestView, Migrated
 
 

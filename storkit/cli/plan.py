@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 
 def list_(session: Session, options: Namespace) -> None:

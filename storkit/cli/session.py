@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,8 @@ from storkit.api import process
 from storkit.core.errors import Conflict, Interrupted, StorkitError, in_a_line
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import Reporter
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from storkit.cli import output
@@ -13,6 +12,8 @@ from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from storkit.api import Proof, Volume
 
 STANDARD = "-"

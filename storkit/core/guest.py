@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -166,6 +165,8 @@ class KeptHere:
 
 def digest_of(record: str, document: str) -> str:
     """What the texts of a guest are compared by."""
+    import hashlib
+
     return hashlib.sha256(b"\0".join(text.encode(errors="surrogatepass") for text in (record, document))).hexdigest()
 
 
@@ -175,10 +176,14 @@ def derived_mac(uuid: str, number: int) -> str:
     40 bits of a hash, so that thousands of guests do not collide; 52 as its first octet makes it a locally administered
     unicast address (IEEE 802).
     """
+    import hashlib  # it loads OpenSSL, which an agent has no other use for
+
     digest = hashlib.sha256(f"{uuid}/{number}".encode()).digest()
     return ":".join(["52", *(f"{octet:02x}" for octet in digest[:5])])
 
 
 def derived_serial(uuid: str, number: int) -> str:
     """A serial number for a guest's disk `number`, as long as virtio-blk carries."""
+    import hashlib
+
     return hashlib.sha256(f"{uuid}/disk/{number}".encode()).hexdigest()[:20]

@@ -1,11 +1,17 @@
-"""The words about a host itself, as records: what it is, and what a command claims on it for itself."""
+"""The words about a host itself, as records: what it is, and what a command claims on it for itself; and where its
+directories are if nobody names others."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from storkit.core.identities import ClientName, Count, HostName, Line, MaybeAddress, Port, Words
 from storkit.core.model import Finding
+
+SYSTEM_STATE = Path("/var/lib/storkit")
+"""Where the state of a host is when root runs storkit; sockets and stable paths are then in /run and /dev."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +110,17 @@ class Declared:
     """When, in UTC, by the clock of the host that keeps it."""
     keepers: list[HostName] = field(default_factory=list)
     """The hosts that keep it."""
+
+
+def config_directory() -> Path:
+    """Where the inventory and the guests are by default: /etc/storkit for root, else below $XDG_CONFIG_HOME."""
+    if os.geteuid() == 0 and "XDG_CONFIG_HOME" not in os.environ:
+        return Path("/etc/storkit")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "storkit"
+
+
+def state_directory() -> Path:
+    """Where this host's state is by default: /var/lib/storkit for root, else below $XDG_STATE_HOME."""
+    if os.geteuid() == 0 and "XDG_STATE_HOME" not in os.environ:
+        return SYSTEM_STATE
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "storkit"

@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 from storkit.core.codec import convert
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.host import config_directory, state_directory
 from storkit.core.identities import check_name, url_problem
 
-SYSTEM_STATE = Path("/var/lib/storkit")
-"""Where the state of a host is when root runs storkit; sockets and stable paths are then in /run and /dev."""
 HOST_SCHEMES = "local, local:DIR or ssh://[USER@]HOST[:PORT]"
 
 
@@ -143,20 +142,6 @@ class Inventory:
     def with_host(self, config: HostConfig) -> Inventory:
         """This inventory and one host more."""
         return replace(self, hosts={**self.hosts, config.name: config})
-
-
-def config_directory() -> Path:
-    """Where the inventory and the guests are by default: /etc/storkit for root, else below $XDG_CONFIG_HOME."""
-    if os.geteuid() == 0 and "XDG_CONFIG_HOME" not in os.environ:
-        return Path("/etc/storkit")
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "storkit"
-
-
-def state_directory() -> Path:
-    """Where this host's state is by default: /var/lib/storkit for root, else below $XDG_STATE_HOME."""
-    if os.geteuid() == 0 and "XDG_STATE_HOME" not in os.environ:
-        return SYSTEM_STATE
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "storkit"
 
 
 def load(path: Path | None = None) -> Inventory:

@@ -11,8 +11,9 @@ from typing import Any
 
 from storkit.core import codec
 from storkit.core.errors import NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.host import state_directory
 from storkit.core.identities import check_name
-from storkit.core.inventory import Inventory, state_directory
+from storkit.core.inventory import Inventory
 from storkit.hosts.accept import Accepted, GuestHost, default_file, dumps, load, parse, save
 from storkit.hosts.setup import Setup, remembered, setup
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from storkit.core import codec, registry
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
-from storkit.core.inventory import state_directory
+from storkit.core.host import state_directory
 from storkit.hooks import hostfile, program
 from storkit.hooks.engine import connect
 from storkit.hooks.hostfile import HostFile, Manager

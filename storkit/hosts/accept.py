@@ -17,7 +17,6 @@ accept` writes it. Where it is, it holds for every key; a key of grade read or s
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -27,8 +26,8 @@ from typing import Any
 from storkit.core import codec, grades
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, collected, raise_problems
+from storkit.core.host import SYSTEM_STATE, state_directory
 from storkit.core.identities import Line, MaybeAddress, MaybeHost, PoolName, Word
-from storkit.core.inventory import SYSTEM_STATE, state_directory
 from storkit.core.model import check_name
 from storkit.hosts.setup import Setup
 from storkit.system import beneath, files
@@ -105,6 +104,8 @@ def load(file: Path) -> Accepted | None:
 
 def parse(text: str, where: str) -> Accepted:
     """The content that `text` (TOML) stands for; everything that is wrong at once."""
+    import tomllib  # most hosts have no such file
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

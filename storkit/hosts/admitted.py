@@ -28,8 +28,7 @@ from storkit.core.calls import Targets
 from storkit.core.contracts.hooks import Entered, EnterReason, HookVerbs, LeaveReason
 from storkit.core.errors import Conflict, NotAllowed, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.holds import held, wake
-from storkit.core.host import Claim
-from storkit.core.inventory import SYSTEM_STATE, state_directory
+from storkit.core.host import SYSTEM_STATE, Claim, state_directory
 from storkit.core.model import Client, Export, Volume, VolumeHold
 from storkit.hosts import rights
 from storkit.hosts.accept import Accepted, GuestHost, Limits, default_file, load

@@ -5,9 +5,7 @@ Who asked is the coordinator's own word, and what sshd knows of where it comes f
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +16,13 @@ from storkit.system import syslog
 
 def asker() -> str:
     """The person at this machine who gives a command."""
+    import getpass  # an agent asks nobody
+
     try:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a user without a name
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{os.uname().nodename}"
 
 
 def from_afar(said: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
-from storkit.core.inventory import HostConfig, Inventory
 from storkit.system.files import read_json, read_plain, write_atomic
+
+if TYPE_CHECKING:
+    from storkit.core.inventory import HostConfig, Inventory
 
 REMEMBERED = "setup.json"
 

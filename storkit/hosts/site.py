@@ -18,7 +18,7 @@ from typing import Any
 from storkit.core import calls, codec, registry
 from storkit.core.backend import Backend, Pool, Site
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
-from storkit.core.inventory import SYSTEM_STATE, state_directory
+from storkit.core.host import SYSTEM_STATE, state_directory
 from storkit.core.model import Volume
 from storkit.hosts import rights
 from storkit.hosts.accept import Limits

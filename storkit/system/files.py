@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -186,8 +185,17 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a directory and what is in it, as far as that can be done."""
+    import shutil  # it brings three compressors along
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def sync_filesystem(path: Path) -> None:
     """Flush the file system that `path` is on (syncfs(2)), which reports write errors since Linux 5.8."""
+    import ctypes  # most commands and agents do nothing of the kind
+
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:

@@ -15,7 +15,6 @@ import contextlib
 import os
 import select
 import shlex
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +43,9 @@ class Result:
 
 def which(tool: str) -> str | None:
     """Where a program is, looking in /usr/sbin and /sbin as well: users' PATH often lacks them."""
-    path = os.environ.get("PATH", os.defpath)
-    return shutil.which(tool, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+    places = [Path(tool)] if "/" in tool else [Path(directory or "/", tool) for directory in path.split(":")]
+    return next((str(place) for place in places if os.access(place, os.X_OK) and place.is_file()), None)
 
 
 def run(

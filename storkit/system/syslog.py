@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 SOCKET = "/dev/log"
 AUTH_NOTICE = 10 << 3 | 5
@@ -19,6 +18,8 @@ def log(text: str) -> None:
 
     STORKIT_LOG_SOCKET names another socket than /dev/log.
     """
+    import socket  # only what changes rights is logged
+
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     line = f"<{AUTH_NOTICE}>storkit[{os.getpid()}]: ".encode() + shown.encode(errors="replace")[:LONGEST]
     try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -98,6 +97,8 @@ class KeepsGuests(Pool):
         place = self._guests()
         for uuid in uuids if place is not None and place.is_dir() else ():
             if os.path.lexists(there := self._place() / check_uuid(uuid)):
+                import shutil  # it brings three compressors along
+
                 shutil.rmtree(there)
 
     @contextmanager

@@ -12,8 +12,8 @@ from typing import Any
 from storkit.core import codec, registry
 from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
+from storkit.core.host import state_directory
 from storkit.core.identities import several
-from storkit.core.inventory import state_directory
 from storkit.hosts.accept import KINDS, Accepted, check_names, default_file, difference, dumps, load, save
 from storkit.hosts.setup import Setup, remembered, setup
 from storkit.plans.intent.coordinator import Coordinator

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Conflict, StepFailed, StorkitError
 from storkit.core.guest import Guest, KeptGuest
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Usage
 from storkit.hosts.connections import Connections
-from storkit.plans.engine import Engine
-from storkit.plans.journal import Journals
-from storkit.plans.plan import Plan, Step
 from storkit.plans.remembered import Hints, Named
-from storkit.plans.steprun import Reporter, Silent
 from storkit.plans.survey import Survey
+
+if TYPE_CHECKING:  # a command that only looks makes no plan: the engine, with every verb, is a third of what it imports
+    from storkit.plans.engine import Engine
+    from storkit.plans.journal import Journals
+    from storkit.plans.plan import Plan, Step
+    from storkit.plans.steprun import Reporter
 
 T = TypeVar("T")
 
@@ -57,7 +59,8 @@ class Coordinator:
         self.state = state
         self.warn = warn
         """Told of what does not stop a command, a line at a time."""
-        self.reporter: Reporter = reporter or Silent()
+        self.reporter = reporter
+        """Who watches plans run."""
         self.named = Named(state)
         self.connections = Connections(inventory, self.named)
         self.survey = Survey(self.connections, Hints(state))
@@ -93,10 +96,14 @@ class Coordinator:
 
     @property
     def engine(self) -> Engine:
+        from storkit.plans.engine import Engine
+
         return Engine(self.connections, self.state, self.reporter)
 
     @property
     def journals(self) -> Journals:
+        from storkit.plans.journal import Journals
+
         return Journals(self.state / "plans")
 
     def hypervisors(self, kept: Iterable[KeptGuest] = ()) -> list[str]:

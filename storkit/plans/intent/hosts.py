@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storkit.core import codec
 from storkit.core.errors import (
@@ -18,11 +19,12 @@ from storkit.core.errors import (
 )
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Export, GuestState, Usage, VolumeHold, guest_of
-from storkit.plans.checkup import Checkup, Report
-from storkit.plans.intent import accepting
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.journals import PlanActs, PlanEntry
-from storkit.plans.intent.kept import sources
+
+if TYPE_CHECKING:
+    from storkit.plans.checkup import Report
+    from storkit.plans.intent import accepting
+    from storkit.plans.intent.journals import PlanEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class HostActs:
 
     def check(self, hosts: Sequence[str] = ()) -> dict[str, Report]:
         """Whether hosts, or all, can do their part; by the names that were given."""
+        from storkit.plans.checkup import Checkup
+
         coordinator = self._coordinator
         names = {coordinator.host(name): name for name in several(hosts) or coordinator.inventory.hosts}
         checkup = Checkup(coordinator.connections, coordinator.hypervisors())
@@ -140,6 +144,8 @@ class HostActs:
     def accept(self, wanted: accepting.AcceptWish) -> accepting.Acceptance:
         """What this machine accepts of coordinators, and what it was asked for and does not accept. With anything to
         accept or to remove, the file that says so is written first."""
+        from storkit.plans.intent import accepting
+
         return accepting.accept(self._coordinator, wanted)
 
     def pools(self) -> list[PoolUsage]:
@@ -160,6 +166,8 @@ class HostActs:
 
     def status(self) -> Overview:
         """All exports and attachments, guests that stand still, and plans that have not ended."""
+        from storkit.plans.intent.journals import PlanActs
+
         coordinator, survey = self._coordinator, self._survey
         # A host without a pool that has no volume has little to tell.
         homes = {pool.host for pool in coordinator.inventory.pools.values()}
@@ -221,6 +229,8 @@ class HostActs:
         return states[0] if states else "unknown" if unread else "not attached"
 
     def _paused(self, needed: Collection[str]) -> list[GuestState]:
+        from storkit.plans.intent.kept import sources
+
         problems = list[StorkitError]()
         guests = sources.everybody(self._coordinator, problems, needed)
         for problem in problems:

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
 from storkit.core.units import format_size
-from storkit.plans import planner
-from storkit.plans.intent import disks, images
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.making import (
     Bytes,
@@ -26,7 +24,9 @@ from storkit.plans.intent.making import (
     pool_of,
 )
 from storkit.plans.lookup import parts
-from storkit.plans.plan import Plan
+
+if TYPE_CHECKING:  # who only looks at volumes plans nothing, and needs nothing that plans
+    from storkit.plans.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ class VolumeActs:
         raise_problems(problems)
 
         def build() -> Plan:
+            from storkit.plans import planner
+
             must_be_free(self._coordinator, [name], config)
             return planner.create([new_volume(config, name, bytes_)], self._coordinator.inventory)
 
@@ -94,19 +96,27 @@ class VolumeActs:
         `size`: at least the image's, which is the default. `max_size`: a larger disk is refused. `checksum`: of the
         file, as `sha256:HEX`.
         """
+        from storkit.plans.intent import images
+
         how = images.Import(name, pool, golden, format, size, max_size, checksum)
         return made(self._coordinator, images.import_image(self._coordinator, source, how))[0]
 
     def import_tree(self, source: str | Path, name: str, pool: str = "") -> Volume:
         """Make a tree, a guest's root, of a tar file or a directory on the pool's host."""
+        from storkit.plans.intent import images
+
         return made(self._coordinator, images.import_tree(self._coordinator, str(source), name, pool))[0]
 
     def export(self, name: str, file: str | Path, format: str = "raw", compress: bool = False) -> None:
         """Write a volume to an image file on its host."""
+        from storkit.plans.intent import images
+
         images.export(self._coordinator, name, str(file), format, compress)
 
     def pour(self, name: str, stream: BinaryIO, format: str = "raw", compress: bool = False) -> int:
         """Write a volume of this machine to a stream, once all of it is known to be there; the image's size."""
+        from storkit.plans.intent import images
+
         return images.pour(self._coordinator, name, stream, format, compress)
 
     def clone(self, source: str, names: Sequence[str], size: Bytes | None = None) -> list[Volume]:
@@ -126,6 +136,8 @@ class VolumeActs:
         clones = list[Volume]()
 
         def build() -> Plan:
+            from storkit.plans import planner
+
             volume = self._survey.volume(source)
             if not clones:
                 must_be_free(self._coordinator, names)
@@ -150,6 +162,8 @@ class VolumeActs:
         kept = list[Volume]()
 
         def build() -> Plan:
+            from storkit.plans import planner
+
             volume = self._survey.volume(source)
             if not kept:
                 must_be_free(self._coordinator, [name])
@@ -164,6 +178,8 @@ class VolumeActs:
         wanted = in_bytes(size)
 
         def build() -> Plan:
+            from storkit.plans import planner
+
             volume = self._survey.volume(name)
             if wanted < volume.size and not cut_off:
                 raise UsageError(
@@ -181,6 +197,9 @@ class VolumeActs:
         names = several(names)
 
         def build() -> Plan:
+            from storkit.plans import planner
+            from storkit.plans.intent import disks
+
             volumes = self._survey.find_all(names)
             if not force:
                 disks.refuse_to_delete(self._coordinator, volumes)
@@ -200,6 +219,8 @@ class VolumeActs:
 
     def show(self, name: str) -> VolumeView:
         """A volume, its exports, and what its clients have of it."""
+        from storkit.plans import planner
+
         volume = self._survey.volume(name)
         exports = self._survey.exports([volume])
         attached = self._survey.attachments(hosts_of(exports), [volume])

@@ -7,17 +7,14 @@ that lets a kill at any moment be told apart afterwards (see `sweep`). Files tha
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from storkit.core import codec
@@ -360,6 +357,8 @@ def _measured(sidecar: Sidecar) -> int:
 def _remove(path: Path) -> None:
     """Remove a file or a tree that may be gone; links in it are not followed."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -367,7 +366,9 @@ def _remove(path: Path) -> None:
 
 def rename_new(source: Path, target: Path) -> None:
     """Rename a file to a name that must be free (renameat2(2), RENAME_NOREPLACE). Raises Conflict if it is taken."""
-    libc = _libc()
+    import ctypes  # only what makes a volume needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
     at_cwd, no_replace = -100, 1
     if libc.renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), no_replace) == 0:
         return
@@ -378,11 +379,6 @@ def rename_new(source: Path, target: Path) -> None:
     if number in (errno.EEXIST, errno.EINVAL, errno.ENOSYS):
         raise Conflict(f"{target} is in the way: a file that storkit did not make", f"move it away: mv {target} ...")
     raise OSError(number, os.strerror(number), str(source))
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _text(sidecar: Sidecar) -> str:

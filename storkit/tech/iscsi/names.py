@@ -7,8 +7,8 @@ ever gives a host more than its grant.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -124,9 +124,9 @@ class Chapped:
     be shown their own answer."""
 
     user: str = ""
-    secret: Secret = field(default_factory=lambda: Secret(secrets.token_hex(16)))
+    secret: Secret = field(default_factory=lambda: Secret(os.urandom(16).hex()))
     mutual_user: str = ""
-    mutual_secret: Secret = field(default_factory=lambda: Secret(secrets.token_hex(16)))
+    mutual_secret: Secret = field(default_factory=lambda: Secret(os.urandom(16).hex()))
 
 
 @dataclass(slots=True)

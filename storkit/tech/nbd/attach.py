@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from storkit.core.errors import (
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume
 from storkit.system.block import reading
 from storkit.system.block.fingerprint import digests, wanted
-from storkit.system.files import make_private, write_atomic
+from storkit.system.files import make_private, remove_tree, write_atomic
 from storkit.system.parallel import for_each_at_once
 from storkit.system.qemu.storagedaemon import check_socket_path, listening_sockets
 from storkit.system.run import run
@@ -174,7 +173,7 @@ class NbdAttachments(Attachments[NbdAttached]):
                 with suppress(StorkitError):
                     self._kernel.disconnect(link, lambda: False)
             if one.known is None:
-                shutil.rmtree(self._directory / one.record.attachment.uuid, ignore_errors=True)
+                remove_tree(self._directory / one.record.attachment.uuid)
 
     def _close(self, batch: Sequence[Detaching[NbdAttached]]) -> None:
         for_each_at_once(self._disconnect, batch)
@@ -186,7 +185,7 @@ class NbdAttachments(Attachments[NbdAttached]):
 
     def _released(self, gone: Sequence[Detaching[NbdAttached]]) -> None:
         for one in gone:
-            shutil.rmtree(self._directory / one.volume.uuid, ignore_errors=True)
+            remove_tree(self._directory / one.volume.uuid)
 
     def _ours(self, target: str, name: str, uuid: str, record: NbdAttached | None) -> bool:
         if record is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,7 +72,7 @@ class NbdExports(HomeExports[NbdGrant]):
             for client in clients:
                 known = granted.get(client.name)
                 if known is None or known.same_machine != client.same_machine:
-                    nonce = known.nonce if known else secrets.token_hex(4)
+                    nonce = known.nonce if known else os.urandom(4).hex()
                     granted[client.name] = NbdClientGrant(client.same_machine, nonce=nonce)
                 if from_ := [] if client.same_machine else sources(client.address, client.told):
                     granted[client.name] = replace(granted[client.name], sources=from_)
@@ -97,7 +96,7 @@ class NbdExports(HomeExports[NbdGrant]):
         # what a later grant lets write.
         if self.settings.attach == "kernel":
             for client in losers:
-                grant.clients[client].nonce = secrets.token_hex(4)
+                grant.clients[client].nonce = os.urandom(4).hex()
 
     def _take(self, grants: Sequence[NbdGrant], force: bool = False) -> None:
         servers = [self._server(grant) for grant in grants]

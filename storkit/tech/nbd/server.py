@@ -12,8 +12,7 @@ its connections, before another one may write. BLOCK_EXPORT_DELETED comes when t
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
@@ -24,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from storkit.core.backend import Site, path_setting, word_setting
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.system import locks
-from storkit.system.files import make_private, write_atomic
+from storkit.system.files import make_private, remove_tree, write_atomic
 from storkit.system.qemu import imagelocks, qmp
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
 from storkit.system.qemu.tls import DH_PARAMETERS
@@ -163,7 +162,7 @@ class VolumeServer:
     def _launch(self, lock: locks.Lock, image: list[int], nbd: int, monitor: int) -> None:
         choices = ("io_uring", "threads") if self.settings.aio == "auto" else (self.settings.aio,)
         for aio in choices:
-            node = "n" + secrets.token_hex(8)
+            node = "n" + os.urandom(8).hex()
             arguments = [
                 *("--chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off", "--monitor", "qmp"),
                 *("--nbd-server", json.dumps({"addr": {"type": "fd", "str": str(nbd)}})),
@@ -322,7 +321,7 @@ class VolumeServer:
                 link.symlink_to(target)
         made = {"dh-params.pem": DH_PARAMETERS}
         if self.settings.tls == "psk":
-            made["keys.psk"] = f"{PSK_USER}:{secrets.token_hex(32)}\n"
+            made["keys.psk"] = f"{PSK_USER}:{os.urandom(32).hex()}\n"
         for file, content in made.items():
             if not (directory / file).exists():
                 write_atomic(directory / file, content)
@@ -344,7 +343,7 @@ class VolumeServer:
                 path.unlink(missing_ok=True)
         for directory in self._keys().glob("*"):
             if directory.name not in remote:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
 
     def stop(self, *, kill: bool = False) -> None:
         """End the server: every connection is cut, the image is flushed and closed, its sockets are removed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -89,7 +88,7 @@ class NfsExports(HomeExports[NfsGrant]):
                 known = granted.get(client.name)
                 if known is None or known.addresses != where:
                     granted[client.name] = NfsClientGrant(where, uuid4().hex, client.same_machine)
-            instance = old.instance or secrets.token_hex(4)
+            instance = old.instance or os.urandom(4).hex()
             grants.append(NfsGrant(volume, instance, granted, old.writers, old.epoch, old.generation))
         problems += self._exposed(grants)
         return grants

@@ -175,7 +175,7 @@ def _chunks(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
 
 def keep(state: Path, entries: Iterable[Entry], settings: NfsSettings) -> None:
     """Write what the distribution exports at boot. A host whose state is elsewhere than usual has a file of its own."""
-    from storkit.core.inventory import SYSTEM_STATE
+    from storkit.core.host import SYSTEM_STATE
     from storkit.tech.grants import short_digest
 
     own = "storkit" if state == SYSTEM_STATE else f"storkit-{short_digest(str(state))}"

@@ -110,9 +110,10 @@ class Dawdling:
         here = INVENTORY.format(format="raw").replace('"local:a"', '"local:a"\naddress = "127.0.0.1"')
         world.inventory.write_text(here + c)
         world.environment["PATH"] = f"{self.directory}/bin:{os.environ['PATH']}"
+        # What is waited for 3 seconds here; and what answers has the time of a busy machine.
+        world.environment[VARIABLE] = "1"
 
     def be(self, how: str, what: str = "", seconds: float = 0) -> None:
-        self.world.environment[VARIABLE] = "1" if how == "well" else "0.4"
         sickagents.be(self.directory, self.url, how, what, seconds)
 
 
@@ -144,12 +145,12 @@ def test_a_slow_host_is_waited_for_by_what_depends_on_it(dawdling: Dawdling) -> 
     """It has the disk, or it is the one that a person names."""
     world = dawdling.world
     world.storkit("attach", "g", "--on", "c")
-    dawdling.be("late", "find", 2.5)
+    dawdling.be("late", "find", 5)
     for words in ("migrate status g", "guest list"):
         assert world.storkit(*words.split()).stderr == ""
     dawdling.be("well")
     world.storkit("detach", "g", "--on", "c")
-    dawdling.be("late", "find", 2.5)
+    dawdling.be("late", "find", 5)
     assert LEFT_OUT in world.storkit("guest", "list").stderr, "without its disk c does not count"
     for words in ("guest stop g --on c", "guest delete g"):
         assert world.storkit(*words.split()).stderr == "", "who forgets a guest hears everyone"

@@ -33,6 +33,7 @@ from storkit.core.errors import (
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.nfs import NfsPool, NfsPoolSettings
+from storkit.system.timeouts import scaled
 from storkit.tech.files import trees
 from tests.filesystems import mounted
 
@@ -310,14 +311,12 @@ def large(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_kill_at_any_moment_leaves_no_name_and_blocks_none(pool: NfsPool, large: Path) -> None:
-    before = time.monotonic()
-    first = run_killed(pool, large, None)
-    took = time.monotonic() - before
+    first, took = run_killed(pool, large, None)
     assert first == "begin\ndone\n"
     pool.delete(pool.find())
     told = set()
     for part in range(5):
-        said = run_killed(pool, large, took * (0.3 + 0.7 * part / 5))
+        said, _ = run_killed(pool, large, took * part / 5)
         told.add(said)
         found = pool_at(pool.path).find()
         assert [volume.name for volume in found] == (["web"] if "done" in said or found else [])
@@ -330,16 +329,19 @@ def test_a_kill_at_any_moment_leaves_no_name_and_blocks_none(pool: NfsPool, larg
     assert "begin\n" in told, "no kill came in between"
 
 
-def run_killed(pool: NfsPool, source: Path, after: float | None) -> str:
+def run_killed(pool: NfsPool, source: Path, after: float | None) -> tuple[str, float]:
+    """What an import said that is killed so many seconds after it began, and how long it took from there."""
     tree = Path(storkit.__file__).parents[1]
     argv = [sys.executable, "-c", KILLED, str(pool.path), str(source), str(uuid4())]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tree, start_new_session=True)
+    assert process.stdout is not None
+    begin, began = process.stdout.readline(), time.monotonic()
     try:
-        said, _ = process.communicate(timeout=after or 120)
+        process.wait(timeout=scaled(60) if after is None else after)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-    return said
+    said, _ = process.communicate()
+    return begin + said, time.monotonic() - began
 
 
 def test_tars_own_words_come_through(pool: NfsPool, tmp_path: Path) -> None:

@@ -49,8 +49,23 @@ def transport_setups(kind: str = "setups") -> dict[str, RigSetup]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rig_setup" in metafunc.fixturenames:
-        setups = transport_setups()
-        metafunc.parametrize("rig_setup", list(setups.values()), ids=list(setups))
+        variants = [
+            pytest.param(setup, id=name, marks=[pytest.mark.slow] if _slow(name, metafunc.function.__name__) else [])
+            for name, setup in transport_setups().items()
+        ]
+        metafunc.parametrize("rig_setup", variants)
+
+
+BY_FORMAT = {
+    "test_the_server_decides_who_writes",
+    "test_restore_brings_servers_back_with_the_rights_they_had",
+    "test_who_writes_a_volume_past_its_server_is_named_before_a_right_is_given",
+}
+"""What a server opens, and locks, by the format of a disk. All else is the same bytes on the same wire."""
+
+
+def _slow(variant: str, test: str) -> bool:
+    return variant.endswith("-qcow2") and test not in BY_FORMAT
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from storkit.plans.checkup import Report as Report
     from storkit.plans.intent.accepting import Acceptance as Acceptance
     from storkit.plans.intent.accepting import AcceptWish as AcceptWish
+    from storkit.plans.intent.adopting.volumes import Released as Released
     from storkit.plans.intent.attachments import Attached as Attached
     from storkit.plans.intent.definitions import GuestWish as GuestWish
     from storkit.plans.intent.fences import Fenced as Fenced
@@ -71,6 +72,7 @@ _PLACES = {
     "Reporter": "storkit.plans.steprun",
     "Acceptance": "storkit.plans.intent.accepting",
     "AcceptWish": "storkit.plans.intent.accepting",
+    "Released": "storkit.plans.intent.adopting.volumes",
     "Attached": "storkit.plans.intent.attachments",
     "Proof": "storkit.plans.proof",
     "GuestWish": "storkit.plans.intent.definitions",

@@ -135,6 +135,37 @@ COMMANDS = (
     ),
     Command(
         "volume",
+        "adopt",
+        "make a volume of a file that is there, without copying it",
+        "volume:adopt",
+        (
+            arg(
+                "place",
+                help="the path of a file (raw, qcow2) on the host",
+                metavar="PATH",
+            ),
+            arg("name", help="the volume's name (default: what it is called)", nargs="?", metavar="NAME"),
+            arg("--on", help="the host (default: the default pool's)", **HOST),
+            arg(
+                "--pool",
+                help="the pool (default: where it lies, or the first of the host that can take it)",
+                metavar="POOL",
+                complete="pools",
+            ),
+        ),
+    ),
+    Command(
+        "volume",
+        "release",
+        "give volumes back: their bytes stay, where they were when they were adopted, and are volumes no more",
+        "volume:release",
+        (
+            arg("names", help="the volumes", nargs="+", **VOLUME),
+            arg("--force", help="also disks of guests that are defined", action="store_true"),
+        ),
+    ),
+    Command(
+        "volume",
         "import",
         "make a volume from an image file (raw, qcow2, vmdk, vpc, vdi; gz, xz or zst compressed)",
         "volume:import_",

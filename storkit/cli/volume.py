@@ -24,6 +24,21 @@ def create(session: Session, options: Namespace) -> None:
     _report(session, [session.site.volumes.create(options.name, options.size, options.pool or "")], "created")
 
 
+def adopt(session: Session, options: Namespace) -> None:
+    place, name = options.place, options.name or ""
+    volume = session.site.volumes.adopt(place, name, host=options.on or "", pool=options.pool or "")
+    was = f", {volume.was} before" if volume.was != volume.path else ""
+    line = f"{volume.name}: {volume.path}{was}, {format_size(volume.size)}, {volume.uuid}"
+    session.result(codec.dump(volume), output.shown(line))
+
+
+def release(session: Session, options: Namespace) -> None:
+    released = session.site.volumes.release(options.names, options.force)
+    data = [{"volume": each.volume.name, "uuid": each.volume.uuid, "place": each.place} for each in released]
+    lines = (output.shown(f"{each.volume.name}: no volume any more; its bytes are {each.place}") for each in released)
+    session.result(data, "\n".join(lines))
+
+
 def import_(session: Session, options: Namespace) -> None:
     if options.tree:
         _report(session, [_import_tree(session, options)], "imported")

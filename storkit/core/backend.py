@@ -20,7 +20,17 @@ from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
 from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid, VolumeName, Words
-from storkit.core.model import Attachment, Credential, Export, Finding, GuestState, Saved, Volume
+from storkit.core.model import (
+    Adoptable,
+    Attachment,
+    Credential,
+    Existing,
+    Export,
+    Finding,
+    GuestState,
+    Saved,
+    Volume,
+)
 
 if TYPE_CHECKING:
     from storkit.core.guest import Guest, KeptGuest, KeptHere
@@ -157,6 +167,19 @@ class Pool(Backend, PoolVerbs):
         return Unsupported(
             f"pool {self.pool} is of type {self.name}, which keeps no guests", "they are in guests/ alone"
         )
+
+    def adoptable(self, found: list[Existing]) -> list[Adoptable]:
+        raise self._adopts_none()
+
+    def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
+        raise self._adopts_none()
+
+    def disown(self, volumes: list[Volume]) -> list[Line]:
+        raise self._adopts_none()
+
+    def _adopts_none(self) -> StorkitError:
+        message = f"pool {self.pool} is of type {self.name}, which neither adopts what is there nor gives volumes back"
+        return Unsupported(message, "storkit volume import makes a copy")
 
     def _uncounted(self, damaged: Iterable[str]) -> list[str]:
         """The warning of `capacity` for damaged volumes: their sizes are not known."""

@@ -31,7 +31,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "facts source marked unlock",
     },
     STORAGE: {
-        "pool": "create import_tree clone snapshot resize relabel hold release delete",
+        "pool": "create import_tree clone snapshot resize relabel hold release delete adoptable adopt disown",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
@@ -67,6 +67,9 @@ PATHS: Final = {
 }
 """The arguments that name a file of the host, and whether it is read (import) or made (export); empty: the host's own
 place."""
+
+ADOPTING: Final = frozenset({("pool", "adoptable"), ("pool", "adopt")})
+"""The verbs whose argument `found` names files that are looked into, and taken from where they lie."""
 
 
 def check(grade: str, request: dict[str, Any]) -> None:

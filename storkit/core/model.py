@@ -115,6 +115,35 @@ class Volume:
     """The sleep of its guest; None: nobody sleeps on it."""
     generation: Count = 0
     """No right to write it has had a smaller number than this (see Export.generation): that of its last hold."""
+    was: Line = ""
+    """Of a volume that was adopted: where its bytes lay before, to which they are given back; empty: it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """Bytes of a host that are no volume yet: a file, or a logical volume."""
+
+    place: Line
+    """The file's path; VG/LV, or a path of the logical volume's device."""
+    format: Word = ""
+    """What its guest takes it for; empty: what it says itself."""
+    in_guest: bool = False
+    """A guest has it as its disk: what is in it is the guest's, also a part of an array or a group of its own."""
+    processes: list[Count] = field(default_factory=list)
+    """The guest's own, which may have it open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoptable:
+    """What existing bytes would be as a volume."""
+
+    place: Line
+    name: Words
+    """What they are called where they lie."""
+    size: Size
+    format: Word
+    moved: bool
+    """Whether they would get another place; otherwise they lie in the pool already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from storkit.core.backend import Backend, own_settings
 from storkit.core.errors import CommandFailed, NotAllowed, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.host import SYSTEM_STATE, state_directory
 from storkit.core.identities import Line, MaybeAddress, MaybeHost, PoolName, Word
-from storkit.core.model import check_name
+from storkit.core.model import Existing, check_name
 from storkit.hosts.setup import Setup
 from storkit.system import beneath, files
 
@@ -202,6 +202,8 @@ class Limits:
         """While a verb is carried out: its argument that names a file leads below the accepted directories and nowhere
         else; a hypervisor's own place has no name. What is yielded puts the file's name back into what the verb
         answers."""
+        if self.accepted is not None and (kind, verb) in grades.ADOPTING:
+            self._refuse_elsewhere(values["found"])
         argument, use = grades.PATHS.get((kind, verb), ("", ""))
         path = values.get(argument)
         if self.accepted is None or path is None or (kind == "hypervisor" and not path):
@@ -225,6 +227,26 @@ class Limits:
                         problem.argv = _renamed(problem.argv, there, path)
                         problem.stderr = problem.stderr.replace(there, path)
                 raise
+
+    def _refuse_elsewhere(self, found: list[Existing]) -> None:
+        """Raise NotAllowed for files that lie neither in a pool nor where images may be read. Who could put another in
+        their place is looked at by who takes them (tech/files/adopting.py)."""
+        assert self.accepted is not None
+        own = [str(table.get("path", "")) for table in self.accepted.pools.values()]
+        state = self.accepted.state or str(SYSTEM_STATE if os.geteuid() == 0 else state_directory())
+        allowed = [os.path.realpath(each) for each in (*own, f"{state}/volumes", *self.accepted.import_) if each]
+        places = [each.place for each in found if each.place.startswith("/")]
+        raise_problems(
+            [
+                NotAllowed(
+                    f"host {self.host} does not let {place} be adopted: it is in no pool of its own",
+                    f"there, as root: {_accept(f'--import-dir {Path(place).parent}')}",
+                )
+                for place in places
+                if not Path(place).is_block_device()
+                and not any(Path(os.path.realpath(Path(place).parent)).is_relative_to(each) for each in allowed)
+            ]
+        )
 
 
 def check_names(told: Setup) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, raise_problems
+from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.holds import all_held, held
 from storkit.core.inventory import Inventory
-from storkit.core.model import Export, Volume
+from storkit.core.model import Existing, Export, Volume
 from storkit.core.units import format_size
 from storkit.plans.journal import new_id
 from storkit.plans.plan import Hold, Plan, Stages
@@ -20,9 +20,11 @@ from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
 from storkit.plans.verbs.volumes import (
+    AdoptVolumes,
     CloneVolume,
     CreateVolumes,
     DeleteVolumes,
+    DisownVolumes,
     ExportImage,
     FillVolume,
     ImportTree,
@@ -64,6 +66,24 @@ def create(volumes: list[Volume], inventory: Inventory) -> Plan:
     title = f"create {names_of(volumes)} in pool {pool}"
     stages.then(step(CreateVolumes(volumes), volumes[0].host, f"pool:{pool}", title))
     return finish_plan(title, stages, [], inventory)
+
+
+def adopt(volume: Volume, existing: Existing, inventory: Inventory) -> Plan:
+    """Make a volume of what is there."""
+    stages, title = Stages(), f"adopt {existing.place} as {volume.name}"
+    stages.then(step(AdoptVolumes([volume], [existing]), volume.host, f"pool:{volume.pool}", title))
+    return finish_plan(title, stages, locks_of([volume]), inventory)
+
+
+def release(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
+    """Give volumes back that no host has."""
+    raise_problems([*all_held(volumes, "given back"), *exported(volumes, exports, inventory)])
+    stages = Stages()
+    stages.then(
+        *(step(DisownVolumes(group), group[0].host, f"pool:{pool}", f"release {names_of(group)}")
+          for pool, group in by_pool(volumes).items())
+    )  # fmt: skip
+    return finish_plan(f"release {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
 
 def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: Inventory) -> Plan:
@@ -138,7 +158,19 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
     """Delete volumes that no host has any more."""
-    problems = all_held(volumes, "deleted")
+    raise_problems([*all_held(volumes, "deleted"), *exported(volumes, exports, inventory)])
+    stages = Stages()
+    steps = [
+        step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {names_of(group)}")
+        for pool, group in by_pool(volumes).items()
+    ]
+    stages.then(*steps)
+    return finish_plan(f"delete {names_of(volumes)}", stages, locks_of(volumes), inventory)
+
+
+def exported(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> list[StorkitError]:
+    """A Conflict for each volume that somebody has."""
+    problems: list[StorkitError] = []
     for volume in volumes:
         clients = sorted(export.client for export in exports if export.uuid == volume.uuid)
         if clients:
@@ -149,14 +181,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
                     or f"storkit detach {volume.name} --on {clients[0]}, or stop the guest that uses it",
                 )
             )
-    raise_problems(problems)
-    stages = Stages()
-    steps = [
-        step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {names_of(group)}")
-        for pool, group in by_pool(volumes).items()
-    ]
-    stages.then(*steps)
-    return finish_plan(f"delete {names_of(volumes)}", stages, locks_of(volumes), inventory)
+    return problems
 
 
 # Attachments

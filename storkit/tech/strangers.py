@@ -67,7 +67,7 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
     use = {volume.uuid: str(locks.use_lock(run, volume.uuid)) for volume in volumes}
     opened = openers.find([*use.values(), *(volume.path for volume in volumes)])
     devices = {volume.path for volume in volumes if Path(volume.path).is_block_device()}
-    unseen = _unseen(devices)
+    hidden = unseen(devices)
     found = []
     for volume in volumes:
         own = {each.pid for each in opened.get(use[volume.uuid], []) if each.locked}
@@ -75,13 +75,13 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
         writers = [each for each in here if each.writes and each.pid not in own]
         if volume.path in devices:
             things = holders.find([volume.path], through=False)
-            found.append(Strangers(volume, writers, things, volume.path in unseen and not here and not things))
+            found.append(Strangers(volume, writers, things, volume.path in hidden and not here and not things))
         else:
             found.append(Strangers(volume, writers, holders.on_file(volume.path)))
     return found
 
 
-def _unseen(devices: Iterable[str]) -> set[str]:
+def unseen(devices: Iterable[str]) -> set[str]:
     """Those of these logical volumes that more have open than the nodes which stand on them."""
     try:
         nodes = {node.name: node for node in dmioctl.all_nodes()} if devices else {}

@@ -10,8 +10,9 @@ volume group) and yields the settings to test with; it may raise pytest.skip wit
 
     def damage(pool: Pool, volume: Volume) -> None        makes what the storage says of a volume nonsense
     def missing(settings) -> settings                     those of a pool whose place is not there
+    def stranger(pool: Pool, name: str, size: int) -> str makes something of zeros there that is no volume; its path
 
-it inherits the tests of what is damaged and what is missing as well.
+it inherits the tests of what is damaged, missing and adopted as well.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def harm(pool_setup: tuple[type[Pool], Setup]) -> Any:
-    """What can be done to a pool from outside: `damage` and `missing`, see above."""
+    """What can be done to a pool from outside: `damage`, `missing` and `stranger`, see above."""
     return pool_module(pool_setup[0].name)
 
 

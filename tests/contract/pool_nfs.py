@@ -31,3 +31,14 @@ def damage(pool: Pool, volume: Volume) -> None:
 
 def missing(settings: NfsPoolSettings) -> NfsPoolSettings:
     return replace(settings, path=f"{settings.path}/not-mounted")
+
+
+def stranger(pool: Pool, name: str, size: int) -> str:
+    """A file of zeros; `web` lies under the name that a volume's has."""
+    directory = Path(pool.settings.path)
+    path = directory / "web.raw" if name == "web" else directory / "strays" / f"{name}.img"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    path.chmod(0o600)
+    return str(path)

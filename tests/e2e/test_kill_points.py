@@ -46,7 +46,10 @@ def walk(world: World, words: tuple[str, ...], mend: str, check: Callable[[str, 
         plan = kill(world, point, *words)
         if not plan:
             break
-        assert world.storkit("plan", mend, plan, ok=None).status == 0, f"{mend} after {point}"
+        done = world.storkit("plan", mend, plan, ok=None)
+        if (point, mend) == ("after:0", "resume") and "before it began" in done.stderr:
+            continue  # no host had its mark yet, and nothing is gone on with that nobody was told
+        assert done.status == 0, f"{mend} after {point}"
         check(point, plan)
         walked.append(point)
     print(f"{' '.join(words)}: {mend} from {len(walked)} points: {' '.join(walked)}")

@@ -65,6 +65,8 @@ KEPT = {
 }  # fmt: skip
 DAMAGED = {"name": "db", "pool": "p", "host": "h", "message": "m", "hint": "h"}
 RESULT = {"total_ms": 1, "downtime_ms": 1, "setup_ms": 1, "transferred": 1}
+FOUND = {"place": "/srv/web.img", "format": "", "in_guest": False, "processes": [1]}
+ADOPTABLE = {"place": "/srv/web.img", "name": "web", "size": 4096, "format": "raw", "moved": True}
 HELD = {
     **VOLUME,
     "hold": {"guest": UUID, "name": "g", "id": UUID, "generation": 1, "since": "", "host": "h", "file": ""},
@@ -97,6 +99,9 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "relabel"): (ONE, [VOLUME]),
     ("pool", "hold"): ({"volumes": [HELD]}, [HELD]),
     ("pool", "release"): ({"volumes": [HELD], "hold": UUID}, [{**HELD, "hold": None}]),
+    ("pool", "adoptable"): ({"found": [FOUND]}, [ADOPTABLE]),
+    ("pool", "adopt"): ({**ONE, "found": [FOUND]}, [VOLUME]),
+    ("pool", "disown"): (ONE, ["/p/web.raw"]),
     ("pool", "capacity"): ({}, USAGE),
     ("pool", "kept"): ({"volumes": [UUID]}, {"guests": [KEPT], "damaged": [FINDING]}),
     ("pool", "texts"): ({"volumes": [UUID], "generation": 3}, [KEPT]),
@@ -146,6 +151,7 @@ FREE = {
     "create": {"size"}, "import_tree": {"size"}, "clone": {"size"}, "snapshot": {"size"}, "resize": {"size"},
     "relabel": {"size"}, "hold": {"size"}, "release": {"size"}, "save": {"size"}, "saved": {"size"},
     "export_image": {"size"}, "find_off": {"host"}, "kept": {"volume", "name", "hypervisor"},
+    "adoptable": {"name", "size"}, "adopt": {"size"},
     "texts": {"volume", "name", "hypervisor"},
 }  # fmt: skip
 """Fields in which a well-formed answer can be anything."""

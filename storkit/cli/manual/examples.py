@@ -30,6 +30,11 @@ EXAMPLES = {
         ("storkit volume create web 20GiB", "Make an empty disk of 20 GiB in the default pool."),
         ("storkit volume create db 1.5T --pool large", "Make it in pool large instead."),
     ),
+    "volume adopt": (
+        ("storkit volume adopt /srv/volumes/web.qcow2", "A file in the pool's directory is volume web from now on."),
+        ("storkit volume adopt /var/lib/libvirt/images/web.img web --on a", "A file of host a is, under its new name."),
+    ),
+    "volume release": (("storkit volume release web", "Give it back: its bytes are where they were before."),),
     "volume import": (
         ("storkit volume import --golden debian.qcow2 debian", "Make a golden image, which clones are made from."),
         ("storkit volume import disk.raw.zst web --size 40GiB", "Unpack a disk, and make it 40 GiB large."),

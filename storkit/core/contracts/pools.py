@@ -13,6 +13,8 @@ from storkit.core.identities import (
     VolumeName,
 )
 from storkit.core.model import (
+    Adoptable,
+    Existing,
     PoolContent,
     Usage,
     Volume,
@@ -115,6 +117,43 @@ class PoolVerbs(BackendVerbs):
 
         Raises:
             Conflict: a volume is in use or held, or others depend on its bytes. Then none is deleted.
+        """
+
+    @abstractmethod
+    def adoptable(self, found: list[Existing]) -> list[Adoptable]:
+        """Look at bytes that are no volumes yet, as `adopt` would; nothing is changed.
+
+        Raises:
+            NotFound: this pool has no such things.
+            StorkitError: everything else that speaks against making them volumes.
+        """
+
+    @abstractmethod
+    def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
+        """Make volumes of what is there, each of its own of `found`, and copy nothing. All or none; called again it
+        goes on.
+
+        Args:
+            volumes: names and UUIDs; sizes and formats are as they are found.
+            found: in the same order.
+
+        Returns:
+            The volumes; `was` of each says where it lay.
+
+        Raises:
+            StorkitError: as `adoptable`; or a name is taken.
+        """
+
+    @abstractmethod
+    def disown(self, volumes: list[Volume]) -> list[Line]:
+        """Give volumes back: their bytes stay, at the place that they were adopted from, and are volumes no more. All
+        or none; those that are no volumes already are fine.
+
+        Returns:
+            Where the bytes of each are; empty for those.
+
+        Raises:
+            Conflict: a volume is in use or held, others depend on its bytes, or its old place is taken.
         """
 
     @abstractmethod

@@ -87,6 +87,15 @@ def _held(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[
             yield f"another hold of volume {asked['name']} than was asked for"
 
 
+def _adoptable(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _each(result, args["found"], ("place", "place"))
+
+
+def _disowned(host: str, pool: str, args: Record, result: list[str]) -> Iterator[str]:
+    if len(result) != len(args["volumes"]):
+        yield f"{len(result)} places, where {len(args['volumes'])} were asked for"
+
+
 def _capacity(host: str, pool: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], pool=pool, host=host)
 
@@ -219,6 +228,9 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "relabel"): _made,
     ("pool", "hold"): _held,
     ("pool", "release"): _held,
+    ("pool", "adoptable"): _adoptable,
+    ("pool", "adopt"): _made,
+    ("pool", "disown"): _disowned,
     ("pool", "capacity"): _capacity,
     ("pool", "kept"): _kept,
     ("pool", "texts"): _texts,

@@ -26,6 +26,7 @@ from storkit.plans.intent.making import (
 from storkit.plans.lookup import parts
 
 if TYPE_CHECKING:  # who only looks at volumes plans nothing, and needs nothing that plans
+    from storkit.plans.intent.adopting.volumes import Released
     from storkit.plans.plan import Plan
 
 
@@ -77,6 +78,20 @@ class VolumeActs:
             return planner.create([new_volume(config, name, bytes_)], self._coordinator.inventory)
 
         return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def adopt(self, place: str | Path, name: str = "", *, host: str = "", pool: str = "") -> Volume:
+        """Make a volume of what is there, and copy nothing. `place`: the path of a file on
+        the pool's host. `name`: by default what it is called. `host`: the default pool's, if none is named; `pool`: by
+        default where it lies, or the first of the host that can take it."""
+        from storkit.plans.intent.adopting import volumes as adoption
+
+        return adoption.adopt(self._coordinator, str(place), name, host, pool)
+
+    def release(self, names: Sequence[str], force: bool = False) -> list[Released]:
+        """Give volumes back that no host has, and, without `force`, no guest: their bytes stay."""
+        from storkit.plans.intent.adopting import volumes as adoption
+
+        return adoption.release(self._coordinator, names, force)
 
     def import_image(
         self,
@@ -202,7 +217,7 @@ class VolumeActs:
 
             volumes = self._survey.find_all(names)
             if not force:
-                disks.refuse_to_delete(self._coordinator, volumes)
+                disks.refuse_to_lose(self._coordinator, volumes, "delete")
             return planner.delete(volumes, self._survey.exports(volumes), self._coordinator.inventory)
 
         self._coordinator.change(build)

@@ -24,9 +24,11 @@ from storkit.plans.verbs.sleeping import (
     WakeWriters,
 )
 from storkit.plans.verbs.volumes import (
+    AdoptVolumes,
     CloneVolume,
     CreateVolumes,
     DeleteVolumes,
+    DisownVolumes,
     ExportImage,
     FillVolume,
     ImportTree,
@@ -36,11 +38,11 @@ from storkit.plans.verbs.volumes import (
 )
 
 _ALL: tuple[type[Verb[Any]], ...] = (
-    CreateVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes, ResizeVolumes, DeleteVolumes,
-    ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes, DetachVolumes, Prove, DefineGuest,
-    UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest, ConfirmPlace, ResumeGuest, RetireGuest,
-    HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory,
-    FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
+    CreateVolumes, AdoptVolumes, DisownVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes,
+    ResizeVolumes, DeleteVolumes, ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes,
+    DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest,
+    ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
+    GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from storkit.core.identities import Count, Line, Uuid, Word
 from storkit.core.imagefiles import ImageFile, ImageInfo
-from storkit.core.model import Volume
+from storkit.core.model import Existing, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, names, uuids
 
@@ -38,6 +38,46 @@ class CreateVolumes(_Make):
 
     def act(self, run: Run, step: Step) -> list[Volume]:
         return run.on(step.host).pool(step.target).create(self.volumes)
+
+
+@dataclass(frozen=True)
+class AdoptVolumes(Verb[list[Uuid]]):
+    """Volumes of what is there. Undone by giving back those that this plan made, known by their UUIDs."""
+
+    verb: ClassVar[str] = "adopt"
+    volumes: list[Volume]
+    found: list[Existing]
+
+    def find(self, run: Run, step: Step) -> list[Uuid]:
+        return uuids(run.on(step.host).pool(step.target).look(names(self.volumes)).volumes)
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).adopt(self.volumes, self.found)
+
+    def undo(self, run: Run, step: Step, before: list[Uuid]) -> None:
+        run.on(step.host).pool(step.target).disown([each for each in self.volumes if each.uuid not in before])
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit volume release {' '.join(names(self.volumes))}"
+
+
+@dataclass(frozen=True)
+class DisownVolumes(Verb[list[Volume]]):
+    """Volumes are given back. Undone by adopting them again, under the names and UUIDs that they had."""
+
+    verb: ClassVar[str] = "disown"
+    volumes: list[Volume]
+
+    def find(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).look(names(self.volumes)).volumes
+
+    def act(self, run: Run, step: Step) -> list[Line]:
+        return run.on(step.host).pool(step.target).disown(self.volumes)
+
+    def undo(self, run: Run, step: Step, before: list[Volume]) -> None:
+        # In a guest's disk: what is in it was no obstacle when it was made, or adopted.
+        found = [Existing(each.was or each.path, each.format, in_guest=True) for each in before]
+        run.on(step.host).pool(step.target).adopt(before, found)
 
 
 @dataclass(frozen=True)

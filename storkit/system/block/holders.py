@@ -84,6 +84,12 @@ def on_file(path: str, sys: Path = SYS, proc: Path = PROC) -> list[Holder]:
     return [one for name in loops for one in (*find([f"/dev/{name}"], sys=sys, proc=proc), _loop(name, path))]
 
 
+def swap_on(path: str, proc: Path = PROC) -> list[Holder]:
+    """The swap in a file, if it is in use."""
+    files = [line.split()[0] for line in _read(proc / "swaps").splitlines()[1:]]
+    return [Holder("swap", path, f"swapoff {shlex.quote(path)}")] if path in files else []
+
+
 def _above(name: str, look: _Look, seen: frozenset[str]) -> Iterator[Holder]:
     if name in seen:
         return

@@ -17,13 +17,13 @@ from typing import ClassVar, Literal
 
 from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
-from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Damaged, Finding, PoolContent, Usage, Volume
+from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
-from storkit.tech.files import clonefile, resizing, volumefile
+from storkit.tech.files import adopting, clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
@@ -156,6 +156,34 @@ class FilePool(KeepsGuests):
             pairs = zip(known, changed, strict=True)
             directory.write([replace(was, volume=now) for was, now in pairs if now != was.volume])
         return self._found(volumes)
+
+    def adoptable(self, found: list[Existing]) -> list[Adoptable]:
+        self._exists()
+        problems: list[StorkitError] = []
+        seen: list[Adoptable] = []
+        for each in found:
+            with collected(problems):
+                seen.append(adopting.adoptable(adopting.examine(each, self.path, self.site.host), each, self.path))
+        raise_problems(problems)
+        return seen
+
+    def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
+        with self._locked("adopt") as directory:
+            made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
+            adopting.adopt(directory, volumes, found, made, self.site.host)
+        return self._found(volumes)
+
+    def disown(self, volumes: list[Volume]) -> list[str]:
+        if not self._exists():
+            return ["" for _ in volumes]
+        with self._locked("disown") as directory:
+            here = [sidecar.volume for sidecar in directory.select([volume.name for volume in volumes])]
+            own = [volume for volume in here if volume.uuid in {each.uuid for each in volumes}]
+            refusals = holds.all_held(own, "given back")
+            refusals += [problem for volume in own for problem in self._in_use(volume, "given back")]
+            places = adopting.disown(directory, volumes, refusals)
+        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        return places
 
     def delete(self, volumes: list[Volume]) -> None:
         if not self._exists():
@@ -428,7 +456,7 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, generation=0)
+    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="")
     return replace(named, format=format, made=made, created=volume.created or now)
 
 

@@ -168,6 +168,8 @@ class VolumeDirectory:
             found = path.lstat()
         except OSError as error:
             hint = "bring it back from a backup; or, if it is lost: storkit volume delete " + volume.name
+            if volume.was and os.path.lexists(volume.was):
+                hint = f"it is at {volume.was}, where it was adopted: storkit plan list shows what was cut short"
             raise Unsafe(f"volume {volume.name} is damaged: {path}: {error.strerror}", hint) from error
         if not wanted(found.st_mode):
             message = f"volume {volume.name} is damaged: {path} is {files.kind(found.st_mode)}, and should be a {what}"
@@ -264,6 +266,10 @@ class VolumeDirectory:
         except BaseException:
             self.remove(done)
             raise
+
+    def text(self, sidecar: Sidecar) -> str:
+        """The content of a sidecar's file."""
+        return _text(sidecar)
 
     def _partials(self, sidecar: Sidecar) -> tuple[Path, Path]:
         name = sidecar.volume.name

@@ -31,12 +31,12 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Damaged, PoolContent, Usage, Volume, VolumeHold, check_name
+from storkit.core.model import Adoptable, Damaged, Existing, PoolContent, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
 from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
 from storkit.tech.keptguests import KeepsGuests
-from storkit.tech.lvm import checks, tools
+from storkit.tech.lvm import adopting, checks, tools
 from storkit.tech.lvm.batches import Batches
 from storkit.tech.lvm.tools import LogicalVolume, VolumeGroup
 
@@ -177,6 +177,27 @@ class Lvm(KeepsGuests):
         if [(each.hold, each.generation) for each in found] != [(each.hold, each.generation) for each in wanted]:
             raise Conflict(f"the hold could not be changed in volume group {self._vg}: {said}", f"lvs {self._vg}")
         return found
+
+    def adoptable(self, found: list[Existing]) -> list[Adoptable]:
+        return adopting.adoptable(tools.read(self._vg), self.settings.thinpool, found, self.site.host)
+
+    def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
+        with self._batches.locked("adopt") as (lock, group):
+            made = [_fresh(volume, adopting.ADOPTED) for volume in volumes]
+            after = adopting.adopt(group, lock, self.settings.thinpool, made, found, self.site.host)
+        return self._these(after, volumes)
+
+    def disown(self, volumes: list[Volume]) -> list[str]:
+        with self._batches.locked("disown") as (lock, group):
+            refusals: list[StorkitError] = []
+            for lv in group.lvs.values():
+                mine = [volume for volume in volumes if volume.uuid == lv.tags.get("uuid")]
+                refusals += [each for volume in mine for each in self._served(volume, "given back")]
+                if mine and "hold" in lv.tags:
+                    refusals += holds.held(self._volume(group, lv), "given back")
+            places = adopting.disown(group, lock, volumes, refusals)
+        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        return places
 
     def delete(self, volumes: list[Volume]) -> None:
         with self._batches.locked("delete", only_removes=True) as (lock, group):
@@ -452,12 +473,19 @@ class Lvm(KeepsGuests):
 
     def _in_use(self, group: VolumeGroup, volume: Volume, what: str) -> list[StorkitError]:
         """Somebody has the lock, or has the device open: a process, a mount, an export, a device-mapper node on it."""
-        if not group.lvs[volume.name].open and not locks.held(locks.use_lock(self.site.run, volume.uuid)):
-            return []
+        if not group.lvs[volume.name].open:
+            return self._served(volume, what)
+        return [self._used(volume, what)]
+
+    def _served(self, volume: Volume, what: str) -> list[StorkitError]:
+        """Somebody has the lock: a server, or a command."""
+        return [self._used(volume, what)] if locks.held(locks.use_lock(self.site.run, volume.uuid)) else []
+
+    def _used(self, volume: Volume, what: str) -> StorkitError:
         hint = f"see who has it: storkit volume show {volume.name}; lsblk {tools.path(self._vg, volume.name)}"
-        return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
+        return Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)
 
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, generation=0)
+    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="")

@@ -136,13 +136,13 @@ COMMANDS = (
     Command(
         "volume",
         "adopt",
-        "make a volume of a file that is there, without copying it",
+        "make a volume of a file or a logical volume that is there, without copying it",
         "volume:adopt",
         (
             arg(
                 "place",
-                help="the path of a file (raw, qcow2) on the host",
-                metavar="PATH",
+                help="on the host: the path of a file (raw, qcow2) or of a device, or VG/LV",
+                metavar="PATH|VG/LV",
             ),
             arg("name", help="the volume's name (default: what it is called)", nargs="?", metavar="NAME"),
             arg("--on", help="the host (default: the default pool's)", **HOST),

@@ -54,3 +54,14 @@ def damage(pool: Pool, volume: Volume) -> None:
 
 def missing(settings: LvmSettings) -> LvmSettings:
     return replace(settings, vg="not-there")
+
+
+def stranger(pool: Pool, name: str, size: int) -> str:
+    """A logical volume of zeros."""
+    settings: LvmSettings = pool.settings
+    thin, thick = ["-V", f"{size}b", "-T", f"{VG}/pool"], ["-Wn", "-Zn", "-L", f"{size}b", VG]
+    _lvm("lvcreate", "-y", "-n", name, *(thin if settings.thinpool else thick))
+    path = f"/dev/{VG}/{name}"
+    with Path(path).open("wb") as device:
+        device.write(bytes(size))
+    return path

@@ -92,9 +92,7 @@ def test_an_adopted_volume_is_as_any_other(pool: Pool, place: str) -> None:
 
 
 def test_what_is_in_use_is_not_adopted(pool: Pool, place: str) -> None:
-    with Path(place).open("rb"):  # this process itself is not looked at
-        adopt(pool, place, "own")
-    volume = pool.find()[0]
+    volume = adopt(pool, place)
     lock = locks.acquire(locks.use_lock(pool.site.run, volume.uuid), volume.name, holder="a server")
     with pytest.raises(Conflict, match="in use"):
         pool.disown([volume])

@@ -18,3 +18,13 @@ def test_lvm_pools_keep_the_contract(lab: Lab, variant: str) -> None:
     said = run_tests(host, *files, "-k", f"lvm-{variant}", timeout=1800, env={"LAB_LVM_DISK": disk})
     print(said)
     assert "skipped" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["thin", "thick"])
+def test_lvm_pools_adopt_what_is_there(lab: Lab, variant: str) -> None:
+    (host,) = lab.hosts("s")
+    words = ("tests/contract/test_pools_adopted.py", "-k", f"lvm-{variant}")
+    said = run_tests(host, *words, timeout=600, env={"LAB_LVM_DISK": host.add_disk(2 << 30)})
+    print(said)
+    assert "skipped" not in said

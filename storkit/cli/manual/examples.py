@@ -31,7 +31,7 @@ EXAMPLES = {
         ("storkit volume create db 1.5T --pool large", "Make it in pool large instead."),
     ),
     "volume adopt": (
-        ("storkit volume adopt /srv/volumes/web.qcow2", "A file in the pool's directory is volume web from now on."),
+        ("storkit volume adopt vg0/web", "The logical volume is volume web from now on."),
         ("storkit volume adopt /var/lib/libvirt/images/web.img web --on a", "A file of host a is, under its new name."),
     ),
     "volume release": (("storkit volume release web", "Give it back: its bytes are where they were before."),),

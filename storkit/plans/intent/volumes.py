@@ -80,7 +80,7 @@ class VolumeActs:
         return made(self._coordinator, self._coordinator.change(build))[0]
 
     def adopt(self, place: str | Path, name: str = "", *, host: str = "", pool: str = "") -> Volume:
-        """Make a volume of what is there, and copy nothing. `place`: the path of a file on
+        """Make a volume of what is there, and copy nothing. `place`: the path of a file or of a device, or VG/LV, on
         the pool's host. `name`: by default what it is called. `host`: the default pool's, if none is named; `pool`: by
         default where it lies, or the first of the host that can take it."""
         from storkit.plans.intent.adopting import volumes as adoption

@@ -27,7 +27,7 @@ class Released:
 
 
 def adopt(coordinator: Coordinator, place: str, name: str, host: str, pool: str) -> Volume:
-    """Make a volume of a file (VolumeActs.adopt)."""
+    """Make a volume of a file or a logical volume (VolumeActs.adopt)."""
     if name:
         check_name("volume", name)
     pools = candidates(coordinator, host, pool)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from storkit.plans.checkup import Report as Report
     from storkit.plans.intent.accepting import Acceptance as Acceptance
     from storkit.plans.intent.accepting import AcceptWish as AcceptWish
+    from storkit.plans.intent.adopting.guests import AdoptionWish as AdoptionWish
     from storkit.plans.intent.adopting.volumes import Released as Released
     from storkit.plans.intent.attachments import Attached as Attached
     from storkit.plans.intent.definitions import GuestWish as GuestWish
@@ -76,6 +77,7 @@ _PLACES = {
     "Attached": "storkit.plans.intent.attachments",
     "Proof": "storkit.plans.proof",
     "GuestWish": "storkit.plans.intent.definitions",
+    "AdoptionWish": "storkit.plans.intent.adopting.guests",
     "Fenced": "storkit.plans.intent.fences",
     "GuestEntry": "storkit.plans.intent.guests",
     "Overview": "storkit.plans.intent.hosts",

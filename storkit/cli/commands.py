@@ -320,6 +320,29 @@ COMMANDS = (
     ),
     Command(
         "guest",
+        "adopt",
+        "take guests that libvirt, or a configuration file, has already, with their disks as they are",
+        "guest:adopt",
+        (
+            arg("names", help="the guests, as their hypervisor calls them", nargs="*", metavar="NAME"),
+            arg("--all", help="all guests of the host that storkit does not know", action="store_true"),
+            arg("--on", help="the host (default: the default pool's)", **HOST),
+            arg("--disk", help="TARGET=VOLUME: what the volume of a disk is called", action="append", default=[]),
+            arg(
+                "--local", help="a TARGET that each host has of its own", action="append", default=[], metavar="TARGET"
+            ),
+            arg("--config", help="the guest's configuration file, of a hypervisor that keeps none", metavar="FILE"),
+        ),
+    ),
+    Command(
+        "guest",
+        "release",
+        "give an adopted guest that does not run back, with its disks where they were",
+        "guest:release",
+        (A_GUEST,),
+    ),
+    Command(
+        "guest",
         "clone",
         "make new guests like another one, with clones of its disks",
         "guest:clone",

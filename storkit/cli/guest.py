@@ -42,13 +42,35 @@ def define(session: Session, options: Namespace) -> None:
     _saved(session, session.site.guests.define(options.name, wanted, change=options.replace))
 
 
-def import_(session: Session, options: Namespace) -> None:
+def adopt(session: Session, options: Namespace) -> None:
+    from storkit.api import AdoptionWish
+
+    wish = AdoptionWish(options.on or "", options.all, _volumes(options.disk), options.local, options.config)
+    guests = session.site.guests.adopt(options.names, wish)
+    lines = (f"{guest.name}: {', '.join(disk.volume for disk in guest.disks)}" for guest in guests)
+    session.result(codec.dump(guests), output.shown("\n".join(lines)))
+
+
+def release(session: Session, options: Namespace) -> None:
+    guest = session.site.guests.release(options.name)
+    session.result(
+        {"released": guest.name}, f"{guest.name} is {guest.hypervisor}'s alone, with its disks where they were"
+    )
+
+
+def _volumes(texts: list[str]) -> dict[str, str]:
+    """What is said of disks, as TARGET=VOLUME."""
     volumes: dict[str, str] = {}
-    for text in options.disk:
+    for text in texts:
         path, equals, volume = text.rpartition("=")
         if not equals:
             raise UsageError(f"{text!r} is no TARGET=VOLUME", "for example --disk vda=web, or --disk /dev/vg/web=web")
         volumes[path] = volume
+    return volumes
+
+
+def import_(session: Session, options: Namespace) -> None:
+    volumes = _volumes(options.disk)
     _saved(session, session.site.guests.import_(options.file, volumes, options.name or "", options.local))
 
 

@@ -24,11 +24,14 @@ from storkit.core.model import (
     Adoptable,
     Attachment,
     Credential,
+    DiskSource,
     Existing,
     Export,
     Finding,
     GuestState,
+    Original,
     Saved,
+    Secrets,
     Volume,
 )
 
@@ -220,6 +223,25 @@ class Hypervisor(Backend, HypervisorVerbs):
         """The address that a guest is sent to by what `receive` has answered; empty: a socket of this machine. Raises
         UsageError: it is no such answer."""
         return ""
+
+    keeps: ClassVar[bool] = False
+    """Whether it keeps the configurations of guests itself, whoever made them."""
+
+    def strangers(self) -> list[Words]:
+        return []
+
+    def original(self, name: GuestName) -> Original:
+        raise self._keeps_none()
+
+    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
+        raise self._keeps_none()
+
+    def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        raise self._keeps_none()
+
+    def _keeps_none(self) -> StorkitError:
+        message = f"hypervisor {self.name} keeps no configurations of guests"
+        return Unsupported(message, "name the guest's own: --config FILE")
 
     def fingerprint(self, guest: Guest) -> dict[Words, Words]:
         return {}

@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"may_leave", "adoptable"}
+    | {"may_leave", "adoptable", "strangers", "original"}
     | {"look_exports", "look_attachments", "ready", "doors", "saved"}
 )
 
@@ -28,6 +28,7 @@ LONG: Mapping[str, float] = {
     "attach": 240.0,  # a mount gives up after 150 seconds, a login after 90
     "start": 300.0,
     "define": 180.0,
+    "take": 180.0,
     "send": 300.0,  # QEMU's own stall_timeout should end it first
     "cancel": 180.0,
     "save": 300.0,

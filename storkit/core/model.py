@@ -334,6 +334,18 @@ GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "mi
 here. migrated: the rest of a guest that has moved away. unknown: it does not answer, so it may still run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A guest as its hypervisor keeps it, without storkit."""
+
+    name: GuestName
+    document: Words
+    """In the hypervisor's own language, with names in the place of its passwords."""
+    status: GuestStatus
+    secrets: dict[Word, Secret] = field(default_factory=dict)
+    """The passwords, by these names."""
+
+
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))
 """Of a guest that a host has, whether or not it stands still: it writes there, or may at any moment."""
 

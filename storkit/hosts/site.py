@@ -180,8 +180,8 @@ _MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
 """Targets that are no backends, and where their verbs are: functions whose first argument is the site."""
 
 
-SECRET_VERBS = frozenset({"offers", "credential", "enter"})
-"""Verbs whose results hold credentials: never journalled, only passed on to the other host's `attach` or `send`."""
+SECRET_VERBS = frozenset({"offers", "credential", "enter", "original"})
+"""Verbs whose results hold credentials: never journalled, only passed on to where they are needed."""
 
 
 SERVING_VERBS = frozenset({"export", "set_writers"})

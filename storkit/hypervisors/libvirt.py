@@ -31,14 +31,15 @@ from storkit.core.model import (
     Finding,
     GuestState,
     MigrationResult,
+    Original,
     Saved,
     Secrets,
     check_name,
 )
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
+from storkit.hypervisors._libvirt import adopting, host, saving
 from storkit.hypervisors._libvirt import domain as domains
-from storkit.hypervisors._libvirt import host, saving
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import XML, Guests, KnownGuest
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, Source, parse_route
@@ -94,6 +95,7 @@ class Libvirt(Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "libvirt"
+    keeps: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(tools={"virsh": PACKAGE})
     Settings: ClassVar[type] = LibvirtSettings
     settings: LibvirtSettings
@@ -165,18 +167,40 @@ class Libvirt(Hypervisor):
         return fingerprint(guest, started, offer.virttype, offer.machine, native)
 
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "", secrets: Secrets = None) -> str:
-        directory, before = self._guests.directory(guest.name), self._guests.record(guest.name)
+        before = self._guests.record(guest.name)
         known, foreign = self._guests.look([guest.name], guest.uuid)
         raise_problems([Conflict(_in_the_way(one), f"virsh dumpxml {one.uuid}") for one in foreign])
         old = next((one for one in known if one.defined), None)
         if old and not old.idle:
             if before and (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
-                return str(directory / XML)
+                return str(self._guests.directory(guest.name) / XML)
             what = "another guest of that name" if old.uuid != guest.uuid else "it"
             raise Conflict(
                 f"guest {guest.name} cannot be defined: {what} is {old.status} here",
                 end_command(guest.name, old.status),
             )
+        if old and old.uuid != guest.uuid:
+            self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
+        return self._keep(guest, disks, machine, secrets, before)
+
+    def strangers(self) -> list[str]:
+        return adopting.strangers(self._virsh)
+
+    def original(self, name: str) -> Original:
+        return adopting.original(self._virsh, name)
+
+    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
+        adopting.refuse_to_take(self._virsh, self._guests, guest)
+        return self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
+
+    def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        adopting.give_back(self._virsh, self._guests, guest, secrets)
+
+    def _keep(
+        self, guest: Guest, disks: list[DiskSource], machine: str, secrets: Secrets, before: Definition | None
+    ) -> str:
+        """Define a domain, whatever libvirt has of this UUID."""
+        directory = self._guests.directory(guest.name)
         pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
         wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
         offer = host.offered(self._virsh, wanted, self.settings.accel)
@@ -185,8 +209,6 @@ class Libvirt(Hypervisor):
         raise_problems(host.disk_problems(user, disks))
         definition = Definition(guest, disks, offer.machine, offer.virttype, guest.machine)
         xml = self._render(definition)
-        if old and old.uuid != guest.uuid:
-            self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
         make_private(directory)
         write_atomic(directory / XML, with_secrets(self.name, xml, secrets))
         # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.

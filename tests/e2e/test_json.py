@@ -223,6 +223,12 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     assert shown["plan"].keys() == record("Plan") and shown["plan"]["stages"][0][0].keys() == record("Step")
     storkit("volume", "delete", "g", "other", "golden", "data", "kept")
     assert storkit("volume", "show", "g", status=4)["error"].keys() == {"kind", "message", "hint", "changed"}
+    disk = Path("boot.img").absolute()
+    storkit("volume", "adopt", str(disk), "own")
+    storkit("volume", "release", "own")
+    Path("own.cfg").write_text(f'name = "own"\nmemory = 64\ndisk = [ "format=raw, vdev=xvda, target={disk}" ]\n')
+    storkit("guest", "adopt", "--config", "own.cfg")
+    storkit("guest", "release", "own")
     checked = storkit.checked  # type: ignore[attr-defined]
     of_this_machine = {"hooks install", "hooks status", "hooks remove"}  # tests/e2e/test_hooks_installed.py
     assert shapes().keys() - checked == {"plan resume", "plan rollback", *of_this_machine}

@@ -122,6 +122,12 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "check"): ({"guest": {}}, ["no room"]),
     ("hypervisor", "fingerprint"): ({"guest": {}}, {"qemu": "7.2"}),
     ("hypervisor", "define"): ({}, "/run/g.xml"),
+    ("hypervisor", "strangers"): ({}, ["web"]),
+    ("hypervisor", "original"): (
+        {"name": "g"},
+        {"name": "g", "document": "<domain/>", "status": "stopped", "secrets": {"storkit-secret-1": "x"}},
+    ),
+    ("hypervisor", "take"): ({}, "/run/g.xml"),
     ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
     ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),
     ("hypervisor", "save"): ({"name": "g", "saved": SAVED}, SAVED),

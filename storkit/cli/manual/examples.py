@@ -85,6 +85,12 @@ EXAMPLES = {
         ("storkit guest import web.xml --disk /dev/vg0/web=web", "Take a libvirt domain over; volume web is its disk."),
         ("storkit guest import /etc/xen/web.cfg --name web2", "Take an xl configuration over under another name."),
     ),
+    "guest adopt": (
+        ("storkit guest adopt shop --on a", "Its libvirt domain and its disks are storkit's, and stay where they are."),
+        ("storkit guest adopt --all --on a --local hda", "All domains of host a, whose cdroms stay its own."),
+        ("storkit guest adopt mail --config /etc/xen/mail.cfg --on a", "A Xen guest, by its own configuration."),
+    ),
+    "guest release": (("storkit guest release shop", "Give it back: its domain has its own disks again."),),
     "guest clone": (
         ("storkit guest clone web web2", "A second guest with clones of web's disks and an identity of its own."),
         ("storkit guest clone web web3 --set memory=1GiB", "The same with other memory."),

@@ -21,6 +21,7 @@ from storkit.core.model import (
     DiskSource,
     GuestState,
     MigrationResult,
+    Original,
     Saved,
     Secrets,
 )
@@ -70,6 +71,37 @@ class HypervisorVerbs(BackendVerbs):
 
         Raises:
             Conflict: the guest is running here.
+        """
+
+    @abstractmethod
+    def strangers(self) -> list[Words]:
+        """Name the guests that the hypervisor keeps, and storkit does not know."""
+
+    @abstractmethod
+    def original(self, name: GuestName) -> Original:
+        """Say how the hypervisor keeps a guest that storkit does not know; nothing is changed.
+
+        Raises:
+            NotFound: there is none of that name.
+            Conflict: it is storkit's already.
+            Unsupported: the hypervisor keeps no configurations.
+        """
+
+    @abstractmethod
+    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
+        """As `define`, for a guest that the hypervisor keeps and storkit does not know: its name and UUID are in the
+        record, and its configuration is the record's document. Called again it goes on.
+
+        Raises:
+            Conflict: it is running, or its memory was saved.
+        """
+
+    @abstractmethod
+    def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        """The hypervisor keeps the guest as the record's document has it, and storkit knows it here no more.
+
+        Raises:
+            Conflict: it is running.
         """
 
     @abstractmethod

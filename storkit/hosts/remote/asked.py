@@ -186,6 +186,10 @@ def _start(host: str, hypervisor: str, args: Record, result: Record) -> Iterator
     yield from _told([result], host=host, hypervisor=hypervisor, name=args["name"])
 
 
+def _original(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], name=args["name"])
+
+
 def _saved(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], hypervisor=hypervisor, name=args["name"])
     asked = args.get("saved", {})
@@ -247,6 +251,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "find"): _guests,
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
+    ("hypervisor", "original"): _original,
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,
@@ -267,6 +272,8 @@ WORDS = frozenset(
         ("hypervisor", "messages"),
         ("hypervisor", "ready"),
         ("hypervisor", "send"),
+        ("hypervisor", "strangers"),
+        ("hypervisor", "take"),
         ("pool", "ready"),
         ("transport", "doors"),
         ("transport", "ready"),

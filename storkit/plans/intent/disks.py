@@ -28,14 +28,15 @@ def readable(coordinator: Coordinator, pools: Iterable[str], problems: list[Stor
     return guests
 
 
-def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str) -> None:
+def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str, but: str = "") -> None:
     """Raise what speaks against volumes being no more (`verb`: delete, release): the guests that have them, and files
-    that may name them."""
+    that may name them. `but`: a guest that goes with them."""
     problems: list[StorkitError] = []
     guests = readable(coordinator, [volume.pool for volume in volumes], problems)
     for volume in volumes:
         as_disk = Disk(volume.name, uuid=volume.uuid)
-        if owners := [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]:
+        having = [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]
+        if owners := [name for name in having if name != but]:
             hint = f"storkit guest delete {owners[0]}; or, to let it lose its disk: storkit volume {verb} --force"
             named = f"guest {owners[0]}" if len(owners) == 1 else f"guests {', '.join(owners)}"
             problems.append(Conflict(f"volume {volume.name} is a disk of {named}", f"{hint} {volume.name}"))

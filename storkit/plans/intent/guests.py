@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storkit.core.errors import (
     Conflict,
@@ -30,6 +31,9 @@ from storkit.plans.intent.kept.checkout import Difference, GuestKept
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
+
+if TYPE_CHECKING:
+    from storkit.plans.intent.adopting.guests import AdoptionWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,19 @@ class GuestActs:
         its path, as it has them, to the volume that it is now; `ADDRESS:PATH` for a root on NFS. `local`: what else it
         opens, of which each host has its own."""
         return definitions.import_file(self._coordinator, Path(file), volumes, several(local), name)
+
+    def adopt(self, names: Sequence[str], wish: AdoptionWish | None = None) -> list[Guest]:
+        """Make guests storkit's that their hypervisor has already, with their disks in place; their records. Each keeps
+        its name, its UUID and its configuration."""
+        from storkit.plans.intent.adopting import guests as adoption
+
+        return adoption.adopt(self._coordinator, names, wish or adoption.AdoptionWish())
+
+    def release(self, name: str) -> Guest:
+        """Give an adopted guest that does not run back: to its hypervisor, with its disks where they were."""
+        from storkit.plans.intent.adopting import guests as adoption
+
+        return adoption.release(self._coordinator, name)
 
     def clone(self, source: str, names: Sequence[str], settings: Sequence[str] = ()) -> list[Guest]:
         """Guests like another one, with clones of the volumes that it writes, made in one plan. `settings`: KEY=VALUE

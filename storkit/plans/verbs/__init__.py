@@ -10,7 +10,17 @@ from storkit.plans.verb import Verb
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
-from storkit.plans.verbs.guests import DefineGuest, KeepGuests, StartGuest, StopGuest, UndefineGuest, WakeGuest
+from storkit.plans.verbs.guests import (
+    DefineGuest,
+    ForgetGuests,
+    GiveGuestBack,
+    KeepGuests,
+    StartGuest,
+    StopGuest,
+    TakeGuest,
+    UndefineGuest,
+    WakeGuest,
+)
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
@@ -43,6 +53,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest,
     ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
     GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
+    ForgetGuests, TakeGuest, GiveGuestBack,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
 from storkit.core.guest import Guest, KeptGuest
 from storkit.core.identities import GuestName, Line, Seconds, Word
-from storkit.core.model import ALIVE, GuestState, Volume
+from storkit.core.model import ALIVE, DiskSource, GuestState, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, uuids
 
@@ -28,6 +28,20 @@ class _Defined(Verb[list[GuestState]]):
         return run.on(step.host).hypervisor(step.target).find([self.guest.name])
 
     def _define(self, run: Run, step: Step) -> str:
+        hypervisor, secrets = run.on(step.host).hypervisor(step.target), run.secrets(self.guest)
+        if secrets:
+            return hypervisor.define(self.guest, self._disks(run, step), self.machine, secrets)
+        return hypervisor.define(self.guest, self._disks(run, step), self.machine)
+
+    def _take(self, run: Run, step: Step) -> str:
+        disks, secrets = self._disks(run, step), run.secrets(self.guest)
+        return run.on(step.host).hypervisor(step.target).take(self.guest, disks, secrets)
+
+    def _give_back(self, run: Run, step: Step) -> None:
+        run.on(step.host).hypervisor(step.target).give_back(self.guest, run.secrets(self.guest))
+
+    def _disks(self, run: Run, step: Step) -> list[DiskSource]:
+        """Where the guest's disks are on the host."""
         found = [
             attachment
             for transport in dict.fromkeys(self.transports)
@@ -38,11 +52,7 @@ class _Defined(Verb[list[GuestState]]):
         if gone:
             raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
         refuse_broken(found)
-        disks = [sources[uuid] for uuid in uuids(self.volumes)]
-        hypervisor, secrets = run.on(step.host).hypervisor(step.target), run.secrets(self.guest)
-        if secrets:
-            return hypervisor.define(self.guest, disks, self.machine, secrets)
-        return hypervisor.define(self.guest, disks, self.machine)
+        return [sources[uuid] for uuid in uuids(self.volumes)]
 
     def _undefine(self, run: Run, step: Step) -> None:
         run.on(step.host).hypervisor(step.target).undefine(self.guest.name)
@@ -74,6 +84,33 @@ class UndefineGuest(_Defined):
     def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
         if before:
             self._define(run, step)
+
+
+@dataclass(frozen=True)
+class TakeGuest(_Defined):
+    """A guest that its hypervisor keeps becomes storkit's. Undone by giving it back."""
+
+    verb: ClassVar[str] = "take"
+
+    def act(self, run: Run, step: Step) -> str:
+        return self._take(run, step)
+
+    def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
+        self._give_back(run, step)
+
+
+@dataclass(frozen=True)
+class GiveGuestBack(_Defined):
+    """A guest is its hypervisor's alone again, as its document has it. Undone by taking it, with its disks there."""
+
+    verb: ClassVar[str] = "give_back"
+
+    def act(self, run: Run, step: Step) -> None:
+        self._give_back(run, step)
+
+    def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
+        if before:
+            self._take(run, step)
 
 
 @dataclass(frozen=True)
@@ -143,3 +180,20 @@ class KeepGuests(Verb[list[KeptGuest]]):
 
     def by_hand(self, step: Step) -> str:
         return "; ".join(f"storkit guest diff {guest.name}" for guest in self.guests)
+
+
+@dataclass(frozen=True)
+class ForgetGuests(KeepGuests):
+    """Guests end with volumes that are to be given back, and with which all that is kept goes. Undone by keeping them
+    again, once the volumes are there."""
+
+    verb: ClassVar[str] = "forget"
+    were: list[KeptGuest]
+    """With their texts."""
+
+    def undo(self, run: Run, step: Step, before: list[KeptGuest]) -> None:
+        super().undo(run, step, before)
+        pool = run.on(step.host).pool(step.target)
+        there = uuids(pool.kept(uuids(self.were)).guests)
+        if lost := [replace(kept, generation=1) for kept in self.were if kept.uuid not in there]:
+            pool.keep(lost)

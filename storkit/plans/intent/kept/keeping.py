@@ -16,16 +16,16 @@ from storkit.plans import planner
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.kept import sources
-from storkit.plans.plan import Plan, Stages
+from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.verb import step
-from storkit.plans.verbs.guests import KeepGuests
+from storkit.plans.verbs.guests import ForgetGuests, KeepGuests
 
 _AT_ONCE = 8 << 20
 """Characters of texts in one step: a line between hosts has an end."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class NewGeneration:
     """A generation that is to be kept with a volume."""
 
     volume: Volume
@@ -42,7 +42,7 @@ def keep(coordinator: Coordinator, guests: Sequence[tuple[Guest, Texts]]) -> lis
 
     def build() -> Plan:
         homes = [sources.home(guest) for guest, _ in guests]
-        wanted: list[_Wanted] = []
+        wanted: list[NewGeneration] = []
         kept[:] = [0] * len(guests)
         volumes = _volumes(coordinator, [first for first in homes if first])
         there = _there(coordinator, volumes.values())
@@ -64,7 +64,7 @@ def keep(coordinator: Coordinator, guests: Sequence[tuple[Guest, Texts]]) -> lis
 
 def _new(
     coordinator: Coordinator, guest: Guest, said: Texts, volume: Volume, there: KeptGuest | None
-) -> tuple[list[_Wanted], int]:
+) -> tuple[list[NewGeneration], int]:
     """What is to be kept of a guest, and its generation. `there`: what is kept with its first volume now."""
     wanted = _moved_away(coordinator, guest, volume)
     newest = there.generation if there else 0
@@ -74,7 +74,7 @@ def _new(
         sources.refuse_change(there, guest, said.generation)
     new = KeptGuest(volume.name, volume.uuid, guest.name, guest.uuid, newest + 1, guest.hypervisor, said.record,
                     said.document)  # fmt: skip
-    return [*wanted, _Wanted(volume, new)], newest + 1
+    return [*wanted, NewGeneration(volume, new)], newest + 1
 
 
 def forget(coordinator: Coordinator, guest: Guest) -> None:
@@ -95,8 +95,27 @@ def forget(coordinator: Coordinator, guest: Guest) -> None:
         )
 
 
-def _plan(coordinator: Coordinator, wanted: Sequence[_Wanted], title: str) -> Plan:
-    since, stages = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), Stages()
+def first(guest: Guest, volume: Volume) -> NewGeneration:
+    """The first generation of a guest, with a volume that nothing is kept with."""
+    kept = KeptGuest(volume.name, volume.uuid, guest.name, guest.uuid, 1, guest.hypervisor, files.dumps(guest),
+                     guest.document)  # fmt: skip
+    return NewGeneration(volume, kept)
+
+
+def forgetting(coordinator: Coordinator, guest: Guest, volume: Volume) -> list[Step]:
+    """The step that ends what is kept of a guest with a volume that is to be given back; none: nothing is."""
+    gone = _gone(coordinator, guest, volume)
+    if gone is None:
+        return []
+    pool = coordinator.inventory.pool(volume.pool)
+    newest = replace(gone.guest, generation=gone.guest.generation - 1, gone=False)
+    were = sources.whole(coordinator, pool, newest)
+    kept = _signed(gone.guest)
+    return [step(ForgetGuests([kept], [were]), volume.host, f"pool:{volume.pool}", _title([kept], volume))]
+
+
+def steps(wanted: Sequence[NewGeneration]) -> list[Step]:
+    """The steps that keep these generations."""
     groups: list[tuple[Volume, list[KeptGuest]]] = []
     size = 0
     for each in sorted(wanted, key=lambda each: each.volume.pool):
@@ -105,10 +124,18 @@ def _plan(coordinator: Coordinator, wanted: Sequence[_Wanted], title: str) -> Pl
         if not groups or size > _AT_ONCE or groups[-1][0].pool != each.volume.pool:
             groups.append((each.volume, []))
             size = len(texts[0]) + len(texts[1])
-        groups[-1][1].append(replace(each.guest, by=rights.asker(), since=since, digest=digest_of(*texts)))
-    stages.then(
-        *(step(KeepGuests(kept), volume.host, f"pool:{volume.pool}", _title(kept, volume)) for volume, kept in groups)
-    )
+        groups[-1][1].append(_signed(each.guest))
+    return [step(KeepGuests(kept), volume.host, f"pool:{volume.pool}", _title(kept, volume)) for volume, kept in groups]
+
+
+def _signed(kept: KeptGuest) -> KeptGuest:
+    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return replace(kept, by=rights.asker(), since=since, digest=digest_of(kept.record, kept.document))
+
+
+def _plan(coordinator: Coordinator, wanted: Sequence[NewGeneration], title: str) -> Plan:
+    stages = Stages()
+    stages.then(*steps(wanted))
     holds = planner.locks_of([each.volume for each in wanted])
     return planner.finish_plan(title, stages, holds, coordinator.inventory)
 
@@ -142,7 +169,7 @@ def _there(coordinator: Coordinator, volumes: Iterable[Volume]) -> dict[str, dic
     return found
 
 
-def _moved_away(coordinator: Coordinator, guest: Guest, volume: Volume) -> list[_Wanted]:
+def _moved_away(coordinator: Coordinator, guest: Guest, volume: Volume) -> list[NewGeneration]:
     """What ends of a guest where it was kept before, with another volume than now."""
     try:
         before = sources.home(files.load(coordinator.guests, guest.name))
@@ -154,13 +181,13 @@ def _moved_away(coordinator: Coordinator, guest: Guest, volume: Volume) -> list[
     return [gone for each in there if each.uuid == before.uuid and (gone := _gone(coordinator, guest, each))]
 
 
-def _gone(coordinator: Coordinator, guest: Guest, volume: Volume) -> _Wanted | None:
+def _gone(coordinator: Coordinator, guest: Guest, volume: Volume) -> NewGeneration | None:
     """That a guest is not kept with a volume any more; None: it is not."""
     there = sources.with_volume(coordinator, volume)
     if there is None or there.gone or there.guest != guest.uuid:
         return None
     gone = replace(there, name=guest.name, volume=volume.name, generation=there.generation + 1, gone=True)
-    return _Wanted(volume, gone)
+    return NewGeneration(volume, gone)
 
 
 def _digest(said: Texts) -> str:

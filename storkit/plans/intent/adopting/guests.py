@@ -1,0 +1,296 @@
+"""Guests that a hypervisor has already, with their disks as they are: adopted, each in its own configuration, and given
+back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import uuid4
+
+from storkit.core import registry
+from storkit.core.backend import Hypervisor
+from storkit.core.errors import (
+    NOTHING_CHANGED,
+    PUT_BACK,
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsupported,
+    UsageError,
+    collected,
+    raise_problems,
+)
+from storkit.core.guest import Guest
+from storkit.core.identities import check_name, several
+from storkit.core.model import Existing, Secret, Volume
+from storkit.guests import document, files, parse, secrets
+from storkit.guests.check import check
+from storkit.plans import adopting
+from storkit.plans.adopting import AdoptedDisk, AdoptedGuest
+from storkit.plans.intent import disks, views
+from storkit.plans.intent.adopting.volumes import candidates, choose
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.disks import refuse_to_share
+from storkit.plans.intent.kept import keeping, sources
+from storkit.plans.intent.making import must_be_free, new_volume, pool_of
+from storkit.plans.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionWish:
+    """What is said of guests that are to be adopted (GuestActs.adopt)."""
+
+    host: str = ""
+    every: bool = False
+    """All that storkit does not know there."""
+    disks: Mapping[str, str] = field(default_factory=dict)
+    """A disk's target, or its place, to the name that its volume gets."""
+    local: Sequence[str] = ()
+    """What else they open, of which each host has its own."""
+    config: str | Path | None = None
+    """The guest's configuration, of a hypervisor that keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A guest as it was found."""
+
+    name: str
+    kind: str
+    text: str
+    where: str
+    """What messages call its configuration."""
+    secrets: Mapping[str, Secret]
+
+
+class _NewVolumes:
+    """The volumes that a command makes: each has its UUID from the first look on."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Volume] = {}
+
+    def of(self, guest: str, target: str, fresh: Volume) -> Volume:
+        known = self._known.setdefault((guest, target), fresh)
+        return replace(known, size=fresh.size, pool=fresh.pool, host=fresh.host, name=fresh.name)
+
+
+def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) -> list[Guest]:
+    """Adopt guests with all their disks, in one plan; their records."""
+    names = several(names)
+    _refuse_contradictions(names, wish)
+    where = coordinator.host(wish.host) if wish.host else pool_of(coordinator, "").host
+    volumes, guests, apart = _NewVolumes(), list[Guest](), list[str]()
+
+    def build() -> Plan:
+        found = _look(coordinator, where, names, wish)
+        problems: list[StorkitError] = []
+        adopted: list[AdoptedGuest] = []
+        known = sources.everybody(coordinator, [], needed=())
+        taken = {*files.names(coordinator.guests), *(guest.name for guest in known)}
+        for each in found:
+            with collected(problems):
+                if each.name in taken:
+                    raise Conflict(f"guest {each.name} exists already", f"storkit guest show {each.name}")
+                adopted.append(_read(coordinator, each, where, wish, volumes))
+        problems += _same(adopted, known)
+        problems += _twice(adopted)
+        raise_problems(problems)
+        if not guests:
+            must_be_free(coordinator, [disk.volume.name for each in adopted for disk in each.disks])
+        guests[:] = [each.guest for each in adopted]
+        refuse_to_share(coordinator, *guests)
+        if not coordinator.planning:
+            for guest, one in zip(guests, found, strict=True):
+                secrets.keep(coordinator.state, guest.uuid, one.secrets)
+            apart[:] = [guest.uuid for guest, one in zip(guests, found, strict=True) if one.secrets]
+        keep = keeping.steps([keeping.first(each.guest, each.first.volume) for each in adopted])
+        return adopting.adopt(adopted, where, keep, coordinator.inventory)
+
+    try:
+        coordinator.change(build)
+    except StorkitError as error:
+        if error.left in (NOTHING_CHANGED, PUT_BACK):
+            for uuid in apart:
+                secrets.forget(coordinator.state, uuid)
+        raise
+    for guest in guests:
+        files.save(coordinator.guests, guest, generation=1)
+    return guests
+
+
+def release(coordinator: Coordinator, name: str) -> Guest:
+    """Give a guest that does not run back, with its disks."""
+    guest = sources.load(coordinator, name)
+
+    def build() -> Plan:
+        views.refuse_unless_stopped(coordinator, guest, "it is not given back")
+        what = views.wherever(coordinator, name)
+        problems: list[StorkitError] = [
+            Unsupported(
+                f"volume {volume.name} of guest {name} was made by storkit, and has no place to go back to",
+                f"storkit guest delete {name}; its volumes stay",
+            )
+            for volume in what.volumes
+            if not volume.was
+        ]
+        if len({volume.host for volume in what.volumes}) > 1:
+            message = f"guest {name} has disks of several hosts, and would be given back to one"
+            problems.append(Unsupported(message, f"storkit guest delete {name}; its volumes stay"))
+        if not what.guest.document:
+            problems.append(
+                Unsupported(f"guest {name} has no configuration of its own", f"storkit guest delete {name}")
+            )
+        with collected(problems):
+            disks.refuse_to_lose(coordinator, what.volumes, "release", but=name)
+        raise_problems(problems)
+        sources.refuse_old(coordinator, guest, what.volumes)
+        first = sources.home(guest)
+        forget = [
+            each
+            for volume in what.volumes
+            if first and volume.uuid == first.uuid
+            for each in keeping.forgetting(coordinator, guest, volume)
+        ]
+        keeps = registry.hypervisor(guest.hypervisor).keeps
+        return adopting.release(what, keeps, forget, coordinator.inventory)
+
+    coordinator.change(build)
+    files.delete(coordinator.guests, name)
+    secrets.forget(coordinator.state, guest.uuid)
+    return guest
+
+
+def _refuse_contradictions(names: Sequence[str], wish: AdoptionWish) -> None:
+    problems: list[StorkitError] = []
+    for name in names:
+        with collected(problems):
+            check_name("guest", name)
+    if wish.every and (names or wish.config):
+        problems.append(
+            UsageError("--all is of all that the host has, and no name or file goes with it", "leave it out")
+        )
+    if not names and not wish.every and not wish.config:
+        problems.append(UsageError("no guest is named", "storkit guest adopt NAME, or --all"))
+    if wish.config and len(names) > 1:
+        problems.append(UsageError("a configuration is that of one guest", "name one"))
+    if wish.disks and (wish.every or len(names) > 1):
+        problems.append(UsageError("--disk names a disk of one guest", "adopt that one by itself"))
+    raise_problems(problems)
+
+
+def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: AdoptionWish) -> list[_Found]:
+    """The guests as their hypervisor keeps them, or as the file says."""
+    if wish.config:
+        return [_from_file(Path(wish.config), names)]
+    found: list[_Found] = []
+    problems: list[StorkitError] = []
+    for kind in sorted(each for each in registry.names(Hypervisor) if registry.hypervisor(each).keeps):  # type: ignore[type-abstract]
+        hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
+        for name in hypervisor.strangers() if wish.every else names:
+            with collected(problems):
+                original = hypervisor.original(check_name("guest", name))
+                if original.status != "stopped":
+                    message = f"guest {name} is {original.status} on {where}"
+                    raise Conflict(message, f"shut it down first: virsh shutdown {name}")
+                _refuse_large(original.document, f"{name} on {where}")
+                found.append(_Found(name, kind, original.document, f"{name} on {where}", original.secrets))
+    raise_problems(problems)
+    if not found:
+        raise NotFound(f"host {where} has no guest that storkit does not know", "storkit guest list")
+    return found
+
+
+def _from_file(file: Path, names: Sequence[str]) -> _Found:
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            text = opened.read(document.LARGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", "name the configuration file") from None
+    _refuse_large(text, str(file))
+    kind = parse.sniff(text)
+    document.language(kind)
+    text, passwords = document.apart(kind, text)
+    said = document.read(kind, text, str(file))
+    for name in names:
+        if name != said.name:
+            raise UsageError(f"{file} is the configuration of {said.name!r}, and not of {name!r}", "name the right one")
+    return _Found(check_name("guest", said.name), kind, text, str(file), passwords)
+
+
+def _refuse_large(text: str, where: str) -> None:
+    if len(text) > document.LARGEST:
+        raise UsageError(f"{where} is too large for a guest's document", "make it shorter")
+
+
+def _read(
+    coordinator: Coordinator, found: _Found, where: str, wish: AdoptionWish, volumes: _NewVolumes
+) -> AdoptedGuest:
+    """A guest with its disks, each at the pool that takes it. Raises all that speaks against it."""
+    said = document.read(found.kind, found.text, found.where)
+    places = {
+        each.target: each
+        for each in document.find_disks(found.kind, found.text)
+        if each.mapped and each.source and each.source.path and not {each.target, each.place} & set(wish.local)
+    }
+    names = {target: _name(found.name, target, each.place, len(places), wish) for target, each in places.items()}
+    problems: list[StorkitError] = []
+    kept: list[str] = []
+    order: list[str] = []
+    with collected(problems):
+        bound, kept = document.adopted(found.kind, found.text, names, wish.local, found.where)
+        order = [disk.target for disk in bound]
+    pools = candidates(coordinator, where, "")
+    made: list[AdoptedDisk] = []
+    for target in order or places:
+        source = places[target].source
+        assert source is not None
+        existing = Existing(source.path, source.format, in_guest=True)
+        with collected(problems):
+            check_name("volume", names[target])
+            config, seen = choose(coordinator, existing, pools)
+            volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))
+            made.append(AdoptedDisk(volume, existing, places[target].readonly))
+    raise_problems(problems)
+    uuids = {disk.volume.name: disk.volume.uuid for disk in made}
+    records = [replace(disk, uuid=uuids[disk.volume]) for disk in bound]
+    guest = Guest(
+        found.name, said.uuid.lower() or str(uuid4()), 0, hypervisor=found.kind, document=found.text, local=kept,
+        disks=records,
+    )  # fmt: skip
+    guest = document.with_facts(guest)
+    problems += [*check(guest, found.where), *document.problems(guest, found.where)]
+    if all(disk.readonly for disk in made):
+        hint = "storkit guest import its configuration, each disk as a volume: --disk TARGET=VOLUME"
+        problems.append(Unsupported(f"guest {found.name} has no disk that it writes", hint))
+    raise_problems(problems)
+    return AdoptedGuest(guest, made)
+
+
+def _same(adopted: Sequence[AdoptedGuest], known: Sequence[Guest]) -> list[StorkitError]:
+    """A Conflict for each that has the UUID of a guest of storkit's."""
+    uuids = {guest.uuid: guest.name for guest in known}
+    return [
+        Conflict(f"guest {guest.name} has the UUID of guest {other}, {guest.uuid}", f"storkit guest show {other}")
+        for guest in (each.guest for each in adopted)
+        if (other := uuids.get(guest.uuid))
+    ]
+
+
+def _name(guest: str, target: str, place: str, count: int, wish: AdoptionWish) -> str:
+    """What a disk's volume is called."""
+    wanted = wish.disks.get(target) or wish.disks.get(place)
+    return wanted or (guest if count == 1 else f"{guest}-{target}")
+
+
+def _twice(adopted: Sequence[AdoptedGuest]) -> list[StorkitError]:
+    """What two of the guests would both have."""
+    seen: dict[str, str] = {}
+    problems: list[StorkitError] = []
+    for each in adopted:
+        for disk in each.disks:
+            for key, what in ((disk.existing.place, "disk"), (disk.volume.name, "name of a volume")):
+                if seen.setdefault(f"{what} {key}", each.guest.name) != each.guest.name:
+                    message = f"guests {seen[f'{what} {key}']} and {each.guest.name} both have the {what} {key}"
+                    problems.append(Conflict(message, "adopt one of them"))
+    return problems

@@ -1,0 +1,240 @@
+"""Guests that libvirt has already are adopted with their disks in place, and given back; killed anywhere as well."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_kill_points import walk
+from tests.e2e.world import ROOT, World
+from tests.guestkit import bootsector
+
+pytestmark = pytest.mark.e2e
+
+UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
+DOMAIN = """\
+<domain type='qemu'>
+  <name>NAME</name>
+  <uuid>UUID</uuid>
+  <description>made by hand</description>
+  <memory unit='KiB'>16384</memory>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+  </os>
+  <devices>
+DISKS  </devices>
+</domain>
+"""
+DISK = """\
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='PLACE'/>
+      <target dev='TARGET' bus='ide'/>
+      <serial>S-1</serial>
+    </disk>
+"""
+
+
+class Site:
+    """A world whose hosts have a virsh, and an administrator's domains."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.libvirt, self.images = world.directory / "libvirt", world.directory / "images"
+        binaries = world.directory / "bin"
+        for directory in (self.libvirt, self.images, binaries):
+            directory.mkdir()
+        virsh = binaries / "virsh"
+        virsh.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.e2e.fakevirsh "$@"\n')
+        virsh.chmod(0o755)
+        world.environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
+        world.environment["FAKE_LIBVIRT"] = str(self.libvirt)
+
+    def domain(self, name: str = "g", uuid: str = UUID, *targets: str, more: str = "") -> str:
+        """Make a domain with disks of these targets; its XML."""
+        disks = ""
+        for target in targets or ("hda",):
+            path = self.image(f"{name}-{target}")
+            bootsector.make_disk(path, rest=2)
+            path.chmod(0o600)
+            disks += DISK.replace("PLACE", str(path)).replace("TARGET", target)
+        text = DOMAIN.replace("NAME", name).replace("UUID", uuid).replace("DISKS", disks + more)
+        (self.libvirt / f"{uuid}.xml").write_text(text)
+        return text
+
+    def image(self, name: str) -> Path:
+        return self.images / f"{name}.img"
+
+    def defined(self, uuid: str = UUID) -> str:
+        return (self.libvirt / f"{uuid}.xml").read_text()
+
+    def file(self, text: str) -> Path:
+        """A configuration in a file of the administrator's."""
+        file = self.world.directory / "own.xml"
+        file.write_text(text)
+        return file
+
+    def volumes(self) -> list[str]:
+        return [each["name"] for each in self.world.storkit("--json", "volume", "list").json]
+
+
+@pytest.fixture
+def site(make_world: Callable[..., World]) -> Site:
+    return Site(make_world("raw"))
+
+
+def test_a_domain_is_adopted_with_its_disks_and_given_back(site: Site) -> None:
+    world, text = site.world, site.domain("g", UUID, "hda", "hdb")
+    inodes = {target: site.image(f"g-{target}").stat().st_ino for target in ("hda", "hdb")}
+    assert "take g on a" in world.storkit("-n", "guest", "adopt", "g").stdout
+    assert site.defined() == text and site.image("g-hda").exists() and site.volumes() == []
+    (guest,) = world.storkit("--json", "guest", "adopt", "g", "--disk", "hdb=data").json
+    assert (guest["name"], guest["uuid"], guest["hypervisor"]) == ("g", UUID, "libvirt")
+    assert [(disk["target"], disk["volume"]) for disk in guest["disks"]] == [("hda", "g-hda"), ("hdb", "data")]
+    assert (world.directory / "guests/g.xml").read_text() == text, "its own document, as it was"
+    for target, volume in (("hda", "g-hda"), ("hdb", "data")):
+        shown = world.storkit("--json", "volume", "show", volume).json
+        assert Path(shown["path"]).stat().st_ino == inodes[target] and shown["writers"] == ["a"]
+        assert str(world.directory / "a/dev" / volume) in site.defined(), "its stable path"
+    for kept in ("made by hand", "<serial>S-1</serial>", "cache=", "16384", UUID):
+        assert kept in site.defined()
+    assert str(site.images) not in site.defined()
+    assert world.storkit("guest", "adopt", "g", ok=None).status == 5
+    assert "made by hand" in world.storkit("guest", "render", "g").stdout
+
+    world.storkit("guest", "release", "g")
+    assert site.defined() == text and site.volumes() == []
+    assert {target: site.image(f"g-{target}").stat().st_ino for target in inodes} == inodes
+    assert not (world.directory / "guests/g.toml").exists() and world.leftovers() == []
+
+
+def test_all_of_a_host_in_one_plan(site: Site) -> None:
+    uuids = {f"g{number}": UUID[:-1] + str(number) for number in range(1, 4)}
+    texts = {name: site.domain(name, uuid) for name, uuid in uuids.items()}
+    names = [guest["name"] for guest in site.world.storkit("--json", "guest", "adopt", "--all", "--on", "a").json]
+    assert names == list(uuids) == site.volumes()
+    assert "no guest that storkit does not know" in site.world.storkit("guest", "adopt", "--all", ok=4).stderr
+    for name, uuid in uuids.items():
+        site.world.storkit("guest", "release", name)
+        assert site.defined(uuid) == texts[name]
+
+
+CDROM = """\
+    <disk type='file' device='cdrom'>
+      <source file='/srv/debian.iso'/>
+      <target dev='hdc' bus='ide'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <source protocol='rbd' name='pool/x'/>
+      <target dev='hdd' bus='ide'/>
+    </disk>
+"""
+
+
+def test_all_that_speaks_against_it_is_said_at_once_and_nothing_changes(site: Site) -> None:
+    world, text = site.world, site.domain("g", UUID, "hda", more=CDROM)
+    image = site.image("g-hda")
+    os.link(image, site.images / "second")
+    said = world.storkit("guest", "adopt", "g", ok=None)
+    assert said.status != 0
+    for words in ("has 2 names", "cdrom hdc (/srv/debian.iso) is no volume", "disk hdd (rbd:pool/x) is no volume"):
+        assert words in said.stderr
+    (site.images / "second").unlink()
+    (site.libvirt / f"{UUID}.running").touch()
+    assert "running" in world.storkit("guest", "adopt", "g", "--local", "hdc", "--local", "hdd", ok=5).stderr
+    (site.libvirt / f"{UUID}.running").unlink()
+    (site.libvirt / f"{UUID}.saved").touch()
+    assert "memory saved" in world.storkit("guest", "adopt", "g", "--local", "hdc", "--local", "hdd", ok=5).stderr
+    (site.libvirt / f"{UUID}.saved").unlink()
+    assert "no domain h" in world.storkit("guest", "adopt", "h", ok=4).stderr
+    assert site.volumes() == [] and image.exists() and site.defined() == text
+
+
+def test_a_password_is_kept_apart_and_put_in_again(site: Site) -> None:
+    world = site.world
+    secret = site.domain().replace("<devices>", "<devices>\n    <graphics type='vnc' passwd='hush'/>")
+    (site.libvirt / f"{UUID}.xml").write_text(secret)
+    assert "hush" not in world.storkit("-n", "guest", "adopt", "g").stdout
+    assert not list(world.directory.glob("**/secrets/*.json"))
+    world.storkit("guest", "adopt", "g")
+    said = (world.directory / "guests/g.xml").read_text()
+    assert "hush" not in said and "storkit-secret-1" in said and "hush" in site.defined()
+    having = [file for file in world.directory.rglob("*") if file.is_file() and b"hush" in file.read_bytes()]
+    assert sorted(file.name for file in having) == sorted([f"{UUID}.json", f"{UUID}.xml", "domain.xml"]), having
+    assert all(file.stat().st_mode & 0o077 == 0 for file in having if file.parent != site.libvirt)
+    world.storkit("guest", "release", "g")
+    assert site.defined() == secret and not list(world.directory.glob("**/secrets/*.json"))
+
+
+def test_what_speaks_against_giving_back_is_said(site: Site) -> None:
+    world, _ = site.world, site.domain()
+    world.storkit("guest", "adopt", "g")
+    world.storkit("guest", "define", "h", "--disk", "g:ro", "--memory", "16MiB")
+    assert "is a disk of guest h" in world.storkit("guest", "release", "g", ok=5).stderr
+    (site.libvirt / f"{UUID}.running").touch()
+    assert "running" in world.storkit("guest", "release", "g", ok=5).stderr
+    (site.libvirt / f"{UUID}.running").unlink()
+    world.storkit("guest", "delete", "h")
+    world.storkit("guest", "release", "g")
+    assert site.volumes() == []
+
+
+def test_the_pool_keeps_an_adopted_guest(site: Site) -> None:
+    """As it keeps others: for whoever has not the files of this machine."""
+    world, text = site.world, site.domain()
+    world.storkit("guest", "adopt", "g")
+    shown = world.storkit("--json", "guest", "show", "g").json["kept"]
+    assert (shown["generation"], shown["same"]) == (1, True)
+    for file in (world.directory / "guests").iterdir():
+        file.unlink()
+    assert [guest["name"] for guest in world.storkit("--json", "guest", "list").json] == ["g"]
+    again = site.file(text)
+    assert "exists already" in world.storkit("guest", "adopt", "g", "--config", again, ok=5).stderr
+    world.storkit("guest", "release", "g")
+    assert site.defined() == text and world.storkit("--json", "guest", "list").json == []
+
+
+def test_a_guest_of_a_file_is_adopted_with_its_disks(site: Site) -> None:
+    """As for xl, which keeps no configuration of a guest that does not run."""
+    cfg = site.world.directory / "x.cfg"
+    image = site.image("x")
+    bootsector.make_disk(image)
+    image.chmod(0o600)
+    cfg.write_text(f'name = "x"\nmemory = 64\n# ours\ndisk = [ "format=raw, vdev=xvda, target={image}" ]\n')
+    (guest,) = site.world.storkit("--json", "guest", "adopt", "x", "--config", cfg).json
+    assert (guest["hypervisor"], guest["disks"][0]["volume"]) == ("xl", "x") and site.volumes() == ["x"]
+    rendered = site.world.storkit("guest", "render", "x").stdout
+    assert "# ours" in rendered and "/dev/storkit/x" in rendered
+    site.world.storkit("guest", "release", "x")
+    assert image.exists() and site.volumes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+@pytest.mark.parametrize("verb", ["adopt", "release"])
+def test_killed_anywhere(site: Site, verb: str, mend: str) -> None:
+    world, text = site.world, site.domain()
+    inode = site.image("g-hda").stat().st_ino
+    if verb == "release":
+        world.storkit("guest", "adopt", "g")
+
+    def check(point: str, plan: str) -> None:
+        adopted = (verb == "adopt") == (mend == "resume")
+        assert site.volumes() == ["g"] * adopted, f"{mend} after {point}"
+        place = world.directory / "a/volumes/g.raw" if adopted else site.image("g-hda")
+        assert place.stat().st_ino == inode, f"{mend} after {point}"
+        assert (site.defined() == text) != adopted, f"{mend} after {point}"
+        listed = [guest["name"] for guest in world.storkit("--json", "guest", "list").json]
+        assert listed == ["g"] * adopted, f"{mend} after {point}"
+        if adopted:
+            assert world.storkit("--json", "volume", "show", "g").json["writers"] == ["a"], f"{mend} after {point}"
+        else:
+            assert world.leftovers() == [], f"{mend} after {point}"
+        if mend == "resume":
+            world.storkit("guest", "release" if verb == "adopt" else "adopt", "g")
+
+    assert len(walk(world, ("guest", verb, "g"), mend, check)) >= 8

@@ -12,6 +12,7 @@ STATE = {
     "setup.json": "what the host was last told of the inventory: it serves by that after a boot",
     "pools/[^/]+": "where a pool with a directory of its own was: if it is not mounted, nothing is made in its place",
     r"\w+/unfenced/[^/]+": "which change last let a host in: no earlier one may undo that",
+    r"(lvm-)?guests/([^/]+/)*\.lock": "of a pool's kept guests: one that is removed excludes nobody who waits for it",
 }
 """Below a host's state directory."""
 

@@ -103,8 +103,7 @@ def _run_to_end(
             input.write(stdin.encode() if isinstance(stdin, str) else stdin)
             input.seek(0)
         process = subprocess.Popen(
-            words,
-            executable=program,
+            [program, *words[1:]],  # who looks for a daemon that it leaves finds it by its path
             env=environment,
             pass_fds=pass_fds,
             stdin=stdin if isinstance(stdin, int) else input,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from storkit.core.errors import CommandFailed, TimedOut, Unsupported
-from storkit.system.run import Result, run
+from storkit.system.run import Result, run, which
 
 FOLLOWED: list[Any] = [pytest.param(None, id="kept"), pytest.param(lambda line: None, id="followed")]
 Follower = Callable[[str], None] | None
@@ -29,6 +29,10 @@ def test_lines_are_given_as_they_come() -> None:
     lines: list[str] = []
     assert run(["printf", "10 %%\\r20 %%\\rdone\\n"], on_line=lines.append).status == 0
     assert lines == ["10 %", "20 %", "done"]
+
+
+def test_a_programs_own_name_is_its_path() -> None:
+    assert run(["sh", "-c", "tr '\\0' '\\n' < /proc/$$/cmdline"]).stdout.split()[0] == which("sh")
 
 
 def test_programs_speak_no_language_but_c() -> None:

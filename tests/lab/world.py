@@ -33,8 +33,8 @@ REST = 4
 KEPT = (
     ". files: " + kept.below("/var/lib/storkit", kept.STATE, kept.COORDINATOR),
     ". files: " + kept.below("/run/storkit", kept.RUN),
-    # The pool's own lock; the tests' image and the guest's console; the client of NFS, which asks for its server.
-    r". files: /srv/volumes/\.storkit\.lock",
+    # The pool's own locks; the tests' image and the guest's console; the client of NFS, which asks for its server.
+    r". files: /srv/volumes/(\.storkit|\.guests/)\.lock",
     r". files: (/root/(\.cache/|boot\.img)|/srv/guest/)",
     r". sockets: udp",
 )

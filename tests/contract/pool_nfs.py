@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from storkit.core.backend import Pool
-from storkit.core.model import Volume
 from storkit.nfs import NfsPoolSettings
+from tests.contract.pool_directory import damage as damage
+from tests.contract.pool_directory import stranger as stranger
 from tests.filesystems import mounted
 
 
@@ -25,20 +25,5 @@ def setups() -> dict[str, Any]:
     return {f"{format}-xfs": partial(_on, "xfs", format) for format in ("raw", "qcow2")}
 
 
-def damage(pool: Pool, volume: Volume) -> None:
-    Path(volume.path).with_suffix(".json").write_text('{"version": 1, "volume": ')
-
-
 def missing(settings: NfsPoolSettings) -> NfsPoolSettings:
     return replace(settings, path=f"{settings.path}/not-mounted")
-
-
-def stranger(pool: Pool, name: str, size: int) -> str:
-    """A file of zeros; `web` lies under the name that a volume's has."""
-    directory = Path(pool.settings.path)
-    path = directory / "web.raw" if name == "web" else directory / "strays" / f"{name}.img"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with path.open("wb") as file:
-        file.truncate(size)
-    path.chmod(0o600)
-    return str(path)

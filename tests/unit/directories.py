@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
+import storkit
 from storkit.core.backend import Site
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
+from storkit.system import openers
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -46,3 +54,40 @@ def disk(path: Path, format: str) -> bytes:
     data = flat.read_bytes()
     flat.unlink()
     return data
+
+
+def states(pool: Directory, act: Callable[[], Any]) -> list[Path]:
+    """Copies of the pool's directory as a kill could have left it: one for each state between any two lines of
+    storkit's code while `act` runs, but for those that look into /proc: they are many, and change nothing."""
+    found: list[Path] = []
+    last: list[Any] = []
+    root = str(Path(storkit.__file__).parent)
+
+    def entries() -> list[Any]:
+        places = [each for place, _, _ in os.walk(pool.path) for each in os.scandir(place)]
+        return sorted((each.path, (info := each.stat()).st_size, info.st_mtime_ns, info.st_ino) for each in places)
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(root) or frame.f_code.co_filename == openers.__file__:
+            return None
+        now = entries()
+        if not last or now != last[0]:
+            last[:] = [now]
+            copy = Path(tempfile.mkdtemp(prefix="state-", dir=pool.path.parent))
+            found.append(shutil.copytree(pool.path, copy, dirs_exist_ok=True))
+        return look
+
+    sys.settrace(look)
+    try:
+        act()
+    finally:
+        sys.settrace(None)
+    return found
+
+
+def killed(pool: Directory, state: Path) -> Directory:
+    """A pool in the state that a kill left, with every lock gone."""
+    copy = state.with_name("killed")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(state, copy)
+    return pool_at(copy, pool.settings.format)

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
-import storkit
 from storkit.core.errors import Conflict, Problems, StorkitError
 from storkit.core.model import Volume
 from storkit.directory import Directory
-from storkit.system import locks, openers
-from tests.unit.directories import MIB, SIZE, disk, golden, listing, new, pool_at
-
-
-def states(pool: Directory, act: Callable[[], Any]) -> list[Path]:
-    """Copies of the pool's directory as a kill could have left it: one for each state between any two lines of
-    storkit's code while `act` runs."""
-    found: list[Path] = []
-    last: list[Any] = []
-    root = str(Path(storkit.__file__).parent)
-
-    def look(frame: FrameType, event: str, argument: Any) -> Any:
-        # A pass over /proc has thousands of lines, which change nothing.
-        if not frame.f_code.co_filename.startswith(root) or frame.f_code.co_filename == openers.__file__:
-            return None
-        now = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns, e.inode()) for e in os.scandir(pool.path))
-        if not last or now != last[0]:
-            last[:] = [now]
-            copy = pool.path.with_name(f"state-{len(found)}")
-            shutil.copytree(pool.path, copy)
-            found.append(copy)
-        return look
-
-    sys.settrace(look)
-    try:
-        act()
-    finally:
-        sys.settrace(None)
-    return found
-
-
-def killed(pool: Directory, state: Path) -> Directory:
-    """A pool in the state that a kill left, with every lock gone."""
-    copy = state.with_name("killed")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(state, copy)
-    return pool_at(copy, pool.settings.format)
+from storkit.system import locks
+from tests.unit.directories import MIB, SIZE, disk, golden, killed, listing, new, pool_at, states
 
 
 @pytest.mark.parametrize("verb", ["create", "clone", "snapshot"])

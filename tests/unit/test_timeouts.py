@@ -31,7 +31,7 @@ SAID = {
     "tech/nbd/arguments.py: FOREVER": "ends no wait",
     "tech/nfs/attach.py: _LOOK": "looks, does not wait",
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
-    "cli/commands.py: timeout": "a person says it",
+    "cli/commands/guests.py: timeout": "a person says it",
     "core/contracts/hypervisors.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",

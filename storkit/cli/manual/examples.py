@@ -1,4 +1,4 @@
-"""Examples of each command, for its help and for the manual page; they belong to the table in cli/commands.py.
+"""Examples of each command, for its help and for the manual page; they belong to the table in cli/commands.
 
 Each is what to type and one line of what it does. The names are those of a small site: hosts a and b, pools fast and
 large, the golden image debian, the guest web with its volume web.

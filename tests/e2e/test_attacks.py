@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -41,6 +42,8 @@ def test_two_guests_of_one_disk_on_one_host(world: World) -> None:
     record = (world.directory / "guests/g.toml").read_text()
     record = re.sub('^uuid = ".*"', f'uuid = "{uuid4()}"', record.replace('name = "g"', 'name = "h"'), flags=re.M)
     (world.directory / "guests/h.toml").write_text(record)
+    assert "volume g is the first disk of guest g" in world.storkit("guest", "start", "h", "--on", "a", ok=5).stderr
+    shutil.rmtree(world.directory / "a/volumes/.guests")  # the pool of an earlier storkit, which kept no guests
     assert "volume g is in use by guest g" in world.storkit("guest", "start", "h", "--on", "a", ok=5).stderr
     assert "is written by a" in world.storkit("guest", "start", "h", "--on", "b", ok=5).stderr
     assert len(guests(world)) == 1
@@ -220,7 +223,8 @@ def test_migration_that_outlives_its_coordinator_is_called_off_first(
     process.communicate()
     plan = str(world.storkit("--json", "plan", "list").json[-1]["id"])
     world.storkit(*(("plan", "rollback", plan) if mend == "rollback" else ("migrate", "cleanup", "g")))
-    assert source(world).migration == "cancelled"
+    # QEMU 7.2 closes the way back before it notes that it cancels: its thread may see that first, and call it failed.
+    assert source(world).migration in ("cancelled", "failed")
     status = world.status()
     assert status["places"] == {"a": "running"} and status["writers"] == ["a"]
     world.wait_for_writes(world.disk(), world.written())

@@ -34,6 +34,7 @@ from storkit.core.guest import KeptGuest
 from storkit.core.model import Adoptable, Damaged, Existing, PoolContent, Usage, Volume, VolumeHold, check_name
 from storkit.system import locks
 from storkit.system.block import blockdevice, udev
+from storkit.tech import earlier
 from storkit.tech.files import volumefile
 from storkit.tech.keptguests import KeepsGuests
 from storkit.tech.lvm import adopting, checks, tools
@@ -185,6 +186,8 @@ class Lvm(KeepsGuests):
         with self._batches.locked("adopt") as (lock, group):
             made = [_fresh(volume, adopting.ADOPTED) for volume in volumes]
             after = adopting.adopt(group, lock, self.settings.thinpool, made, found, self.site.host)
+            for volume, existing in zip(volumes, found, strict=True):
+                earlier.keep(self.site.run, volume.uuid, existing.processes)
         return self._these(after, volumes)
 
     def disown(self, volumes: list[Volume]) -> list[str]:
@@ -196,7 +199,9 @@ class Lvm(KeepsGuests):
                 if mine and "hold" in lv.tags:
                     refusals += holds.held(self._volume(group, lv), "given back")
             places = adopting.disown(group, lock, volumes, refusals)
-        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
+        self._forget(gone)
+        earlier.forget(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -222,6 +227,7 @@ class Lvm(KeepsGuests):
             for volume in gone:
                 locks.use_lock(self.site.run, volume.uuid).unlink(missing_ok=True)
             self._forget(volume.uuid for volume in volumes)
+            earlier.forget(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         group = tools.read(self._vg)

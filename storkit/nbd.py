@@ -34,6 +34,7 @@ class Nbd(HomeSide):
 
     name = "nbd"
     claims = True
+    locks_images = True
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
     Settings: ClassVar[type] = NbdSettings
 

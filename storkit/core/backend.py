@@ -197,6 +197,8 @@ class Transport(Backend, TransportVerbs):
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
     claims: ClassVar[bool] = False
     """Whether a client must take up a right that it is given: see `claim`."""
+    locks_images: ClassVar[bool] = False
+    """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
 
     def doors(self) -> list[Door]:
         return []

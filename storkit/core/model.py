@@ -344,6 +344,8 @@ class Original:
     status: GuestStatus
     secrets: dict[Word, Secret] = field(default_factory=dict)
     """The passwords, by these names."""
+    processes: list[Count] = field(default_factory=list)
+    """Those that have its disks open, if it runs."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))

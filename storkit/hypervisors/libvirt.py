@@ -191,7 +191,9 @@ class Libvirt(Hypervisor):
 
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
         adopting.refuse_to_take(self._virsh, self._guests, guest)
-        return self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
+        file = self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
+        adopting.mark_running(self._virsh, guest)
+        return file
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
         adopting.give_back(self._virsh, self._guests, guest, secrets)

@@ -25,7 +25,7 @@ A fence marks the client first: from then on no command lets it in, and `restore
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol
@@ -81,7 +81,7 @@ class HomeExports(ABC, Generic[G]):
                 problems.append(Conflict(message, f"storkit detach {volume.name}"))
         grants = self._extend(volumes, before, clients, problems)
         if not problems:
-            problems += self._refuse_held([grant for grant in grants if not _within(grant, before)])
+            problems += self._refuse_held([grant for grant in grants if not _within(grant, before)], ())
         raise_problems(problems)
         return grants
 
@@ -96,7 +96,8 @@ class HomeExports(ABC, Generic[G]):
                 problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds, hold)
             if hosts:
                 problems += self._refuse_writers(grants)
-            problems += self._refuse_held([grant for grant in grants if not set(hosts) <= set(grant.writers)])
+            more = [grant for grant in grants if not set(hosts) <= set(grant.writers)]
+            problems += self._refuse_held(more, set(hosts))
             raise_problems(problems)
             floor = {volume.uuid: volume.generation for volume in volumes}
             for grant in grants:
@@ -215,10 +216,17 @@ class HomeExports(ABC, Generic[G]):
         """Why nobody may write these volumes, whoever it is."""
         return ()
 
-    def _refuse_held(self, grants: Sequence[G]) -> Iterable[StorkitError]:
-        """Whoever else on this host can write these volumes, so that nobody may get a right to them."""
+    def _refuse_held(self, grants: Sequence[G], writers: Collection[str]) -> Iterable[StorkitError]:
+        """Whoever else on this host can write these volumes, so that nobody may get a right to them. What a guest has
+        open since before they were volumes writes as this host does, which then has to be one of the `writers`, and
+        two of them need a file that is the disk itself."""
         found = strangers.find(self.site.run, [grant.volume for grant in grants])
-        return [each.refuse(self.site.host) for each in found]
+        here = {self.site.host}
+        return [
+            each.refuse(self.site.host)
+            for each in found
+            if each.unexpected or (writers and writers != here and (not here < set(writers) or _layered(each.volume)))
+        ]
 
     def _lose(self, grant: G, losers: Sequence[str]) -> None:
         """Change, unsaved, what the grant has of clients that lose the right to write."""
@@ -311,6 +319,11 @@ class HomeSide(Transport):
 def _within(grant: G, before: Mapping[str, G]) -> bool:
     """Whether a grant lets nobody in who was not let in before."""
     return grant.volume.uuid in before and grant.clients.keys() <= before[grant.volume.uuid].clients.keys()
+
+
+def _layered(volume: Volume) -> bool:
+    """Whether a file has a disk's bytes in an order of its own, which whoever has it open keeps in its memory."""
+    return volume.format not in ("", "raw")
 
 
 def _image(volume: Volume) -> tuple[str, str, int, str]:

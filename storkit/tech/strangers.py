@@ -3,7 +3,7 @@
 A file that the NBD server has open is held by QEMU's image locks. Nothing holds a logical volume, or a file of an NFS
 pool, against whoever is root there and opens it: the kernel lets everyone in who does not ask to be alone. So it cannot
 be prevented; it can be seen. Not strangers are storkit's own nodes, and processes that have the volume's use lock: its
-servers, and commands at work.
+servers, and commands at work; and those of a guest that was adopted while it ran are known ones (earlier.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from storkit.core.errors import Conflict, Unsupported
 from storkit.core.model import Volume
 from storkit.system import locks, openers
 from storkit.system.block import dmioctl, holders, udev
+from storkit.tech import earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,18 @@ class Strangers:
     """Maps, mounts, loop devices and the like."""
     unseen: bool = False
     """The kernel itself has the device open, and does not say for whom."""
+    earlier: Sequence[openers.Opener] = ()
+    """Its guest's own, which have it open since before it was a volume (see earlier.py)."""
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether there is anyone whose writes storkit does not count as those of their host."""
+        return bool(self.processes or self.things or self.unseen)
 
     def __str__(self) -> str:
         """Who they are; empty: there are none."""
         each = [f"{process}" for process in self.processes]
+        each += [f"{process}, its guest's since before it was a volume" for process in self.earlier]
         each += [f"{thing.what} on {thing.device}" for thing in self.things]
         each += ["something in the kernel, perhaps an iSCSI target that storkit did not make"] * self.unseen
         return " and ".join(each)
@@ -41,6 +50,7 @@ class Strangers:
         """The commands that show them, and take away what can be taken away."""
         pids = ",".join(str(process.pid) for process in self.processes)
         shows = [f"see what it is, and end it: ps -fp {pids}"] if pids else []
+        shows += ["it ends when the guest moves or stops"] if self.earlier else []
         shows += [thing.remove for thing in self.things]
         shows += [f"see what it is: dmsetup info {self.volume.path}; targetcli ls /backstores"] * self.unseen
         return "; ".join(shows)
@@ -72,12 +82,16 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
     for volume in volumes:
         own = {each.pid for each in opened.get(use[volume.uuid], []) if each.locked}
         here = opened.get(volume.path, [])
+        known = earlier.alive(run, volume.uuid)
         writers = [each for each in here if each.writes and each.pid not in own]
+        others = [each for each in writers if each.pid not in known]
+        guests = [each for each in writers if each.pid in known]
         if volume.path in devices:
             things = holders.find([volume.path], through=False)
-            found.append(Strangers(volume, writers, things, volume.path in hidden and not here and not things))
+            hides = volume.path in hidden and not here and not things
+            found.append(Strangers(volume, others, things, hides, guests))
         else:
-            found.append(Strangers(volume, writers, holders.on_file(volume.path)))
+            found.append(Strangers(volume, others, holders.on_file(volume.path), earlier=guests))
     return found
 
 

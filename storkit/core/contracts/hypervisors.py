@@ -92,8 +92,10 @@ class HypervisorVerbs(BackendVerbs):
         """As `define`, for a guest that the hypervisor keeps and storkit does not know: its name and UUID are in the
         record, and its configuration is the record's document. Called again it goes on.
 
+        One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start.
+
         Raises:
-            Conflict: it is running, or its memory was saved.
+            Conflict: it was started or ended since it was looked at, or its memory was saved.
         """
 
     @abstractmethod

@@ -1,14 +1,18 @@
 """Domains that libvirt has and storkit does not know: taken as they are, and given back.
 
 Taking one defines it anew under its own UUID, its disks at storkit's paths, with storkit's mark; giving it back defines
-it as the guest's document has it. libvirt keeps what it keeps beside the definition (autostart).
+it as the guest's document has it. libvirt keeps what it keeps beside the definition (autostart). A domain that runs
+goes on with its disks where it has opened them, and gets the mark as well: the definition is for its next start.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, collected, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, collected, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, Original, Secret, Secrets, check_name
 from storkit.guests import document
@@ -48,28 +52,40 @@ def original(virsh: Virsh, name: str) -> Original:
     if uuid in seen.saved:
         problems.append(_saved(name))
     raise_problems(problems)
-    return Original(name, text, _status(seen, uuid), secrets)
+    status = _status(seen, uuid)
+    if status != "stopped" and domains.places(text) != domains.places(virsh.definitions([uuid])[0]):
+        raise _other_disks(name)
+    return Original(name, text, status, secrets, [] if status == "stopped" else [_process(virsh, name, uuid)])
 
 
 def refuse_to_take(virsh: Virsh, guests: Guests, guest: Guest) -> None:
-    """Raise why a domain cannot be taken now."""
+    """Raise why a domain cannot be taken now: one that runs has the disks that were adopted."""
     seen = virsh.look()
     if seen.names.get(guest.uuid) != guest.name:
         raise NotFound(f"libvirt here has no domain {guest.name} with UUID {guest.uuid}", "virsh list --all")
-    if (status := _status(seen, guest.uuid)) != "stopped":
-        raise Conflict(f"domain {guest.name} is {status} here", f"virsh shutdown {guest.name}, then again")
+    if _status(seen, guest.uuid) != "stopped" and not _as_in_document(virsh, guest):
+        raise _other_disks(guest.name)
     if guest.uuid in seen.saved:
         raise _saved(guest.name)
     if taken := guests.taken(guest):
         raise Conflict("; ".join(taken), end_command(guest.name, "running"))
 
 
+def mark_running(virsh: Virsh, guest: Guest) -> None:
+    """Give a domain that was taken while it runs storkit's mark: libvirt tells what runs by what it runs with."""
+    if _status(virsh.look(), guest.uuid) != "stopped":
+        words = ["--uri", domains.NAMESPACE, "--key", "storkit", "--set", domains.mark(guest)]
+        virsh("metadata", guest.uuid, "--live", *words)
+
+
 def give_back(virsh: Virsh, guests: Guests, guest: Guest, secrets: Secrets) -> None:
     """Define a domain as its document has it, unless it is so already; and forget it."""
     known, foreign = guests.look([guest.name], guest.uuid)
     for one in known:
-        if not one.idle:
+        if not one.idle and not _as_in_document(virsh, guest):
             raise Conflict(f"guest {guest.name} is {one.status} here", end_command(guest.name, one.status))
+        if not one.idle:
+            virsh("metadata", one.uuid, "--live", "--uri", domains.NAMESPACE, "--remove")
     directory = guests.directory(guest.name)
     if not any(one.uuid == guest.uuid for one in foreign):
         make_private(directory)
@@ -78,11 +94,34 @@ def give_back(virsh: Virsh, guests: Guests, guest: Guest, secrets: Secrets) -> N
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def _as_in_document(virsh: Virsh, guest: Guest) -> bool:
+    """Whether a domain runs with its disks where its document has them: since before it was adopted."""
+    (live,) = virsh.definitions([guest.uuid])
+    return domains.places(live) == domains.places(guest.document)
+
+
+def _process(virsh: Virsh, name: str, uuid: str) -> int:
+    """The QEMU of a domain that runs. Raises Unsupported: libvirt does not say which it is."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
+    directory = Path("/run/libvirt/qemu") if virsh.uri.endswith("/system") else runtime / "libvirt/qemu/run"
+    with suppress(OSError, ValueError):
+        pid = int((directory / f"{name}.pid").read_text())
+        if uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    message = f"domain {name} runs, and which process it is cannot be seen in {directory / name}.pid"
+    raise Unsupported(message, f"virsh shutdown {name}, then again")
+
+
 def _status(seen: DomainListing, uuid: str) -> GuestStatus:
     state = seen.states.get(uuid)
     if state is None or not state.active:
         return "stopped"
     return "paused" if state.state == PAUSED else "running"
+
+
+def _other_disks(name: str) -> Conflict:
+    message = f"domain {name} runs with other disks than its definition has"
+    return Conflict(message, f"virsh dumpxml {name} shows them; or virsh shutdown {name}, then again")
 
 
 def _saved(name: str) -> Conflict:

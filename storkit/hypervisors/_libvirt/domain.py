@@ -45,6 +45,15 @@ def read(xml: str) -> Domain:
     return Domain(root.findtext("name", ""), root.findtext("uuid", ""), machine, mark is not None, volumes)
 
 
+def mark(guest: Guest) -> str:
+    """The mark as `virsh metadata` takes it, which gives it its namespace."""
+    element = ET.Element("guest")
+    for disk in guest.disks:
+        if disk.uuid:
+            ET.SubElement(element, "volume", name=disk.volume, uuid=disk.uuid)
+    return ET.tostring(element, encoding="unicode")
+
+
 def marked(xml: str, guest: Guest) -> str:
     """A rendered domain with storkit's mark, whatever template it comes from."""
     root = _parse(xml)
@@ -73,6 +82,17 @@ def sources(xml: str) -> dict[str, str]:
         nvram.tail = ""
         found[_NVRAM] = ET.tostring(nvram, encoding="unicode")
     return found
+
+
+def places(xml: str) -> dict[str, tuple[str, ...]]:
+    """What a domain's disks are: the device name in the guest to the words that say where each comes from, without
+    what libvirt adds to them while it runs."""
+    return {
+        _target(disk): tuple(
+            value for source in disk.findall("source") for key, value in sorted(source.items()) if key != "index"
+        )
+        for disk in _parse(xml).findall("devices/disk")
+    }
 
 
 def moved(xml: str, there: dict[str, str]) -> str:

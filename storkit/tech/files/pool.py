@@ -22,7 +22,7 @@ from storkit.core.guest import KeptGuest
 from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
-from storkit.tech import strangers
+from storkit.tech import earlier, strangers
 from storkit.tech.files import adopting, clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
@@ -171,6 +171,8 @@ class FilePool(KeepsGuests):
         with self._locked("adopt") as directory:
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
+            for volume, existing in zip(volumes, found, strict=True):
+                earlier.keep(self.site.run, volume.uuid, existing.processes)
         return self._found(volumes)
 
     def disown(self, volumes: list[Volume]) -> list[str]:
@@ -182,7 +184,9 @@ class FilePool(KeepsGuests):
             refusals = holds.all_held(own, "given back")
             refusals += [problem for volume in own for problem in self._in_use(volume, "given back")]
             places = adopting.disown(directory, volumes, refusals)
-        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
+        self._forget(gone)
+        earlier.forget(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -204,6 +208,7 @@ class FilePool(KeepsGuests):
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
+        earlier.forget(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -84,12 +84,12 @@ class NbdExports(HomeExports[NbdGrant]):
     def _in_use(self, grant: NbdGrant) -> bool:
         return self._server(grant).daemon.running()
 
-    def _refuse_held(self, grants: Sequence[NbdGrant]) -> Iterable[StorkitError]:
+    def _refuse_held(self, grants: Sequence[NbdGrant], writers: Collection[str]) -> Iterable[StorkitError]:
         problems: list[StorkitError] = []
         for grant in grants:
             with collected(problems):
                 self._server(grant).refuse_held()
-        return problems or super()._refuse_held(grants)
+        return problems or super()._refuse_held(grants, writers)
 
     def _lose(self, grant: NbdGrant, losers: Sequence[str]) -> None:
         # A device that still holds writes connects again by itself: it must never find, under the name that it knows,

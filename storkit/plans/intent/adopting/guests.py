@@ -23,7 +23,8 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import Guest
 from storkit.core.identities import check_name, several
-from storkit.core.model import Existing, Secret, Volume
+from storkit.core.inventory import PoolConfig
+from storkit.core.model import Adoptable, Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
 from storkit.plans import adopting
@@ -62,6 +63,8 @@ class _Found:
     where: str
     """What messages call its configuration."""
     secrets: Mapping[str, Secret]
+    processes: Sequence[int] = ()
+    """Its own, which have its disks open, if it runs."""
 
 
 class _NewVolumes:
@@ -189,12 +192,9 @@ def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: Adop
         hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
         for name in hypervisor.strangers() if wish.every else names:
             with collected(problems):
-                original = hypervisor.original(check_name("guest", name))
-                if original.status != "stopped":
-                    message = f"guest {name} is {original.status} on {where}"
-                    raise Conflict(message, f"shut it down first: virsh shutdown {name}")
-                _refuse_large(original.document, f"{name} on {where}")
-                found.append(_Found(name, kind, original.document, f"{name} on {where}", original.secrets))
+                seen = hypervisor.original(check_name("guest", name))
+                _refuse_large(seen.document, f"{name} on {where}")
+                found.append(_Found(name, kind, seen.document, f"{name} on {where}", seen.secrets, seen.processes))
     raise_problems(problems)
     if not found:
         raise NotFound(f"host {where} has no guest that storkit does not know", "storkit guest list")
@@ -245,10 +245,12 @@ def _read(
     for target in order or places:
         source = places[target].source
         assert source is not None
-        existing = Existing(source.path, source.format, in_guest=True)
+        existing = Existing(source.path, source.format, in_guest=True, processes=list(found.processes))
         with collected(problems):
             check_name("volume", names[target])
             config, seen = choose(coordinator, existing, pools)
+            if found.processes:
+                _refuse_while_it_runs(coordinator, config, found, target, seen)
             volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))
             made.append(AdoptedDisk(volume, existing, places[target].readonly))
     raise_problems(problems)
@@ -265,6 +267,19 @@ def _read(
         problems.append(Unsupported(f"guest {found.name} has no disk that it writes", hint))
     raise_problems(problems)
     return AdoptedGuest(guest, made)
+
+
+def _refuse_while_it_runs(
+    coordinator: Coordinator, config: PoolConfig, found: _Found, target: str, seen: Adoptable
+) -> None:
+    """Raise Conflict if a disk cannot be served as long as its guest's own process has it open."""
+    transport = coordinator.inventory.transport(config.name).partition(":")[2]
+    runs, hint = f"guest {found.name} runs, and its disk {target}", f"virsh shutdown {found.name}, then again"
+    if registry.transport(transport).locks_images:
+        message = f"{runs} is open in a QEMU that is not {transport}'s, which pool {config.name} is served by"
+        raise Conflict(message, f"{hint}; or take a pool that iscsi or nfs serves: --pool")
+    if seen.format != "raw":
+        raise Conflict(f"{runs} is {seen.format}, which one QEMU at a time can have open", hint)
 
 
 def _same(adopted: Sequence[AdoptedGuest], known: Sequence[Guest]) -> list[StorkitError]:

@@ -1,0 +1,110 @@
+"""A process that has a volume's bytes open since before they were a volume: which rights it allows beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storkit.core.errors import Conflict, StorkitError
+from storkit.core.model import Client, Volume
+from storkit.tech import earlier, strangers
+from tests.unit.test_home_exports import Toys, V, granted, toys
+
+__all__ = ["toys"]
+S, B, C = Client("s", True), Client("b", False), Client("c", False)
+
+
+@pytest.fixture
+def disk(toys: Toys, tmp_path: Path) -> Volume:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    toys.site.run.mkdir(exist_ok=True)
+    return replace(V, path=str(path), format="raw")
+
+
+@pytest.fixture
+def opener(disk: Volume) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the disk open for writing."""
+    code = f"file = open({disk.path!r}, 'r+b'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "\n"
+        yield process
+        process.kill()
+
+
+def refusal(toys: Toys, disk: Volume, *hosts: str) -> str:
+    before = granted(toys)
+    with pytest.raises(Conflict) as caught:
+        toys.set_writers([disk], list(hosts))
+    assert granted(toys) == before
+    return str(caught.value)
+
+
+def test_nobody_is_let_in_beside_a_process_that_is_not_known(
+    toys: Toys, disk: Volume, opener: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(StorkitError, match=rf"open for writing on its home host s: by .*\(pid {opener.pid}\)"):
+        toys.export([disk], [S])
+
+
+def test_it_writes_as_its_host_does(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:
+    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
+    toys.export([disk], [S, B, C])
+    said = refusal(toys, disk, "b")
+    assert f"(pid {opener.pid}), its guest's since before it was a volume" in said
+    refusal(toys, disk, "b", "c")
+    toys.set_writers([disk], ["s"])
+    toys.set_writers([disk], ["s", "b"])
+    toys.set_writers([disk], ["b"])  # what it has it keeps: the guest has moved
+    refusal(toys, disk, "c")
+    toys.set_writers([disk], [])
+    refusal(toys, disk, "b")
+    (export, *_) = toys.look_exports([disk.uuid]).exports
+    assert f"(pid {opener.pid})" in export.others and "ends when the guest moves or stops" in export.others
+    opener.kill()
+    opener.wait()
+    toys.set_writers([disk], ["b"])
+    assert toys.look_exports([disk.uuid]).exports[0].others == ""
+
+
+def test_two_hosts_never_write_an_image_that_it_has_open(
+    toys: Toys, disk: Volume, opener: subprocess.Popen[str]
+) -> None:
+    image = replace(disk, format="qcow2")
+    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
+    toys.export([image], [S, B])
+    toys.set_writers([image], ["s"])
+    refusal(toys, image, "s", "b")
+
+
+def test_another_process_of_that_number_is_not_it(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:
+    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
+    note = toys.site.run / "earlier" / disk.uuid
+    pid, started = note.read_text().split()
+    note.write_text(f"{pid} {int(started) - 1}\n")
+    assert earlier.alive(toys.site.run, disk.uuid) == frozenset()
+    (found,) = strangers.find(toys.site.run, [disk])
+    assert found.unexpected and [each.pid for each in found.processes] == [opener.pid]
+    with pytest.raises(StorkitError, match="open for writing"):
+        toys.export([disk], [S])
+
+
+def test_a_process_that_has_ended_is_not_noted_and_a_note_goes_with_its_volume(
+    toys: Toys, disk: Volume, opener: subprocess.Popen[str]
+) -> None:
+    run = toys.site.run
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    earlier.keep(run, disk.uuid, [gone.pid])
+    assert not (run / "earlier" / disk.uuid).exists()
+    earlier.keep(run, disk.uuid, [gone.pid, opener.pid])
+    assert earlier.alive(run, disk.uuid) == {opener.pid}
+    earlier.forget(run, [disk.uuid])
+    assert earlier.alive(run, disk.uuid) == frozenset() and not list((run / "earlier").iterdir())

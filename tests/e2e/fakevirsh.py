@@ -1,7 +1,7 @@
 """A virsh for tests without a libvirtd: it keeps domains as files, UUID.xml below $FAKE_LIBVIRT, and runs none.
 
 What it prints is in the forms of virsh 9.0 (tests/unit/data/virsh-9.0-*). Beside a domain's file may be UUID.running,
-and UUID.saved for one with a managed save image.
+with what it runs with if that is something else, and UUID.saved for one with a managed save image.
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ def command(words: list[str]) -> int:
     elif verb == "define":
         text = Path(arguments[0]).read_text()
         own = ET.fromstring(text).findtext("uuid", "")
-        (PLACE / f"{own}.xml").write_text(text)
+        made = PLACE / f"{own}.{os.getpid()}"  # others look meanwhile
+        made.write_text(text)
+        made.rename(PLACE / f"{own}.xml")
     elif not uuid:
         print(f"error: failed to get domain '{arguments[0]}'", file=sys.stderr)
         return 1
     elif verb == "dumpxml":
-        print((PLACE / f"{uuid}.xml").read_text().strip() + "\n")
+        running = PLACE / f"{uuid}.running"
+        live = running.read_text() if running.exists() and "--inactive" not in words else ""
+        print((live or (PLACE / f"{uuid}.xml").read_text()).strip() + "\n")
     elif verb == "undefine":
         (PLACE / f"{uuid}.xml").unlink()
     elif verb != "snapshot-list":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,29 @@ def test_all_that_speaks_against_it_is_said_at_once_and_nothing_changes(site: Si
     (site.libvirt / f"{UUID}.saved").unlink()
     assert "no domain h" in world.storkit("guest", "adopt", "h", ok=4).stderr
     assert site.volumes() == [] and image.exists() and site.defined() == text
+
+
+def test_a_guest_that_runs_stays_as_it_is_where_its_disk_cannot_be_shared(site: Site) -> None:
+    """NBD's server is a QEMU; and a domain that runs with another disk than it is defined with is not understood."""
+    world, text = site.world, site.domain()
+    with world.inventory.open("a") as inventory:
+        inventory.write('[hypervisors.libvirt]\nuri = "qemu:///session"\n')
+    notes = world.directory / "runtime/libvirt/qemu/run"
+    notes.mkdir(parents=True)
+    world.environment["XDG_RUNTIME_DIR"] = str(world.directory / "runtime")
+    with subprocess.Popen([sys.executable, "-c", "input()", UUID], stdin=subprocess.PIPE) as guest:
+        (site.libvirt / f"{UUID}.running").touch()
+        (notes / "g.pid").write_text(str(guest.pid))
+        said = world.storkit("guest", "adopt", "g", ok=5).stderr
+        assert "guest g runs, and its disk hda is open in a QEMU that is not nbd's" in said
+        (site.libvirt / f"{UUID}.running").write_text(text.replace("g-hda.img", "other.img"))
+        assert "runs with other disks than its definition has" in world.storkit("guest", "adopt", "g", ok=5).stderr
+        (notes / "g.pid").write_text(str(os.getpid()))
+        (site.libvirt / f"{UUID}.running").write_text("")
+        said = world.storkit("guest", "adopt", "g", ok=None).stderr
+        assert "which process it is cannot be seen" in said
+        guest.communicate()
+    assert site.volumes() == [] and site.image("g-hda").exists() and site.defined() == text
 
 
 def test_a_password_is_kept_apart_and_put_in_again(site: Site) -> None:

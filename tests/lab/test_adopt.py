@@ -11,9 +11,9 @@ import pytest
 from tests.guestkit import bootsector
 from tests.lab.host import Host
 from tests.lab.lab import Lab
-from tests.lab.world import REST, Storage, World, storage
+from tests.lab.world import REST, VOLUMES, Storage, World, storage
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
 DOMAIN = f"""\
@@ -28,8 +28,6 @@ DOMAIN = f"""\
   </devices>
 </domain>
 """
-BYTES = ["sh", "-c", "lvs --noheadings -o lv_uuid,seg_pe_ranges --select lv_name!=none vg || true; ls -i /srv/*/*"]
-"""Where the disk's bytes are."""
 LV, FILE = "/dev/vg/old-disk", "/srv/old/disk.img"
 
 
@@ -54,7 +52,10 @@ class Hands:
         return self.a.run(["virsh", "dumpxml", *words, "g"]).stdout
 
     def bytes(self) -> str:
-        return self.a.run(BYTES).stdout.replace("disk.img", "").replace("g.raw", "")
+        """Where the disk's bytes are."""
+        extents = ["lvs", "--noheadings", "-o", "lv_uuid,seg_pe_ranges", "vg"]
+        inode = ["stat", "-c", "%i", FILE, f"{VOLUMES}/g.raw"]  # in one of the two places
+        return self.a.run(extents if self.place == LV else inode, check=False).stdout
 
     def processes(self, host: Host) -> list[str]:
         return host.run(["pidof", "qemu-system-x86_64"], check=False).stdout.split()
@@ -67,14 +68,7 @@ class Hands:
         self.a.wait_for(lambda: self.last() > before, "record of the guest", 120, every=0.5)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "iscsi-running",
-        pytest.param("nfs-running", marks=pytest.mark.slow),
-        pytest.param("iscsi-stopped", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("kind", ["iscsi-running", "nfs-running", "iscsi-stopped"])
 def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path: Path, kind: str) -> None:
     stored, runs = kind.split("-")
     own: Storage = storage("iscsi-own") if stored == "iscsi" else replace(storage("nfs"), host="a")
@@ -96,15 +90,14 @@ def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path
         a.run(["virsh", "start", "g"])
     else:
         assert hands.processes(a) == process, "it goes on as it was"
-        status = world.storkit("migrate", "status", "g")[0]
+        status = world.status()
         assert (status["places"], status["writers"]) == ({"a": "running"}, ["a"])
-        said = world.run("status").stderr
-        assert f"(pid {process[0]}), its guest's since before it was a volume" in said
-        refused = world.run("attach", "g", "--on", "b", "--write")
+        assert f"(pid {process[0]}), its guest's since before it was a volume" in status["exports"][0]["others"]
+        refused = world.run("attach", "g", "--on", "b")
         assert refused.status == 5, refused
     world.wait_for_writes()
     world.migrate("b")
-    assert hands.processes(a) == [] and "open for writing" not in world.run("status").stderr
+    assert hands.processes(a) == [] and not any(export["others"] for export in world.status()["exports"])
     world.storkit("migrate", "prepare", "g", "--to", "a")
     b.run(["virsh", "migrate", "--live", "--p2p", "--tunnelled", "g", f"qemu+ssh://{a.name}/system"], timeout=600)
     world.storkit("migrate", "finish", "g")

@@ -147,6 +147,14 @@ def diff(session: Session, options: Namespace) -> None:
     session.result(codec.dump(found), "".join(each.text for each in found).rstrip("\n"))
 
 
+def refresh(session: Session, options: Namespace) -> None:
+    generation = session.site.guests.refresh(options.name)
+    text = f"{options.name} is kept as its hypervisor has it: generation {generation}"
+    session.result(
+        {"guest": options.name, "generation": generation}, text if generation else f"{options.name} was not changed"
+    )
+
+
 def edit(session: Session, options: Namespace) -> None:
     with editor.in_editor() as edited:
         generation = session.site.guests.edit(options.name, edited)
@@ -175,7 +183,7 @@ def list_(session: Session, options: Namespace) -> None:
 
 def show(session: Session, options: Namespace) -> None:
     what = session.site.guests.show(options.name)
-    data = {**codec.dump(what.guest), "places": what.places, "reasons": what.reasons}
+    data = {**codec.dump(what.guest), "places": what.places, "reasons": what.reasons, "edited": what.edited}
     lines: list[tuple[str, object]] = [
         ("name", what.name),
         ("uuid", what.guest.uuid),
@@ -190,6 +198,8 @@ def show(session: Session, options: Namespace) -> None:
         files = "no files here" if kept.generation is None else f"the files here are of generation {kept.generation}"
         files = "as the files here say" if kept.same else files
         lines.append(("kept", f"generation {kept.kept.generation}, by {kept.kept.by}, {kept.kept.since}; {files}"))
+    if what.edited:
+        lines.append(("changed", f"on {', '.join(what.edited)}: storkit guest diff {what.name}"))
     if hold := _hold(what.volumes):
         lines.append(("asleep", f"since {hold.since}, saved on {hold.host} {hold.file}".rstrip()))
     data["hold"] = codec.dump(hold)

@@ -235,6 +235,12 @@ class Hypervisor(Backend, HypervisorVerbs):
     def original(self, name: GuestName) -> Original:
         raise self._keeps_none()
 
+    def edited(self, name: GuestName) -> list[Original]:
+        return []
+
+    def note(self, guest: Guest, secrets: Secrets = None) -> None:
+        raise self._keeps_none()
+
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
         raise self._keeps_none()
 

@@ -44,7 +44,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         # What is kept of a guest is what it is started as, on whatever host.
         "pool": "keep unkeep",
         # `check` and `fingerprint` look at any file that a guest's record names.
-        "hypervisor": "check fingerprint define strangers original take give_back undefine start stop "
+        "hypervisor": "check fingerprint define strangers original edited note take give_back undefine start stop "
         "receive credential send resume wake messages cancel retire save unsave saved load spend",
     },
     HOOK: {"hook": "enter woken may_leave leave hold"},

@@ -371,6 +371,8 @@ class GuestState:
     reason: Words = ""
     """Why it is paused, where that was nobody's wish: a disk without room, a disk that fails. Of one that runs: what
     moves it away, where the destination may run it by now."""
+    edited: bool = False
+    """Somebody has changed its configuration there since storkit wrote it (Hypervisor.edited)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -41,7 +41,7 @@ from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._libvirt import adopting, host, saving
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.domain import Domain
-from storkit.hypervisors._libvirt.guests import XML, Guests, KnownGuest
+from storkit.hypervisors._libvirt.guests import WRITTEN, XML, Guests, KnownGuest
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, Source, parse_route
 from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
 from storkit.hypervisors._machine import (
@@ -130,6 +130,7 @@ class Libvirt(Hypervisor):
                 machine=known.machine,
                 volumes=known.volumes,
                 reason=known.reason,
+                edited=bool(known.edited),
             )
             for known in self._guests.look(guests)[0]
         ]
@@ -189,6 +190,19 @@ class Libvirt(Hypervisor):
     def original(self, name: str) -> Original:
         return adopting.original(self._virsh, name)
 
+    def edited(self, name: str) -> list[Original]:
+        known, record = self._guests.one(name), self._guests.record(name)
+        return [adopting.changed(known, record.guest)] if known and known.edited and record else []
+
+    def note(self, guest: Guest, secrets: Secrets = None) -> None:
+        known, before = self._one(guest.name), self._guests.record(guest.name)
+        there = adopting.changed(known, before.guest).document if known.edited and before else ""
+        if before is None or (there or before.guest.document) != guest.document:
+            message = f"libvirt has guest {guest.name} otherwise than its document"
+            raise Conflict(message, f"storkit guest diff {guest.name}")
+        self._write(replace(before, guest=guest), secrets)
+        write_atomic(self._guests.directory(guest.name) / WRITTEN, self._virsh.kept(guest.uuid))
+
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
         adopting.refuse_to_take(self._virsh, self._guests, guest)
         file = self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
@@ -209,24 +223,40 @@ class Libvirt(Hypervisor):
         user = host.qemu_user(self._virsh, disks)
         host.let_in(user, disks, (self.site.run, self.site.dev))
         raise_problems(host.disk_problems(user, disks))
-        definition = Definition(guest, disks, offer.machine, offer.virttype, guest.machine)
-        xml = self._render(definition)
-        make_private(directory)
-        write_atomic(directory / XML, with_secrets(self.name, xml, secrets))
-        # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
-        write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
+        self._set_aside(guest.name)
+        self._write(Definition(guest, disks, offer.machine, offer.virttype, guest.machine), secrets)
         try:
             self._virsh("define", str(directory / XML), "--validate")
         except StorkitError:
             if before is None:
                 shutil.rmtree(directory)
             raise
+        if guest.document:
+            write_atomic(directory / WRITTEN, self._virsh.kept(guest.uuid))
         return str(directory / XML)
+
+    def _write(self, definition: Definition, secrets: Secrets) -> None:
+        directory = self._guests.directory(definition.guest.name)
+        xml = self._render(definition)
+        make_private(directory)
+        write_atomic(directory / XML, with_secrets(self.name, xml, secrets))
+        # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
+        write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
+        (directory / WRITTEN).unlink(missing_ok=True)
+
+    def _set_aside(self, name: str) -> None:
+        """Keep what somebody has changed in libvirt, where storkit is about to end it or to write over it."""
+        known = self._guests.one(name)
+        if known and known.edited:
+            directory = make_private(self.site.state.absolute() / "libvirt-edited")
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            write_atomic(directory / f"{name}-{stamp}.xml", known.edited + "\n")
 
     def undefine(self, name: str) -> None:
         known = self._guests.one(name)
         if known and not known.idle:
             raise Conflict(f"guest {name} is {known.status} here", end_command(name, known.status))
+        self._set_aside(name)
         if known and known.defined:
             before = self._guests.record(name)
             self._virsh("undefine", known.uuid, host.variables(before.guest if before else None))

@@ -41,6 +41,8 @@ class GuestView:
     """Why the guest is paused, by host, where nobody wanted it; or what moves it away from there."""
     stopped: list[str] = field(default_factory=list)
     """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
+    edited: list[str] = field(default_factory=list)
+    """Hosts where somebody has changed its configuration in the hypervisor itself."""
 
     @property
     def name(self) -> str:

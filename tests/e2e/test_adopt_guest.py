@@ -179,6 +179,45 @@ def test_a_guest_that_runs_stays_as_it_is_where_its_disk_cannot_be_shared(site: 
     assert site.volumes() == [] and site.image("g-hda").exists() and site.defined() == text
 
 
+def test_what_is_changed_in_libvirt_is_shown_and_taken_over_when_somebody_has_looked(site: Site) -> None:
+    world, text = site.world, site.domain()
+    world.storkit("guest", "adopt", "g")
+    definition = site.libvirt / f"{UUID}.xml"
+    ours = definition.read_text()
+    assert world.storkit("--json", "guest", "show", "g").json["edited"] == []
+    definition.write_text(ours.replace("made by hand", "made by another"))
+    assert world.storkit("--json", "guest", "show", "g").json["edited"] == ["a"]
+    assert "changed" in world.storkit("guest", "show", "g").stdout
+    said = world.storkit("guest", "diff", "g").stdout
+    assert "+++ a/g.xml" in said and "+  <description>made by another" in said
+    for words in (("start", "g", "--on", "a"), ("release", "g"), ("stop", "g")):
+        refused = world.storkit("guest", *words, ok=5).stderr
+        assert "g was changed on a by its hypervisor's own tools" in refused and "guest refresh g" in refused
+    assert "made by another" in definition.read_text()
+
+    record = world.directory / "guests/g.xml"
+    kept = record.read_text()
+    record.write_text(kept.replace("made by hand", "mine"))
+    assert "its files here say what is not kept" in world.storkit("guest", "refresh", "g", ok=5).stderr
+    record.write_text(kept)
+    disk = DISK.replace("PLACE", "/new").replace("TARGET", "hdb")
+    definition.write_text(ours.replace("    <disk", f"{disk}    <disk", 1))
+    assert "libvirt has a disk hdb of guest g that is no volume" in world.storkit("guest", "refresh", "g", ok=5).stderr
+    definition.write_text(ours.replace("made by hand", "made by another"))
+    assert "generation 2" in world.storkit("guest", "refresh", "g").stdout
+    shown = world.storkit("--json", "guest", "show", "g").json
+    assert (shown["edited"], shown["kept"]["same"], shown["kept"]["generation"]) == ([], True, 2)
+    assert "made by another" in record.read_text() and str(site.image("g-hda")) in record.read_text()
+    assert world.storkit("guest", "diff", "g").stdout.strip() == ""
+    assert "was not changed" in world.storkit("guest", "refresh", "g").stdout
+
+    definition.write_text(ours.replace("made by hand", "made by a third"))
+    world.storkit("guest", "stop", "g", "--force")
+    (aside,) = (world.directory / "a/libvirt-edited").iterdir()
+    assert "made by a third" in aside.read_text() and aside.stat().st_mode & 0o777 == 0o600
+    assert not definition.exists() and text != ours
+
+
 def test_a_password_is_kept_apart_and_put_in_again(site: Site) -> None:
     world = site.world
     secret = site.domain().replace("<devices>", "<devices>\n    <graphics type='vnc' passwd='hush'/>")
@@ -253,6 +292,8 @@ def test_killed_anywhere(site: Site, verb: str, mend: str) -> None:
         place = world.directory / "a/volumes/g.raw" if adopted else site.image("g-hda")
         assert place.stat().st_ino == inode, f"{mend} after {point}"
         assert (site.defined() == text) != adopted, f"{mend} after {point}"
+        if (verb, mend) == ("release", "resume"):
+            world.storkit("guest", "delete", "g")  # the files of whoever gave the command
         listed = [guest["name"] for guest in world.storkit("--json", "guest", "list").json]
         assert listed == ["g"] * adopted, f"{mend} after {point}"
         if adopted:

@@ -127,6 +127,10 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
         {"name": "g"},
         {"name": "g", "document": "<domain/>", "status": "stopped", "secrets": {"storkit-secret-1": "x"}},
     ),
+    ("hypervisor", "edited"): (
+        {"name": "g"},
+        [{"name": "g", "document": "<domain/>", "status": "running", "secrets": {"storkit-secret-1": "x"}}],
+    ),
     ("hypervisor", "take"): ({}, "/run/g.xml"),
     ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
     ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),

@@ -175,7 +175,20 @@ COMMANDS = (
             arg("--generation", help="the texts of this one of the last ten", type=int, default=0, metavar="N"),
         ),
     ),
-    Command("guest", "diff", "show where a guest's files differ from what is kept", "guest:diff", (A_GUEST,)),
+    Command(
+        "guest",
+        "diff",
+        "show where a guest's files, or the hypervisor that has it, differ from what is kept",
+        "guest:diff",
+        (A_GUEST,),
+    ),
+    Command(
+        "guest",
+        "refresh",
+        "keep what somebody has changed of a guest in its hypervisor (virsh edit)",
+        "guest:refresh",
+        (A_GUEST,),
+    ),
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),
     Command(

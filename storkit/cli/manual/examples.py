@@ -123,6 +123,7 @@ EXAMPLES = {
         ("storkit guest checkout web --generation 3", "Take an earlier state; `guest commit` then keeps it again."),
     ),
     "guest diff": (("storkit guest diff web", "What was changed in guests/, and is not kept yet."),),
+    "guest refresh": (("storkit guest refresh web", "After virsh edit web: what it says is kept, and moves with it."),),
     "guest edit": (("storkit guest edit web", "Open its texts in $EDITOR; what is wrong with them is refused."),),
     "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
     "migrate run": (

@@ -88,6 +88,23 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
+    def edited(self, name: GuestName) -> list[Original]:
+        """Say how the hypervisor keeps a guest of storkit's, if somebody has changed that there since storkit wrote it:
+        its disks are where the record's document has them. None: nobody has, or the record has no document.
+
+        Raises:
+            Conflict: it has a disk there that is no volume.
+        """
+
+    @abstractmethod
+    def note(self, guest: Guest, secrets: Secrets = None) -> None:
+        """The record of a guest says what the hypervisor has of it by now: nothing is changed there.
+
+        Raises:
+            Conflict: the hypervisor has something else.
+        """
+
+    @abstractmethod
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
         """As `define`, for a guest that the hypervisor keeps and storkit does not know: its name and UUID are in the
         record, and its configuration is the record's document. Called again it goes on.

@@ -190,6 +190,11 @@ def _original(host: str, hypervisor: str, args: Record, result: Record) -> Itera
     yield from _told([result], name=args["name"])
 
 
+def _edited(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, name=args["name"])
+    yield from _once(result, "name")
+
+
 def _saved(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
     yield from _told([result], hypervisor=hypervisor, name=args["name"])
     asked = args.get("saved", {})
@@ -252,6 +257,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
     ("hypervisor", "original"): _original,
+    ("hypervisor", "edited"): _edited,
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,

@@ -17,7 +17,7 @@ from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, Original, Secret, Secrets, check_name
 from storkit.guests import document
 from storkit.hypervisors._libvirt import domain as domains
-from storkit.hypervisors._libvirt.guests import Guests
+from storkit.hypervisors._libvirt.guests import Guests, KnownGuest
 from storkit.hypervisors._libvirt.virsh import PAUSED, DomainListing, Virsh
 from storkit.hypervisors._machine import end_command, with_secrets
 from storkit.system.files import make_private, write_atomic
@@ -56,6 +56,19 @@ def original(virsh: Virsh, name: str) -> Original:
     if status != "stopped" and domains.places(text) != domains.places(virsh.definitions([uuid])[0]):
         raise _other_disks(name)
     return Original(name, text, status, secrets, [] if status == "stopped" else [_process(virsh, name, uuid)])
+
+
+def changed(known: KnownGuest, guest: Guest) -> Original:
+    """A guest as somebody has changed it in libvirt, with its disks where its document has them."""
+    there = domains.sources(guest.document)
+    if new := sorted(domains.places(known.edited).keys() - there.keys()):
+        message = f"libvirt has a disk {new[0]} of guest {guest.name} that is no volume"
+        raise Conflict(
+            message, f"virsh detach-disk {guest.name} {new[0]} --config; then storkit guest diff {guest.name}"
+        )
+    text = domains.unmarked(domains.moved(known.edited, there))
+    text, secrets = document.apart("libvirt", text)
+    return Original(guest.name, text, known.status, secrets)
 
 
 def refuse_to_take(virsh: Virsh, guests: Guests, guest: Guest) -> None:

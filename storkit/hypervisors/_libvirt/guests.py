@@ -2,6 +2,8 @@
 
 STATE/libvirt/NAME/guest.json   the guest's record, its disks on this host, its pinned machine type
 STATE/libvirt/NAME/domain.xml   the domain as it was defined, with storkit's mark (see domain.py)
+STATE/libvirt/NAME/written.xml  what libvirt has made of that, for guests with a document: if it has something else now,
+                                somebody has changed it there
 STATE/libvirt/NAME/arriving     a mark: the guest is to arrive here, and has not been let go on
 STATE/libvirt/NAME/saving       the id of the last sleep that was begun here (see saving.py)
 """
@@ -9,7 +11,7 @@ STATE/libvirt/NAME/saving       the id of the last sleep that was begun here (se
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from storkit.core.errors import StorkitError
@@ -33,6 +35,7 @@ from storkit.hypervisors._paused import because
 from storkit.hypervisors._qemu.definition import Definition, load
 
 XML = "domain.xml"
+WRITTEN = "written.xml"
 WHOLE = "whole"
 """What the mark `arriving` says of a guest whose memory was read from a file to its end."""
 
@@ -54,6 +57,8 @@ class KnownGuest:
     """Whether it would start from memory that was saved."""
     reason: str = ""
     """Why it is paused, where nobody wanted it."""
+    edited: str = ""
+    """What it would be started with the next time, where somebody has changed that."""
 
     @property
     def idle(self) -> bool:
@@ -75,21 +80,25 @@ class Guests:
         """
         records = {name: record for name in self._recorded(names) if (record := self.record(name))}
         ids = {record.guest.uuid: name for name, record in records.items()}
+        written = {record.guest.uuid: text for name, record in records.items() if (text := self.written(name))}
         try:
-            seen = self.virsh.look(list(ids))
+            seen = self.virsh.look(list(ids), list(written))
             more = [one for one, name in seen.names.items() if names is None or name in names or one == uuid]
             others = self.virsh.definitions([one for one in more if one not in ids])
-            found = [domains.read(xml) for xml in [*seen.xml, *others]]
+            found = {one.uuid: one for one in map(domains.read, [*reversed(seen.xml), *others])}  # the first of each
+            kept = {one.uuid: xml for xml in seen.xml if (one := domains.read(xml)).uuid in written}  # the last
         except StorkitError:
             return [_recorded(record, "unknown", defined=True) for record in records.values()], []
         known: dict[str, KnownGuest] = {}
         foreign: list[Domain] = []
-        for one in found:
+        for one in found.values():
             name = ids.get(one.uuid, one.name)
             if not one.ours or (names is not None and name not in names):
                 foreign.append(one)
             elif one.uuid in seen.states:
                 known[name] = self._known(name, one, seen.states[one.uuid], one.uuid in seen.saved)
+                if one.uuid in kept and kept[one.uuid] != written[one.uuid]:
+                    known[name] = replace(known[name], edited=kept[one.uuid])
         for name, record in records.items():
             known.setdefault(name, _recorded(record, "stopped", defined=False))
         return [known[name] for name in sorted(known)], foreign
@@ -128,6 +137,13 @@ class Guests:
             return load(self.directory(name))
         except FileNotFoundError:
             return None
+
+    def written(self, name: str) -> str:
+        """What libvirt had made of a guest's document when it was given it; empty: it has none, or nobody noted it."""
+        try:
+            return (self.directory(name) / WRITTEN).read_text()
+        except FileNotFoundError:
+            return ""
 
     def directory(self, name: str) -> Path:
         return self.base / check_name("guest", name)

@@ -89,10 +89,18 @@ class Virsh:
             raise CommandFailed(["virsh", "-c", self.uri], done.status, done.stderr, hint="is libvirtd running?")
         return done.stdout
 
-    def look(self, uuids: Sequence[str] = ()) -> DomainListing:
-        """All domains, with the XML of those of `uuids` that exist (of live ones as they run)."""
+    def look(self, uuids: Sequence[str] = (), kept: Sequence[str] = ()) -> DomainListing:
+        """All domains, with the XML of those of `uuids` that exist (of live ones as they run), and after it that which
+        those of `kept` would be started with the next time, passwords included."""
         lists = ["list --all --uuid --name", "list --all --uuid --with-managed-save", "domstats --state --nowait"]
-        return parse_listing(self.batch([*lists, *(f"dumpxml {uuid}" for uuid in uuids)]))
+        now = [f"dumpxml {uuid}" for uuid in uuids]
+        return parse_listing(
+            self.batch([*lists, *now, *(f"dumpxml {uuid} --inactive --security-info" for uuid in kept)])
+        )
+
+    def kept(self, uuid: str) -> str:
+        """What a domain would be started with the next time, passwords included."""
+        return "\n".join(split_documents(self("dumpxml", uuid, "--inactive", "--security-info")))
 
     def states(self) -> dict[str, State]:
         """The state of every domain, by UUID."""

@@ -26,7 +26,7 @@ from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
-from storkit.plans.intent.kept import checkout, keeping, sources
+from storkit.plans.intent.kept import checkout, keeping, refreshing, sources
 from storkit.plans.intent.kept.checkout import Difference, GuestKept
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
 from storkit.plans.migration import GuestView
@@ -111,6 +111,11 @@ class GuestActs:
         of their records."""
         return _clone(self._coordinator, self.load(source), several(names), several(settings))
 
+    def refresh(self, name: str) -> int:
+        """Keep a guest as its hypervisor has it, where an administrator has changed it there; the new generation. 0:
+        nobody has, or nothing keeps it."""
+        return refreshing.refresh(self._coordinator, name)
+
     def differences(self, source: str, made: Guest) -> str:
         """What a clone of a guest has that the guest has not, and the other way round, line by line."""
         return clones.differences(self.load(source), made)
@@ -128,6 +133,7 @@ class GuestActs:
         def build() -> Plan:
             what = views.guest_view(coordinator, name, where)
             if not what.running:
+                refreshing.refuse(what, [where], "that would be written over")
                 sources.refuse_unseen(coordinator, what.guest, what.all_volumes, where)
                 sources.refuse_old(coordinator, what.guest, what.all_volumes)
                 hypervisor = coordinator.connections.to(where).hypervisor(what.target)
@@ -157,6 +163,8 @@ class GuestActs:
 
         def build() -> Plan:
             what = views.wherever(self._coordinator, name, *([only] if only else []))
+            if not force:
+                refreshing.refuse(what, [only] if only else what.edited, "that would end with it")
             return migration.stop(what, force, timeout, only, self._coordinator.inventory)
 
         self._coordinator.change(build)
@@ -184,8 +192,8 @@ class GuestActs:
         return checkout.checkout(self._coordinator, name, force, generation)
 
     def changes(self, name: str) -> list[Difference]:
-        """Where the files of a guest say something else than what is kept."""
-        return checkout.differences(self._coordinator, name)
+        """Where the files of a guest say something else than what is kept, and where a host has it otherwise."""
+        return checkout.differences(self._coordinator, name) + refreshing.edits(self._coordinator, name)
 
     def edit(self, name: str, edited: Callable[[dict[str, str]], dict[str, str]]) -> int:
         """Have a guest's texts edited, keep them, and write them to its files if it has any here. `edited` is given

@@ -12,7 +12,7 @@ from storkit.core.model import MigrationResult
 from storkit.guests import document
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.kept import sources
+from storkit.plans.intent.kept import refreshing, sources
 from storkit.plans.intent.views import guest_view, wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -105,6 +105,7 @@ class MigrationActs:
                     f"guest {what.name} is {what.places[destination]} on {destination}",
                     f"storkit migrate cleanup {what.name}",
                 )
+            refreshing.refuse(what, what.edited, "that would not move with it")
             sources.refuse_unseen(coordinator, what.guest, what.all_volumes, destination)
             sources.refuse_old(coordinator, what.guest, what.all_volumes)
             raise_problems(differences(coordinator, what, destination))

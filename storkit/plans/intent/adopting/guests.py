@@ -33,7 +33,7 @@ from storkit.plans.intent import disks, views
 from storkit.plans.intent.adopting.volumes import candidates, choose
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
-from storkit.plans.intent.kept import keeping, sources
+from storkit.plans.intent.kept import keeping, refreshing, sources
 from storkit.plans.intent.making import must_be_free, new_volume, pool_of
 from storkit.plans.plan import Plan
 
@@ -129,6 +129,7 @@ def release(coordinator: Coordinator, name: str) -> Guest:
     def build() -> Plan:
         views.refuse_unless_stopped(coordinator, guest, "it is not given back")
         what = views.wherever(coordinator, name)
+        refreshing.refuse(what, what.edited, "that would be lost")
         problems: list[StorkitError] = [
             Unsupported(
                 f"volume {volume.name} of guest {name} was made by storkit, and has no place to go back to",

@@ -179,15 +179,21 @@ def _refuse_to_lose(
 
 
 def _diff(what: str, old: KeptGuest, before: str, after: str) -> str:
-    """A unified diff; a last line without its end is told as diff(1) does."""
+    """What the files of a guest have changed in what is kept."""
+    return diff((f"kept/{what} (generation {old.generation})", before), (f"guests/{what}", after))
+
+
+def diff(old: tuple[str, str], new: tuple[str, str]) -> str:
+    """A unified diff of two texts, each with its name; a last line without its end is told as diff(1) does."""
 
     def lines(text: str) -> Iterator[str]:
         for line in text.splitlines(keepends=True):
             yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
 
+    (_, before), (_, after) = old, new
     if before == after:
         return ""
-    named = f"kept/{what} (generation {old.generation})", f"guests/{what}"
+    named = old[0], new[0]
     if before.count("\n") + after.count("\n") > _MOST_LINES:
         return f"--- {named[0]}\n+++ {named[1]}\n(more than {_MOST_LINES} lines: compare them by hand)\n"
     return "".join(difflib.unified_diff(list(lines(before)), list(lines(after)), *named))

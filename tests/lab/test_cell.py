@@ -80,6 +80,7 @@ def test_nothing_is_left_after_kill_9() -> None:
     assert machine() == before
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_an_exception() -> None:
     image.image().close()
     before = machine()
@@ -89,6 +90,7 @@ def test_nothing_is_left_after_an_exception() -> None:
     assert machine() == before
 
 
+@pytest.mark.slow
 def test_two_labs_at_once_do_not_meet(lab: Lab) -> None:
     lab.hosts("a", "b")
     # Addresses go by the order in which hosts were first asked for, which is that of the tests before this one.

@@ -92,6 +92,7 @@ def test_a_power_cut_loses_what_was_not_synced_and_keeps_the_disks(lab: Lab) -> 
     assert a.run(["head", "-c", "4", disk]).stdout == "kept"
 
 
+@pytest.mark.slow
 def test_a_host_keeps_its_ethernet_addresses_over_a_boot(lab: Lab) -> None:
     a, b = lab.hosts("a", "b")
     b.run(["ping", "-c", "1", "-W", "5", "a"])
@@ -110,6 +111,7 @@ def test_a_command_on_a_host_that_dies_ends_with_an_error(lab: Lab) -> None:
         command.wait()
 
 
+@pytest.mark.slow
 def test_a_kernel_panic_is_noticed_and_on_the_console(lab: Lab) -> None:
     a = lab.host("a")
     command = a.spawn(["sh", "-c", "echo c >/proc/sysrq-trigger"])
@@ -118,6 +120,7 @@ def test_a_kernel_panic_is_noticed_and_on_the_console(lab: Lab) -> None:
     assert "sysrq triggered crash" in a.console()
 
 
+@pytest.mark.slow
 def test_a_paused_host_is_silent_and_goes_on(lab: Lab) -> None:
     a, b = lab.hosts("a", "b")
     a.pause()
@@ -138,6 +141,7 @@ def test_one_network_is_cut_and_the_other_goes_on(lab: Lab) -> None:
     b.run(["ping", "-c", "3", "-W", "5", "a-san1"])
 
 
+@pytest.mark.slow
 def test_memory_can_be_chosen(lab: Lab) -> None:
     total = lab.host("a", memory="256M").run(["grep", "MemTotal", "/proc/meminfo"]).stdout.split()[1]
     assert 200_000 < int(total) < 262_144

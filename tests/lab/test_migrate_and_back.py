@@ -12,7 +12,7 @@ from tests.lab.world import Storage, World, each, worlds
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("combination", each(worlds(), ["iscsi-own-qemu", "nfs-libvirt"]))
+@pytest.mark.parametrize("combination", each(worlds(), ["nfs-libvirt"]))
 def test_guest_moves(lab: Lab, tmp_path: Path, combination: tuple[Storage, str]) -> None:
     moves(World(lab, tmp_path, *combination), "b")
 

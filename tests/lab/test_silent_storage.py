@@ -44,7 +44,7 @@ except ServiceUnreachable as error:
 """
 
 
-@pytest.fixture(params=list(PORTS))
+@pytest.fixture(params=[pytest.param("iscsi", marks=pytest.mark.slow), "nfs"])
 def world(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> World:
     """One volume of s; commands are given on a, and b uses the volume over a network that will be cut."""
     made = World(lab, tmp_path, storage(request.param), commands="a")

@@ -12,7 +12,7 @@ from tests.lab.world import Storage, World, each, worlds
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("combination", each(worlds(), ["iscsi-libvirt", "nfs-qemu"]))
+@pytest.mark.parametrize("combination", each(worlds(), ["iscsi-libvirt"]))
 def test_hosts_are_ready(lab: Lab, tmp_path: Path, combination: tuple[Storage, str]) -> None:
     """`host check` finds nothing missing for what the inventory uses."""
     hosts = World(lab, tmp_path, *combination).storkit("host", "check")

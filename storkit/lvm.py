@@ -186,9 +186,9 @@ class Lvm(KeepsGuests):
         with self._batches.locked("adopt") as (lock, group):
             made = [_fresh(volume, adopting.ADOPTED) for volume in volumes]
             after = adopting.adopt(group, lock, self.settings.thinpool, made, found, self.site.host)
-            for volume, existing in zip(volumes, found, strict=True):
-                earlier.keep(self.site.run, volume.uuid, existing.processes)
-        return self._these(after, volumes)
+        made = self._these(after, volumes)
+        earlier.keep(self.site.run, zip(made, found, strict=True))
+        return made
 
     def disown(self, volumes: list[Volume]) -> list[str]:
         with self._batches.locked("disown") as (lock, group):

@@ -148,11 +148,14 @@ def diff(session: Session, options: Namespace) -> None:
 
 
 def refresh(session: Session, options: Namespace) -> None:
-    generation = session.site.guests.refresh(options.name)
-    text = f"{options.name} is kept as its hypervisor has it: generation {generation}"
-    session.result(
-        {"guest": options.name, "generation": generation}, text if generation else f"{options.name} was not changed"
+    generation, changes = session.site.guests.refresh(options.name, options.force)
+    lines = [each.text.rstrip("\n") for each in changes]
+    lines.append(
+        f"{options.name} is kept as its hypervisor has it: generation {generation}"
+        if changes
+        else f"{options.name} was not changed"
     )
+    session.result({"guest": options.name, "generation": generation, "changes": codec.dump(changes)}, "\n".join(lines))
 
 
 def edit(session: Session, options: Namespace) -> None:

@@ -238,7 +238,7 @@ class Hypervisor(Backend, HypervisorVerbs):
     def edited(self, name: GuestName) -> list[Original]:
         return []
 
-    def note(self, guest: Guest, secrets: Secrets = None) -> None:
+    def note(self, guest: Guest, seen: Words, secrets: Secrets = None) -> None:
         raise self._keeps_none()
 
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:

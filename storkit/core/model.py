@@ -346,6 +346,9 @@ class Original:
     """The passwords, by these names."""
     processes: list[Count] = field(default_factory=list)
     """Those that have its disks open, if it runs."""
+    before: Words = ""
+    """Of a guest of storkit's that somebody has changed: what the hypervisor had made of what storkit gave it, in the
+    form of `document` (Hypervisor.edited)."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))

@@ -174,6 +174,13 @@ def render(guest: Guest, sources: Sequence[DiskSource], place: Place) -> str:
     return kind.with_machine(text, place.machine) if guest.hypervisor == "libvirt" else text
 
 
+def refreshed(guest: Guest, before: str, text: str) -> str:
+    """The guest's document as its hypervisor's own tools have changed it (`text`), with its disks where it has them.
+    `before`: what the hypervisor had made of the document. Raises UsageError: its disks were changed."""
+    targets = [disk.target for disk in guest.disks]
+    return str(language(guest.hypervisor).with_disks_of(text, before, guest.document, targets))
+
+
 def cloned(guest: Guest, name: str, uuid: str) -> str:
     """The guest's document for a clone of this name and UUID. Raises Unsupported: what two guests cannot have both."""
     own = CloneIdentity(

@@ -180,6 +180,7 @@ class Libvirt(Hypervisor):
                 f"guest {guest.name} cannot be defined: {what} is {old.status} here",
                 end_command(guest.name, old.status),
             )
+        self._set_aside(old)
         if old and old.uuid != guest.uuid:
             self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
         return self._keep(guest, disks, machine, secrets, before)
@@ -191,25 +192,25 @@ class Libvirt(Hypervisor):
         return adopting.original(self._virsh, name)
 
     def edited(self, name: str) -> list[Original]:
-        known, record = self._guests.one(name), self._guests.record(name)
-        return [adopting.changed(known, record.guest)] if known and known.edited and record else []
+        known = self._guests.one(name)
+        return [adopting.changed(known, self._guests.written(name))] if known and known.edited else []
 
-    def note(self, guest: Guest, secrets: Secrets = None) -> None:
+    def note(self, guest: Guest, seen: str, secrets: Secrets = None) -> None:
         known, before = self._one(guest.name), self._guests.record(guest.name)
-        there = adopting.changed(known, before.guest).document if known.edited and before else ""
-        if before is None or (there or before.guest.document) != guest.document:
-            message = f"libvirt has guest {guest.name} otherwise than its document"
+        if before is None or not known.edited or adopting.changed(known, known.edited).document != seen:
+            message = f"guest {guest.name} was changed again in libvirt here"
             raise Conflict(message, f"storkit guest diff {guest.name}")
         self._write(replace(before, guest=guest), secrets)
-        write_atomic(self._guests.directory(guest.name) / WRITTEN, self._virsh.kept(guest.uuid))
+        write_atomic(self._guests.directory(guest.name) / WRITTEN, known.edited)
 
     def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
-        adopting.refuse_to_take(self._virsh, self._guests, guest)
+        adopting.refuse_to_take(self._virsh, self._guests, guest, self.site.run)
         file = self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
         adopting.mark_running(self._virsh, guest)
         return file
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        self._set_aside(self._guests.one(guest.name))
         adopting.give_back(self._virsh, self._guests, guest, secrets)
 
     def _keep(
@@ -223,7 +224,6 @@ class Libvirt(Hypervisor):
         user = host.qemu_user(self._virsh, disks)
         host.let_in(user, disks, (self.site.run, self.site.dev))
         raise_problems(host.disk_problems(user, disks))
-        self._set_aside(guest.name)
         self._write(Definition(guest, disks, offer.machine, offer.virttype, guest.machine), secrets)
         try:
             self._virsh("define", str(directory / XML), "--validate")
@@ -242,21 +242,19 @@ class Libvirt(Hypervisor):
         write_atomic(directory / XML, with_secrets(self.name, xml, secrets))
         # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
         write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
-        (directory / WRITTEN).unlink(missing_ok=True)
 
-    def _set_aside(self, name: str) -> None:
+    def _set_aside(self, known: KnownGuest | None) -> None:
         """Keep what somebody has changed in libvirt, where storkit is about to end it or to write over it."""
-        known = self._guests.one(name)
         if known and known.edited:
             directory = make_private(self.site.state.absolute() / "libvirt-edited")
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            write_atomic(directory / f"{name}-{stamp}.xml", known.edited + "\n")
+            write_atomic(directory / f"{known.name}-{stamp}.xml", known.edited + "\n")
 
     def undefine(self, name: str) -> None:
         known = self._guests.one(name)
         if known and not known.idle:
             raise Conflict(f"guest {name} is {known.status} here", end_command(name, known.status))
-        self._set_aside(name)
+        self._set_aside(known)
         if known and known.defined:
             before = self._guests.record(name)
             self._virsh("undefine", known.uuid, host.variables(before.guest if before else None))

@@ -36,6 +36,10 @@ class Opener:
     """The bytes of it, first and last, that it has locks on (fcntl(2))."""
     killed: bool
     """It is dead, but for an I/O that does not come back, and has its files open until then."""
+    descriptors: int = 1
+    """How often it has it open, at most: two descriptors may be one (dup(2))."""
+    direct: bool = False
+    """All that may write go past the page cache (O_DIRECT)."""
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})"
@@ -104,7 +108,10 @@ def _of(pid: int, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key
         with suppress(OSError):
             program = _read(f"{process}/comm").strip()
             dead = all(_killed(f"{process}/task/{name}") for name in _names(f"{process}/task"))
-            yield key, Opener(pid, program, _writes(lines), tuple(_locked(lines)), dead)
+            flags = [int(line.split()[1], 8) for line in lines if line.startswith("flags:")]
+            writing = [each for each in flags if each & os.O_ACCMODE != os.O_RDONLY]
+            direct = all(each & os.O_DIRECT for each in writing)
+            yield key, Opener(pid, program, bool(writing), tuple(_locked(lines)), dead, len(flags), direct)
 
 
 def _read(path: str) -> str:
@@ -133,12 +140,6 @@ def _key(there: os.stat_result) -> Key:
     if stat.S_ISBLK(there.st_mode):
         return "device", there.st_rdev, 0
     return "file", there.st_dev, there.st_ino
-
-
-def _writes(lines: Iterable[str]) -> bool:
-    """Whether one of the descriptors of which /proc says this may write."""
-    flags = [int(line.split()[1], 8) for line in lines if line.startswith("flags:")]
-    return any(each & os.O_ACCMODE != os.O_RDONLY for each in flags)
 
 
 def _locked(lines: Iterable[str]) -> Iterator[tuple[int, int]]:

@@ -14,17 +14,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from storkit.core.identities import check_uuid
-from storkit.system import files
+from storkit.core.model import Existing, Volume
+from storkit.system import files, openers
 
 
-def keep(run: Path, uuid: str, pids: Iterable[int]) -> None:
-    """Note those processes of a volume that have not ended; `run` is the home host's Site.run."""
-    lines: list[str] = []
-    for pid in pids:
-        with suppress(OSError):
-            lines.append(f"{pid} {_started(pid)}\n")
-    if lines:
-        files.write_atomic(files.make_private(run / "earlier") / check_uuid(uuid), "".join(lines))
+def keep(run: Path, adopted: Iterable[tuple[Volume, Existing]]) -> None:
+    """Note, of the processes that are said to have volumes open, those that do; `run` is the home host's Site.run."""
+    said = [(volume, existing.processes) for volume, existing in adopted if existing.processes]
+    opened = openers.find([volume.path for volume, _ in said])
+    for volume, pids in said:
+        lines: list[str] = []
+        for pid in {each.pid for each in opened[volume.path]} & set(pids):
+            with suppress(OSError):
+                lines.append(f"{pid} {_started(pid)}\n")
+        if lines:
+            files.write_atomic(files.make_private(run / "earlier") / check_uuid(volume.uuid), "".join(lines))
 
 
 def alive(run: Path, uuid: str) -> frozenset[int]:
@@ -33,7 +37,7 @@ def alive(run: Path, uuid: str) -> frozenset[int]:
     with suppress(FileNotFoundError):
         for line in (run / "earlier" / uuid).read_text().splitlines():
             pid, _, started = line.partition(" ")
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 if _started(int(pid)) == started:
                     found.add(int(pid))
     return frozenset(found)

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Generic, Protocol
 from storkit.core.backend import Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.model import Client, Export, Exported, Offer, Volume, check_name
-from storkit.tech import strangers
+from storkit.tech import earlier, strangers
 from storkit.tech.grants import G, GrantStore, grant_without, grants_of_client, refused_writers
 from storkit.tech.records import damaged_findings
 
@@ -98,6 +98,7 @@ class HomeExports(ABC, Generic[G]):
                 problems += self._refuse_writers(grants)
             more = [grant for grant in grants if not set(hosts) <= set(grant.writers)]
             problems += self._refuse_held(more, set(hosts))
+            problems += self._refuse_to_leave_behind([grant for grant in grants if grant not in more], hosts)
             raise_problems(problems)
             floor = {volume.uuid: volume.generation for volume in volumes}
             for grant in grants:
@@ -115,6 +116,10 @@ class HomeExports(ABC, Generic[G]):
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
             self._grants.admit(grants)
+            for grant in grants:
+                writers = [writer for writer in grant.writers if writer not in clients]
+                problems += self._refuse_to_leave_behind([grant], writers)
+            raise_problems(problems)
             self._withdraw(grants, clients)
             self._grants.forget(set(uuids) - {grant.volume.uuid for grant in grants})
 
@@ -227,6 +232,13 @@ class HomeExports(ABC, Generic[G]):
             for each in found
             if each.unexpected or (writers and writers != here and (not here < set(writers) or _layered(each.volume)))
         ]
+
+    def _refuse_to_leave_behind(self, grants: Sequence[G], writers: Collection[str]) -> Iterable[StorkitError]:
+        """Why this host cannot lose its right while others have one: what a guest has open here writes on without."""
+        here = self.site.host
+        losing = [grant.volume for grant in grants if writers and here in grant.writers and here not in writers]
+        known = [volume for volume in losing if earlier.alive(self.site.run, volume.uuid)]
+        return [each.refuse(here) for each in strangers.find(self.site.run, known) if each.earlier]
 
     def _lose(self, grant: G, losers: Sequence[str]) -> None:
         """Change, unsaved, what the grant has of clients that lose the right to write."""

@@ -42,7 +42,8 @@ def problems(path: str, existing: Existing, host: str) -> list[StorkitError]:
 
 def _used(path: str, existing: Existing, host: str) -> Iterator[StorkitError]:
     device = Path(path).is_block_device()
-    opened = [each for each in openers.find([path])[path] if each.pid not in existing.processes]
+    everybody = openers.find([path])
+    opened = [each for each in everybody[path] if each.pid not in existing.processes]
     things = holders.find([path], through=False) if device else [*holders.on_file(path), *holders.swap_on(path)]
     if opened:
         who = " and ".join(map(str, opened))
@@ -50,7 +51,14 @@ def _used(path: str, existing: Existing, host: str) -> Iterator[StorkitError]:
         yield Conflict(f"{path} is open on {host}: by {who}", f"see what it is, and end it: ps -fp {pids}")
     for thing in things:
         yield Conflict(f"{path} is in use on {host}: by {thing.what} on {thing.device}", thing.remove)
-    if device and not opened and not things and not existing.processes and strangers.unseen([path]):
+    cached = [each for each in everybody[path] if each.pid in existing.processes and each.writes and not each.direct]
+    if device and cached:
+        # Its last writes may come from the page cache of the device when it has ended, and others write.
+        message = f"{path} is written by {cached[0]} through the page cache of {host}"
+        yield Conflict(
+            message, "shut its guest down, and adopt it then; or give its disk cache='none', and start it anew"
+        )
+    if device and not opened and not things and strangers.unseen([path], everybody):
         hint = f"see what it is: dmsetup info {path}; targetcli ls /backstores"
         yield Conflict(f"{path} is open on {host}, by something in the kernel", hint)
 

@@ -8,7 +8,7 @@ servers, and commands at work; and those of a guest that was adopted while it ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
     use = {volume.uuid: str(locks.use_lock(run, volume.uuid)) for volume in volumes}
     opened = openers.find([*use.values(), *(volume.path for volume in volumes)])
     devices = {volume.path for volume in volumes if Path(volume.path).is_block_device()}
-    hidden = unseen(devices)
+    hidden = unseen(devices, opened)
     found = []
     for volume in volumes:
         own = {each.pid for each in opened.get(use[volume.uuid], []) if each.locked}
@@ -88,15 +88,16 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
         guests = [each for each in writers if each.pid in known]
         if volume.path in devices:
             things = holders.find([volume.path], through=False)
-            hides = volume.path in hidden and not here and not things
+            hides = volume.path in hidden and not things
             found.append(Strangers(volume, others, things, hides, guests))
         else:
             found.append(Strangers(volume, others, holders.on_file(volume.path), earlier=guests))
     return found
 
 
-def unseen(devices: Iterable[str]) -> set[str]:
-    """Those of these logical volumes that more have open than the nodes which stand on them."""
+def unseen(devices: Iterable[str], opened: Mapping[str, Sequence[openers.Opener]]) -> set[str]:
+    """Those of these logical volumes that are open more often than by the nodes that stand on them, and by the
+    processes that have them `opened`."""
     try:
         nodes = {node.name: node for node in dmioctl.all_nodes()} if devices else {}
     except Unsupported:  # not root, whom alone device-mapper tells
@@ -107,5 +108,7 @@ def unseen(devices: Iterable[str]) -> set[str]:
         device
         for device in devices
         if (name := holders.kernel_name(device)) in opens
-        and opens[name] > sum(1 + nodes[above].pending for above in holders.nodes_on(name) if above in nodes)
+        and opens[name]
+        > sum(1 + nodes[above].pending for above in holders.nodes_on(name) if above in nodes)
+        + sum(each.descriptors for each in opened.get(device, ()))
     }

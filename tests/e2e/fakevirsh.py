@@ -7,6 +7,7 @@ with what it runs with if that is something else, and UUID.saved for one with a 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,6 +19,18 @@ PLACE = Path(os.environ.get("FAKE_LIBVIRT", "/nonexistent"))
 def domains() -> dict[str, str]:
     """UUID to name."""
     return {file.stem: ET.parse(file).getroot().findtext("name", "") for file in sorted(PLACE.glob("*.xml"))}
+
+
+def mark(running: Path, definition: Path, words: list[str]) -> None:
+    """The element of somebody's namespace in what a domain runs with, or no more."""
+    text = running.read_text() or definition.read_text()
+    text = re.sub(r"  <metadata>.*?</metadata>\n", "", text, flags=re.S)
+    if "--set" in words:
+        uri = words[words.index("--uri") + 1]
+        inside = words[words.index("--set") + 1].replace("<guest>", f'<storkit:guest xmlns:storkit="{uri}">')
+        inside = inside.replace("</guest>", "</storkit:guest>").replace("<volume ", "<storkit:volume ")
+        text = text.replace("</uuid>\n", f"</uuid>\n  <metadata>\n    {inside}\n  </metadata>\n", 1)
+    running.write_text(text)
 
 
 def command(words: list[str]) -> int:
@@ -51,6 +64,8 @@ def command(words: list[str]) -> int:
         running = PLACE / f"{uuid}.running"
         live = running.read_text() if running.exists() and "--inactive" not in words else ""
         print((live or (PLACE / f"{uuid}.xml").read_text()).strip() + "\n")
+    elif verb == "metadata":
+        mark(PLACE / f"{uuid}.running", PLACE / f"{uuid}.xml", words)
     elif verb == "undefine":
         (PLACE / f"{uuid}.xml").unlink()
     elif verb != "snapshot-list":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storkit.core.errors import Conflict, StorkitError
-from storkit.core.model import Client, Volume
+from storkit.core.model import Client, Existing, Volume
 from storkit.tech import earlier, strangers
 from tests.unit.test_home_exports import Toys, V, granted, toys
 
@@ -39,6 +40,10 @@ def opener(disk: Volume) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+def note(toys: Toys, disk: Volume, *pids: int) -> None:
+    earlier.keep(toys.site.run, [(disk, Existing(disk.path, processes=list(pids)))])
+
+
 def refusal(toys: Toys, disk: Volume, *hosts: str) -> str:
     before = granted(toys)
     with pytest.raises(Conflict) as caught:
@@ -55,22 +60,26 @@ def test_nobody_is_let_in_beside_a_process_that_is_not_known(
 
 
 def test_it_writes_as_its_host_does(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:
-    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
+    note(toys, disk, opener.pid)
     toys.export([disk], [S, B, C])
     said = refusal(toys, disk, "b")
     assert f"(pid {opener.pid}), its guest's since before it was a volume" in said
     refusal(toys, disk, "b", "c")
     toys.set_writers([disk], ["s"])
     toys.set_writers([disk], ["s", "b"])
-    toys.set_writers([disk], ["b"])  # what it has it keeps: the guest has moved
-    refusal(toys, disk, "c")
+    refusal(toys, disk, "b")
+    with pytest.raises(Conflict, match="since before it was a volume"):
+        toys.unexport([disk], ["s"])
+    toys.set_writers([disk], ["s"])
     toys.set_writers([disk], [])
     refusal(toys, disk, "b")
+    toys.set_writers([disk], ["s", "b"])
     (export, *_) = toys.look_exports([disk.uuid]).exports
     assert f"(pid {opener.pid})" in export.others and "ends when the guest moves or stops" in export.others
     opener.kill()
     opener.wait()
-    toys.set_writers([disk], ["b"])
+    toys.set_writers([disk], ["b"])  # the guest has moved
+    toys.unexport([disk], ["s"])
     assert toys.look_exports([disk.uuid]).exports[0].others == ""
 
 
@@ -78,17 +87,17 @@ def test_two_hosts_never_write_an_image_that_it_has_open(
     toys: Toys, disk: Volume, opener: subprocess.Popen[str]
 ) -> None:
     image = replace(disk, format="qcow2")
-    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
+    note(toys, disk, opener.pid)
     toys.export([image], [S, B])
     toys.set_writers([image], ["s"])
     refusal(toys, image, "s", "b")
 
 
 def test_another_process_of_that_number_is_not_it(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:
-    earlier.keep(toys.site.run, disk.uuid, [opener.pid])
-    note = toys.site.run / "earlier" / disk.uuid
-    pid, started = note.read_text().split()
-    note.write_text(f"{pid} {int(started) - 1}\n")
+    note(toys, disk, opener.pid)
+    kept = toys.site.run / "earlier" / disk.uuid
+    pid, started = kept.read_text().split()
+    kept.write_text(f"{pid} {int(started) - 1}\n")
     assert earlier.alive(toys.site.run, disk.uuid) == frozenset()
     (found,) = strangers.find(toys.site.run, [disk])
     assert found.unexpected and [each.pid for each in found.processes] == [opener.pid]
@@ -96,15 +105,15 @@ def test_another_process_of_that_number_is_not_it(toys: Toys, disk: Volume, open
         toys.export([disk], [S])
 
 
-def test_a_process_that_has_ended_is_not_noted_and_a_note_goes_with_its_volume(
+def test_who_has_ended_or_has_it_not_open_is_not_noted_and_a_note_goes_with_its_volume(
     toys: Toys, disk: Volume, opener: subprocess.Popen[str]
 ) -> None:
     run = toys.site.run
     gone = subprocess.Popen(["true"])
     gone.wait()
-    earlier.keep(run, disk.uuid, [gone.pid])
+    note(toys, disk, gone.pid, os.getppid())
     assert not (run / "earlier" / disk.uuid).exists()
-    earlier.keep(run, disk.uuid, [gone.pid, opener.pid])
+    note(toys, disk, gone.pid, os.getppid(), opener.pid)
     assert earlier.alive(run, disk.uuid) == {opener.pid}
     earlier.forget(run, [disk.uuid])
     assert earlier.alive(run, disk.uuid) == frozenset() and not list((run / "earlier").iterdir())

@@ -187,7 +187,7 @@ COMMANDS = (
         "refresh",
         "keep what somebody has changed of a guest in its hypervisor (virsh edit)",
         "guest:refresh",
-        (A_GUEST,),
+        (A_GUEST, arg("--force", help="also what opens more of its host than before", action="store_true")),
     ),
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),

@@ -89,19 +89,16 @@ class HypervisorVerbs(BackendVerbs):
 
     @abstractmethod
     def edited(self, name: GuestName) -> list[Original]:
-        """Say how the hypervisor keeps a guest of storkit's, if somebody has changed that there since storkit wrote it:
-        its disks are where the record's document has them. None: nobody has, or the record has no document.
-
-        Raises:
-            Conflict: it has a disk there that is no volume.
-        """
+        """Say how the hypervisor keeps a guest of storkit's, with its disks where they are on the host, if somebody has
+        changed that there since storkit wrote it. None: nobody has, or the record has no document."""
 
     @abstractmethod
-    def note(self, guest: Guest, secrets: Secrets = None) -> None:
-        """The record of a guest says what the hypervisor has of it by now: nothing is changed there.
+    def note(self, guest: Guest, seen: Words, secrets: Secrets = None) -> None:
+        """The record of a guest says by now what the hypervisor has of it, which was `seen` (the document of `edited`):
+        nothing is changed there.
 
         Raises:
-            Conflict: the hypervisor has something else.
+            Conflict: the hypervisor has something else than was seen.
         """
 
     @abstractmethod

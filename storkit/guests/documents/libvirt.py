@@ -6,12 +6,13 @@ A disk keeps its target, bus, serial number, address and driver options; its sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid5
 from xml.sax.saxutils import escape, quoteattr
 
-from storkit.core.errors import Unsupported, UsageError, raise_problems
+from storkit.core.errors import StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.model import DiskSource
 from storkit.guests.documents.edits import (
     CloneIdentity,
@@ -62,6 +63,74 @@ def with_sources(text: str, sources: Mapping[str, DiskSource]) -> str:
     if left:
         raise missing(left)
     return edited(text, edits)
+
+
+def with_disks_of(text: str, before: str, old: str, targets: Collection[str]) -> str:
+    """The domain as libvirt prints it, with these of its disks where an `old` document of it has them; `before`: what
+    libvirt had made of that document, with which what it has chosen itself is known, and left out.
+
+    Raises UsageError: it has one of these disks elsewhere than before, or another one that is no volume.
+    """
+    now, was, wanted = _domain(text), _domain(before), _domain(old)
+    disks = {disk.get("target", "dev"): disk for disk in wanted.all("devices/disk")}
+    sources = {disk.get("target", "dev"): _source(disk) for disk in was.all("devices/disk")}
+    edits: list[Edit] = []
+    problems: list[StorkitError] = []
+    for disk in now.all("devices/disk"):
+        target = disk.get("target", "dev")
+        where, hint = f"line {line_of(text, disk.start)}: disk {target}", "give it back what it was: virsh edit"
+        if target in targets and target in disks and _source(disk) == sources.get(target):
+            edits += _as_in(text, disk, old, disks[target])
+        elif target in targets:
+            problems.append(UsageError(f"{where} is another one than the volume that it was", hint))
+        elif _source(disk) and _source(disk) != sources.get(target):
+            problems.append(UsageError(f"{where} is new, and no volume", hint))
+    raise_problems(problems)
+    for mark in now.all("metadata"):
+        own = [child for child in mark.children if child.tag.startswith("storkit:")]
+        edits += [without(text, each) for each in ([mark] if len(own) == len(mark.children) else own)]
+    for path, attribute in (("os/type", "machine"), ("devices/emulator", ""), ("os/nvram", "")):
+        edits += _unchosen(text, now.first(path), before, was.first(path), old, wanted.first(path), attribute)
+    return edited(text, edits)
+
+
+def _source(disk: Element) -> list[Any]:
+    """Where a disk comes from, to compare; empty: nowhere."""
+
+    def said(element: Element) -> list[Any]:
+        return [element.tag, sorted(element.attributes.items()), [said(child) for child in element.children]]
+
+    return [said(each) for each in disk.all("source")]
+
+
+def _as_in(text: str, disk: Element, old: str, other: Element) -> Iterator[Edit]:
+    """What must change in a disk that libvirt prints for what it was in an `old` document."""
+    kind = other.attributes.get("type", "file")
+    if disk.attributes.get("type", "file") != kind:
+        yield with_attribute(text, disk, "type", kind)
+    driver, format = disk.first("driver"), other.get("driver", "type") or "raw"
+    if driver is not None and driver.attributes.get("type") != format:
+        yield with_attribute(text, driver, "type", format)
+    parts = ("source", "auth", "encryption", "backingStore")
+    there = "".join(old[each.start : each.end] for part in parts for each in other.all(part))
+    first = disk.first("source")
+    for part in parts:
+        for each in disk.all(part):
+            yield Edit(each.start, each.end, there) if each is first else without(text, each)
+    if first is None:
+        yield Edit(disk.opened, disk.opened, there)
+
+
+def _unchosen(
+    text: str, now: Element | None, before: str, was: Element | None, old: str, wanted: Element | None, attribute: str
+) -> Iterator[Edit]:
+    """What libvirt, or storkit for a host, has chosen and nobody has changed: as the `old` document has it."""
+    if now is None or was is None or text[now.start : now.end] != before[was.start : was.end]:
+        return
+    if attribute and wanted is not None and attribute in wanted.attributes:
+        yield with_attribute(text, now, attribute, wanted.attributes[attribute])
+    elif not attribute:
+        yield without(text, now) if wanted is None else Edit(now.start, now.end, old[wanted.start : wanted.end])
 
 
 def secrets(text: str) -> list[Password]:

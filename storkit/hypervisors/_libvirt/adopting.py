@@ -21,6 +21,7 @@ from storkit.hypervisors._libvirt.guests import Guests, KnownGuest
 from storkit.hypervisors._libvirt.virsh import PAUSED, DomainListing, Virsh
 from storkit.hypervisors._machine import end_command, with_secrets
 from storkit.system.files import make_private, write_atomic
+from storkit.tech import earlier
 
 _ORIGINAL = "original.xml"
 
@@ -53,31 +54,30 @@ def original(virsh: Virsh, name: str) -> Original:
         problems.append(_saved(name))
     raise_problems(problems)
     status = _status(seen, uuid)
-    if status != "stopped" and domains.places(text) != domains.places(virsh.definitions([uuid])[0]):
+    if status != "stopped" and domains.places(text) != _live(virsh, name, uuid):
         raise _other_disks(name)
     return Original(name, text, status, secrets, [] if status == "stopped" else [_process(virsh, name, uuid)])
 
 
-def changed(known: KnownGuest, guest: Guest) -> Original:
-    """A guest as somebody has changed it in libvirt, with its disks where its document has them."""
-    there = domains.sources(guest.document)
-    if new := sorted(domains.places(known.edited).keys() - there.keys()):
-        message = f"libvirt has a disk {new[0]} of guest {guest.name} that is no volume"
-        raise Conflict(
-            message, f"virsh detach-disk {guest.name} {new[0]} --config; then storkit guest diff {guest.name}"
-        )
-    text = domains.unmarked(domains.moved(known.edited, there))
-    text, secrets = document.apart("libvirt", text)
-    return Original(guest.name, text, known.status, secrets)
+def changed(known: KnownGuest, written: str) -> Original:
+    """A guest as somebody has changed it in libvirt, and as it was there before (`written`): no text has a password."""
+    text, secrets = document.apart("libvirt", known.edited)
+    return Original(known.name, text, known.status, secrets, before=document.apart("libvirt", written)[0])
 
 
-def refuse_to_take(virsh: Virsh, guests: Guests, guest: Guest) -> None:
-    """Raise why a domain cannot be taken now: one that runs has the disks that were adopted."""
+def refuse_to_take(virsh: Virsh, guests: Guests, guest: Guest, run: Path) -> None:
+    """Raise why a domain cannot be taken now. Of one that runs the process was noted when its disks were adopted, on
+    this host (`run`: Site.run)."""
     seen = virsh.look()
     if seen.names.get(guest.uuid) != guest.name:
         raise NotFound(f"libvirt here has no domain {guest.name} with UUID {guest.uuid}", "virsh list --all")
-    if _status(seen, guest.uuid) != "stopped" and not _as_in_document(virsh, guest):
-        raise _other_disks(guest.name)
+    if _status(seen, guest.uuid) != "stopped":
+        if not _as_in_document(virsh, guest):
+            raise _other_disks(guest.name)
+        process = _process(virsh, guest.name, guest.uuid)
+        if any(process not in earlier.alive(run, disk.uuid) for disk in guest.disks if not disk.readonly):
+            message = f"domain {guest.name} was started here while it was adopted"
+            raise Conflict(message, f"virsh shutdown {guest.name}, then again")
     if guest.uuid in seen.saved:
         raise _saved(guest.name)
     if taken := guests.taken(guest):
@@ -92,25 +92,32 @@ def mark_running(virsh: Virsh, guest: Guest) -> None:
 
 
 def give_back(virsh: Virsh, guests: Guests, guest: Guest, secrets: Secrets) -> None:
-    """Define a domain as its document has it, unless it is so already; and forget it."""
-    known, foreign = guests.look([guest.name], guest.uuid)
-    for one in known:
-        if not one.idle and not _as_in_document(virsh, guest):
-            raise Conflict(f"guest {guest.name} is {one.status} here", end_command(guest.name, one.status))
-        if not one.idle:
-            virsh("metadata", one.uuid, "--live", "--uri", domains.NAMESPACE, "--remove")
+    """Define a domain as its document has it, unless it is so already; and forget it. Of one that runs the definition
+    goes first: as long as it has storkit's disks, the domain is storkit's."""
+    seen = virsh.look()
+    status = _status(seen, guest.uuid)
+    if status != "stopped" and not _as_in_document(virsh, guest):
+        raise Conflict(f"guest {guest.name} is {status} here", end_command(guest.name, status))
     directory = guests.directory(guest.name)
-    if not any(one.uuid == guest.uuid for one in foreign):
+    if guest.uuid not in seen.names or domains.read(virsh.kept(guest.uuid)).ours:
         make_private(directory)
         write_atomic(directory / _ORIGINAL, with_secrets("libvirt", guest.document, secrets))
         virsh("define", str(directory / _ORIGINAL))
+    if status != "stopped" and domains.read(virsh.definitions([guest.uuid])[0]).ours:
+        virsh("metadata", guest.uuid, "--live", "--uri", domains.NAMESPACE, "--remove")
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _as_in_document(virsh: Virsh, guest: Guest) -> bool:
     """Whether a domain runs with its disks where its document has them: since before it was adopted."""
-    (live,) = virsh.definitions([guest.uuid])
-    return domains.places(live) == domains.places(guest.document)
+    return _live(virsh, guest.name, guest.uuid) == domains.places(guest.document)
+
+
+def _live(virsh: Virsh, name: str, uuid: str) -> dict[str, tuple[str, ...]]:
+    """Where a domain that runs has its disks. Raises Conflict: it has ended, and libvirt has forgotten it."""
+    for text in virsh.definitions([uuid]):
+        return domains.places(text)
+    raise Conflict(f"domain {name} has ended", "virsh list --all")
 
 
 def _process(virsh: Virsh, name: str, uuid: str) -> int:

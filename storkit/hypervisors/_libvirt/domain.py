@@ -69,18 +69,6 @@ def marked(xml: str, guest: Guest) -> str:
     return _text(root)
 
 
-def unmarked(xml: str) -> str:
-    """A domain without storkit's mark."""
-    root = _parse(xml)
-    metadata = root.find("metadata")
-    if metadata is not None:
-        for element in metadata.findall(_MARK):
-            metadata.remove(element)
-        if not len(metadata):
-            root.remove(metadata)
-    return _text(root)
-
-
 def sources(xml: str) -> dict[str, str]:
     """Where a domain's disks come from: the device name in the guest to its `disk` element, with nothing else in it."""
     found: dict[str, str] = {}

@@ -93,7 +93,9 @@ class Guests:
         foreign: list[Domain] = []
         for one in found.values():
             name = ids.get(one.uuid, one.name)
-            if not one.ours or (names is not None and name not in names):
+            running = one.uuid in ids and one.uuid in seen.states and seen.states[one.uuid].active
+            # One that runs has its mark a moment later than its definition, and loses it a moment later.
+            if not (one.ours or running) or (names is not None and name not in names):
                 foreign.append(one)
             elif one.uuid in seen.states:
                 known[name] = self._known(name, one, seen.states[one.uuid], one.uuid in seen.saved)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> No
     if (known is None or known.idle) and _is_of(guests, name, source, saved):
         how = "--paused" if saved.paused else "--running"
         try:
-            _watched(guests, source, "restore", str(source), how)
+            with _disks_of_here(guests, name, source) as xml:
+                _watched(guests, source, "restore", str(source), "--xml", str(xml), how)
         except StorkitError as error:
             message = f"guest {name} has ended, and is not read again: {error.message}; it is all in {source}"
             raise Unsafe(message, f"storkit plan resume; then storkit guest restore {name}") from error
@@ -77,18 +79,26 @@ def unsave(site: Site, guests: Guests, name: str, saved: Saved, file: str) -> No
 
 def load(guests: Guests, known: KnownGuest, file: Path) -> None:
     """Read a memory into a defined guest, with the disks that it has here; it stands still."""
-    directory = guests.directory(known.name)
+    with _disks_of_here(guests, known.name, file) as xml:
+        guests.arriving(known.name).touch(0o600)
+        try:
+            _watched(guests, file, "restore", str(file), "--xml", str(xml), "--paused")
+            write_atomic(guests.arriving(known.name), WHOLE)
+        except StorkitError:
+            guests.arriving(known.name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _disks_of_here(guests: Guests, name: str, file: Path) -> Iterator[Path]:
+    """A saved guest's configuration, in a file, with the disks that it is defined with here: it may have been saved
+    elsewhere, or with those that it had before it was adopted."""
+    directory = guests.directory(name)
     xml = directory / "waking.xml"
     inside = guests.virsh("save-image-dumpxml", str(file), "--security-info")
-    there = domains.sources((directory / XML).read_text())
-    write_atomic(xml, domains.moved(inside, there))
-    guests.arriving(known.name).touch(0o600)
+    write_atomic(xml, domains.moved(inside, domains.sources((directory / XML).read_text())))
     try:
-        _watched(guests, file, "restore", str(file), "--xml", str(xml), "--paused")
-        write_atomic(guests.arriving(known.name), WHOLE)
-    except StorkitError:
-        guests.arriving(known.name).unlink(missing_ok=True)
-        raise
+        yield xml
     finally:
         xml.unlink(missing_ok=True)
 

@@ -111,10 +111,10 @@ class GuestActs:
         of their records."""
         return _clone(self._coordinator, self.load(source), several(names), several(settings))
 
-    def refresh(self, name: str) -> int:
-        """Keep a guest as its hypervisor has it, where an administrator has changed it there; the new generation. 0:
-        nobody has, or nothing keeps it."""
-        return refreshing.refresh(self._coordinator, name)
+    def refresh(self, name: str, force: bool = False) -> tuple[int, list[Difference]]:
+        """Keep a guest as its hypervisor has it, where an administrator has changed it there; the new generation, 0 if
+        nothing keeps it, and what was changed. `force`: also what opens more of another host than before."""
+        return refreshing.refresh(self._coordinator, name, force)
 
     def differences(self, source: str, made: Guest) -> str:
         """What a clone of a guest has that the guest has not, and the other way round, line by line."""
@@ -133,7 +133,7 @@ class GuestActs:
         def build() -> Plan:
             what = views.guest_view(coordinator, name, where)
             if not what.running:
-                refreshing.refuse(what, [where], "that would be written over")
+                refreshing.refuse(what, what.edited, "that would not be what is started")
                 sources.refuse_unseen(coordinator, what.guest, what.all_volumes, where)
                 sources.refuse_old(coordinator, what.guest, what.all_volumes)
                 hypervisor = coordinator.connections.to(where).hypervisor(what.target)
@@ -163,8 +163,10 @@ class GuestActs:
 
         def build() -> Plan:
             what = views.wherever(self._coordinator, name, *([only] if only else []))
+            ends = [only] if only else what.edited
             if not force:
-                refreshing.refuse(what, [only] if only else what.edited, "that would end with it")
+                refreshing.refuse(what, ends, "that would end with it")
+            refreshing.warn(self._coordinator, what, ends)
             return migration.stop(what, force, timeout, only, self._coordinator.inventory)
 
         self._coordinator.change(build)
@@ -193,7 +195,13 @@ class GuestActs:
 
     def changes(self, name: str) -> list[Difference]:
         """Where the files of a guest say something else than what is kept, and where a host has it otherwise."""
-        return checkout.differences(self._coordinator, name) + refreshing.edits(self._coordinator, name)
+        edits = refreshing.edits(self._coordinator, name)
+        try:
+            return checkout.differences(self._coordinator, name) + edits
+        except NotFound:  # nothing keeps it
+            if not edits:
+                raise
+            return edits
 
     def edit(self, name: str, edited: Callable[[dict[str, str]], dict[str, str]]) -> int:
         """Have a guest's texts edited, keep them, and write them to its files if it has any here. `edited` is given

@@ -126,10 +126,13 @@ class MigrationActs:
         self, guest: str, planner: Callable[[GuestView, Inventory], Plan], over_marks: bool = False
     ) -> GuestView:
         coordinator = self._coordinator
-        coordinator.change(
-            lambda: planner(wherever(self._coordinator, guest), coordinator.inventory),
-            over_marks=over_marks,
-        )
+
+        def build() -> Plan:
+            what = wherever(coordinator, guest)
+            refreshing.warn(coordinator, what, [host for host in what.edited if host not in what.running])
+            return planner(what, coordinator.inventory)
+
+        coordinator.change(build, over_marks=over_marks)
         return guest_view(coordinator, guest)
 
 

@@ -14,7 +14,7 @@ from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
 from storkit.plans import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
-from storkit.plans.intent.kept import sources
+from storkit.plans.intent.kept import refreshing, sources
 from storkit.plans.intent.views import wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -54,6 +54,7 @@ class SleepActs:
         def build() -> Plan:
             what = wherever(self._coordinator, guest)
             here = sleep.runs_on(what)
+            refreshing.refuse(what, what.edited, "that would end with it")
             hold = replace(new, guest=what.guest.uuid, host=here, file=self._file(here, file))
             self._refuse_file(what, hold)
             said = self._fingerprint(what, here)

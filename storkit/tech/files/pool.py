@@ -171,9 +171,9 @@ class FilePool(KeepsGuests):
         with self._locked("adopt") as directory:
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
-            for volume, existing in zip(volumes, found, strict=True):
-                earlier.keep(self.site.run, volume.uuid, existing.processes)
-        return self._found(volumes)
+        now = self._found(volumes)
+        earlier.keep(self.site.run, zip(now, found, strict=True))
+        return now
 
     def disown(self, volumes: list[Volume]) -> list[str]:
         if not self._exists():

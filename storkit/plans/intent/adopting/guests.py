@@ -194,6 +194,8 @@ def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: Adop
         for name in hypervisor.strangers() if wish.every else names:
             with collected(problems):
                 seen = hypervisor.original(check_name("guest", name))
+                if seen.status != "stopped" and not seen.processes:  # an agent of the version before
+                    raise Conflict(f"guest {name} is {seen.status} on {where}", f"virsh shutdown {name}, then again")
                 _refuse_large(seen.document, f"{name} on {where}")
                 found.append(_Found(name, kind, seen.document, f"{name} on {where}", seen.secrets, seen.processes))
     raise_problems(problems)
@@ -278,7 +280,7 @@ def _refuse_while_it_runs(
     runs, hint = f"guest {found.name} runs, and its disk {target}", f"virsh shutdown {found.name}, then again"
     if registry.transport(transport).locks_images:
         message = f"{runs} is open in a QEMU that is not {transport}'s, which pool {config.name} is served by"
-        raise Conflict(message, f"{hint}; or take a pool that iscsi or nfs serves: --pool")
+        raise Conflict(message, f"{hint}; or have iscsi or nfs serve that pool")
     if seen.format != "raw":
         raise Conflict(f"{runs} is {seen.format}, which one QEMU at a time can have open", hint)
 

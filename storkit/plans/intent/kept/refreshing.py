@@ -6,13 +6,17 @@ It is what the guest's host says, and another host will run it: a person looks a
 
 from __future__ import annotations
 
-from storkit.core.errors import Conflict, HostUnreachable, ServiceUnreachable
+from dataclasses import replace
+
+from storkit.core.errors import Conflict, Unsafe, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import Original
 from storkit.guests import document, secrets
+from storkit.guests.documents import foreign
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.kept import checkout, sources
+from storkit.plans.intent.kept import checkout
+from storkit.plans.intent.kept.checkout import Difference, diff
 from storkit.plans.migration import GuestView
 
 
@@ -23,55 +27,81 @@ def refuse(what: GuestView, hosts: list[str], then: str) -> None:
         raise Conflict(message, f"storkit guest diff {what.name}; then storkit guest refresh {what.name}")
 
 
-def found(coordinator: Coordinator, guest: Guest, hosts: list[str]) -> dict[str, Original]:
-    """How these hosts have a guest that was changed there."""
-    target = f"hypervisor:{guest.hypervisor}"
-    said = {host: coordinator.connections.to(host).hypervisor(target).edited(guest.name) for host in hosts}
-    return {host: originals[0] for host, originals in said.items() if originals}
+def warn(coordinator: Coordinator, what: GuestView, hosts: list[str]) -> None:
+    """Say where goes what was changed on these hosts, where nobody is asked."""
+    for host in what.edited:
+        if host in hosts:
+            directory = f"{what.guest.hypervisor}-edited/ of that host's state directory"
+            coordinator.warn(
+                f"guest {what.name} was changed on {host} by its hypervisor's own tools: it is kept in {directory}"
+            )
 
 
-def edits(coordinator: Coordinator, name: str) -> list[checkout.Difference]:
-    """Where hosts that answer have a guest otherwise than its document says."""
-    guest = sources.load(coordinator, name)
-    if not guest.document:
-        return []
-    try:
-        what = views.wherever(coordinator, name)
-        there = found(coordinator, what.guest, what.edited)
-    except (HostUnreachable, ServiceUnreachable):
-        return []
-    file = name + document.SUFFIXES[guest.hypervisor]
-    ours = f"guests/{file}", guest.document
-    return [
-        checkout.Difference(f"{file} on {host}", checkout.diff(ours, (f"{host}/{file}", original.document)))
-        for host, original in there.items()
-    ]
+def edits(coordinator: Coordinator, name: str) -> list[Difference]:
+    """What was changed on the hosts that have a guest, in the hypervisor's own words."""
+    return [_difference(name, host, original) for host, original in _found(coordinator, name)[1].items()]
 
 
-def refresh(coordinator: Coordinator, name: str) -> int:
-    """Take over what was changed on a guest's host, as a new generation; 0: nothing was, or nothing keeps the guest.
+def refresh(coordinator: Coordinator, name: str, force: bool = False) -> tuple[int, list[Difference]]:
+    """Take over what was changed on a guest's host, as a new generation, and what that was; no difference: nothing was.
+    Generation 0: nothing keeps the guest.
 
-    Raises Conflict: its files here say what is not kept either, or two hosts have it differently.
+    Raises Conflict: its files here say what is not kept either, or two hosts have it differently. UsageError: its disks
+    were changed. Unsafe, without `force`: it would open more of another host than its volumes.
     """
-    what = views.wherever(coordinator, name)
-    there = found(coordinator, what.guest, what.edited)
+    what, there = _found(coordinator, name)
     if not there:
-        return 0
-    if len({original.document for original in there.values()}) > 1:
+        return 0, []
+    if len({(each.document, *sorted(each.secrets.items())) for each in there.values()}) > 1:
         message = f"guest {name} was changed on {' and on '.join(there)}, and not in the same way"
         raise Conflict(message, f"storkit guest diff {name}; storkit guest edit {name}")
     state = checkout.state(coordinator, name)
     if state.kept and state.generation is not None and not state.same:
         message = f"guest {name} was changed on {', '.join(there)}, and its files here say what is not kept"
         raise Conflict(message, f"storkit guest diff {name}; then storkit guest commit {name}, or checkout --force")
-    original = next(iter(there.values()))
+    host, original = next(iter(there.items()))
+    text = document.refreshed(what.guest, original.before, original.document)
+    if not force:
+        _refuse_more(coordinator, what.guest, text, host)
     second = name + document.SUFFIXES[what.guest.hypervisor]
-    generation = checkout.edit(coordinator, name, lambda texts: {**texts, second: original.document})
+    generation = checkout.edit(coordinator, name, lambda texts: {**texts, second: text})
     if coordinator.planning:
-        return generation
+        return generation, []
     secrets.keep(coordinator.state, what.guest.uuid, original.secrets)
     now = views.wherever(coordinator, name).guest
-    for host in there:
-        hypervisor = coordinator.connections.to(host).hypervisor(what.target)
-        hypervisor.note(now, secrets.load(coordinator.state, now))
-    return generation
+    for each, seen in there.items():
+        hypervisor = coordinator.connections.to(each).hypervisor(what.target)
+        hypervisor.note(now, seen.document, secrets.load(coordinator.state, now))
+    return generation, [_difference(name, each, seen) for each, seen in there.items()]
+
+
+def _found(coordinator: Coordinator, name: str) -> tuple[GuestView, dict[str, Original]]:
+    """A guest, and how those of its hosts have it where it was changed."""
+    what = views.wherever(coordinator, name)
+    asked = [host for host in what.edited if host in what.places or host in {each.client for each in what.exports}]
+    said = {host: coordinator.connections.to(host).hypervisor(what.target).edited(name) for host in asked}
+    return what, {host: originals[0] for host, originals in said.items() if originals}
+
+
+def _difference(name: str, host: str, original: Original) -> Difference:
+    file = f"{host}/{name}"
+    text = diff((f"{file} as storkit made it", original.before), (f"{file} as it is", original.document))
+    if not text:
+        text = f"--- {file}\n+++ {file}\n(nothing but passwords)\n"
+    return Difference(file, text)
+
+
+def _refuse_more(coordinator: Coordinator, guest: Guest, text: str, host: str) -> None:
+    """Raise Unsafe if a guest would open what it has not before, on whatever host it is: its host says so."""
+    if coordinator.inventory.host(host).machine == "local":
+        return
+
+    def opened(one: Guest) -> set[str]:
+        return {each.partition(": ")[2] or each for each in foreign.opened(one)}
+
+    more = sorted(opened(replace(guest, document=text)) - opened(guest))
+    raise_problems([
+        Unsafe(f"guest {guest.name} opens or runs more than before, by the words of host {host}: {each}",
+               f"look at it: storkit guest diff {guest.name}; then storkit guest refresh {guest.name} --force")
+        for each in more
+    ])  # fmt: skip

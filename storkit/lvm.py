@@ -32,9 +32,8 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import KeptGuest
 from storkit.core.model import Adoptable, Damaged, Existing, PoolContent, Usage, Volume, VolumeHold, check_name
-from storkit.system import locks
+from storkit.system import locks, openers
 from storkit.system.block import blockdevice, udev
-from storkit.tech import earlier
 from storkit.tech.files import volumefile
 from storkit.tech.keptguests import KeepsGuests
 from storkit.tech.lvm import adopting, checks, tools
@@ -187,7 +186,7 @@ class Lvm(KeepsGuests):
             made = [_fresh(volume, adopting.ADOPTED) for volume in volumes]
             after = adopting.adopt(group, lock, self.settings.thinpool, made, found, self.site.host)
         made = self._these(after, volumes)
-        earlier.keep(self.site.run, zip(made, found, strict=True))
+        openers.note_earlier(self.site.run, zip(made, found, strict=True))
         return made
 
     def disown(self, volumes: list[Volume]) -> list[str]:
@@ -201,7 +200,7 @@ class Lvm(KeepsGuests):
             places = adopting.disown(group, lock, volumes, refusals)
         gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
         self._forget(gone)
-        earlier.forget(self.site.run, gone)
+        openers.forget_earlier(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -227,7 +226,7 @@ class Lvm(KeepsGuests):
             for volume in gone:
                 locks.use_lock(self.site.run, volume.uuid).unlink(missing_ok=True)
             self._forget(volume.uuid for volume in volumes)
-            earlier.forget(self.site.run, (volume.uuid for volume in volumes))
+            openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         group = tools.read(self._vg)

@@ -1,5 +1,10 @@
 """Which processes have files and block devices open: one pass over /proc for any number of them (proc(5)).
 
+RUN/earlier/UUID of a volume's home host notes those that have its bytes open since before these were a volume: those of
+a guest that was adopted while it ran. A line for each: its pid, and when it started (field 22 of /proc/PID/stat). They
+write past every server and node of storkit's, and nobody can take that from them. So they count as what their host
+itself writes: another host gets a right only while that host has one too. It ends with the process.
+
 What may never answer is left alone: /proc leads to every open file, and to look at one on a network file system whose
 server is gone would wait for it. Other users' processes are seen by root alone.
 """
@@ -13,6 +18,10 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from storkit.core.identities import check_uuid
+from storkit.core.model import Existing, Volume
+from storkit.system import files
 
 PROC = Path("/proc")
 _SIGKILL = 1 << 8
@@ -78,6 +87,41 @@ def only_killed(path: str) -> bool:
         return False
     found = find([path])[path]
     return bool(found) and all(opener.killed for opener in found)
+
+
+def note_earlier(run: Path, adopted: Iterable[tuple[Volume, Existing]]) -> None:
+    """Note, of the processes that are said to have volumes open, those that do; `run` is the home host's Site.run."""
+    said = [(volume, existing.processes) for volume, existing in adopted if existing.processes]
+    opened = find([volume.path for volume, _ in said])
+    for volume, pids in said:
+        lines: list[str] = []
+        for pid in {each.pid for each in opened[volume.path]} & set(pids):
+            with suppress(OSError):
+                lines.append(f"{pid} {_started(pid)}\n")
+        if lines:
+            files.write_atomic(files.make_private(run / "earlier") / check_uuid(volume.uuid), "".join(lines))
+
+
+def earlier(run: Path, uuid: str) -> frozenset[int]:
+    """The noted processes of a volume that have not ended."""
+    found: set[int] = set()
+    with suppress(FileNotFoundError):
+        for line in (run / "earlier" / uuid).read_text().splitlines():
+            pid, _, started = line.partition(" ")
+            with suppress(OSError, ValueError):
+                if _started(int(pid)) == started:
+                    found.add(int(pid))
+    return frozenset(found)
+
+
+def forget_earlier(run: Path, uuids: Iterable[str]) -> None:
+    """These are volumes no more."""
+    for uuid in uuids:
+        (run / "earlier" / check_uuid(uuid)).unlink(missing_ok=True)
+
+
+def _started(pid: int) -> str:
+    return _read(f"{PROC}/{pid}/stat").rpartition(")")[2].split()[19]
 
 
 def _of(pid: int, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key, Opener]]:

@@ -33,7 +33,8 @@ from typing import Any, ClassVar, Generic, Protocol
 from storkit.core.backend import Site, Transport
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.model import Client, Export, Exported, Offer, Volume, check_name
-from storkit.tech import earlier, strangers
+from storkit.system import openers
+from storkit.tech import strangers
 from storkit.tech.grants import G, GrantStore, grant_without, grants_of_client, refused_writers
 from storkit.tech.records import damaged_findings
 
@@ -237,7 +238,7 @@ class HomeExports(ABC, Generic[G]):
         """Why this host cannot lose its right while others have one: what a guest has open here writes on without."""
         here = self.site.host
         losing = [grant.volume for grant in grants if writers and here in grant.writers and here not in writers]
-        known = [volume for volume in losing if earlier.alive(self.site.run, volume.uuid)]
+        known = [volume for volume in losing if openers.earlier(self.site.run, volume.uuid)]
         return [each.refuse(here) for each in strangers.find(self.site.run, known) if each.earlier]
 
     def _lose(self, grant: G, losers: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 A file that the NBD server has open is held by QEMU's image locks. Nothing holds a logical volume, or a file of an NFS
 pool, against whoever is root there and opens it: the kernel lets everyone in who does not ask to be alone. So it cannot
 be prevented; it can be seen. Not strangers are storkit's own nodes, and processes that have the volume's use lock: its
-servers, and commands at work; and those of a guest that was adopted while it ran are known ones (earlier.py).
+servers, and commands at work; and those of a guest that was adopted while it ran are known ones (openers.earlier).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from storkit.core.errors import Conflict, Unsupported
 from storkit.core.model import Volume
 from storkit.system import locks, openers
 from storkit.system.block import dmioctl, holders, udev
-from storkit.tech import earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Strangers:
     unseen: bool = False
     """The kernel itself has the device open, and does not say for whom."""
     earlier: Sequence[openers.Opener] = ()
-    """Its guest's own, which have it open since before it was a volume (see earlier.py)."""
+    """Its guest's own, which have it open since before it was a volume (openers.earlier)."""
 
     @property
     def unexpected(self) -> bool:
@@ -82,7 +81,7 @@ def _look(run: Path, volumes: Sequence[Volume]) -> list[Strangers]:
     for volume in volumes:
         own = {each.pid for each in opened.get(use[volume.uuid], []) if each.locked}
         here = opened.get(volume.path, [])
-        known = earlier.alive(run, volume.uuid)
+        known = openers.earlier(run, volume.uuid)
         writers = [each for each in here if each.writes and each.pid not in own]
         others = [each for each in writers if each.pid not in known]
         guests = [each for each in writers if each.pid in known]

@@ -18,7 +18,7 @@ from storkit.core.model import DiskSource, Existing, Volume
 from storkit.guests import document
 from storkit.hypervisors._libvirt.virsh import Virsh
 from storkit.hypervisors.libvirt import Libvirt, LibvirtSettings
-from storkit.tech import earlier
+from storkit.system import openers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
@@ -90,7 +90,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
         monkeypatch.setenv("FAKE_LIBVIRT", str(made.libvirt))
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
-        earlier.keep(made.run, [(made.volume, Existing(str(made.disk), processes=[guest.pid]))])
+        openers.note_earlier(made.run, [(made.volume, Existing(str(made.disk), processes=[guest.pid]))])
         yield made
         guest.kill()
 
@@ -147,7 +147,7 @@ def test_giving_it_back_is_cut_short(host: Host, monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_that_was_started_while_it_was_adopted_is_not_taken(host: Host) -> None:
-    earlier.forget(host.run, [VOLUME])
+    openers.forget_earlier(host.run, [VOLUME])
     with pytest.raises(Conflict, match="was started here while it was adopted"):
         host.take()
     assert host.definition.read_text() == host.text

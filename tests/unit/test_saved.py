@@ -334,6 +334,13 @@ def test_a_guest_that_is_woken_is_not_written_any_more(machine: Machine, process
 # --- libvirt ----------------------------------------------------------------------------------------------------------
 
 
+DOMAIN = """\
+<domain type='qemu'><name>g</name><devices>
+  <disk type='block'><source dev='/dev/storkit/g'/><target dev='vda'/></disk>
+</devices></domain>
+"""
+
+
 @dataclass
 class Domain:
     """A guest of libvirt's as virsh shows it."""
@@ -362,14 +369,18 @@ class Domain:
             Path(words[1]).write_bytes(STREAM)
             self.status = "stopped"
         if command == "restore":
+            assert Path(words[2]).read_text().count("/dev/storkit/g") == 1, "its disks are where they are here"
             self.on_restore(Path(words[0]))
             self.status = "running"
+        if command == "save-image-dumpxml":
+            return DOMAIN.replace("/dev/storkit/g", "/dev/vg/before")
         return "Running against daemon: 9.0.0"
 
 
 @pytest.fixture
 def domain(tmp_path: Path) -> Domain:
     (tmp_path / "libvirt").mkdir()
+    (tmp_path / "libvirt/domain.xml").write_text(DOMAIN)
     return Domain(tmp_path / "libvirt")
 
 

@@ -20,8 +20,8 @@ from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.guests import Guests, KnownGuest
 from storkit.hypervisors._libvirt.virsh import PAUSED, DomainListing, Virsh
 from storkit.hypervisors._machine import end_command, with_secrets
+from storkit.system import openers
 from storkit.system.files import make_private, write_atomic
-from storkit.tech import earlier
 
 _ORIGINAL = "original.xml"
 
@@ -75,7 +75,7 @@ def refuse_to_take(virsh: Virsh, guests: Guests, guest: Guest, run: Path) -> Non
         if not _as_in_document(virsh, guest):
             raise _other_disks(guest.name)
         process = _process(virsh, guest.name, guest.uuid)
-        if any(process not in earlier.alive(run, disk.uuid) for disk in guest.disks if not disk.readonly):
+        if any(process not in openers.earlier(run, disk.uuid) for disk in guest.disks if not disk.readonly):
             message = f"domain {guest.name} was started here while it was adopted"
             raise Conflict(message, f"virsh shutdown {guest.name}, then again")
     if guest.uuid in seen.saved:

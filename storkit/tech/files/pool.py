@@ -21,8 +21,8 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, coll
 from storkit.core.guest import KeptGuest
 from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
-from storkit.system import files, locks
-from storkit.tech import earlier, strangers
+from storkit.system import files, locks, openers
+from storkit.tech import strangers
 from storkit.tech.files import adopting, clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
@@ -172,7 +172,7 @@ class FilePool(KeepsGuests):
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
         now = self._found(volumes)
-        earlier.keep(self.site.run, zip(now, found, strict=True))
+        openers.note_earlier(self.site.run, zip(now, found, strict=True))
         return now
 
     def disown(self, volumes: list[Volume]) -> list[str]:
@@ -186,7 +186,7 @@ class FilePool(KeepsGuests):
             places = adopting.disown(directory, volumes, refusals)
         gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
         self._forget(gone)
-        earlier.forget(self.site.run, gone)
+        openers.forget_earlier(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -208,7 +208,7 @@ class FilePool(KeepsGuests):
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
-        earlier.forget(self.site.run, (volume.uuid for volume in volumes))
+        openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})

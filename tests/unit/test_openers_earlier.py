@@ -13,7 +13,8 @@ import pytest
 
 from storkit.core.errors import Conflict, StorkitError
 from storkit.core.model import Client, Existing, Volume
-from storkit.tech import earlier, strangers
+from storkit.system import openers
+from storkit.tech import strangers
 from tests.unit.test_home_exports import Toys, V, granted, toys
 
 __all__ = ["toys"]
@@ -41,7 +42,7 @@ def opener(disk: Volume) -> Iterator[subprocess.Popen[str]]:
 
 
 def note(toys: Toys, disk: Volume, *pids: int) -> None:
-    earlier.keep(toys.site.run, [(disk, Existing(disk.path, processes=list(pids)))])
+    openers.note_earlier(toys.site.run, [(disk, Existing(disk.path, processes=list(pids)))])
 
 
 def refusal(toys: Toys, disk: Volume, *hosts: str) -> str:
@@ -98,7 +99,7 @@ def test_another_process_of_that_number_is_not_it(toys: Toys, disk: Volume, open
     kept = toys.site.run / "earlier" / disk.uuid
     pid, started = kept.read_text().split()
     kept.write_text(f"{pid} {int(started) - 1}\n")
-    assert earlier.alive(toys.site.run, disk.uuid) == frozenset()
+    assert openers.earlier(toys.site.run, disk.uuid) == frozenset()
     (found,) = strangers.find(toys.site.run, [disk])
     assert found.unexpected and [each.pid for each in found.processes] == [opener.pid]
     with pytest.raises(StorkitError, match="open for writing"):
@@ -114,6 +115,6 @@ def test_who_has_ended_or_has_it_not_open_is_not_noted_and_a_note_goes_with_its_
     note(toys, disk, gone.pid, os.getppid())
     assert not (run / "earlier" / disk.uuid).exists()
     note(toys, disk, gone.pid, os.getppid(), opener.pid)
-    assert earlier.alive(run, disk.uuid) == {opener.pid}
-    earlier.forget(run, [disk.uuid])
-    assert earlier.alive(run, disk.uuid) == frozenset() and not list((run / "earlier").iterdir())
+    assert openers.earlier(run, disk.uuid) == {opener.pid}
+    openers.forget_earlier(run, [disk.uuid])
+    assert openers.earlier(run, disk.uuid) == frozenset() and not list((run / "earlier").iterdir())

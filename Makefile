@@ -18,7 +18,8 @@ demo: packages-demo $(VENV)/ready
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest -q tests/unit
 
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# more workers than two cores: tests wait, for deadlines and for guests
+PYTEST := $(BIN)/python -m pytest -q -n 3 --dist worksteal
 test: packages-test $(VENV)/ready
 	$(PYTEST) -m "not slow" tests
 

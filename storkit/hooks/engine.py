@@ -121,8 +121,9 @@ class Hooks:
 
     # What hypervisors tell
 
-    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason, ask: bool = False) -> None:
+    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason, ask: bool = False) -> bool:
         """See to it that these disks are attached here, and writable for this host; all of them, or none is changed.
+        False: a plan that is under way has done so, and does what is to follow.
 
         After `wake` the guest sleeps on until `woken`. `ask`: the manager also where they are so already, since another
         host may write them too.
@@ -130,7 +131,7 @@ class Hooks:
         here = self._attached(disks)
         if why == "wake":
             if all(_ready(disk, here) for disk in disks) and self._planned(disks):
-                return
+                return False
             missing = list(disks)
         else:
             missing = [disk for disk in disks if ask or not _ready(disk, here)]
@@ -141,6 +142,7 @@ class Hooks:
                     if some:
                         self._enter(name, some, guest, why, read_only, here, undo)
             undo.pop_all()
+        return True
 
     def woken(self, disks: Sequence[GuestDisk], guest: GuestId) -> None:
         """End the guest's sleep: it goes on now, and its memory is of no use any more."""

@@ -97,10 +97,12 @@ def act(hooks: Hooks, event: DomainEvent, logs: Path = LOGS, managed: Path = MAN
     if event.operation in ENTER:
         _refuse_taken(event, hooks.site.dev)
         why = ENTER[event.operation]
-        hooks.enter(event.disks, event.guest, why)
-        if why == "wake":
+        mine = hooks.enter(event.disks, event.guest, why)
+        if why == "wake" and mine:
             make_private(mark.parent)
             write_atomic(mark, "")
+        elif why == "wake":  # a plan wakes it, and says so
+            mark.unlink(missing_ok=True)
     elif event.operation == "release":
         mark.unlink(missing_ok=True)
         reason = event.extra if event.extra not in ("", "-") else last_reason(logs / f"{event.guest.name}.log")

@@ -141,28 +141,28 @@ class XenHook:
         disks = [GuestDisk(volume, self.disk.reads)]
         self.store.write({f"{self.disk.path}/{_CUT_SHORT}": act.why})
         try:
-            self.hooks.enter(disks, guest, act.why, act.ask)  # what it gives it takes back itself if it fails
-            self._hand_over(act, disks, guest, event)
+            mine = self.hooks.enter(disks, guest, act.why, act.ask)  # what it gives it takes back itself if it fails
+            self._hand_over(act, disks, guest, event, mine)
         except StorkitError:
             self.store.remove(f"{self.disk.path}/{_CUT_SHORT}")
             raise
         self.store.remove(f"{self.disk.path}/{_CUT_SHORT}")
         _say(f"{event.name}: volume {volume} is here: {act.why}")
 
-    def _hand_over(self, act: Enter, disks: list[GuestDisk], guest: GuestId, event: XenEvent) -> None:
-        """Let the guest have what is attached."""
+    def _hand_over(self, act: Enter, disks: list[GuestDisk], guest: GuestId, event: XenEvent, mine: bool) -> None:
+        """Let the guest have what is attached; `mine`: by this hook, and not by a plan."""
         try:
             number = device_number(self._path)
             if not number:
                 raise no_device(disks[0].name)
-            if act.why == "wake":
+            if act.why == "wake" and mine:
                 self.hooks.woken(disks, guest)
             self._connect(number)
         except StorkitError:
             with suppress(StorkitError):
-                if event.xl and act.why == "wake":
+                if mine and event.xl and act.why == "wake":
                     self.hooks.hold(disks, guest, _line(event.xl.file))
-                else:
+                elif mine:
                     self.hooks.leave(disks, guest, "failed")
             raise
 

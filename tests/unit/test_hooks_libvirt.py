@@ -73,9 +73,12 @@ class Recorded(Hooks):
     def __init__(self, directory: Path) -> None:
         super().__init__(HostFile("h", state=str(directory)))
         self.asked: list[tuple[Any, ...]] = []
+        self.planned = False
+        """Whether a plan has done what is asked for, and goes on with it."""
 
-    def enter(self, disks: Any, guest: Any, why: Any, ask: bool = False) -> None:
+    def enter(self, disks: Any, guest: Any, why: Any, ask: bool = False) -> bool:
         self.asked.append(("enter", guest.uuid, why))
+        return not self.planned
 
     def woken(self, disks: Any, guest: Any) -> None:
         self.asked.append(("woken",))
@@ -88,9 +91,13 @@ class Recorded(Hooks):
 
 
 @pytest.fixture
-def called(tmp_path: Path) -> Callable[..., list[tuple[Any, ...]]]:
+def hooks(tmp_path: Path) -> Recorded:
+    return Recorded(tmp_path / "state")
+
+
+@pytest.fixture
+def called(tmp_path: Path, hooks: Recorded) -> Callable[..., list[tuple[Any, ...]]]:
     (tmp_path / "save").mkdir()
-    hooks = Recorded(tmp_path / "state")
 
     def call(operation: str, sub: str, extra: str = "-", log: str = "", name: str = "web") -> list[tuple[Any, ...]]:
         (tmp_path / "g.log").write_text(log)
@@ -144,6 +151,14 @@ def test_a_guest_is_awake_once_qemu_runs_and_only_if_it_was_read_from_a_file(cal
     assert called("started", "begin") == []
     called("restore", "begin")
     called("release", "end", "failed")
+    assert called("started", "begin") == []
+
+
+def test_a_guest_that_a_plan_wakes_up_is_left_to_the_plan(called: Callable[..., Any], hooks: Recorded) -> None:
+    called("restore", "begin")
+    hooks.planned = True
+    called("restore", "begin")
+    called("prepare", "begin")
     assert called("started", "begin") == []
 
 

@@ -51,12 +51,13 @@ class Engine(Hooks):
     def path(self, volume: str) -> Path:
         return self.site.dev / volume
 
-    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason, ask: bool = False) -> None:
+    def enter(self, disks: Sequence[GuestDisk], guest: GuestId, why: EnterReason, ask: bool = False) -> bool:
         self.asked.append(("enter", disks[0].name, disks[0].read_only, guest.name, guest.uuid, why))
         if self.refuses:
             raise self.refuses
         if self.attaches:
             self.path(disks[0].name).touch()
+        return True
 
     def woken(self, disks: Sequence[GuestDisk], guest: GuestId) -> None:
         self.asked.append(("woken", disks[0].name, guest.uuid))

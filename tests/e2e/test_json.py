@@ -177,6 +177,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("guest", "render", "g")
     monkeypatch.setenv("EDITOR", "true")
     assert storkit("guest", "edit", "g")["generation"] == 0
+    assert storkit("guest", "refresh", "g")["changes"] == []
     record_file = Path("guests/g.toml")
     record_file.write_text(f"# ours\n{record_file.read_text()}")
     assert [each["what"] for each in storkit("guest", "diff", "g")] == ["g.toml"]

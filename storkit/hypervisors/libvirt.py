@@ -321,9 +321,8 @@ class Libvirt(Hypervisor):
         known, to = self._one(name), parse_route(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", look_command(name))
-        directory = self._guests.directory(name)
-        defined = (directory / XML).read_text()
-        return self._source(known).send(to, limits, directory / "moving.xml", defined, known.status == "migrated")
+        xml = self._guests.directory(name) / "moving.xml"
+        return self._source(known).send(to, limits, xml, moved=known.status == "migrated")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)

@@ -16,7 +16,6 @@ from storkit.core.errors import CommandFailed, Conflict
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource, Existing, Volume
 from storkit.guests import document
-from storkit.hypervisors._libvirt import domain
 from storkit.hypervisors._libvirt.virsh import Virsh
 from storkit.hypervisors.libvirt import Libvirt, LibvirtSettings
 from storkit.system import openers
@@ -145,15 +144,6 @@ def test_giving_it_back_is_cut_short(host: Host, monkeypatch: pytest.MonkeyPatch
     host.give_back()
     assert host.definition.read_text() == host.text and host.status() == []
     assert VOLUME not in (host.libvirt / f"{UUID}.running").read_text()
-
-
-def test_only_uncached_files_from_before_are_moved_although_libvirt_sees_no_shared_storage(host: Host) -> None:
-    defined = host.text.replace(str(host.disk), "/run/storkit/nfs/g.raw")
-    assert domain.seems_alone(host.text, defined) and not domain.seems_alone(defined, defined)
-    for mode in ("cache='writeback'", ""):
-        assert not domain.seems_alone(host.text.replace("cache='none'", mode), defined)
-    logical = host.text.replace("type='file'", "type='block'").replace("source file", "source dev")
-    assert not domain.seems_alone(logical, defined), "libvirt takes a device for shared"
 
 
 def test_one_that_was_started_while_it_was_adopted_is_not_taken(host: Host) -> None:

@@ -95,19 +95,6 @@ def places(xml: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def seems_alone(live: str, defined: str) -> bool:
-    """Whether libvirt takes a domain that runs for one whose disks no other host sees, and is wrong: it runs since
-    before it was adopted, with files of this host that are volumes now. None of them is cached: of that libvirt warns
-    by the same word."""
-    now, wanted = places(live), places(defined)
-    files = [
-        disk for disk in _parse(live).findall("devices/disk")
-        if disk.get("type") == "file" and now[_target(disk)] != wanted.get(_target(disk))
-    ]  # fmt: skip
-    drivers = [driver for disk in files for driver in disk.findall("driver")]
-    return bool(files) and all(driver.get("cache") in ("none", "directsync") for driver in drivers)
-
-
 def moved(xml: str, there: dict[str, str]) -> str:
     """The domain of `virsh dumpxml --migratable`, its disks where the destination has them: the `sources` of it."""
     root = _parse(xml)

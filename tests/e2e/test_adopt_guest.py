@@ -158,18 +158,21 @@ def test_all_that_speaks_against_it_is_said_at_once_and_nothing_changes(site: Si
 
 
 def test_a_guest_that_runs_stays_as_it_is_where_its_disk_cannot_be_shared(site: Site) -> None:
-    """NBD's server is a QEMU; and a domain that runs with another disk than it is defined with is not understood."""
+    """A file; and a disk that is another than the one that its domain is defined with."""
     world, text = site.world, site.domain()
     with world.inventory.open("a") as inventory:
         inventory.write('[hypervisors.libvirt]\nuri = "qemu:///session"\n')
     notes = world.directory / "runtime/libvirt/qemu/run"
     notes.mkdir(parents=True)
     world.environment["XDG_RUNTIME_DIR"] = str(world.directory / "runtime")
-    with subprocess.Popen([sys.executable, "-c", "input()", UUID], stdin=subprocess.PIPE) as guest:
+    code = "file = open(__import__('sys').argv[1], 'r+b'); print(flush=True); input()"
+    words = [sys.executable, "-c", code, str(site.image("g-hda")), UUID]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
+        assert guest.stdout and guest.stdout.readline() == b"\n"
         (site.libvirt / f"{UUID}.running").touch()
         (notes / "g.pid").write_text(str(guest.pid))
         said = world.storkit("guest", "adopt", "g", ok=5).stderr
-        assert "guest g runs, and its disk hda is open in a QEMU that is not nbd's" in said
+        assert "is a file that its guest runs on, and only logical volumes are adopted so" in said
         (site.libvirt / f"{UUID}.running").write_text(text.replace("g-hda.img", "other.img"))
         assert "runs with other disks than its definition has" in world.storkit("guest", "adopt", "g", ok=5).stderr
         (notes / "g.pid").write_text(str(os.getpid()))

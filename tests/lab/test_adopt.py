@@ -3,7 +3,6 @@ back, and given back. Its bytes stay where they are."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from tests.guestkit import bootsector
 from tests.lab.host import Host
 from tests.lab.lab import Lab
-from tests.lab.world import REST, VOLUMES, Storage, World, storage
+from tests.lab.world import REST, World, storage
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -22,30 +21,26 @@ DOMAIN = f"""\
   <os><type arch="x86_64" machine="pc">hvm</type></os>
   <features><acpi/></features>
   <devices>
-    <disk type="KIND" device="disk">
-      <driver name="qemu" type="raw" cache="none"/><source WORD="PLACE"/><target dev="hda" bus="ide"/>
+    <disk type="block" device="disk">
+      <driver name="qemu" type="raw" cache="none"/><source dev="/dev/vg/old-disk"/><target dev="hda" bus="ide"/>
     </disk>
   </devices>
 </domain>
 """
-LV, FILE = "/dev/vg/old-disk", "/srv/old/disk.img"
+LV = "/dev/vg/old-disk"
 
 
 class Hands:
     """An administrator with virsh on host a."""
 
-    def __init__(self, world: World, place: str) -> None:
-        self.world, self.a, self.place = world, world.a, place
+    def __init__(self, world: World) -> None:
+        self.world, self.a = world, world.a
         image = world.scratch / "boot.img"
         bootsector.make_disk(image, rest=REST)
         self.a.put(image.read_bytes(), "/root/boot.img")
-        if place == LV:
-            self.a.run(["lvcreate", "-q", "-y", "-L", "4M", "-n", "old-disk", "vg"])
-        else:
-            self.a.run(["install", "-D", "-m", "0600", "/dev/null", place])
-        self.a.run(["dd", "if=/root/boot.img", f"of={place}", "conv=fsync,notrunc", "status=none"])
-        kind, word = ("block", "dev") if place == LV else ("file", "file")
-        self.a.put(DOMAIN.replace("KIND", kind).replace("WORD", word).replace("PLACE", place), "/root/g.xml")
+        self.a.run(["lvcreate", "-q", "-y", "-L", "4M", "-n", "old-disk", "vg"])
+        self.a.run(["dd", "if=/root/boot.img", f"of={LV}", "conv=fsync", "status=none"])
+        self.a.put(DOMAIN, "/root/g.xml")
         self.a.run(["virsh", "define", "/root/g.xml"])
 
     def definition(self, *words: str) -> str:
@@ -53,27 +48,23 @@ class Hands:
 
     def bytes(self) -> str:
         """Where the disk's bytes are."""
-        extents = ["lvs", "--noheadings", "-o", "lv_uuid,seg_pe_ranges", "vg"]
-        inode = ["stat", "-c", "%i", FILE, f"{VOLUMES}/g.raw"]  # in one of the two places
-        return self.a.run(extents if self.place == LV else inode, check=False).stdout
+        return self.a.run(["lvs", "--noheadings", "-o", "lv_uuid,seg_pe_ranges", "vg"]).stdout
 
     def processes(self, host: Host) -> list[str]:
         return host.run(["pidof", "qemu-system-x86_64"], check=False).stdout.split()
 
     def last(self) -> int:
-        return bootsector.last_record(self.world._copy(self.place, "raw"))
+        return bootsector.last_record(self.world._copy(LV, "raw"))
 
     def has_written(self) -> None:
         before = self.last()
         self.a.wait_for(lambda: self.last() > before, "record of the guest", 120, every=0.5)
 
 
-@pytest.mark.parametrize("kind", ["iscsi-running", "nfs-running", "iscsi-stopped"])
-def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path: Path, kind: str) -> None:
-    stored, runs = kind.split("-")
-    own: Storage = storage("iscsi-own") if stored == "iscsi" else replace(storage("nfs"), host="a")
-    world = World(lab, tmp_path, own, "libvirt")
-    hands = Hands(world, LV if stored == "iscsi" else FILE)
+@pytest.mark.parametrize("runs", ["running", "stopped"])
+def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path: Path, runs: str) -> None:
+    world = World(lab, tmp_path, storage("iscsi-own"), "libvirt")
+    hands = Hands(world)
     a, b = world.a, world.b
     before, there = hands.definition("--inactive"), hands.bytes()
     if runs == "running":
@@ -84,7 +75,7 @@ def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path
     (guest,) = world.storkit("guest", "adopt", "g")
     assert (guest["uuid"], guest["disks"][0]["volume"]) == (UUID, "g")
     defined = hands.definition("--inactive")
-    assert hands.place not in defined and "made by hand" in defined
+    assert LV not in defined and "made by hand" in defined
     assert hands.bytes() == there, "the bytes are the same, wherever they lie"
     if runs == "stopped":
         a.run(["virsh", "start", "g"])
@@ -109,7 +100,7 @@ def test_a_guest_made_by_hand_is_adopted_moved_and_given_back(lab: Lab, tmp_path
     world.storkit("guest", "release", "g")
     assert hands.bytes() == there
     assert hands.definition("--inactive") == before
-    report = bootsector.verify(world._copy(hands.place, "raw"))
+    report = bootsector.verify(world._copy(LV, "raw"))
     assert report.clean, report
     a.run(["virsh", "start", "g"])
     a.run(["virsh", "destroy", "g"])

@@ -280,7 +280,7 @@ def _refuse_while_it_runs(
     runs, hint = f"guest {found.name} runs, and its disk {target}", f"virsh shutdown {found.name}, then again"
     if registry.transport(transport).locks_images:
         message = f"{runs} is open in a QEMU that is not {transport}'s, which pool {config.name} is served by"
-        raise Conflict(message, f"{hint}; or have iscsi or nfs serve that pool")
+        raise Conflict(message, f"{hint}; or have iscsi serve that pool")
     if seen.format != "raw":
         raise Conflict(f"{runs} is {seen.format}, which one QEMU at a time can have open", hint)
 

@@ -150,11 +150,8 @@ def diff(session: Session, options: Namespace) -> None:
 def refresh(session: Session, options: Namespace) -> None:
     generation, changes = session.site.guests.refresh(options.name, options.force)
     lines = [each.text.rstrip("\n") for each in changes]
-    lines.append(
-        f"{options.name} is kept as its hypervisor has it: generation {generation}"
-        if changes
-        else f"{options.name} was not changed"
-    )
+    kept = f": generation {generation}" if generation else ""
+    lines.append(f"{options.name} {f'is as its hypervisor has it{kept}' if changes else 'was not changed'}")
     session.result({"guest": options.name, "generation": generation, "changes": codec.dump(changes)}, "\n".join(lines))
 
 

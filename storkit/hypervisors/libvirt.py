@@ -38,7 +38,7 @@ from storkit.core.model import (
 )
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
-from storkit.hypervisors._libvirt import adopting, host, saving
+from storkit.hypervisors._libvirt import adopting, domainlog, host, saving
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import WRITTEN, XML, Guests, KnownGuest
@@ -64,8 +64,6 @@ from storkit.system.timeouts import scaled
 
 START_TIMEOUT = scaled(180.0)
 """Seconds for QEMU to open its disks and be ready. libvirt first asks a QEMU that it does not know what it can do."""
-MESSAGES = 40
-"""Lines of libvirt's log at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +178,7 @@ class Libvirt(Hypervisor):
                 f"guest {guest.name} cannot be defined: {what} is {old.status} here",
                 end_command(guest.name, old.status),
             )
-        self._set_aside(old)
+        self._guests.set_aside(old)
         if old and old.uuid != guest.uuid:
             self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
         return self._keep(guest, disks, machine, secrets, before)
@@ -210,7 +208,7 @@ class Libvirt(Hypervisor):
         return file
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
-        self._set_aside(self._guests.one(guest.name))
+        self._guests.set_aside(self._guests.one(guest.name))
         adopting.give_back(self._virsh, self._guests, guest, secrets)
 
     def _keep(
@@ -243,18 +241,11 @@ class Libvirt(Hypervisor):
         # The record first: of every domain that storkit has made it can say that it may run, if libvirtd is silent.
         write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
 
-    def _set_aside(self, known: KnownGuest | None) -> None:
-        """Keep what somebody has changed in libvirt, where storkit is about to end it or to write over it."""
-        if known and known.edited:
-            directory = make_private(self.site.state.absolute() / "libvirt-edited")
-            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            write_atomic(directory / f"{known.name}-{stamp}.xml", known.edited + "\n")
-
     def undefine(self, name: str) -> None:
         known = self._guests.one(name)
         if known and not known.idle:
             raise Conflict(f"guest {name} is {known.status} here", end_command(name, known.status))
-        self._set_aside(known)
+        self._guests.set_aside(known)
         if known and known.defined:
             before = self._guests.record(name)
             self._virsh("undefine", known.uuid, host.variables(before.guest if before else None))
@@ -376,7 +367,7 @@ class Libvirt(Hypervisor):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         directory = Path("/var/log/libvirt/qemu") if system else cache / "libvirt/qemu/log"
         log = directory / f"{check_name('guest', name)}.log"
-        return last_messages(log.read_text(errors="replace")) if log.exists() else ""
+        return domainlog.last_messages(log.read_text(errors="replace")) if log.exists() else ""
 
     def cancel(self, name: str) -> None:
         known = self._guests.one(name)
@@ -432,21 +423,6 @@ class Libvirt(Hypervisor):
         taken = self._guests.taken(record.guest) if record else []
         if taken:
             raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
-
-
-def last_messages(log: str) -> str:
-    """What libvirt's log of a guest says since QEMU was last started, without its command line."""
-    start = log.rfind(": starting up libvirt version")
-    lines = log[log.rfind("\n", 0, start) + 1 :].splitlines() if start >= 0 else log.splitlines()
-    said: list[str] = []
-    command = False
-    for line in lines:
-        # The environment and the command line are one shell command over many lines.
-        if command or line.startswith("LC_ALL="):
-            command = line.endswith("\\")
-        else:
-            said.append(line)
-    return "\n".join(said[-MESSAGES:]).strip()
 
 
 def _in_the_way(domain: Domain) -> str:

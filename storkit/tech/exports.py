@@ -134,6 +134,7 @@ class HomeExports(ABC, Generic[G]):
             had = [export for export in self._observe(grants) if export.client == client]
             done = _together(lambda some: self._withdraw(some, [client], force=True), grants, problems)
             problems += self._still_there(done, client)
+            problems += self._left_behind(done) if client == self.site.host else []
         raise_problems(problems)
         return had
 
@@ -224,22 +225,20 @@ class HomeExports(ABC, Generic[G]):
 
     def _refuse_held(self, grants: Sequence[G], writers: Collection[str]) -> Iterable[StorkitError]:
         """Whoever else on this host can write these volumes, so that nobody may get a right to them. What a guest has
-        open since before they were volumes writes as this host does, which then has to be one of the `writers`, and
-        two of them need a file that is the disk itself."""
+        open since before they were volumes writes as this host does, which then has to be one of the `writers`."""
         found = strangers.find(self.site.run, [grant.volume for grant in grants])
-        here = {self.site.host}
-        return [
-            each.refuse(self.site.host)
-            for each in found
-            if each.unexpected or (writers and writers != here and (not here < set(writers) or _layered(each.volume)))
-        ]
+        here = self.site.host
+        return [each.refuse(here) for each in found if each.unexpected or (writers and here not in writers)]
 
     def _refuse_to_leave_behind(self, grants: Sequence[G], writers: Collection[str]) -> Iterable[StorkitError]:
         """Why this host cannot lose its right while others have one: what a guest has open here writes on without."""
         here = self.site.host
-        losing = [grant.volume for grant in grants if writers and here in grant.writers and here not in writers]
-        known = [volume for volume in losing if openers.earlier(self.site.run, volume.uuid)]
-        return [each.refuse(here) for each in strangers.find(self.site.run, known) if each.earlier]
+        return self._left_behind([each for each in grants if writers and here in each.writers and here not in writers])
+
+    def _left_behind(self, grants: Sequence[G]) -> list[StorkitError]:
+        """An error for each of these volumes that a guest here has had open since before it was a volume."""
+        known = [grant.volume for grant in grants if openers.earlier(self.site.run, grant.volume.uuid)]
+        return [each.refuse(self.site.host) for each in strangers.find(self.site.run, known) if each.earlier]
 
     def _lose(self, grant: G, losers: Sequence[str]) -> None:
         """Change, unsaved, what the grant has of clients that lose the right to write."""
@@ -332,11 +331,6 @@ class HomeSide(Transport):
 def _within(grant: G, before: Mapping[str, G]) -> bool:
     """Whether a grant lets nobody in who was not let in before."""
     return grant.volume.uuid in before and grant.clients.keys() <= before[grant.volume.uuid].clients.keys()
-
-
-def _layered(volume: Volume) -> bool:
-    """Whether a file has a disk's bytes in an order of its own, which whoever has it open keeps in its memory."""
-    return volume.format not in ("", "raw")
 
 
 def _image(volume: Volume) -> tuple[str, str, int, str]:

@@ -15,8 +15,9 @@ from storkit.guests.render import render
 from storkit.hypervisors import _paused as paused_guests
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host, virsh
+from storkit.hypervisors._libvirt.domainlog import last_messages
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, arguments, parse_route
-from storkit.hypervisors.libvirt import Libvirt, last_messages
+from storkit.hypervisors.libvirt import Libvirt
 from storkit.system import acl
 
 DATA = Path(__file__).parent / "data"

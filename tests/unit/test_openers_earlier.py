@@ -84,14 +84,14 @@ def test_it_writes_as_its_host_does(toys: Toys, disk: Volume, opener: subprocess
     assert toys.look_exports([disk.uuid]).exports[0].others == ""
 
 
-def test_two_hosts_never_write_an_image_that_it_has_open(
-    toys: Toys, disk: Volume, opener: subprocess.Popen[str]
-) -> None:
-    image = replace(disk, format="qcow2")
+def test_fencing_its_host_says_that_it_writes_on(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:
     note(toys, disk, opener.pid)
-    toys.export([image], [S, B])
-    toys.set_writers([image], ["s"])
-    refusal(toys, image, "s", "b")
+    toys.export([disk], [S, B])
+    toys.set_writers([disk], ["s"])
+    with pytest.raises(Conflict, match=rf"pid {opener.pid}\), its guest's since before it was a volume"):
+        toys.fence("s")
+    assert toys.server.rights[disk.uuid].keys() == {"b"}, "all else is taken"
+    toys.fence("b")
 
 
 def test_another_process_of_that_number_is_not_it(toys: Toys, disk: Volume, opener: subprocess.Popen[str]) -> None:

@@ -109,7 +109,7 @@ class HypervisorVerbs(BackendVerbs):
         One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start.
 
         Raises:
-            Conflict: it was started or ended since it was looked at, or its memory was saved.
+            Conflict: it was started since it was looked at, or its memory was saved.
         """
 
     @abstractmethod

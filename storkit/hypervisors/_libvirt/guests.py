@@ -10,6 +10,7 @@ STATE/libvirt/NAME/saving       the id of the last sleep that was begun here (se
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from storkit.hypervisors._libvirt.virsh import (
 from storkit.hypervisors._machine import end_command
 from storkit.hypervisors._paused import because
 from storkit.hypervisors._qemu.definition import Definition, load
+from storkit.system.files import make_private, write_atomic
 
 XML = "domain.xml"
 WRITTEN = "written.xml"
@@ -146,6 +148,13 @@ class Guests:
             return (self.directory(name) / WRITTEN).read_text()
         except FileNotFoundError:
             return ""
+
+    def set_aside(self, known: KnownGuest | None) -> None:
+        """Keep what somebody has changed in libvirt, where storkit is about to end it or to write over it."""
+        if known and known.edited:
+            directory = make_private(self.base.with_name("libvirt-edited"))
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            write_atomic(directory / f"{known.name}-{stamp}.xml", known.edited + "\n")
 
     def directory(self, name: str) -> Path:
         return self.base / check_name("guest", name)

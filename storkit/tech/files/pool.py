@@ -21,7 +21,7 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, coll
 from storkit.core.guest import KeptGuest
 from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
 from storkit.core.units import exact_size, format_size
-from storkit.system import files, locks, openers
+from storkit.system import files, locks
 from storkit.tech import strangers
 from storkit.tech.files import adopting, clonefile, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
@@ -171,9 +171,7 @@ class FilePool(KeepsGuests):
         with self._locked("adopt") as directory:
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
-        now = self._found(volumes)
-        openers.note_earlier(self.site.run, zip(now, found, strict=True))
-        return now
+        return self._found(volumes)
 
     def disown(self, volumes: list[Volume]) -> list[str]:
         if not self._exists():
@@ -184,9 +182,7 @@ class FilePool(KeepsGuests):
             refusals = holds.all_held(own, "given back")
             refusals += [problem for volume in own for problem in self._in_use(volume, "given back")]
             places = adopting.disown(directory, volumes, refusals)
-        gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
-        self._forget(gone)
-        openers.forget_earlier(self.site.run, gone)
+        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -208,7 +204,6 @@ class FilePool(KeepsGuests):
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
-        openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})

@@ -24,7 +24,7 @@ from storkit.core.errors import (
 from storkit.core.guest import Guest
 from storkit.core.identities import check_name, several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Adoptable, Existing, Secret, Volume
+from storkit.core.model import Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
 from storkit.plans import adopting
@@ -253,7 +253,7 @@ def _read(
             check_name("volume", names[target])
             config, seen = choose(coordinator, existing, pools)
             if found.processes:
-                _refuse_while_it_runs(coordinator, config, found, target, seen)
+                _refuse_while_it_runs(coordinator, config, found, target)
             volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))
             made.append(AdoptedDisk(volume, existing, places[target].readonly))
     raise_problems(problems)
@@ -272,17 +272,13 @@ def _read(
     return AdoptedGuest(guest, made)
 
 
-def _refuse_while_it_runs(
-    coordinator: Coordinator, config: PoolConfig, found: _Found, target: str, seen: Adoptable
-) -> None:
+def _refuse_while_it_runs(coordinator: Coordinator, config: PoolConfig, found: _Found, target: str) -> None:
     """Raise Conflict if a disk cannot be served as long as its guest's own process has it open."""
     transport = coordinator.inventory.transport(config.name).partition(":")[2]
-    runs, hint = f"guest {found.name} runs, and its disk {target}", f"virsh shutdown {found.name}, then again"
     if registry.transport(transport).locks_images:
-        message = f"{runs} is open in a QEMU that is not {transport}'s, which pool {config.name} is served by"
-        raise Conflict(message, f"{hint}; or have iscsi serve that pool")
-    if seen.format != "raw":
-        raise Conflict(f"{runs} is {seen.format}, which one QEMU at a time can have open", hint)
+        message = f"guest {found.name} runs, and its disk {target} is open in a QEMU that is not {transport}'s"
+        hint = f"virsh shutdown {found.name}, then again; or have iscsi serve pool {config.name}"
+        raise Conflict(message, hint)
 
 
 def _same(adopted: Sequence[AdoptedGuest], known: Sequence[Guest]) -> list[StorkitError]:

@@ -18,19 +18,10 @@ from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.lab.handmade import domain
 from tests.lab.lab import Lab
 from tests.lab.world import World, storage
 
-DOMAIN = """\
-<domain type="qemu"><name>{name}</name><uuid>{uuid}</uuid><memory unit="MiB">16</memory>
-  <os><type arch="x86_64" machine="pc">hvm</type></os>
-  <devices>
-    <disk type="block" device="disk">
-      <driver name="qemu" type="raw" cache="none"/><source dev="/dev/vg/disk-{name}"/><target dev="hda" bus="ide"/>
-    </disk>
-  </devices>
-</domain>
-"""
 BY_HAND = """\
 for guest in $(virsh list --all --name); do
     virsh dumpxml --inactive $guest | sed "s,/dev/vg/disk-$guest,/dev/vg/./disk-$guest," >/root/$guest.xml
@@ -47,7 +38,7 @@ def main() -> None:
         for number in range(count):
             name = f"guest{number}"
             a.run(["lvcreate", "-q", "-y", "-L", "4M", "-n", f"disk-{name}", "vg"])
-            a.put(DOMAIN.format(name=name, uuid=uuid4()), f"/root/{name}.xml")
+            a.put(domain(name, str(uuid4()), f"/dev/vg/disk-{name}"), f"/root/{name}.xml")
             a.run(["virsh", "define", f"/root/{name}.xml"])
         start = time.perf_counter()
         a.run(["sh", "-ec", BY_HAND], timeout=1800)

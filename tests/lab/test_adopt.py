@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guestkit import bootsector
+from tests.lab.handmade import domain
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.world import REST, World, storage
@@ -15,18 +16,6 @@ from tests.lab.world import REST, World, storage
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
-DOMAIN = f"""\
-<domain type="qemu">
-  <name>g</name><uuid>{UUID}</uuid><description>made by hand</description><memory unit="MiB">16</memory>
-  <os><type arch="x86_64" machine="pc">hvm</type></os>
-  <features><acpi/></features>
-  <devices>
-    <disk type="block" device="disk">
-      <driver name="qemu" type="raw" cache="none"/><source dev="/dev/vg/old-disk"/><target dev="hda" bus="ide"/>
-    </disk>
-  </devices>
-</domain>
-"""
 LV = "/dev/vg/old-disk"
 
 
@@ -40,11 +29,18 @@ class Hands:
         self.a.put(image.read_bytes(), "/root/boot.img")
         self.a.run(["lvcreate", "-q", "-y", "-L", "4M", "-n", "old-disk", "vg"])
         self.a.run(["dd", "if=/root/boot.img", f"of={LV}", "conv=fsync", "status=none"])
-        self.a.put(DOMAIN, "/root/g.xml")
+        self.a.put(domain("g", UUID, LV), "/root/g.xml")
         self.a.run(["virsh", "define", "/root/g.xml"])
 
     def definition(self, *words: str) -> str:
         return self.a.run(["virsh", "dumpxml", *words, "g"]).stdout
+
+    def edits(self, old: str, new: str) -> None:
+        """As `virsh edit` does."""
+        text = self.definition("--inactive", "--security-info")
+        assert old in text
+        self.a.put(text.replace(old, new), "/root/edited.xml")
+        self.a.run(["virsh", "define", "/root/edited.xml"])
 
     def bytes(self) -> str:
         """Where the disk's bytes are."""

@@ -11,24 +11,14 @@ import pytest
 from storkit.system.timeouts import VARIABLE
 from tests.guestkit import bootsector
 from tests.lab import Host, Lab, services
+from tests.lab.handmade import domain
 from tests.lab.host import Result
 from tests.lab.world import Storage, World, storage
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 UUID = "0f1d0c2e-5a44-4f7c-9d53-3c1a4b6f2f10"
-DOMAIN = f"""\
-<domain type="qemu">
-  <name>g</name><uuid>{UUID}</uuid><memory unit="MiB">16</memory>
-  <os><type arch="x86_64" machine="pc">hvm</type></os>
-  <features><acpi/></features>
-  <devices>
-    <disk type="block" device="disk">
-      <driver name="qemu" type="raw" cache="none"/><source dev="/dev/storkit/g"/><target dev="hda" bus="ide"/>
-    </disk>
-  </devices>
-</domain>
-"""
+DOMAIN = domain("g", UUID, "/dev/storkit/g")
 QEMU = 'security_driver = "none"\nuser = "root"\ngroup = "root"\nnamespaces = []\ncgroup_controllers = []\n'
 
 
@@ -94,7 +84,7 @@ def test_virsh_alone_starts_moves_saves_restores_and_ends_a_guest(lab: Lab, tmp_
     assert second.status != 0 and "volume g is written by a" in second.stderr
     assert (hands.rights(), hands.attached()) == ({"a": True}, ["a"])
 
-    a.put(DOMAIN.replace("<name>g", "<name>twin").replace(UUID, UUID.replace("0f", "1f")), "/root/twin.xml")
+    a.put(domain("twin", UUID.replace("0f", "1f"), "/dev/storkit/g"), "/root/twin.xml")
     twin = hands.virsh(a, "create", "/root/twin.xml")
     assert twin.status != 0 and "volume g is open for writing on this host: by qemu-system" in twin.stderr
     assert (hands.rights(), hands.attached()) == ({"a": True}, ["a"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ __all__ = ["pytest_runtest_makereport", "pytest_runtest_protocol"]
 os.environ.setdefault("STORKIT_TIMEOUT_FACTOR", "5")
 # What tests give and take is no news for the log of the machine they run on.
 os.environ.setdefault("STORKIT_LOG_SOCKET", "/nowhere")
+# Thousands of commands are not to compile storkit anew each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[1] / ".cache" / "hypothesis"))
 
 

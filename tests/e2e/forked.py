@@ -1,12 +1,16 @@
 """storkit's commands in forks of one process that has it imported, for tests that start many.
 
-Most of what a short command costs is the start of an interpreter. A fork runs the same `main` with the same words,
-environment and descriptors, and ends as every interpreter does, or is killed as one. Where the start itself, ssh or a
-signal from outside is tested, a command is a program of its own (`World.popen`, `argv`).
+Most of what a short command costs is an interpreter's start and end. A fork runs the same `main` with the same words,
+environment and descriptors. At its end it waits for threads, calls what `atexit` knows, and flushes, as every
+interpreter does; what it does not do is to take its objects apart, which writes to nearly every page that it shares
+with its parent. Where the start itself, ssh or a signal from outside is tested, a command is a program of its own
+(`World.popen`, `argv`).
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -16,10 +20,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from storkit.system import timeouts
 from tests.e2e import killed
@@ -74,11 +79,14 @@ class Forks:
 
 
 def serve() -> int:
-    """Fork for each line of standard input. Returns in the parent at its end, and in each child with its status."""
+    """Fork for each line of standard input, until there is no more."""
     for module in pkgutil.walk_packages(importlib.import_module("storkit").__path__, "storkit."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     importlib.import_module("sh")
+    # A collection would write to every page of what is here by now.
+    gc.collect()
+    gc.freeze()
     asked, told = os.fdopen(os.dup(0)), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
@@ -88,7 +96,7 @@ def serve() -> int:
         if child == 0:
             asked.close()
             os.close(told)
-            return _command(request)
+            _end(_command(request))
         os.write(told, f"{child}\n".encode())
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(told, f"{status}\n".encode())
@@ -113,6 +121,20 @@ def _command(request: dict[str, Any]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _end(status: int) -> NoReturn:
+    """As an interpreter ends (Py_FinalizeEx), but for its objects."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # what cannot be written makes the status 120 there; a stream that storkit has closed is left out
+        try:
+            if not stream.closed:
+                stream.flush()
+        except OSError:
+            status = 120
+    os._exit(status)
 
 
 if __name__ == "__main__":

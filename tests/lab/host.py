@@ -31,6 +31,14 @@ STAYS = re.compile(
 )
 """What makes no difference to the next test: loaded modules, ssh's sessions and its logs."""
 
+_COMMAND = """\
+import sys
+sys.path.append("/storkit/tests/lab/guest")
+import commands
+sys.exit(commands.main(sys.argv[2:], sys.argv[1]))
+"""
+_LEAVE = "import sys; 'commands' in sys.modules and sys.modules['commands'].leave()"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -44,7 +52,7 @@ class Result:
 class Command:
     """A command that runs in a host while the test goes on."""
 
-    def __init__(self, host: Host, channel: Channel, id: int, argv: list[str], answer: Future[dict[str, Any]]) -> None:
+    def __init__(self, host: Host, channel: Channel, id: int, answer: Future[dict[str, Any]], argv: list[str]) -> None:
         self._host, self._channel, self._id, self._answer = host, channel, id, answer
         self.argv = argv
         self._started = time.monotonic()
@@ -116,6 +124,8 @@ class Host:
 
     def __init__(self, cell: Cell, name: str, index: int, image: Path) -> None:
         self.name, self.index, self.memory = name, index, ""
+        self.changes = 0
+        """How often its power or a network of its went off, or it stood still."""
         self.log: list[Result] = []
         self._cell, self._image = cell, image
         self._directory = cell.run_dir / "hosts" / name
@@ -127,6 +137,8 @@ class Host:
         self._clean: dict[str, list[str]] | None = None
         self._cuts: set[str] = set()
         self._paused = False
+        self._interpreters: list[dict[str, str]] = []
+        """What the kept interpreters were told of their environments."""
         network.make_taps(cell, name)
 
     def address(self, on: str = "lan") -> str:
@@ -178,6 +190,7 @@ class Host:
     def power_off(self) -> None:
         """Pull the plug: what was not written to a disk is lost."""
         self._paused = False
+        self.changes += 1
         if self._machine:
             self._machine.kill()
         if self._channel:
@@ -186,6 +199,7 @@ class Host:
 
     def pause(self) -> None:
         """Stop every processor of the host, as a hung machine's."""
+        self.changes += 1
         if self._machine:
             self._machine.pause()
             self._paused = True
@@ -225,24 +239,52 @@ class Host:
               env: Mapping[str, str] | None = None, cwd: str | None = None) -> Command:  # fmt: skip
         """Start a command and go on."""
         words = [str(word) for word in argv]
-        request = {"argv": words, "timeout": timeout, "input": input, "env": dict(env or {}), "cwd": cwd}
+        return self._ask(words, "run", argv=words, timeout=timeout, input=input, env=dict(env or {}), cwd=cwd)
+
+    def _ask(self, words: list[str], do: str, **fields: Any) -> Command:
+        """Ask the host's agent for something; `words` are what a person would call it."""
         channel = self._on()
-        if len(json.dumps(request)) > self.longest_request:
-            return self._spawn_large(channel, request)
-        id, answer = channel.request("run", **request)
-        return Command(self, channel, id, words, answer)
-
-    def _spawn_large(self, channel: Channel, request: dict[str, Any]) -> Command:
-        """The serial line takes short requests only: a long one is left in a file that the host sees."""
+        if len(json.dumps(fields)) <= self.longest_request:
+            return Command(self, channel, *channel.request(do, **fields), words)
+        # the serial line takes short requests only: a long one is left in a file that the host sees
         file = self.own / f"request-{time.monotonic_ns()}"
-        file.write_text(json.dumps(request))
-        id, answer = channel.request("run-file", file=file.name)
-        return Command(self, channel, id, request["argv"], answer)
+        file.write_text(json.dumps({"do": do, **fields}))
+        return Command(self, channel, *channel.request("file", file=file.name), words)
 
-    def python(self, code: str, *args: str, timeout: float = 60) -> str:
-        """Run Python code in the host, with storkit's tree and dependencies importable; returns what it prints."""
-        argv = ["/usr/bin/python3", "-", *args]
-        return self.run(argv, input=code, timeout=timeout, env=self.python_environment).stdout
+    def python(self, code: str, *args: str, timeout: float = 60, fresh: bool = False) -> str:
+        """Run Python code in the host, with storkit's tree and dependencies importable; returns what it prints.
+
+        It runs in an interpreter that has run other code before (guest/interpreter.py), unless it is to be a `fresh`
+        one: for code that changes modules, or ends its own process.
+        """
+        if fresh:
+            argv = ["/usr/bin/python3", "-", *args]
+            return self.run(argv, input=code, timeout=timeout, env=self.python_environment).stdout
+        return self._python(["python3", "-", *args], code, args, timeout, {}).wait(timeout + 30).stdout
+
+    def storkit(self, words: Sequence[str], since: str = "", timeout: float = 120, env: Mapping[str, str] | None = None,
+                ) -> Result:  # fmt: skip
+        """Run a storkit command in the kept interpreter, whatever its end; its agents on other hosts stay for the next
+        one with the same `since` (guest/commands.py)."""
+        command = self._python(["storkit", *words], _COMMAND, [since, *words], timeout, env or {})
+        return command.wait(timeout + 30, check=False)
+
+    def rest(self) -> None:
+        """End the kept interpreters, and the agents on other hosts that wait for their next command."""
+        if self.is_on() and not self._paused:
+            for env in [each for n, each in enumerate(self._interpreters) if each not in self._interpreters[:n]]:
+                self._python(["python3"], _LEAVE, (), 60, env).wait(90)
+            if self._interpreters:
+                self._on().request("rest")[1].result(60)
+        self._interpreters.clear()
+
+    def _python(
+        self, words: list[str], code: str, args: Sequence[str], timeout: float, env: Mapping[str, str]
+    ) -> Command:
+        """Code in the kept interpreter of this environment."""
+        environment = {**self.python_environment, **env}
+        self._interpreters.append(dict(env))
+        return self._ask(words, "python", code=code, argv=list(args), timeout=timeout, env=environment)
 
     def put(self, content: str | bytes | Path, path: str, mode: int = 0o644) -> None:
         """Write a file in the host: from text, bytes, or a file of the test's."""
@@ -300,6 +342,7 @@ class Host:
     def _set_ports(self, networks: Iterable[str], connected: bool) -> None:
         chosen = tuple(networks) or network.NETWORKS
         changed = [net for net in chosen if (net in self._cuts) == connected]
+        self.changes += bool(changed)
         network.set_port(self._cell, self.name, changed, connected)
         self._cuts = self._cuts - set(changed) if connected else self._cuts | set(changed)
 

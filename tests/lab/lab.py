@@ -133,14 +133,19 @@ class Lab:
         """Make every host fit for the next test: those left as they were, but for storkit's own files, stay up, and the
         others are thrown away. What a test leaves is its own business before that."""
 
-        def tidy(host: Host) -> None:
+        def rest(host: Host) -> None:
             host.resume()
             host.heal()
             host.log.clear()
+            with contextlib.suppress(LabError, TimeoutError):  # `scrub` finds out
+                host.rest()
+
+        def tidy(host: Host) -> None:
             if not host.scrub():
                 host.discard()
 
         with ThreadPoolExecutor() as pool:
+            list(pool.map(rest, self.known()))
             list(pool.map(tidy, self.known()))
 
     def ssh(self, name: str, argv: Sequence[str], *, timeout: float = 60) -> subprocess.CompletedProcess[str]:

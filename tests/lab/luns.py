@@ -80,7 +80,8 @@ from storkit.core.errors import StorkitError
 from storkit.core.model import Offer, Volume
 from storkit.tech.iscsi.attach import IscsiAttachments
 from storkit.tech.iscsi.names import IscsiSettings
-request = json.load(open(sys.argv[1]))
+request = sys.argv[1]
+request = json.loads(request if request.startswith("{") else Path(request).read_text())
 site = Site(request["host"], Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"))
 for directory in (site.state, site.run):
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,6 +143,13 @@ class Targets:
         )
 
 
+def _answer(said: str) -> Any:
+    answer = json.loads(said)
+    if "error" in answer:
+        raise from_json(answer["error"])
+    return answer["result"]
+
+
 class Client:
     """A host with storkit's initiator side."""
 
@@ -170,21 +178,21 @@ class Client:
 
     def spawn(self, verb: str, **args: Any) -> Command:
         """Start a verb in a process of its own; `result` has its outcome."""
-        request = {"host": self.host.name, "verb": verb, "args": codec.dump(args, reveal=True)}
-        name = f"/run/request-{abs(hash(json.dumps(request)))}"
-        self.host.put(json.dumps(request), name, 0o600)
+        request = self._request(verb, args)
+        name = f"/run/request-{abs(hash(request))}"
+        self.host.put(request, name, 0o600)
         self.host.put(_CLIENT, "/run/client.py")
-        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
-        return self.host.spawn(["/usr/bin/python3", "/run/client.py", name], env=env, timeout=240)
+        argv = ["/usr/bin/python3", "/run/client.py", name]
+        return self.host.spawn(argv, env=self.host.python_environment, timeout=240)
+
+    def _request(self, verb: str, args: dict[str, Any]) -> str:
+        return json.dumps({"host": self.host.name, "verb": verb, "args": codec.dump(args, reveal=True)})
 
     def result(self, command: Command) -> Any:
-        answer = json.loads(command.wait(timeout=240).stdout)
-        if "error" in answer:
-            raise from_json(answer["error"])
-        return answer["result"]
+        return _answer(command.wait(timeout=240).stdout)
 
     def _call(self, verb: str, **args: Any) -> Any:
-        return self.result(self.spawn(verb, **args))
+        return _answer(self.host.python(_CLIENT, self._request(verb, args), timeout=240))
 
     # what it sees
 

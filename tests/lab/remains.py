@@ -47,6 +47,8 @@ class Remains:
     def left(self) -> list[str]:
         """Lines like "b: + mounts: ..."."""
         found = []
+        for host, _ in self._before.values():
+            host.rest()
         for name, (host, before) in self._before.items():
             host.run(["udevadm", "settle"])
             found += [

@@ -59,8 +59,9 @@ class Home:
         self.host.run(["dmsetup", "create", "--concise"], input=";".join(nodes))
         self.host.run(["udevadm", "settle"])
 
-    def python(self, code: str, timeout: float = 300) -> str:
-        return self.host.python(HOME + code, self.host.address(), str(self.size), UUIDS, timeout=timeout)
+    def python(self, code: str, timeout: float = 300, fresh: bool = False) -> str:
+        arguments = (self.host.address(), str(self.size), UUIDS)
+        return self.host.python(HOME + code, *arguments, timeout=timeout, fresh=fresh)
 
     def rights(self) -> dict[str, str]:
         """VOLUME@CLIENT to r, w, or - if it is granted and not live."""

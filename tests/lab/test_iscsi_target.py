@@ -163,7 +163,7 @@ def test_a_right_is_not_taken_before_its_writes_have_arrived_however_often_it_is
     a.spawn(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
     stat = f"awk '{{exit $9 == 0}}' /sys/block/{device.removeprefix('/dev/')}/stat"
     a.wait_for(lambda: a.run(["sh", "-c", stat], check=False).status == 0, "a write on its way")
-    said = home.python(f"TRIES = [{', '.join(tries)}]\n" + SLOW).splitlines()
+    said = home.python(f"TRIES = [{', '.join(tries)}]\n" + SLOW, fresh=True).splitlines()
     assert said == list(map(str, seen))
     if FENCE in tries:
         assert home.python(ABANDONED) == "['fenced']\n"
@@ -417,5 +417,5 @@ show(rights())
 
 def test_many_processes_export_at_once(lab: Lab) -> None:
     home = Home(lab.host("s"), 32, MIB)
-    found: dict[str, Any] = json.loads(home.python(MANY, timeout=600))
+    found: dict[str, Any] = json.loads(home.python(MANY, timeout=600, fresh=True))
     assert found == {f"v{n}@{client}": "w" if client == "a" else "r" for n in range(32) for client in "ab"}

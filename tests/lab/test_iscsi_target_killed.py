@@ -65,5 +65,5 @@ print(at)
 )
 def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str) -> None:
     home = Home(lab.host("s"), 4)
-    said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + WALK, timeout=900)
+    said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + WALK, timeout=900, fresh=True)
     assert int(said) > 10

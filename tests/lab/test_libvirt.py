@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,15 @@ class Hypervisor:
         services.libvirtd(host)
 
     def begin(self, *calls: tuple[str, dict[str, Any]]) -> Command:
-        words = [self.host.name, self.host.address(), json.dumps(calls)]
-        env = {"PYTHONPATH": "/storkit:/opt/storkit/site-packages", "PYTHONPYCACHEPREFIX": "/lab/common/pyc"}
-        return self.host.spawn(["/usr/bin/python3", "-c", VERBS, *words], env=env)
+        argv = ["/usr/bin/python3", "-c", VERBS, *self._words(calls)]
+        return self.host.spawn(argv, env=self.host.python_environment)
+
+    def _words(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        return [self.host.name, self.host.address(), json.dumps(calls)]
 
     def all(self, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
-        """The results of verbs in one process, which takes a second to start here: of those that raise, the error."""
-        results = json.loads(self.begin(*calls).wait(300).stdout)
+        """The results of verbs; of those that raise, the error."""
+        results = json.loads(self.host.python(VERBS, *self._words(calls), timeout=300))
         return [from_json(one["error"]) if isinstance(one, dict) and "error" in one else one for one in results]
 
     def do(self, verb: str, **args: Any) -> Any:

@@ -57,9 +57,9 @@ def refused(kind, call, *args, **more):
 """
 
 
-def inside(host: Host, code: str, *args: str, timeout: float = 900) -> Any:
+def inside(host: Host, code: str, *args: str, timeout: float = 900, fresh: bool = False) -> Any:
     """Run code in a host; the JSON value on the last line it prints."""
-    said = host.python(PRELUDE + code, *args, timeout=timeout)
+    said = host.python(PRELUDE + code, *args, timeout=timeout, fresh=fresh)
     return json.loads(said.splitlines()[-1]) if said.strip() else None
 
 

@@ -79,7 +79,7 @@ def walk(lab: Lab, kind: str, code: str) -> list[str]:
     """Run the code for every point where a verb can be killed; the points."""
     (s,) = lab.hosts("s")
     group(s, 512 << 20, thin="256M" if kind == "thin" else "")
-    walked: list[str] = inside(s, f"{RUNNER}settings = {SETTINGS[kind]}\n{code}", timeout=2400)
+    walked: list[str] = inside(s, f"{RUNNER}settings = {SETTINGS[kind]}\n{code}", timeout=2400, fresh=True)
     print(f"{kind}: killed at {len(walked)} points: {' '.join(walked)}")
     return walked
 

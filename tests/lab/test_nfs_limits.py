@@ -249,5 +249,5 @@ def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(
     a.put(NFS_CONF, "/etc/nfs.conf")
     a.run(["modprobe", "-a", "nfsd", "nfs", "nfsv4"])
     a.run(["mkdir", "-p", "/var/lib/nfs/v4recovery"])
-    said = a.python(KILLED + WALK, verb, a.address(), "10.77.0.99", "10.77.0.98", str(step), timeout=900)
+    said = a.python(KILLED + WALK, verb, a.address(), "10.77.0.99", "10.77.0.98", str(step), timeout=900, fresh=True)
     assert json.loads(said) > 5

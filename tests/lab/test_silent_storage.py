@@ -127,6 +127,6 @@ def test_a_server_that_lets_nothing_be_mounted(mute: tuple[Host, int], lab: Lab)
     s, _ = mute
     b = lab.host("b")
     services.nfs_client(b)
-    said = b.python(MOUNT, s.address("san1"), timeout=120)
+    said = b.python(MOUNT, s.address("san1"), timeout=120, fresh=True)
     assert f"the NFS server {s.address('san1')} did not let /srv be mounted in time" in said and "rpcinfo" in said
     assert left(b) == "" and b.run(["test", "-e", "/run/point"], check=False).status != 0

@@ -188,7 +188,8 @@ class World:
 
     def run(self, *words: str, timeout: float = 900) -> Result:
         """A storkit command, whatever its end."""
-        return self.commands.run(["storkit", "--json", *words], check=False, timeout=timeout)
+        since = " ".join(str(host.changes) for host in self.hosts)
+        return self.commands.storkit(["--json", *words], since, timeout)
 
     def storkit(self, *words: str, timeout: float = 900) -> Any:
         """The result of a storkit command that must succeed."""

@@ -54,4 +54,5 @@ def test_children_count_while_they_run_and_when_they_have_ended() -> None:
     child.stdout.readline()
     while_running = counter.seconds()
     child.communicate()
-    assert while_running >= before + 0.29 and counter.seconds() >= while_running
+    # the kernel rounds the seconds of each process to its ticks
+    assert while_running >= before + 0.25 and counter.seconds() >= while_running

@@ -2,11 +2,14 @@
 
 A request is {"id", "do", ...}. It gets {"got"} at once, as the line holds no more than one request, and its answer
 {"id", ...} later; commands run side by side. A command's output goes to files and only its own process is waited for,
-so a daemon that it leaves behind delays nothing.
+so a daemon that it leaves behind delays nothing. A program in Python (`python`) runs in an interpreter that is kept for
+the next one (interpreter.py).
 """
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +29,8 @@ class Agent:
         self.line = line
         self.writing = threading.Lock()
         self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.idle: dict[str, list[subprocess.Popen[bytes]]] = {}
+        """Interpreters that wait for a program, by their environments."""
 
     def answer(self, **fields: object) -> None:
         data = json.dumps(fields).encode() + b"\n"
@@ -47,10 +52,13 @@ class Agent:
         id, do = request["id"], request["do"]
         if do == "run":
             threading.Thread(target=self.run, args=(id, request), daemon=True).start()
-        elif do == "run-file":
+        elif do == "python":
+            threading.Thread(target=self.python, args=(id, request), daemon=True).start()
+        elif do == "file":
             with open(f"{OWN}/{request['file']}") as file:  # noqa: PTH123
-                long = json.load(file)
-            threading.Thread(target=self.run, args=(id, long), daemon=True).start()
+                self.handle({"id": id, **json.load(file)})
+        elif do == "rest":
+            threading.Thread(target=self.rest, args=(id,), daemon=True).start()
         elif do == "kill":
             process = self.running.get(request["command"])
             if process:
@@ -86,6 +94,37 @@ class Agent:
             self.answer(id=id, status=process.returncode, stdout=self.text(out), stderr=self.text(err),
                         timed_out=timed_out)  # fmt: skip
 
+    def python(self, id: int, request: dict[str, Any]) -> None:
+        idle = self.idle.setdefault(json.dumps(request["env"]), [])
+        try:
+            process = idle.pop()
+        except IndexError:
+            process = interpreter(request["env"])
+        assert process.stdin is not None and process.stdout is not None
+        directory = "/run/lab"
+        with tempfile.NamedTemporaryFile(dir=directory) as out, tempfile.NamedTemporaryFile(dir=directory) as err:
+            asked = {"code": request["code"], "argv": request["argv"], "files": [out.name, err.name]}
+            status, timed_out = b"", False
+            with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+                process.stdin.write(json.dumps(asked).encode() + b"\n")
+                timed_out = not select.select([process.stdout], [], [], request["timeout"])[0]
+                status = b"" if timed_out else process.stdout.readline()
+            if status and not idle:
+                idle.append(process)
+            else:
+                if not status:
+                    os.killpg(process.pid, signal.SIGKILL)
+                ended(process)
+            self.answer(id=id, status=int(status or process.returncode), stdout=self.text(out), stderr=self.text(err),
+                        timed_out=timed_out)  # fmt: skip
+
+    def rest(self, id: int) -> None:
+        """End the idle interpreters."""
+        for idle in self.idle.values():
+            while idle:
+                ended(idle.pop())
+        self.answer(id=id)
+
     def text(self, file: IO[bytes]) -> object:
         file.seek(0)
         data = file.read()
@@ -94,6 +133,21 @@ class Agent:
         with tempfile.NamedTemporaryFile(dir=OWN, delete=False) as large:
             large.write(data)
         return {"file": os.path.basename(large.name)}  # noqa: PTH119
+
+
+def interpreter(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    argv = ["/usr/bin/python3", f"{os.path.dirname(os.path.abspath(__file__))}/interpreter.py"]  # noqa: PTH100, PTH120
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(
+        argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True, cwd="/root",
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 def state() -> dict[str, list[str]]:
@@ -133,8 +187,9 @@ def processes() -> list[str]:
         except OSError:
             continue
         name = b" ".join(words).decode(errors="replace").strip()
-        # udevd's workers, and what they are about to execute, come and go by themselves
-        if pid.isdigit() and name and not name.endswith(("systemd-udevd --daemon", "(udev-worker)", "(spawn)")):
+        # udevd's workers, and what they are about to execute, come and go by themselves; interpreters are ours
+        passing = ("systemd-udevd --daemon", "(udev-worker)", "(spawn)", "/interpreter.py")
+        if pid.isdigit() and name and not name.endswith(passing):
             found.append(name)
     return sorted(found)
 

@@ -27,7 +27,7 @@ from tests.lab.errors import LabError, Unsupported
 
 HERE = Path(__file__).parent
 INSIDE = HERE / "inside"
-AGENT = HERE.parent / "guest/agent.py"
+AGENT = [HERE.parent / "guest" / name for name in ("agent.py", "interpreter.py")]
 _LOCK = "lock"
 
 
@@ -70,7 +70,7 @@ def build(more: Sequence[str], say: Callable[[str], None] = lambda text: None) -
 
 
 def _key(more: Sequence[str]) -> str:
-    recipe = [HERE / "recipe.toml", HERE / "image.py", AGENT, *sorted(INSIDE.iterdir())]
+    recipe = [HERE / "recipe.toml", HERE / "image.py", *AGENT, *sorted(INSIDE.iterdir())]
     parts = [*(file.read_text() for file in recipe), *image.dependencies(), *image.sources(), *more]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -191,7 +191,8 @@ class _Building:
         _program(INSIDE / "dom0-init", self.there / "sbin/init")
         _program(INSIDE / "storkit", self.there / "usr/local/bin/storkit")
         (self.there / "usr/local/lib/lab").mkdir()
-        shutil.copy(AGENT, self.there / "usr/local/lib/lab/agent.py")
+        for program in AGENT:
+            shutil.copy(program, self.there / "usr/local/lib/lab" / program.name)
         for file in ("vmlinux", "initrd", "guest.img"):
             self._call("cp", "--sparse=always", self.out / file, self.root / "root")
         for gone in (self.there / "etc/ssh").glob("ssh_host_*"):

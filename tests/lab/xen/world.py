@@ -54,7 +54,8 @@ class XenWorld:
 
     def run(self, *words: str, timeout: float = 3 * PATIENT) -> Result:
         """A storkit command, whatever its end."""
-        return self.s.run(["storkit", "--json", *words], check=False, timeout=timeout, env=LONGER)
+        since = " ".join(str(host.changes) for host in (self.h1, self.h2, self.s))
+        return self.s.storkit(["--json", *words], since, timeout, LONGER)
 
     def storkit(self, *words: str) -> Any:
         """The result of a storkit command that must succeed."""

@@ -126,16 +126,17 @@ def test_all_of_a_call_are_kept_or_none(pool: Pool, web: Volume) -> None:
     pool.keep([guest(web)])
 
 
-@pytest.mark.parametrize("uuid", ["", "..", "../../etc", "/etc", "x"])
-def test_no_uuid_leads_elsewhere(pool: Pool, web: Volume, uuid: str) -> None:
+def test_no_uuid_leads_elsewhere(pool: Pool, web: Volume) -> None:
     pool.keep([guest(web)])
-    acts: list[Callable[[], object]] = [
-        lambda: pool.kept([uuid]), lambda: pool.texts([uuid]), lambda: pool.unkeep([guest(replace(web, uuid=uuid))]),
-        lambda: pool.keep([guest(replace(web, uuid=uuid))]),
-    ]  # fmt: skip
-    for act in acts:
-        with pytest.raises((UsageError, Conflict)):
-            act()
+    for uuid in ("", "..", "../../etc", "/etc", "x"):
+        wrong = guest(replace(web, uuid=uuid))
+        acts: list[Callable[[], object]] = [
+            lambda uuid=uuid: pool.kept([uuid]), lambda uuid=uuid: pool.texts([uuid]),  # type: ignore[misc]
+            lambda wrong=wrong: pool.unkeep([wrong]), lambda wrong=wrong: pool.keep([wrong]),  # type: ignore[misc]
+        ]  # fmt: skip
+        for act in acts:
+            with pytest.raises((UsageError, Conflict)):
+                act()
 
 
 def test_of_many_who_keep_one_generation_exactly_one_wins(pool: Pool, web: Volume) -> None:
@@ -167,24 +168,27 @@ def generation_file(pool: Pool, volume: Volume, generation: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"volume": "web"}', "\0" * 100, '{"a": ' * 100000])
-def test_what_is_damaged_is_named_and_hides_no_other(pool: Pool, web: Volume, content: str) -> None:
+DAMAGED = ("", "{", "[]", '{"volume": "web"}', "\0" * 100, '{"a": ' * 100000)
+
+
+def test_what_is_damaged_is_named_and_hides_no_other(pool: Pool, web: Volume) -> None:
     (other,) = pool.create([Volume("other", str(uuid4()), 4 * MIB)])
     first = guest(web)
     pool.keep([first, guest(other)])
-    pool.keep([guest(web, 2, first.guest)])
-    file = generation_file(pool, web, 2)
-    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
-    file.write_text(content)
-    found = pool.kept()
-    assert [kept.uuid for kept in found.guests] == [other.uuid]
-    assert [str(file) in each.message and str(file) in each.hint for each in found.damaged] == [True]
-    with pytest.raises(StorkitError, match="damaged"):
-        pool.texts([web.uuid])
-    with pytest.raises(StorkitError, match="damaged"):
-        pool.keep([guest(web, 3, first.guest)])
-    file.unlink()
-    assert newest(pool, web) == [(1, first.record)]
+    for content in DAMAGED:
+        pool.keep([guest(web, 2, first.guest)])
+        file = generation_file(pool, web, 2)
+        assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+        file.write_text(content)
+        found = pool.kept()
+        assert [kept.uuid for kept in found.guests] == [other.uuid], content
+        assert [str(file) in each.message and str(file) in each.hint for each in found.damaged] == [True], content
+        with pytest.raises(StorkitError, match="damaged"):
+            pool.texts([web.uuid])
+        with pytest.raises(StorkitError, match="damaged"):
+            pool.keep([guest(web, 3, first.guest)])
+        file.unlink()
+        assert newest(pool, web) == [(1, first.record)], content
 
 
 def test_a_file_of_another_guest_is_not_taken_for_this_one(pool: Pool, web: Volume) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-SHOWN = 500
+SHOWN = 25
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STARTED = pytest.StashKey[tuple[float, float]]()
 _COUNTER = pytest.StashKey["_Group | _Family"]()

@@ -47,6 +47,9 @@ def test_a_writer_waits_for_its_target_and_for_iscsid(targets: Targets, client: 
     with pytest.raises(ServiceUnreachable, match=r"in use .* is away"):
         client.attach(again)
     b.heal()
+    # an answer that ARP gave up before this may still be on its way to whoever connects now
+    neighbour = ["ip", "neigh", "show", targets.host.address("san1")]
+    b.wait_for(lambda: "lladdr" in b.run(neighbour).stdout, "way to the target", 60)
     client.attach(again)  # waits until iscsid has taken the session up
     b.wait_for(lambda: client.written() > stalled + 3, "writes after the network is back", 120)
     assert writer.running(), "no error reached the writer"

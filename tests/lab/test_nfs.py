@@ -359,7 +359,8 @@ def test_a_client_cannot_make_up_a_handle_for_another_volume(rig: NfsRig, lab: L
     path = rig.home.offers([mine], "b")[0].name
 
     def forge() -> list[str]:
-        return b.python(FORGER, a.address(), f"{path}/mine.raw", *inodes).split()
+        # each has a port of its own, by its process
+        return b.python(FORGER, a.address(), f"{path}/mine.raw", *inodes, fresh=True).split()
 
     own, *forged = forge()
     assert own == "0" and "0" not in forged and digest(a, theirs) == untouched

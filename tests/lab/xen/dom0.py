@@ -29,6 +29,19 @@ chmod 0600 ./*
 pidof sshd >/dev/null || /usr/sbin/sshd -o UsePAM=no -o "SetEnv=STORKIT_TIMEOUT_FACTOR=$STORKIT_TIMEOUT_FACTOR"
 until ss -Htln sport = 22 | grep -q .; do sleep 0.1; done
 """
+# QEMU takes no memory back of a processor that was frozen while it carried out a guest's own instructions.
+_PAUSE = """xl list | awk 'NR > 2 { print $1 }' >/root/guests
+if [ -s /root/guests ]; then
+    xargs -n 1 xl pause </root/guests
+    mv /root/guests /root/paused
+fi
+sync
+"""
+_UNPAUSE = """if [ -e /root/paused ]; then
+    xargs -n 1 xl unpause </root/paused
+    rm /root/paused
+fi
+"""
 
 
 class Dom0(Host):
@@ -72,7 +85,7 @@ class Dom0(Host):
         if not self._thawed:
             super().wait_until_up(deadline)
         hosts, ssh = self._wake()
-        words = ["sh", "-euc", _WAKE, "sh", f"{time.time():.3f}", base64.b64encode(ssh).decode()]
+        words = ["sh", "-euc", _WAKE + _UNPAUSE, "sh", f"{time.time():.3f}", base64.b64encode(ssh).decode()]
         try:
             self.spawn(words, input=hosts).wait(max(end - time.monotonic(), 60))
         except LabError as error:
@@ -83,12 +96,13 @@ class Dom0(Host):
         machine = self._machine
         if not isinstance(machine, Qemu):
             raise LabError(f"host {self.name} is off")
-        self.run(["sync"])
+        self.run(["sh", "-euc", _PAUSE])
         machine.freeze(into / f"{self.name}.memory")
         disk = into / f"{self.name}.qcow2"
         self._cell.run(["cp", "--sparse=always", str(self._directory / ROOT), str(disk)])
         self._cell.run(["qemu-img", "rebase", "-u", "-F", "raw", "-b", "../../root.raw", str(disk)])
         machine.go_on()
+        self.run(["sh", "-euc", _UNPAUSE])
 
     def discard(self) -> None:
         super().discard()

@@ -37,7 +37,7 @@ SSH = """\
 #!/bin/sh
 # As sshd does with `command=`: whatever is asked for, the key says what is run.
 while [ "$1" != -i ]; do shift; done
-exec {python} -m storkit agent --for "$(basename "$2")" --file {file}
+exec {python} -m "${{HOOKED_AGENT:-storkit}}" agent --for "$(basename "$2")" --file {file}
 """
 
 

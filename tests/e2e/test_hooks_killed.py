@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -82,3 +83,52 @@ def test_killed_and_mended(hooked: Hooked, action: str, point: str) -> None:
         assert again.returncode == 0 or (hooked.hold() or action == "leave"), again.stderr
         assert hooked.hold() is (action == "hold")
     assert hooked.rights() == {} and not hooked.attached("h1")
+
+
+def act(hooked: Hooked, action: str) -> None:
+    """What a hook's process does (killed_hook.py), in this one."""
+    if action == "hold":
+        with hooked.hooks("h1") as hooks:
+            hooks.hold(DISK, GUEST, "/var/g.save")
+    elif action == "leave":
+        hooked.leave("h1")
+    else:
+        hooked.enter("h1", action)
+
+
+@pytest.mark.parametrize("action", STEPS)
+def test_the_managers_agent_is_killed_and_the_same_hook_mends_it(
+    hooked: Hooked, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = hooked.directory / "killed"
+    number, killed = 0, True
+    while killed:
+        number += 1
+        for when in ("before", "after"):
+            begin(hooked, action)
+            mark.unlink(missing_ok=True)
+            with monkeypatch.context() as patch:
+                patch.setenv("HOOKED_AGENT", "tests.e2e.killed_agent")
+                patch.setenv("KILLED_AGENT", f"{when}:{number}")
+                patch.setenv("KILLED_MARK", str(mark))
+                with suppress(StorkitError):
+                    act(hooked, action)
+            killed = mark.exists()
+            assert hooked.rights().keys() <= {"h1"}, (when, number)
+            if any(hooked.rights().values()) or hooked.hold():
+                with pytest.raises(StorkitError):
+                    hooked.enter("h2")
+                assert hooked.rights().keys() <= {"h1"}, (when, number)
+            # What was done already, and cannot be done again, is refused.
+            with suppress(StorkitError):
+                act(hooked, action)
+            assert hooked.hold() is (action == "hold"), (when, number)
+            assert (hooked.rights() == {"h1": True}) is (action in ("start", "wake")), (when, number)
+            assert hooked.attached("h1") is (action in ("start", "wake")), (when, number)
+            if action == "hold":
+                hooked.enter("h1", "wake")
+            if action != "leave":
+                hooked.leave("h1")
+            assert hooked.rights() == {} and not hooked.hold() and not hooked.attached("h1")
+    assert number > 2
+    print(f"{number - 1} verbs")

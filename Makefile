@@ -19,7 +19,7 @@ unit: $(VENV)/ready
 	$(BIN)/python -m pytest -q tests/unit
 
 # more workers than two cores: tests wait, for deadlines and for guests
-PYTEST := $(BIN)/python -m pytest -q -n 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -q -n 3 --dist worksteal
 test: packages-test $(VENV)/ready
 	$(PYTEST) -m "not slow" tests
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ class Hosts:
             for pid, words in commands()
             if words[0].endswith("qemu-storage-daemon") and str(self.root) in " ".join(words)
         )
+
+    def ports(self) -> set[int]:
+        """Where they listen for TCP. Others may listen as soon as they no longer do: tests that run beside this one."""
+        held = set[str]()
+        for pid in self.servers():
+            with suppress(OSError):
+                held |= {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+        found = set[int]()
+        for table in ("tcp", "tcp6"):
+            for row in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:]):
+                if row[3] == "0A" and f"socket:[{row[9]}]" in held:
+                    found.add(int(row[1].rpartition(":")[2], 16))
+        return found
 
     def leftovers(self) -> list[str]:
         """Every file, socket and link below the hosts' directories, but for the pool's lock files."""

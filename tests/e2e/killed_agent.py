@@ -1,7 +1,6 @@
-"""An agent that is killed by SIGKILL: `python -m tests.e2e.killed_agent agent ...`, in place of `storkit agent ...`.
+"""`python -m tests.e2e.killed_agent COUNT ADDRESS`: storkit agent, killed at its COUNTth change.
 
-KILLED_AGENT is `before:N` or `after:N`: before, or after, the Nth verb that it carries out here. KILLED_MARK is a file
-that it makes then: without it, the agent came to its end.
+Only the agent that sshd reached at ADDRESS dies; the others work as ever.
 """
 
 from __future__ import annotations
@@ -9,35 +8,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-from storkit.cli.main import main
-from storkit.hosts.site import Performer
+from storkit.hosts.remote.agent import Agent, serve
+
+LOOKS = ("find", "find_exports", "find_attachments", "check", "fingerprint", "evidence")
 
 
-def arm(point: str, mark: Path) -> None:
-    when, _, given = point.partition(":")
-    count, perform = 0, Performer.perform
+def arm(count: int) -> None:
+    answer = Agent.answer
+    seen = 0
 
-    def die() -> None:
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+    def counted(self: Agent, request: dict[str, Any]) -> None:
+        nonlocal seen
+        if request.get("do") == "call" and request.get("verb") not in LOOKS:
+            seen += 1
+            if seen == count:
+                # Every other time the work is done and only its answer is lost.
+                if count % 2 == 0:
+                    self._do(request)
+                os.kill(os.getpid(), signal.SIGKILL)
+        answer(self, request)
 
-    def counted(self: Performer, *args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        mine = str(count) == given
-        if mine and when == "before":
-            die()
-        result = perform(self, *args, **more)
-        if mine:
-            die()
-        return result
-
-    Performer.perform = counted  # type: ignore[method-assign]
+    Agent.answer = counted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    arm(os.environ["KILLED_AGENT"], Path(os.environ["KILLED_MARK"]))
-    sys.exit(main())
+    if os.environ.get("SSH_CONNECTION", "").split()[2:3] == [sys.argv[2]]:
+        arm(int(sys.argv[1]))
+    sys.exit(serve())

@@ -108,7 +108,7 @@ def test_the_managers_agent_is_killed_and_the_same_hook_mends_it(
             begin(hooked, action)
             mark.unlink(missing_ok=True)
             with monkeypatch.context() as patch:
-                patch.setenv("HOOKED_AGENT", "tests.e2e.killed_agent")
+                patch.setenv("HOOKED_AGENT", "tests.e2e.killed_manager")
                 patch.setenv("KILLED_AGENT", f"{when}:{number}")
                 patch.setenv("KILLED_MARK", str(mark))
                 with suppress(StorkitError):

@@ -13,8 +13,9 @@ from tests.lab.xen.world import XenWorld
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
-def test_guest_moves_there_and_back(xen: XenLab, tmp_path: Path) -> None:
-    world = XenWorld(xen, tmp_path, storage("nbd-kernel"))
+@pytest.mark.parametrize("kind", ["nbd-kernel", "iscsi", "nfs"])
+def test_guest_moves_there_and_back(xen: XenLab, tmp_path: Path, kind: str) -> None:
+    world = XenWorld(xen, tmp_path, storage(kind))
     world.define()
     world.storkit("guest", "start", "g1", "--on", "h1")
     world.wait_for_writes(world.h1, 10)

@@ -1,4 +1,4 @@
-"""A manager's agent that is killed by SIGKILL: `python -m tests.e2e.killed_manager agent ...`, in place of `storkit agent ...`.
+"""A manager's agent that is killed by SIGKILL: `python -m tests.e2e.killed_manager agent ...`, as `storkit agent ...`.
 
 KILLED_AGENT is `before:N` or `after:N`: before, or after, the Nth verb that it carries out here. KILLED_MARK is a file
 that it makes then: without it, the agent came to its end.

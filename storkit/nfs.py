@@ -113,9 +113,13 @@ class Nfs(HomeSide):
     settings: NfsSettings
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
-        if os.geteuid() == 0 or not (serves or attaches):
-            return []
-        return [Finding("NFS is served and mounted by root alone, which this user is not", "reach this host as root")]
+        found = []
+        if os.geteuid() and (serves or attaches):
+            message = "NFS is served and mounted by root alone, which this user is not"
+            found.append(Finding(message, "reach this host as root"))
+        if attaches and not nfs_attach.knows_tcp():
+            found.append(Finding(*nfs_attach.NO_TCP))
+        return found
 
     def doors(self) -> list[Door]:
         # Where only locks keep hosts apart, the server is somebody else's.

@@ -317,3 +317,23 @@ def test_an_address_that_leads_to_the_server_itself_is_refused(
     with pytest.raises(StorkitError, match=said):
         Nfs(place, NfsSettings()).export([volume], [Client("b", False, client)])
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_host_without_the_names_of_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nfs = Nfs(Site("h", tmp_path, tmp_path, tmp_path, ""), NfsSettings())
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert nfs.ready(attaches=True) == []
+
+    def unknown(name: str) -> int:
+        raise OSError(f"protocol not found: {name}")
+
+    monkeypatch.setattr("socket.getprotobyname", unknown)
+    (found,) = nfs.ready(attaches=True)
+    assert "/etc/protocols" in found.message and found.hint == "apt install netbase"
+    assert nfs.ready(serves=True) == []
+
+
+def test_what_mount_says_without_the_names_of_protocols() -> None:
+    said = CommandFailed(["mount"], 32, "mount.nfs: Failed to find 'tcp' protocol\n")
+    explained = attach._explained("s", "/srv", said)
+    assert isinstance(explained, Unsupported) and explained.hint == "apt install netbase"

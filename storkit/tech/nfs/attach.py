@@ -44,6 +44,8 @@ from storkit.tech.records import RecordFiles
 
 PACKAGE = "nfs-common"
 PORT = 2049
+NO_TCP = "mount.nfs does not know the protocol tcp: this host has no /etc/protocols", "apt install netbase"
+"""What is wrong where `knows_tcp` is false, and what mends it: nfs-common does not depend on that package."""
 _ANSWER_TIMEOUT = scaled(10.0)
 _MOUNT_TIMEOUT = scaled(150.0)
 """A server that has just started lets nobody in for its grace period, 90 s by default."""
@@ -148,10 +150,21 @@ def _explained(server: str, path: str, error: CommandFailed) -> StorkitError:
         return Conflict(f"the NFS server {server} does not let this host mount {path}", hint)
     if "no such file" in said:
         return NotFound(f"the NFS server {server} has no {path}", "storkit status")
+    if "'tcp' protocol" in said:
+        return Unsupported(*NO_TCP)
     if "protocol not supported" in said or "unknown filesystem" in said or "no such device" in said:
         message = f"this host and the NFS server {server} have no version of NFS in common that was asked for"
         return Unsupported(message, f"apt install {PACKAGE}; modprobe nfsv4; or set version of transports.nfs")
     return error
+
+
+def knows_tcp() -> bool:
+    """Whether mount.nfs will find the protocol that it is told to use (getprotobyname(3))."""
+    try:
+        socket.getprotobyname("tcp")
+    except OSError:
+        return False
+    return True
 
 
 def unmount(point: Path, abort: bool = False) -> None:

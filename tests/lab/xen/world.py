@@ -63,12 +63,12 @@ class XenWorld:
         assert done.status == 0, f"storkit {' '.join(words)}: {done.status}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout) if done.stdout.strip() else None
 
-    def define(self, machine: str = "pvh") -> None:
+    def define(self) -> None:
         """g1, the guest that writes, with its disk."""
         self.s.put(self.xen.guest_disk, IMAGE)
         self.storkit("volume", "import", IMAGE, "g1")
         self.storkit("guest", "define", "g1", "--disk", "g1", "--memory", "96MiB", "--kernel", "/root/vmlinux",
-                     "--initrd", "/root/initrd", "--cmdline", CMDLINE, "--machine", machine)  # fmt: skip
+                     "--initrd", "/root/initrd", "--cmdline", CMDLINE)  # fmt: skip
 
     def status(self) -> Any:
         return self.storkit("migrate", "status", "g1")[0]

@@ -137,8 +137,8 @@ class Host:
         self._clean: dict[str, list[str]] | None = None
         self._cuts: set[str] = set()
         self._paused = False
-        self._interpreters: list[dict[str, str]] = []
-        """What the kept interpreters were told of their environments."""
+        self._interpreters: dict[str, Mapping[str, str]] = {}
+        """What the kept interpreters were told of their environments, by itself."""
         network.make_taps(cell, name)
 
     def address(self, on: str = "lan") -> str:
@@ -191,6 +191,7 @@ class Host:
         """Pull the plug: what was not written to a disk is lost."""
         self._paused = False
         self.changes += 1
+        self._interpreters.clear()
         if self._machine:
             self._machine.kill()
         if self._channel:
@@ -272,7 +273,7 @@ class Host:
     def rest(self) -> None:
         """End the kept interpreters, and the agents on other hosts that wait for their next command."""
         if self.is_on() and not self._paused:
-            for env in [each for n, each in enumerate(self._interpreters) if each not in self._interpreters[:n]]:
+            for env in list(self._interpreters.values()):
                 self._python(["python3"], _LEAVE, (), 60, env).wait(90)
             if self._interpreters:
                 self._on().request("rest")[1].result(60)
@@ -283,7 +284,7 @@ class Host:
     ) -> Command:
         """Code in the kept interpreter of this environment."""
         environment = {**self.python_environment, **env}
-        self._interpreters.append(dict(env))
+        self._interpreters[json.dumps(environment)] = env
         return self._ask(words, "python", code=code, argv=list(args), timeout=timeout, env=environment)
 
     def put(self, content: str | bytes | Path, path: str, mode: int = 0o644) -> None:

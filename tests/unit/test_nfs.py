@@ -322,6 +322,7 @@ def test_an_address_that_leads_to_the_server_itself_is_refused(
 def test_a_host_without_the_names_of_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nfs = Nfs(Site("h", tmp_path, tmp_path, tmp_path, ""), NfsSettings())
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("socket.getprotobyname", lambda name: 6)
     assert nfs.ready(attaches=True) == []
 
     def unknown(name: str) -> int:

@@ -30,14 +30,16 @@ pidof sshd >/dev/null || /usr/sbin/sshd -o UsePAM=no -o "SetEnv=STORKIT_TIMEOUT_
 until ss -Htln sport = 22 | grep -q .; do sleep 0.1; done
 """
 # QEMU takes no memory back of a processor that was frozen while it carried out a guest's own instructions.
-_PAUSE = """xl list | awk 'NR > 2 { print $1 }' >/root/guests
+_PAUSE = """\
+xl list | awk 'NR > 2 { print $1 }' >/root/guests
 if [ -s /root/guests ]; then
     xargs -n 1 xl pause </root/guests
     mv /root/guests /root/paused
 fi
 sync
 """
-_UNPAUSE = """if [ -e /root/paused ]; then
+_UNPAUSE = """\
+if [ -e /root/paused ]; then
     xargs -n 1 xl unpause </root/paused
     rm /root/paused
 fi

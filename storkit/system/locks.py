@@ -1,16 +1,26 @@
-"""Locks that die with their holder: flock(2) on files that say who holds them."""
+"""Locks that die with their holder: flock(2) on files that say who holds them.
+
+A program that a command has started goes on when the command is killed, and may change what the next one has looked at
+already. So it is lent the locks of its command (`lent`): they are free once both have ended.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storkit.core.errors import Conflict, Unsafe
 from storkit.system import files
+
+_descriptors: set[int] = set()
+"""Of the locks that this process holds."""
+_changing = threading.Lock()
 
 
 def use_lock(run: Path, uuid: str) -> Path:
@@ -31,6 +41,8 @@ class Lock:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
+        with _changing:
+            _descriptors.add(descriptor)
 
     def release(self, *, remove: bool = False) -> None:
         """Let go. `remove`: of the file as well, unless someone else holds it too (a shared lock)."""
@@ -40,7 +52,25 @@ class Lock:
                 self.path.unlink(missing_ok=True)
             except BlockingIOError:
                 pass
-        os.close(self.descriptor)
+        with _changing:
+            _descriptors.discard(self.descriptor)
+            os.close(self.descriptor)
+
+
+@contextmanager
+def lent() -> Iterator[list[int]]:
+    """Descriptors, for a program that is being started, that hold all locks which this process holds now.
+
+    Not for a program that leaves a daemon, nor for one that may wait in the kernel for a device that does not answer:
+    the next command could not lock what it needs to put that right.
+    """
+    with _changing:
+        copies = [os.dup(descriptor) for descriptor in _descriptors]
+    try:
+        yield copies
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wait: float = 0.0) -> Lock:

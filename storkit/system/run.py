@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import CommandFailed, TimedOut, Unsupported
-from storkit.system import moving
+from storkit.system import locks, moving
 from storkit.system.timeouts import scaled
 
 TIMEOUT = scaled(60.0)
@@ -59,12 +59,15 @@ def run(
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
     pass_fds: Sequence[int] = (),
+    locked: bool = False,
 ) -> Result:
     """Run a program to its end.
 
     `ok` are the exit statuses that are answers rather than failures; `package` names what to install if the program is
     missing; `stdin` is what the program reads, or a descriptor that it gets as it is, as it does `stdout`; `on_line`
     gets each piece of stdout as it comes (for progress), split at newlines and carriage returns, and not with `stdout`.
+    `locked`: the program changes what this process has locked, so the locks last for as long as it runs, also when this
+    process is killed (`locks.lent`).
 
     Raises Unsupported: no such program. TimedOut: killed after `timeout` seconds. CommandFailed: any other status.
     """
@@ -73,10 +76,12 @@ def run(
     if program is None:
         raise Unsupported(f"{words[0]} is not installed", f"apt install {package}" if package else "install it")
     environment = {**os.environ, "LC_ALL": "C", **(env or {})}
-    if on_line is None:
-        done = _run_to_end(program, words, environment, stdin, stdout, pass_fds, timeout)
-    else:
-        done = _follow(program, words, environment, stdin, pass_fds, timeout, on_line)
+    with contextlib.ExitStack() as stack:
+        given = [*pass_fds, *(stack.enter_context(locks.lent()) if locked else [])]
+        if on_line is None:
+            done = _run_to_end(program, words, environment, stdin, stdout, given, timeout)
+        else:
+            done = _follow(program, words, environment, stdin, given, timeout, on_line)
     by_hand = f"try it by hand: {shlex.join(words)}"
     if done is None:
         raise TimedOut(f"{words[0]} did not end within {timeout:g} seconds", by_hand)

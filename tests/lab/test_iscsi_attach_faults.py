@@ -124,6 +124,33 @@ def test_killed_at_any_moment(targets: Targets, client: Client) -> None:
         assert client.left() == [], f"round {round}"
 
 
+def test_a_node_that_udevd_has_not_come_to_is_removed(targets: Targets, client: Client) -> None:
+    """Its link is not there yet when the attach is killed, and udevd would make it after the detach."""
+    b = client.host
+    targets.make(1, b)
+    rule = """KERNEL=="dm-*", ACTION!="remove", PROGRAM="/usr/bin/flock -s /run/gate true"\n"""
+    b.put(rule, "/run/udev/rules.d/00-gate.rules")
+    b.run(["udevadm", "control", "--reload"])
+    try:
+        gate = b.spawn(["flock", "/run/gate", "sleep", "300"])
+        b.wait_for(lambda: b.run(["flock", "-n", "/run/gate", "true"], check=False).status == 1, "gate")
+        half = client.spawn("attach", offers=[targets.offer(1, b)])
+        b.wait_for(lambda: "Live" in client.sh("dmsetup info -c -o tables_loaded storkit:v1:attached"), "node")
+        half.kill(9)
+        half.wait(check=False)
+        assert not client.sh("ls /dev/mapper/storkit:*")
+        detaching = client.spawn("detach", volumes=[volume(1)])
+        # It waits, as dmsetup does, for udevd; or it has overlooked the node.
+        b.wait_for(lambda: not detaching.running() or bool(client.sh("pidof dmsetup")), "detach")
+        gate.kill(9)
+        client.result(detaching)
+        b.run(["udevadm", "settle"])
+        assert client.left() == []
+    finally:
+        b.run(["rm", "-f", "/run/udev/rules.d/00-gate.rules", "/run/gate"])
+        b.run(["udevadm", "control", "--reload"])
+
+
 @pytest.mark.slow
 def test_detach_killed_at_any_moment(targets: Targets, client: Client) -> None:
     b = client.host

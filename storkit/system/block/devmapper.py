@@ -151,9 +151,14 @@ def find(prefix: str = PREFIX) -> list[MappedNode]:
 
 def of_role(role: str) -> dict[str, MappedNode]:
     """The nodes of one role, by their volumes' UUIDs; whoever has none needs no right to ask."""
-    if not any(Path("/dev/mapper").glob(node_name("*", role))):
+    try:
+        there = find()
+    except Unsupported:
+        # Only root may ask. A link comes later than its node: udevd makes it, when it gets to it.
+        if any(Path("/dev/mapper").glob(node_name("*", role))):
+            raise
         return {}
-    nodes = [node for node in find() if node.uuid.endswith(f"-{role}") and node.name == node_name(node.volume, role)]
+    nodes = [node for node in there if node.uuid.endswith(f"-{role}") and node.name == node_name(node.volume, role)]
     return {node.uuid.removeprefix(PREFIX).removesuffix(f"-{role}"): node for node in nodes}
 
 
@@ -298,10 +303,13 @@ def _load(node: Wanted) -> None:
 
 
 def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = TIMEOUT) -> str:
+    # These two wait for the device below, which the next command may have to make fail.
+    locked = words[0] not in ("resume", "wipe_table")
     # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
     alone = [] if udev.runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
     try:
-        return run(["dmsetup", *alone, *words], stdin=stdin, timeout=timeout, package=_PACKAGE).stdout
+        argv = ["dmsetup", *alone, *words]
+        return run(argv, stdin=stdin, timeout=timeout, package=_PACKAGE, locked=locked).stdout
     except CommandFailed as failure:
         if not _CONTROL.exists():
             raise Unsupported("this kernel has no device-mapper", "modprobe dm-mod") from failure

@@ -54,10 +54,11 @@ class PoolPlace:
 
     def _looks_unmounted(self) -> bool:
         """Whether the directory was in use, and now is as one that a file system is to be mounted on."""
-        directory = VolumeDirectory(self.path)
-        if not self.given or directory.lock.exists() or not self._used.exists() or directory.names():
+        if not (self.given and self._used.exists() and files.read_plain(self._used) == bytes(self.path)):
             return False
-        return files.read_plain(self._used) == bytes(self.path)
+        # A command that begins in it at this moment makes the lock first: looked for before, it could be missed.
+        directory = VolumeDirectory(self.path)
+        return not directory.lock.exists() and not directory.names()
 
     def _mount(self) -> str:
         return f"is its file system mounted? findmnt -T {self.path}; mount {self.path}"

@@ -286,7 +286,7 @@ def login(node: InitiatorRecord) -> None:
     """
     argv = ["iscsiadm", "-m", "node", "-T", node.target, "-p", f"{node.portal},{TPGT}", "--login"]
     try:
-        done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE)
+        done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE, locked=True)
     except CommandFailed as failure:
         raise explain_login(node, failure) from failure
     if done.status == _SESSION_EXISTS and not any(found.target == node.target for found in find_sessions()):
@@ -343,7 +343,7 @@ def logout(session: IscsiSession, timeout: float = _LOGOUT_TIMEOUT) -> None:
     """
     argv = ["iscsiadm", "-m", "node", "-T", session.target, "-p", f"{session.portal},{TPGT}", "--logout"]
     try:
-        run(argv, ok=(0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), timeout=timeout, package=PACKAGE)
+        run(argv, ok=(0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), timeout=timeout, package=PACKAGE, locked=True)
     except TimedOut:
         if session.alive:
             raise

@@ -111,7 +111,7 @@ def mount(server: str, path: str, point: Path, options: str) -> None:
     make_private(point)
     argv = ["mount", "-n", "-t", "nfs", "-o", options, source(server, path), str(point)]
     try:
-        run(argv, package=PACKAGE, timeout=_MOUNT_TIMEOUT)
+        run(argv, package=PACKAGE, timeout=_MOUNT_TIMEOUT, locked=True)
     except CommandFailed as error:
         point.rmdir()
         raise _explained(server, path, error) from error

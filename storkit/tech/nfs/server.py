@@ -158,13 +158,13 @@ def apply(remove: Sequence[Entry], add: Sequence[Entry], settings: NfsSettings) 
     """Take entries out of the table, and put entries in or change their rights."""
     for chunk in _chunks(remove):
         # What is not there any more is no error to exportfs but a message.
-        run(["exportfs", "-u", *map(argument, chunk)], package=PACKAGE)
+        run(["exportfs", "-u", *map(argument, chunk)], package=PACKAGE, locked=True)
     together: dict[str, list[Entry]] = {}
     for entry in add:
         together.setdefault(options(settings, entry), []).append(entry)
     for words, entries in together.items():
         argv = ["exportfs", "-i", "-o", words, *map(argument, entries)]
-        said = run(argv, package=PACKAGE).stderr
+        said = run(argv, package=PACKAGE, locked=True).stderr
         if said.strip():  # it exits with 0 also where it did nothing
             raise CommandFailed(argv, 0, said, hint="see exports(5) for what can be exported")
 

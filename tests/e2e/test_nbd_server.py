@@ -28,6 +28,7 @@ from storkit.core.errors import (
 from storkit.core.model import Volume
 from storkit.nbd import Nbd
 from storkit.system import locks
+from storkit.system.qemu.storagedaemon import listen_unix
 from storkit.tech.nbd.wire import WRITE, NbdConnection
 from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
 
@@ -268,3 +269,36 @@ def test_bad_requests_change_nothing(hosts: Hosts, tmp_path: Path) -> None:
         a.offers([volume], "a")
     shutil.rmtree(hosts.root / ("d" * 60))
     hosts.assert_clean()
+
+
+@pytest.mark.parametrize("monitor", [True, False])
+def test_a_server_that_is_just_dying_is_replaced(hosts: Hosts, monitor: bool) -> None:
+    """The kernel closes its files one by one: its port may listen still when the monitor cuts, or takes nobody."""
+    a, volume = hosts.nbd("a"), hosts.volume()
+    a.export([volume], [A])
+    a.set_writers([volume], ["a"])
+    for pid in hosts.servers():
+        os.kill(pid, signal.SIGKILL)
+    run = hosts.root / "a/run"
+    dying = locks.acquire(locks.use_lock(run, volume.uuid), "the volume", wait=30)
+    ((port,), (told,)) = (list((run / "nbd").glob(pattern)) for pattern in ("*.sock", "*.qmp"))
+    listeners = [listen_unix(port), listen_unix(told)]
+    asked = threading.Event()
+
+    def die() -> None:
+        if monitor:
+            listeners[1].accept()[0].close()
+        else:
+            listeners[0].accept()[0].close()
+        asked.set()
+        for listener in listeners:
+            listener.close()
+        dying.release()
+
+    if not monitor:
+        listeners.pop().close()
+    thread = threading.Thread(target=die)
+    thread.start()
+    (export,) = a.restore()
+    thread.join()
+    assert export.live and asked.is_set() and rights(a, volume) == {"a": True}

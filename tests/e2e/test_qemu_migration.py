@@ -54,7 +54,7 @@ def test_guest_moves_there_and_back_and_loses_nothing(hosts: Hosts) -> None:
     here.stop(NAME, force=True)
     report = bootsector.verify(hosts.disk)
     assert report.clean, report
-    assert report.last > 80
+    assert report.last >= 80  # at the start, and after each of three moves
     assert b"c" not in hosts.console.read_bytes()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from storkit.core.backend import Site, path_setting, word_setting
-from storkit.core.errors import CommandFailed, Conflict, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.system import locks
 from storkit.system.files import make_private, remove_tree, write_atomic
 from storkit.system.qemu import imagelocks, qmp
@@ -182,16 +182,29 @@ class VolumeServer:
     async def take(self) -> None:
         """Take all that is not granted, or granted otherwise. When this returns, no request of it is under way.
 
-        Raises TimedOut, Lost: the daemon hangs or has died.
+        One that has died has nothing to take. Raises TimedOut: the daemon hangs. Lost, NotFound: it cannot be told.
         """
         import asyncio
 
-        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
-            granted, live = self._granted(), await self._live(monitor)
-            for name in sorted(live, reverse=True):  # rw before ro
-                if name not in granted or live[name]:
-                    await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
-                    await self._delete(monitor, name)
+        try:
+            async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+                granted, live = self._granted(), await self._live(monitor)
+                for name in sorted(live, reverse=True):  # rw before ro
+                    if name not in granted or live[name]:
+                        await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
+                        await self._delete(monitor, name)
+        except (qmp.Lost, NotFound):
+            if not await asyncio.to_thread(self._dies):
+                raise
+
+    def _dies(self) -> bool:
+        """Whether the daemon, which has closed its monitor, ends. The kernel closes its files one by one; the lock goes
+        when it can write no more, and never before."""
+        try:
+            locks.acquire(self.daemon.lock, f"volume {self.volume.name}", wait=DYING_TIMEOUT).release()
+        except Conflict:
+            return False
+        return True
 
     async def give(self) -> None:
         """Give what is granted and not there; what is right already is left alone.

@@ -88,7 +88,8 @@ def acquire(path: Path, what: str, *, shared: bool = False, holder: str = "", wa
             os.close(descriptor)
             if time.monotonic() >= deadline:
                 raise Conflict(
-                    f"{what} is locked by {who}", "wait until that command has ended, then try again"
+                    f"{what} is locked by {who}",
+                    f"wait until that command has ended, then try again; its processes: fuser -v {path}",
                 ) from None
             time.sleep(0.01)
             continue

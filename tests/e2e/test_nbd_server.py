@@ -286,10 +286,7 @@ def test_a_server_that_is_just_dying_is_replaced(hosts: Hosts, monitor: bool) ->
     asked = threading.Event()
 
     def die() -> None:
-        if monitor:
-            listeners[1].accept()[0].close()
-        else:
-            listeners[0].accept()[0].close()
+        listeners[-1].accept()[0].close()
         asked.set()
         for listener in listeners:
             listener.close()
@@ -297,7 +294,7 @@ def test_a_server_that_is_just_dying_is_replaced(hosts: Hosts, monitor: bool) ->
 
     if not monitor:
         listeners.pop().close()
-    thread = threading.Thread(target=die)
+    thread = threading.Thread(target=die, daemon=True)
     thread.start()
     (export,) = a.restore()
     thread.join()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from storkit.core.errors import Conflict
 from storkit.system import locks
 from storkit.system.block import devmapper
 from storkit.system.run import run
@@ -38,6 +39,10 @@ def test_a_lock_lasts_until_the_program_has_ended_too(
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert locks.held(path) == locked
+    if locked:
+        with pytest.raises(Conflict) as refused:
+            locks.acquire(path, "it")
+        assert f"fuser -v {path}" in refused.value.hint
     Path("go").write_text("\n")
     Path("done").read_text()
     locks.acquire(path, "it", wait=30).release()

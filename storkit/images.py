@@ -24,7 +24,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.imagefiles import ImageFile, ImageInfo
+from storkit.core.imagefiles import FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
@@ -122,6 +122,27 @@ def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", c
             message = f"{final} is not what was written: another user has put something in its place"
             raise Unsafe(message, "export it to a directory that only you may write")
     return ImageFile(str(final), found.st_size)
+
+
+def look_inside(site: Site, volume: Volume) -> Inside:
+    """What in a volume makes one machine another than its clones; nothing is mounted."""
+    from storkit.tech.files import changing
+
+    return changing.look(site, volume)
+
+
+def lay(site: Site, volume: Volume, inside: Inside, files: list[FileToLay], remove: list[str]) -> list[Laid]:
+    """Write files into the file system of a volume that nobody uses, and remove others; where the slots lie."""
+    from storkit.tech.files import changing
+
+    return changing.lay(site, volume, inside, files, remove)
+
+
+def write_in(site: Site, volumes: list[Volume], pieces: dict[str, list[Piece]]) -> None:
+    """Write bytes at places of volumes that nobody uses, durably."""
+    from storkit.tech.files import changing
+
+    changing.write_in(site, volumes, pieces)
 
 
 # Looking

@@ -41,12 +41,17 @@ if TYPE_CHECKING:
     from storkit.plans.intent.attachments import Attached as Attached
     from storkit.plans.intent.definitions import GuestWish as GuestWish
     from storkit.plans.intent.fences import Fenced as Fenced
+    from storkit.plans.intent.fleets.acts import FleetMember as FleetMember
+    from storkit.plans.intent.fleets.acts import FleetView as FleetView
+    from storkit.plans.intent.fleets.entering import Entrance as Entrance
+    from storkit.plans.intent.fleets.entering import Said as Said
+    from storkit.plans.intent.fleets.making import FleetWish as FleetWish
     from storkit.plans.intent.guests import GuestEntry as GuestEntry
     from storkit.plans.intent.hosts import Overview as Overview
     from storkit.plans.intent.migrations import GuestRights as GuestRights
     from storkit.plans.intent.migrations import Migrated as Migrated
-    from storkit.plans.intent.sleeping import Slept as Slept
-    from storkit.plans.intent.sleeping import Woken as Woken
+    from storkit.plans.intent.running.sleeping import Slept as Slept
+    from storkit.plans.intent.running.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
     from storkit.plans.intent.volumes import VolumeView as VolumeView
     from storkit.plans.migration import GuestView as GuestView
@@ -79,12 +84,17 @@ _PLACES = {
     "GuestWish": "storkit.plans.intent.definitions",
     "AdoptionWish": "storkit.plans.intent.adopting.guests",
     "Fenced": "storkit.plans.intent.fences",
+    "FleetWish": "storkit.plans.intent.fleets.making",
+    "FleetView": "storkit.plans.intent.fleets.acts",
+    "FleetMember": "storkit.plans.intent.fleets.acts",
+    "Entrance": "storkit.plans.intent.fleets.entering",
+    "Said": "storkit.plans.intent.fleets.entering",
     "GuestEntry": "storkit.plans.intent.guests",
     "Overview": "storkit.plans.intent.hosts",
     "GuestRights": "storkit.plans.intent.migrations",
     "Migrated": "storkit.plans.intent.migrations",
-    "Slept": "storkit.plans.intent.sleeping",
-    "Woken": "storkit.plans.intent.sleeping",
+    "Slept": "storkit.plans.intent.running.sleeping",
+    "Woken": "storkit.plans.intent.running.sleeping",
     "Listing": "storkit.plans.intent.volumes",
     "VolumeView": "storkit.plans.intent.volumes",
     "GuestView": "storkit.plans.migration",

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from storkit.core.inventory import Inventory
     from storkit.plans.intent.attachments import AttachmentActs
     from storkit.plans.intent.fences import FenceActs
+    from storkit.plans.intent.fleets.acts import FleetActs
     from storkit.plans.intent.guests import GuestActs
     from storkit.plans.intent.hosts import HostActs
     from storkit.plans.intent.journals import PlanActs
     from storkit.plans.intent.migrations import MigrationActs
-    from storkit.plans.intent.sleeping import SleepActs
+    from storkit.plans.intent.running.sleeping import SleepActs
     from storkit.plans.intent.volumes import VolumeActs
     from storkit.plans.plan import Plan
     from storkit.plans.steprun import Reporter
@@ -77,6 +78,13 @@ class Storkit:
         return self._each_a_call(GuestActs(self._coordinator))
 
     @cached_property
+    def fleets(self) -> FleetActs:
+        """Many guests of one image, each a machine of its own."""
+        from storkit.plans.intent.fleets.acts import FleetActs
+
+        return self._each_a_call(FleetActs(self._coordinator))
+
+    @cached_property
     def migrate(self) -> MigrationActs:
         """Move running guests."""
         from storkit.plans.intent.migrations import MigrationActs
@@ -86,7 +94,7 @@ class Storkit:
     @cached_property
     def sleep(self) -> SleepActs:
         """Save guests to files, and wake them up."""
-        from storkit.plans.intent.sleeping import SleepActs
+        from storkit.plans.intent.running.sleeping import SleepActs
 
         return self._each_a_call(SleepActs(self._coordinator))
 

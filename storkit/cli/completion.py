@@ -52,6 +52,7 @@ def names(session: Session, options: Namespace) -> None:
     found = {
         "hosts": lambda: list(session.site.inventory.hosts),
         "pools": lambda: list(session.site.inventory.pools),
+        "fleets": lambda: session.site.fleets.names(),
         "guests": lambda: session.site.guests.names(),
         "volumes": session.site.known_volumes,
     }[options.kind]()

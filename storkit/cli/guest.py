@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from storkit.cli import editor, output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import UsageError
+from storkit.core.errors import NotFound, UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -108,8 +108,33 @@ def _saved(session: Session, guest: Guest, changed: str = "") -> None:
 
 
 def start(session: Session, options: Namespace) -> None:
-    host = session.site.guests.start(options.name, options.on or "")
-    session.result({"guest": options.name, "host": host, "status": "running"}, f"{options.name} runs on {host}")
+    hosts = session.site.guests.start_all(_matching(session, options.names), options.on or "")
+    data = [{"guest": name, "host": host, "status": "running"} for name, host in hosts.items()]
+    text = "\n".join(f"{name} runs on {host}" for name, host in hosts.items())
+    session.result(_one_or_all(data, options.names), text)
+
+
+def _matching(session: Session, patterns: list[str]) -> list[str]:
+    """The guests that are named, each by its name or by a pattern. Raises NotFound: one matches none."""
+    from fnmatch import fnmatchcase
+
+    known = session.site.guests.names() if any(_is_pattern(each) for each in patterns) else []
+    found: list[str] = []
+    for pattern in patterns:
+        names = [name for name in known if fnmatchcase(name, pattern)] if _is_pattern(pattern) else [pattern]
+        if not names:
+            raise NotFound(f"no guest is called like {pattern!r}", "storkit guest list")
+        found += names
+    return list(dict.fromkeys(found))
+
+
+def _is_pattern(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _one_or_all(data: list[Any], names: list[str]) -> Any:
+    """What a script gets: of one guest that is named, what is said of it; otherwise a list."""
+    return data[0] if len(names) == 1 and not _is_pattern(names[0]) else data
 
 
 def resume(session: Session, options: Namespace) -> None:
@@ -119,9 +144,11 @@ def resume(session: Session, options: Namespace) -> None:
 
 
 def stop(session: Session, options: Namespace) -> None:
-    session.site.guests.stop(options.name, options.on or "", options.force, options.timeout)
+    names = _matching(session, options.names)
+    session.site.guests.stop_all(names, options.on or "", options.force, options.timeout)
     where = f" on {options.on}" if options.on else ""
-    session.result({"guest": options.name, "status": "stopped"}, f"{options.name} is stopped{where}")
+    text = "\n".join(f"{name} is stopped{where}" for name in names)
+    session.result(_one_or_all([{"guest": name, "status": "stopped"} for name in names], options.names), text)
 
 
 def delete(session: Session, options: Namespace) -> None:

@@ -19,7 +19,7 @@ from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
-from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Uuid, VolumeName, Words
+from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Port, Uuid, VolumeName, Words
 from storkit.core.model import (
     Adoptable,
     Attachment,
@@ -280,6 +280,9 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def messages(self, name: GuestName) -> Words:
         return ""
+
+    def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:
+        return {}
 
     def cancel(self, name: GuestName) -> None:
         """Nothing, unless a migration of the technology outlives the command that began it."""

@@ -25,7 +25,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     READ: {
         "pool": "ready look find capacity kept texts",
         "transport": "ready doors find_exports look_exports find_attachments look_attachments",
-        "hypervisor": "ready find",
+        "hypervisor": "ready find forwarded",
         "images": "",
         "host": "find_off",
         "agent": "facts source marked unlock",
@@ -35,7 +35,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
-        "images": "inspect fill export_image",
+        "images": "inspect fill export_image look_inside lay write_in",
         "host": "declare_off withdraw_off",
         # A port that is opened, and one that is tried, are more than a look.
         "agent": "lock epoch mark unmark listen unlisten reach",

@@ -81,11 +81,17 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A network card on a bridge of the host; `mac` empty: derived from the guest's UUID and the card's number."""
+    """A network card; `mac` empty: derived from the guest's UUID and the card's number."""
 
-    bridge: Line
+    bridge: Line = ""
+    """The bridge of the host that it is on, where `kind` is bridge."""
     mac: Line = ""
     model: Line = "virtio"
+    kind: Literal["bridge", "user", "group"] = "bridge"
+    """user: QEMU's own network towards the outside, with a port of the host's loopback that leads to the guest's SSH.
+    group: a network between guests of one host, by multicast on its loopback. Neither needs root."""
+    group: Line = ""
+    """ADDRESS:PORT of the multicast group, where `kind` is group."""
 
 
 @dataclass(frozen=True, slots=True)

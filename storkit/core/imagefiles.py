@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from storkit.core.identities import Count, Line, Word, Words
+from storkit.core.identities import Count, Line, MaybePath, Word, Words
+from storkit.core.model import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,57 @@ class ImageFile:
 
     file: Line
     size: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What was found in a disk image that makes one machine another than its clones."""
+
+    filesystem: Word = ""
+    """Of the root: `ext4` (also ext2 and ext3), which can be changed without mounting it; empty: another, or none."""
+    offset: Count = 0
+    """Bytes from the start of the disk to the root's file system."""
+    has: list[Word] = field(default_factory=list)
+    """What is installed in it, of storkit.tech.images.inside.LOOKED_FOR."""
+    problem: Line = ""
+    """Why the file system cannot be changed offline, if it cannot."""
+
+    @property
+    def cloud_init(self) -> bool:
+        return "cloud-init" in self.has
+
+
+@dataclass(frozen=True, slots=True)
+class FileToLay:
+    """A file to be written into a file system that nobody has mounted."""
+
+    path: MaybePath
+    content: Words
+    """With `slot`, something of the size that every clone's own content has, to be written over in each clone."""
+    mode: Count = 0o644
+    slot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where bytes lie on a disk."""
+
+    offset: Count
+    length: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A file that was laid as a slot, and where its bytes lie on the disk, in the file's order."""
+
+    path: MaybePath
+    size: Count
+    extents: list[Extent]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes for a place on a disk, which may hold a key: base64 (RFC 4648)."""
+
+    offset: Count
+    data: Secret

@@ -154,11 +154,26 @@ def _disks(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
                 yield f"{key}.{what}", UsageError(f"{value!r} is disks[{seen[value]}].{what} already", "name another")
 
 
+def _group(text: str) -> bool:
+    address, _, port = text.rpartition(":")
+    try:
+        return IPv4Address(address).is_multicast and port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
+    except ValueError:
+        return False
+
+
 def _nics(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
     macs: dict[str, int] = {}
     for number, nic in enumerate(guest.nics):
         key = f"nics[{number}]"
-        if not _BRIDGE.fullmatch(nic.bridge):
+        if nic.kind != "group" and nic.group:
+            yield f"{key}.group", UsageError(f"a card of kind {nic.kind!r} has no group", 'write kind = "group"')
+        if nic.kind != "bridge" and nic.bridge:
+            yield f"{key}.bridge", UsageError(f"a card of kind {nic.kind!r} has no bridge", "leave kind out")
+        if nic.kind == "group" and not _group(nic.group):
+            hint = "write 239.192.1.1:20000, of 224.0.0.0/4"
+            yield f"{key}.group", UsageError(f"{nic.group!r} is no multicast address and port", hint)
+        if nic.kind == "bridge" and not _BRIDGE.fullmatch(nic.bridge):
             yield (
                 f"{key}.bridge",
                 UsageError(f"{nic.bridge!r} cannot name a bridge", "list: ip link show type bridge"),

@@ -38,6 +38,10 @@ def limits(guest: Guest, sources: list[DiskSource], hypervisor: str, place: Plac
         "xl": _xl,
         "uml": _uml,
     }
+    if hypervisor != "qemu":
+        for number, nic in enumerate(guest.nics):
+            if nic.kind != "bridge":
+                problems.append(Unsupported(f"nics[{number}]: kind {nic.kind!r} is QEMU's own", "name a bridge"))
     if hypervisor in by_name:
         problems += by_name[hypervisor](guest, sources, place)
     return problems

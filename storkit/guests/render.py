@@ -73,6 +73,8 @@ class NicView:
     mac: str
     model: str
     tap: str
+    kind: str = "bridge"
+    group: str = ""
 
 
 def node_name(index: int) -> str:
@@ -185,7 +187,7 @@ def _unit(guest: Guest, index: int) -> int:
 
 def _nic(guest: Guest, index: int, nic: Nic, place: Place) -> NicView:
     tap = place.taps[index] if index < len(place.taps) else ""
-    return NicView(index, nic.bridge, guest.mac(index), nic.model, tap)
+    return NicView(index, nic.bridge, guest.mac(index), nic.model, tap, nic.kind, nic.group)
 
 
 def _place_problems(place: Place) -> list[StorkitError]:

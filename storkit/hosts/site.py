@@ -129,6 +129,8 @@ class Performer:
         values = wanted.read(args, f"{target}.{verb}")
         if target == "images" and "volume" in values:
             (values["volume"],) = self._here([values["volume"]])
+        if target == "images" and "volumes" in values:
+            values["volumes"] = self._here(values["volumes"])
         if kind == "transport" and verb in SERVING_VERBS:
             values["volumes"] = self._here(values["volumes"])
         with self.limits.paths(kind, verb, values) if self.limits else nullcontext(_same) as shown:

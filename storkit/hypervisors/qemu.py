@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -294,6 +295,18 @@ class Qemu(Hypervisor):
         except qmp.Lost:
             here.wait(ASK_TIMEOUT)  # whoever asks next is told that it has ended, not that it is silent
             raise
+
+    def forwarded(self, guests: list[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in self._names(guests):
+            here = self._process(name)
+            if any(nic.kind == "user" for nic in self._definition(name).guest.nics) and here.alive():
+                command = {"command-line": "info usernet"}
+                with suppress(qmp.Lost):
+                    said = qmp.call(here.monitor, "human-monitor-command", command, timeout=ASK_TIMEOUT)
+                    if match := re.search(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", str(said)):
+                        found[name] = int(match[1])
+        return found
 
     def cancel(self, name: str) -> None:
         import asyncio

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, collected, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
@@ -125,8 +125,43 @@ def shown(places: dict[str, str], reasons: dict[str, str], volumes: Iterable[Vol
     return ", ".join(words) or ("asleep" if any(volume.hold for volume in volumes) else "stopped")
 
 
-def start(subject: GuestView, host: str, inventory: Inventory) -> Plan:
-    """Give a guest its disks on a host and start it there."""
+def start(starts: Sequence[tuple[GuestView, str]], inventory: Inventory) -> Plan:
+    """Give guests their disks, each on a host, and start them there. Raises all that speaks against any of them."""
+    problems: list[StorkitError] = []
+    for subject, host in starts:
+        with collected(problems):
+            _refuse_start(subject, host)
+    raise_problems(problems)
+    stages = Stages()
+    for host in dict.fromkeys(host for _, host in starts):
+        here = [subject for subject, where in starts if where == host]
+        volumes, written = _each_once(s.volumes for s in here), _each_once(s.written for s in here)
+        add_attach(stages, volumes, host, {host}, inventory, written=written)
+    new = [(subject, host) for subject, host in starts if host not in subject.running]
+    for subject, _ in new:
+        _give_root(stages, subject)
+    stages.then(*(define(subject, host) for subject, host in new))
+    stages.then(
+        *(step(StartGuest(subject.name), host, subject.target, f"start {subject.name} on {host}")
+          for subject, host in new)
+    )  # fmt: skip
+    hosts = " and ".join(dict.fromkeys(host for _, host in starts))
+    title = f"start {titled([subject for subject, _ in starts])} on {hosts}"
+    return finish_plan(title, stages, guest_holds(*(subject for subject, _ in starts)), inventory)
+
+
+def titled(subjects: Sequence[GuestView]) -> str:
+    """Guests for a title: the first few names, and how many there are."""
+    names = [subject.name for subject in subjects]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} guests)"
+
+
+def _each_once(groups: Iterable[list[Volume]]) -> list[Volume]:
+    return list({volume.uuid: volume for group in groups for volume in group}.values())
+
+
+def _refuse_start(subject: GuestView, host: str) -> None:
+    """Raise what keeps a guest from being started on a host."""
     subject.known()
     subject.awake(f"written by {host}")
     if subject.running and subject.running != [host]:
@@ -144,37 +179,36 @@ def start(subject: GuestView, host: str, inventory: Inventory) -> Plan:
                 f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
             )
     subject.rooted()
-    stages = Stages()
-    add_attach(stages, subject.volumes, host, {host}, inventory, written=subject.written)
-    if host not in subject.running:
-        _give_root(stages, subject)
-        stages.then(define(subject, host))
-        stages.then(step(StartGuest(subject.name), host, subject.target, f"start {subject.name} on {host}"))
-    return finish_plan(f"start {subject.name} on {host}", stages, guest_holds(subject), inventory)
 
 
-def stop(subject: GuestView, force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
-    """Stop a guest wherever it is, or on the host `only`, and take its disks back from there."""
-    if not force:
-        subject.known()
+def stop(subjects: Sequence[GuestView], force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
+    """Stop guests wherever they are, or on the host `only`, and take their disks back from there."""
+    problems: list[StorkitError] = []
+    for subject in subjects if not force else ():
+        with collected(problems):
+            subject.known()
+    raise_problems(problems)
     stages = Stages()
-    hosts = [host for host in subject.places if only in ("", host)]
-    # By force, one that does not answer is ended as well: its host must answer for it.
-    running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
-    stages.then(
-        *(
-            step(StopGuest(subject.name, force, timeout), host, subject.target, f"stop {subject.name} on {host}")
-            for host in running
-        )
-    )
-    elsewhere = {status for host, status in subject.places.items() if host not in hosts}
-    if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
-        _take_root(stages, subject)
-    if only:
-        leave(stages, subject, [only])
-        return finish_plan(f"stop {subject.name} on {only}", stages, guest_holds(subject), inventory)
-    leave(stages, subject, others(subject))
-    return finish_plan(f"stop {subject.name}", stages, guest_holds(subject), inventory)
+    add_stop(stages, subjects, force, timeout, only)
+    title = f"stop {titled(subjects)}{f' on {only}' if only else ''}"
+    return finish_plan(title, stages, guest_holds(*subjects), inventory)
+
+
+def add_stop(stages: Stages, subjects: Sequence[GuestView], force: bool, timeout: float = 0.0, only: str = "") -> None:
+    """Stop guests, and take their disks from the hosts that had them."""
+    steps: list[Step] = []
+    for subject in subjects:
+        hosts = [host for host in subject.places if only in ("", host)]
+        # By force, one that does not answer is ended as well: its host must answer for it.
+        running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
+        verb = StopGuest(subject.name, force, timeout)
+        steps += [step(verb, host, subject.target, f"stop {subject.name} on {host}") for host in running]
+    stages.then(*steps)
+    for subject in subjects:
+        elsewhere = {status for host, status in subject.places.items() if only not in ("", host)}
+        if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
+            _take_root(stages, subject)
+    leave_all(stages, [(subject, [only] if only else others(subject)) for subject in subjects])
 
 
 def wake(subject: GuestView, inventory: Inventory) -> Plan:
@@ -333,14 +367,24 @@ def _finish(stages: Stages, subject: GuestView, here: str, others: list[str]) ->
 def leave(stages: Stages, subject: GuestView, hosts: list[str], lost: Collection[str] = ()) -> None:
     """Retire what is left of a guest on hosts, and take its disks away from them. `lost`: those of them that have sent
     its memory away, which nobody has."""
-    name, target = subject.name, subject.target
+    leave_all(stages, [(subject, hosts)], lost)
+
+
+def leave_all(stages: Stages, left: Sequence[tuple[GuestView, list[str]]], lost: Collection[str] = ()) -> None:
+    """As `leave`, for guests that each leave hosts."""
     said = dict.fromkeys(lost, ", which runs nowhere else: its memory is lost")
-    retired = {host: f"retire {name} on {host}{said.get(host, '')}" for host in hosts}
-    stages.then(*(step(RetireGuest(name), host, target, title) for host, title in retired.items()))
-    stages.then(*(_undefine(subject, host) for host in hosts))
-    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
-    if hosts:
-        add_detach(stages, mine, hosts, subject.inventory)
+    stages.then(
+        *(step(RetireGuest(subject.name), host, subject.target, f"retire {subject.name} on {host}{said.get(host, '')}")
+          for subject, hosts in left for host in hosts)
+    )  # fmt: skip
+    stages.then(*(_undefine(subject, host) for subject, hosts in left for host in hosts))
+    together: dict[tuple[str, ...], list[GuestView]] = {}
+    for subject, hosts in left:
+        together.setdefault(tuple(hosts), []).append(subject)
+    for hosts_left, subjects in together.items():
+        mine = [volume for subject in subjects for volume in subject.volumes if volume.uuid not in subject.shared]
+        if hosts_left:
+            add_detach(stages, mine, list(hosts_left), subjects[0].inventory)
 
 
 def _give_root(stages: Stages, subject: GuestView) -> None:
@@ -387,9 +431,7 @@ def others(subject: GuestView, here: str = "") -> list[str]:
     return sorted({*clients, *subject.places, *subject.stopped} - {here})
 
 
-def guest_holds(subject: GuestView) -> list[Hold]:
-    mine = [volume for volume in subject.volumes if volume.uuid not in subject.shared]
-    mine += [subject.root] if subject.root else []
-    return locks_of(mine) + locks_of(
-        [volume for volume in subject.volumes if volume.uuid in subject.shared], shared=True
-    )
+def guest_holds(*subjects: GuestView) -> list[Hold]:
+    shared = _each_once([v for v in subject.volumes if v.uuid in subject.shared] for subject in subjects)
+    mine = _each_once([v for v in subject.all_volumes if v.uuid not in subject.shared] for subject in subjects)
+    return locks_of(mine) + locks_of(shared, shared=True)

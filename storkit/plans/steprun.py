@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from storkit.core.calls import Targets
-from storkit.core.errors import StorkitError
+from storkit.core.errors import Conflict, StorkitError
 from storkit.core.guest import Guest
 from storkit.core.host import Door
 from storkit.core.model import Secret
@@ -15,6 +15,9 @@ from storkit.hosts.connection import Connection
 from storkit.hosts.connections import Connections
 from storkit.plans.journal import Journal
 from storkit.plans.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from storkit.guests.fleets.keys import FleetKeys
 
 
 class Reporter(Protocol):
@@ -93,6 +96,14 @@ class StepRun:
         from storkit.guests import secrets
 
         return secrets.load(self._state, guest)
+
+    def fleet_keys(self, fleet: str) -> FleetKeys:
+        from storkit.guests.fleets import keys
+
+        found = keys.load(self._state, fleet)
+        if found is None:
+            raise Conflict("the fleet's keys are not on this machine", "go on where the fleet was created")
+        return found
 
     def source(self, host: str, towards: str) -> str:
         address = self.address(towards)

@@ -23,6 +23,7 @@ from storkit.plans.plan import Step
 
 if TYPE_CHECKING:
     from storkit.core.guest import KeptGuest
+    from storkit.guests.fleets.keys import FleetKeys
 
 B = TypeVar("B")
 """What a verb saw before it acted."""
@@ -51,6 +52,9 @@ class Run(Protocol):
 
     def secrets(self, guest: Guest) -> dict[str, Secret]:
         """The passwords that a guest's document needs, which no plan and no journal has."""
+
+    def fleet_keys(self, fleet: str) -> FleetKeys:
+        """The keys of the fleet of a UUID, which no plan and no journal has."""
 
     def source(self, host: str, towards: str) -> str:
         """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""

@@ -94,8 +94,8 @@ def where(
 
 
 ACTS: list[Callable[[GuestView], Plan]] = [
-    lambda view: migration.stop(view, True, 60.0, "", INVENTORY),
-    lambda view: migration.stop(view, False, 60.0, "", INVENTORY),
+    lambda view: migration.stop([view], True, 60.0, "", INVENTORY),
+    lambda view: migration.stop([view], False, 60.0, "", INVENTORY),
     lambda view: migration.finish(view, INVENTORY),
     lambda view: migration.cleanup(view, INVENTORY),
 ]

@@ -34,7 +34,7 @@ COMMANDS: dict[str, Callable[[Volume, dict[str, str]], object]] = {
     "attach": lambda volume, _: planner.attach([volume, READ], "b", [], True, INVENTORY),
     "resize": lambda volume, _: planner.resize(volume, 1 << 21, False, [], INVENTORY),
     "delete": lambda volume, _: planner.delete([volume], [], INVENTORY),
-    "start": lambda volume, _: migration.start(subject(volume, {}), "b", INVENTORY),
+    "start": lambda volume, _: migration.start([(subject(volume, {}), "b")], INVENTORY),
     "cleanup": lambda volume, places: migration.cleanup(subject(volume, places), INVENTORY),
     "migrate": lambda volume, _: migration.migrate(subject(volume, {"a": "running"}), "b", {"run"}, INVENTORY),
     "finish": lambda volume, _: migration.finish(subject(volume, {"a": "running"}), INVENTORY),

@@ -17,9 +17,9 @@ from storkit.core.inventory import HostConfig
 from storkit.core.model import Export, Saved, Volume, VolumeHold
 from storkit.hypervisors import _saved as memory
 from storkit.plans import sleep
-from storkit.plans.intent import sleeping
 from storkit.plans.intent.coordinator import Coordinator, Ran
-from storkit.plans.intent.sleeping import SleepActs
+from storkit.plans.intent.running import sleeping
+from storkit.plans.intent.running.sleeping import SleepActs
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Step
 from storkit.plans.verbs.exports import UnexportVolumes

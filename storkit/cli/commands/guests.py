@@ -1,6 +1,6 @@
 """Commands for guests and their migrations."""
 
-from storkit.cli.commands.words import A_GUEST, GUEST, HOST, REMOVABLE, TO, VOLUME, Command, arg
+from storkit.cli.commands.words import A_GUEST, GUEST, HOST, REMOVABLE, SOME_GUESTS, TO, VOLUME, Command, arg
 
 COMMANDS = (
     Command(
@@ -105,17 +105,17 @@ COMMANDS = (
     Command(
         "guest",
         "start",
-        "give a guest its disks and start it",
+        "give guests their disks and start them",
         "guest:start",
-        (A_GUEST, arg("--on", help="the host (default: its first disk's)", **HOST)),
+        (SOME_GUESTS, arg("--on", help="the host (default: each one's first disk's)", **HOST)),
     ),
     Command(
         "guest",
         "stop",
-        "shut a guest down and take its disks back",
+        "shut guests down and take their disks back",
         "guest:stop",
         (
-            A_GUEST,
+            SOME_GUESTS,
             arg("--force", help="take its power away", action="store_true"),
             arg("--on", help="stop it only if it runs on this host", **HOST),
             arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),

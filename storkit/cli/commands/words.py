@@ -21,6 +21,7 @@ NOUNS = {
     "pool": "where volumes are made",
     "volume": "make, copy, import and delete disks",
     "guest": "define, render, start and stop guests",
+    "fleet": "many guests of one image, each a machine of its own",
     "migrate": "move a running guest, with its disk's right to write",
     "plan": "the journal of changes: resume or roll back one that was cut short",
     "hooks": "have a hypervisor ask for its guests' disks by itself, whoever starts or moves them",
@@ -29,8 +30,13 @@ NOUNS = {
 
 HOST = {"metavar": "HOST", "complete": "hosts"}
 GUEST = {"metavar": "GUEST", "complete": "guests"}
+FLEET = {"metavar": "FLEET", "complete": "fleets"}
 VOLUME = {"metavar": "VOLUME", "complete": "volumes"}
 A_GUEST = arg("name", help="the guest", **GUEST)
+SOME_GUESTS = arg("names", help="the guests; '*' stands for any characters", nargs="+", **GUEST)
+A_FLEET = arg("name", help="the fleet", **FLEET)
+MEMBERS = arg("members", help="some of its members (default: all)", nargs="*", **GUEST)
+SOME_MEMBERS = arg("members", help="the members", nargs="*", **GUEST)
 A_VOLUME = arg("name", help="the volume", **VOLUME)
 A_POOL = arg("pool", help="the pool", metavar="POOL", complete="pools")
 A_PLAN = arg("id", help="the plan", metavar="ID")

@@ -126,6 +126,37 @@ EXAMPLES = {
     "guest refresh": (("storkit guest refresh web", "After virsh edit web: what it says is kept, and moves with it."),),
     "guest edit": (("storkit guest edit web", "Open its texts in $EDITOR; what is wrong with them is refused."),),
     "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
+    "fleet create": (
+        ("storkit fleet create web --image debian --count 20 --start", "Twenty guests, web-01 to web-20, each itself."),
+        (
+            "storkit fleet create ci --image debian --count 8 --on a b --memory 1GiB --ttl 2h",
+            "Eight of them, spread over two hosts, which fleet sweep ends after two hours.",
+        ),
+    ),
+    "fleet list": (("storkit fleet list", "Every fleet, its image, and how many of its members run."),),
+    "fleet show": (("storkit fleet show web", "Each member: its state, its host, its address."),),
+    "fleet start": (
+        ("storkit fleet start web", "Start all members that do not run."),
+        ("storkit fleet start web web-03", "Start this one."),
+    ),
+    "fleet stop": (("storkit fleet stop web", "Shut all members down, at the same time."),),
+    "fleet reset": (
+        ("storkit fleet reset web web-03", "Its disk is as the image again; its name and keys stay."),
+        ("storkit fleet reset web --all", "The same for every member."),
+    ),
+    "fleet replace": (("storkit fleet replace web web-03 --start", "A new machine in its place, with new keys."),),
+    "fleet wait": (("storkit fleet wait web --timeout 120", "Until each member lets ssh in, or two minutes."),),
+    "fleet run": (
+        ("storkit fleet run web -- hostname", "Every member says its name."),
+        ("storkit fleet run web --on web-03 -- 'apt-get update && apt-get -y upgrade'", "A shell's text in one."),
+    ),
+    "fleet ssh": (("storkit fleet ssh web-03", "A shell in a member; its host key is known already."),),
+    "fleet inventory": (
+        ("storkit fleet inventory web > web.yml", "For Ansible: ansible-playbook -i web.yml site.yml."),
+        ("storkit fleet inventory web --ssh >> ~/.ssh/config", "For ssh: ssh web-03 works from then on."),
+    ),
+    "fleet destroy": (("storkit fleet destroy web", "Its members, their disks and their keys are gone."),),
+    "fleet sweep": (("storkit fleet sweep", "For a timer: what a killed job has left ends in time."),),
     "migrate run": (
         ("storkit migrate run web --to b", "Move the running guest to host b."),
         ("storkit -n migrate run web --to b", "Print the plan, and change nothing."),

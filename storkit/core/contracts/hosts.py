@@ -13,10 +13,11 @@ from storkit.core.identities import (
     Line,
     MaybeAddress,
     Port,
+    Uuid,
     Word,
     Words,
 )
-from storkit.core.imagefiles import ImageFile, ImageInfo
+from storkit.core.imagefiles import FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
 from storkit.core.model import Volume
 
 if TYPE_CHECKING:
@@ -64,6 +65,42 @@ class ImageVerbs(ABC):
         Raises:
             Conflict: the file exists, the volume is in use, or there is no room.
             UsageError: the format cannot be compressed, or no directory for the file.
+        """
+
+    @abstractmethod
+    def look_inside(self, volume: Volume) -> Inside:
+        """Find out what in a volume makes one machine another than its clones; nothing is changed, nothing mounted."""
+
+    @abstractmethod
+    def lay(self, volume: Volume, inside: Inside, files: list[FileToLay], remove: list[Line]) -> list[Laid]:
+        """Write files into the file system of a volume that no guest has had yet, and remove others. Called again it
+        writes what is not there, and says the same.
+
+        Args:
+            volume: the volume.
+            inside: what `look_inside` found in it.
+            files: to be written, over what is there.
+            remove: paths of files that are not to be there; they need not be.
+
+        Returns:
+            Where the slots among the files lie.
+
+        Raises:
+            Unsafe: a guest has had the volume, or its file system is not as it was left.
+            Conflict: it is in use, or there is no room in it.
+        """
+
+    @abstractmethod
+    def write_in(self, volumes: list[Volume], pieces: dict[Uuid, list[Piece]]) -> None:
+        """Write bytes at places of volumes that no guest has had yet, durably.
+
+        Args:
+            volumes: the volumes.
+            pieces: by the UUIDs of volumes.
+
+        Raises:
+            Unsafe: a guest has had one of them, or it ends before that place.
+            Conflict: one is in use.
         """
 
 

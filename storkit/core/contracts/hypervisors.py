@@ -11,6 +11,7 @@ from storkit.core.identities import (
     Line,
     MaybeAddress,
     MaybePath,
+    Port,
     Seconds,
     Uuid,
     Word,
@@ -243,6 +244,10 @@ class HypervisorVerbs(BackendVerbs):
     @abstractmethod
     def messages(self, name: GuestName) -> Words:
         """Say what the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
+
+    @abstractmethod
+    def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:
+        """Say which TCP ports of this host's loopback lead to the SSH of guests that run here; others are left out."""
 
     @abstractmethod
     def cancel(self, name: GuestName) -> None:

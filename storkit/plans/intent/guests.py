@@ -18,7 +18,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import Guest
-from storkit.core.identities import check_seconds, several
+from storkit.core.identities import several
 from storkit.core.model import DiskSource, Volume
 from storkit.guests import clone as clones
 from storkit.guests import files, secrets
@@ -29,6 +29,7 @@ from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.kept import checkout, keeping, refreshing, sources
 from storkit.plans.intent.kept.checkout import Difference, GuestKept
 from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
+from storkit.plans.intent.running import starting
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 
@@ -122,27 +123,11 @@ class GuestActs:
 
     def start(self, name: str, host: str = "") -> str:
         """Give a guest its disks on a host, its first disk's home if none is named, and start it; that host."""
-        coordinator = self._coordinator
-        guest = self.load(name)
-        first = next((disk for disk in [*guest.disks, guest.root] if disk), None)
-        home = "local"
-        if first and not host:
-            home = coordinator.survey.find_all([first.volume], views.uuids([first]))[0].host
-        where = coordinator.host(host or home, given=True)
+        return self.start_all([name], host)[name]
 
-        def build() -> Plan:
-            what = views.guest_view(coordinator, name, where)
-            if not what.running:
-                refreshing.refuse(what, what.edited, "that would not be what is started")
-                sources.refuse_unseen(coordinator, what.guest, what.all_volumes, where)
-                sources.refuse_old(coordinator, what.guest, what.all_volumes)
-                hypervisor = coordinator.connections.to(where).hypervisor(what.target)
-                problems = coordinator.once((where, "check", what.guest), lambda: hypervisor.check(what.guest))
-                raise_problems([Conflict(f"{where}: {problem}", f"storkit host check {where}") for problem in problems])
-            return migration.start(what, where, coordinator.inventory)
-
-        self._coordinator.change(build)
-        return where
+    def start_all(self, names: Sequence[str], host: str = "") -> dict[str, str]:
+        """As `start`, for many guests in one plan; the host of each."""
+        return starting.start(self._coordinator, dict.fromkeys(several(names), host))
 
     def resume(self, name: str) -> tuple[str, bool]:
         """Let a guest go on that stands still; its host, and whether it stood still."""
@@ -158,18 +143,11 @@ class GuestActs:
     def stop(self, name: str, host: str = "", force: bool = False, timeout: float = 60.0) -> None:
         """Stop a guest wherever it is, or on one host, and take its disks from there. `timeout`: the seconds that it
         has to shut down; `force`: none."""
-        check_seconds(timeout)
-        only = self._coordinator.host(host) if host else ""
+        self.stop_all([name], host, force, timeout)
 
-        def build() -> Plan:
-            what = views.wherever(self._coordinator, name, *([only] if only else []))
-            ends = [only] if only else what.edited
-            if not force:
-                refreshing.refuse(what, ends, "that would end with it")
-            refreshing.warn(self._coordinator, what, ends)
-            return migration.stop(what, force, timeout, only, self._coordinator.inventory)
-
-        self._coordinator.change(build)
+    def stop_all(self, names: Sequence[str], host: str = "", force: bool = False, timeout: float = 60.0) -> None:
+        """As `stop`, for many guests in one plan, all at the same time."""
+        starting.stop(self._coordinator, several(names), host, force, timeout)
 
     def delete(self, name: str) -> None:
         """Forget a guest that is stopped, and have its pool forget it; its volumes stay."""

@@ -47,6 +47,14 @@ def wherever(coordinator: Coordinator, name: str, *hosts: str) -> GuestView:
     return guest_view(coordinator, name, *hosts, beside=coordinator.inventory.hosts)
 
 
+def remains(coordinator: Coordinator, guest: Guest) -> GuestView:
+    """A guest, with those of its volumes that there are, wherever it runs: to end it, whatever is left of it."""
+    known = uuids(guest.disks)
+    volumes = [v for v in coordinator.survey.present(list(known), known) if known[v.name] == v.uuid]
+    found, reasons, _ = places(coordinator, guest, thorough=True)
+    return GuestView(guest, volumes, coordinator.survey.exports(volumes), found, coordinator.inventory, reasons=reasons)
+
+
 def tree(coordinator: Coordinator, name: str, uuid: str = "") -> Volume:
     """The tree of that name; `uuid`: the one with it, where a name stands for two."""
     (volume,) = coordinator.survey.find_all([name], {name: uuid})

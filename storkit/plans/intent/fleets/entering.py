@@ -1,0 +1,144 @@
+"""Into the members of a fleet by ssh(1): by the fleet's own key, and only where the member shows the host key that was
+made for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsupported, UsageError, raise_problems
+from storkit.core.identities import check_seconds
+from storkit.guests import files
+from storkit.guests.fleets import keys
+from storkit.guests.fleets.record import Fleet
+from storkit.plans.intent.coordinator import Coordinator
+from storkit.system.run import run as run_program
+from storkit.system.timeouts import scaled
+
+_AT_ONCE = 32
+_TRY = scaled(10.0)
+"""Seconds that ssh has to get in."""
+_AGAIN = 0.5
+_LOST = 255
+"""ssh's own exit status where it did not get in (ssh(1), EXIT STATUS)."""
+USER = "root"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """How ssh gets into a member: over a port of its host's loopback, through that host where it is another machine."""
+
+    member: str
+    host: str
+    port: int
+    key: str
+    """The file of the fleet's key."""
+    known_hosts: str
+    jump: str = ""
+    """[USER@]HOST[:PORT] of the member's host; empty: it is this machine."""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """As ssh_config(5) has them."""
+        return {
+            "HostName": "127.0.0.1",
+            "Port": str(self.port),
+            "User": USER,
+            "HostKeyAlias": self.member,
+            "IdentityFile": self.key,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.known_hosts,
+            "StrictHostKeyChecking": "yes",
+            "ControlPath": "none",
+            **({"ProxyJump": self.jump} if self.jump else {}),
+        }
+
+    def argv(self, *command: str, batch: bool = False) -> list[str]:
+        """The words of ssh(1). `batch`: it asks nobody, and gives up after some seconds."""
+        options = {**self.options, **({"BatchMode": "yes", "LogLevel": "ERROR"} if batch else {})}
+        if batch:
+            options["ConnectTimeout"] = f"{_TRY:.0f}"
+        # The user's own configuration may speak of other hosts of this name; a host to jump through is in it.
+        without = [] if self.jump else ["-F", "none"]
+        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return ["ssh", *without, *words, self.member, *command]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command in a member left."""
+
+    member: str
+    status: int
+    """The command's exit status; 255: ssh did not get in, or it did not end in time."""
+    stdout: str
+    stderr: str
+
+
+def entrances(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[Entrance]:
+    """How ssh gets into these members. Raises Conflict for those that do not run, Unsupported: no port leads there."""
+    if fleet.bridge:
+        message = f"the members of fleet {fleet.name} are on bridge {fleet.bridge}, whose network gives their addresses"
+        raise Unsupported(message, "ask it: ip neigh show, or its DHCP server's leases")
+    hypervisor = f"hypervisor:{fleet.hypervisor}"
+    ports: dict[str, tuple[str, int]] = {}
+    for host in dict.fromkeys(fleet.hosts):
+        found = coordinator.connections.to(host).hypervisor(hypervisor).forwarded(list(members))
+        ports.update({member: (host, port) for member, port in found.items()})
+    hint = f"storkit fleet start {fleet.name}"
+    raise_problems([Conflict(f"{each} does not run", hint) for each in members if each not in ports])
+    names = {files.load(coordinator.guests, member).uuid: member for member in members}
+    key, known = keys.for_ssh(coordinator.state, fleet.uuid, names)
+    return [
+        Entrance(member, host, port, str(key), str(known), _jump(coordinator, host))
+        for member, (host, port) in ((member, ports[member]) for member in members)
+    ]
+
+
+def run(doors: Sequence[Entrance], command: Sequence[str], timeout: float) -> list[Said]:
+    """Run a command in members at the same time. Its words are one text for a shell there, as ssh(1) has it."""
+    if not command:
+        raise UsageError("no command is given", "storkit fleet run NAME -- hostname")
+    check_seconds(timeout)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(doors))) as pool:
+        return list(pool.map(lambda door: _run(door, command, timeout), doors))
+
+
+def wait(doors: Sequence[Entrance], timeout: float) -> None:
+    """Wait until every member lets ssh in. Raises TimedOut with those that do not."""
+    check_seconds(timeout)
+    end = time.monotonic() + timeout
+    problems: list[StorkitError] = []
+
+    def answers(door: Entrance) -> None:
+        while (said := _run(door, ["true"], _TRY)).status:
+            if time.monotonic() >= end:
+                reason = said.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+                message = f"{door.member} does not let ssh in after {timeout:g} seconds: {reason[0]}"
+                problems.append(TimedOut(message, f"storkit guest show {door.member}"))
+                return
+            time.sleep(_AGAIN)  # nothing tells that a guest has come up, but to ask it
+
+    with ThreadPoolExecutor(min(_AT_ONCE, len(doors))) as pool:
+        list(pool.map(answers, doors))
+    raise_problems(problems)
+
+
+def _run(door: Entrance, command: Sequence[str], timeout: float) -> Said:
+    argv = door.argv(*command, batch=True)
+    try:
+        done = run_program(argv, ok=range(256), timeout=timeout, package="openssh-client")
+    except TimedOut:
+        return Said(door.member, _LOST, "", f"it did not end within {timeout:g} seconds")
+    except CommandFailed as error:
+        return Said(door.member, _LOST, "", error.stderr)
+    return Said(door.member, done.status, done.stdout, done.stderr)
+
+
+def _jump(coordinator: Coordinator, host: str) -> str:
+    """Where ssh goes through to a host's loopback; empty: it is this machine's."""
+    config = coordinator.inventory.host(host)
+    return urlsplit(config.url).netloc if config.url.startswith("ssh:") else ""

@@ -1,0 +1,182 @@
+"""Volumes that nobody uses yet, changed where their bytes lie: what makes a clone a machine of its own.
+
+A raw file or a device is changed in place. A qcow2 file is made raw beside it, changed, and what has become another
+than what it stands on is its new content; bytes at a place are written into it by qemu-io(1).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from storkit.core.backend import Site
+from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
+from storkit.core.imagefiles import FileToLay, Inside, Laid, Piece
+from storkit.core.model import Volume
+from storkit.system import files, locks
+from storkit.system.parallel import for_each_at_once
+from storkit.system.run import run
+from storkit.system.timeouts import scaled
+from storkit.tech.files import volumefile
+from storkit.tech.files.sidecar import SPOOL
+from storkit.tech.images import ext4, qemuimg
+
+
+def look(site: Site, volume: Volume) -> Inside:
+    """What is in a volume (storkit.images.look_inside)."""
+    with _shared(site, volume), _raw(site, volume) as descriptor:
+        return ext4.look(descriptor, volume.size)
+
+
+def lay(site: Site, volume: Volume, inside: Inside, laid: Sequence[FileToLay], remove: Sequence[str]) -> list[Laid]:
+    """Lay files in a volume (storkit.images.lay). An image is never changed: it has what was laid before it was one."""
+    if volume.kind != "disk":
+        with _raw(site, volume) as descriptor:
+            return ext4.lay(descriptor, inside, laid, remove, write=False)
+    with _own(site, [volume]), _raw(site, volume, write=True) as descriptor:
+        return ext4.lay(descriptor, inside, laid, remove, write=True)
+
+
+def write_in(site: Site, volumes: Sequence[Volume], pieces: Mapping[str, Sequence[Piece]]) -> None:
+    """Write bytes into volumes (storkit.images.write_in)."""
+    problems: list[StorkitError] = []
+    for volume in volumes:
+        for piece in pieces.get(volume.uuid, ()):
+            if piece.offset + len(_bytes(piece)) > volume.size:
+                problems.append(Unsafe(f"volume {volume.name} ends before what is to be written at {piece.offset}"))
+        if volume.kind != "disk":
+            problems.append(Unsafe(f"volume {volume.name} is a golden image or a snapshot: nothing is written into it"))
+    raise_problems(problems)
+    wanted = [volume for volume in volumes if pieces.get(volume.uuid)]
+    with _own(site, wanted):
+        for_each_at_once(lambda volume: _write(volume, pieces[volume.uuid]), wanted)
+        for directory in {Path(volume.path).parent for volume in wanted if not files.is_device(Path(volume.path))}:
+            files.sync_filesystem(directory)
+
+
+def _write(volume: Volume, pieces: Sequence[Piece]) -> None:
+    path = Path(volume.path)
+    if volume.format == "qcow2":
+        _write_qcow2(path, pieces)
+        return
+    with _opened(path, write=True) as descriptor:
+        for piece in pieces:
+            data = _bytes(piece)
+            if os.pwrite(descriptor, data, piece.offset) != len(data):
+                raise Conflict(f"no room to write into {path}", f"df -h {path.parent}")
+        if files.is_device(path):
+            os.fsync(descriptor)
+
+
+def _write_qcow2(path: Path, pieces: Sequence[Piece]) -> None:
+    """By one qemu-io(1) for all of them, which reads each from a file in memory."""
+    parts: list[int] = []
+    try:
+        commands = []
+        for piece in pieces:
+            data = _bytes(piece)
+            parts.append(os.memfd_create("storkit"))
+            os.write(parts[-1], data)
+            commands.append(f"write -q -s {files.by_descriptor(parts[-1])} {piece.offset} {len(data)}")
+        done = run(
+            ["qemu-io", "-f", "qcow2", str(path)], stdin="\n".join([*commands, "quit", ""]), timeout=scaled(60),
+            package="qemu-utils", pass_fds=parts,
+        )  # fmt: skip
+    finally:
+        for part in parts:
+            os.close(part)
+    if said := done.stdout.replace("qemu-io> ", "").strip():
+        raise Conflict(f"what makes {path.stem} a machine of its own cannot be written into it: {said}")
+
+
+def _bytes(piece: Piece) -> bytes:
+    try:
+        return base64.b64decode(piece.data.reveal(), validate=True)
+    except ValueError:
+        raise UsageError("a piece of a disk is no base64") from None
+
+
+@contextmanager
+def _raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
+    """A volume as an open raw disk; `write`: what is written into it is the volume's once the context ends well."""
+    path = Path(volume.path)
+    if not volume.path or volume.kind == "tree":
+        raise UsageError(f"volume {volume.name} is no disk on {site.host}")
+    if volume.format != "qcow2":
+        with _opened(path, write) as descriptor:
+            yield descriptor
+        return
+    spool = path.with_name(f"{volume.name}.{SPOOL}{files.PARTIAL}")
+    spool.unlink(missing_ok=True)
+    descriptor = files.open_plain(spool, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        os.ftruncate(descriptor, volume.size)
+        arguments = ["-n", "--target-image-opts", "--target-is-zero", "-S", "4k", qemuimg.node("qcow2", path)]
+        raw = qemuimg.target_options("raw", Path(files.by_descriptor(descriptor)))
+        qemuimg.convert([*arguments, raw], volume.size, spool, lambda part: None, [descriptor])
+        yield descriptor
+        if write:
+            _take(volume, path, descriptor)
+    finally:
+        os.close(descriptor)
+        spool.unlink(missing_ok=True)
+
+
+def _take(volume: Volume, path: Path, raw: int) -> None:
+    """Give a qcow2 file what an open raw disk holds, as far as the file that it stands on has something else."""
+    chain = volumefile.chain(path, "qcow2")
+    new = path.with_name(path.name + files.PARTIAL)
+    new.unlink(missing_ok=True)
+    descriptor = files.open_plain(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    os.close(descriptor)
+    try:
+        backing = []
+        if len(chain) > 1:
+            # qemu-img keeps the name as it is given, which must be relative, as the pool has it.
+            backing = ["-B", chain[1].name, "-F", "qcow2" if chain[1].suffix == ".qcow2" else "raw"]
+        arguments = [*backing, "-O", "qcow2", "-f", "raw", files.by_descriptor(raw), str(new)]
+        qemuimg.convert(arguments, volume.size, new, lambda part: None, [raw])
+        files.change_mode(new, volumefile.mode(volume))
+        volumefile.flush(new)
+        new.replace(path)
+        files.sync_directory(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path, write: bool) -> Iterator[int]:
+    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
+    descriptor = os.open(path, flags) if files.is_device(path) else files.open_plain(path, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _own(site: Site, volumes: Sequence[Volume]) -> Iterator[None]:
+    """Volumes that nobody else uses while the context lasts. Raises all Conflicts together."""
+    problems: list[StorkitError] = []
+    with ExitStack() as stack:
+        for volume in volumes:
+            with collected(problems):
+                lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="its maker")
+                stack.callback(lock.release, remove=True)
+        raise_problems(problems)
+        yield
+
+
+@contextmanager
+def _shared(site: Site, volume: Volume) -> Iterator[None]:
+    if volume.kind != "disk":
+        yield
+        return
+    lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", shared=True)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -131,11 +131,11 @@ def look_inside(site: Site, volume: Volume) -> Inside:
     return changing.look(site, volume)
 
 
-def lay(site: Site, volume: Volume, inside: Inside, files: list[FileToLay], remove: list[str]) -> list[Laid]:
-    """Write files into the file system of a volume that nobody uses, and remove others; where the slots lie."""
+def lay(site: Site, volume: Volume, inside: Inside, files: list[FileToLay]) -> list[Laid]:
+    """Write files into the file system of a volume that nobody uses; where the slots lie."""
     from storkit.tech.files import changing
 
-    return changing.lay(site, volume, inside, files, remove)
+    return changing.lay(site, volume, inside, files)
 
 
 def write_in(site: Site, volumes: list[Volume], pieces: dict[str, list[Piece]]) -> None:

@@ -74,7 +74,7 @@ def wait(session: Session, options: Namespace) -> None:
 
 
 def run(session: Session, options: Namespace) -> int:
-    said = session.site.fleets.run(options.name, _words(options), options.members, options.timeout)
+    said = session.site.fleets.run(options.name, options.words, options.members, options.timeout)
     lines = [f"{each.member}: {line}" for each in said for line in (each.stdout + each.stderr).splitlines() or [""]]
     session.result(codec.dump(said), "\n".join(lines))
     return max(each.status for each in said)
@@ -86,7 +86,7 @@ def ssh(session: Session, options: Namespace) -> None:
     if not fleet:
         raise NotFound(f"no fleet has a member {options.member!r}", "storkit fleet list")
     (door,) = fleets.doors(fleet, [options.member])
-    argv = door.argv(*_words(options))
+    argv = door.argv(*options.words)
     session.site.close()
     os.execvp(argv[0], argv)
 
@@ -112,11 +112,6 @@ def _some(options: Namespace) -> list[str]:
     if bool(options.members) == options.all:
         raise UsageError("name the members, or say --all", f"storkit fleet show {options.name}")
     return list(options.members)
-
-
-def _words(options: Namespace) -> list[str]:
-    words = list(options.words)
-    return words[1:] if words[:1] == ["--"] else words
 
 
 def _count(names: list[str]) -> str:
@@ -164,7 +159,7 @@ def _ansible(name: str, doors: list[Entrance]) -> dict[str, Any]:
             "ansible_ssh_private_key_file": door.key,
             "ansible_ssh_common_args": shlex.join(f"-o{key}={value}" for key, value in rest.items()),
         }
-    return {name.replace("-", "_"): {"hosts": hosts}}
+    return {"all": {"children": {name.replace("-", "_"): {"hosts": hosts}}}}
 
 
 def _ssh_config(door: Entrance) -> str:

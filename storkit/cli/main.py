@@ -101,8 +101,24 @@ def _add(target: "Any", args: "Any", suppress: bool = False) -> None:
             target.add_argument(*each.flags, help=each.help, **kwargs)
 
 
-def _parsed(words: "Sequence[str]") -> "Namespace":
+def parsed(words: "Sequence[str]") -> "Namespace":
     """What a command line says. Raises UsageError; SystemExit: it asked for help, which was printed."""
+    from storkit.cli.commands import COMMANDS
+
+    given = words[: words.index("--")] if "--" in words else words
+    ends_in_a_command = any(
+        command.noun in given and command.verb in given and command.args and command.args[-1].flags == ("words",)
+        for command in COMMANDS
+    )
+    if given is words or not ends_in_a_command:
+        return _by_argparse(words)
+    # argparse gives such an argument what stands before an option, and then no more.
+    options = _by_argparse(given)
+    options.words += words[len(given) + 1 :]
+    return options
+
+
+def _by_argparse(words: "Sequence[str]") -> "Namespace":
     from storkit.core.errors import UsageError
 
     try:
@@ -115,7 +131,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     """Run one command; the exit status (docs/exit-codes.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parsed(words)
+        options = parsed(words)
     except SystemExit as error:
         return int(error.code or 0)
     except Exception as error:

@@ -41,7 +41,7 @@ class ImageFile:
 class Inside:
     """What was found in a disk image that makes one machine another than its clones."""
 
-    filesystem: Word = ""
+    filesystem: Word
     """Of the root: `ext4` (also ext2 and ext3), which can be changed without mounting it; empty: another, or none."""
     offset: Count = 0
     """Bytes from the start of the disk to the root's file system."""
@@ -64,6 +64,8 @@ class FileToLay:
     """With `slot`, something of the size that every clone's own content has, to be written over in each clone."""
     mode: Count = 0o644
     slot: bool = False
+    absent: bool = False
+    """It is not to be there."""
 
 
 @dataclass(frozen=True, slots=True)

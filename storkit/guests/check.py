@@ -173,7 +173,9 @@ def _nics(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
         if nic.kind == "group" and not _group(nic.group):
             hint = "write 239.192.1.1:20000, of 224.0.0.0/4"
             yield f"{key}.group", UsageError(f"{nic.group!r} is no multicast address and port", hint)
-        if nic.kind == "bridge" and not _BRIDGE.fullmatch(nic.bridge):
+        if nic.kind == "bridge" and not nic.bridge:
+            yield key, UsageError("'bridge' is missing", "list: ip link show type bridge")
+        elif nic.kind == "bridge" and not _BRIDGE.fullmatch(nic.bridge):
             yield (
                 f"{key}.bridge",
                 UsageError(f"{nic.bridge!r} cannot name a bridge", "list: ip link show type bridge"),

@@ -194,7 +194,7 @@ def stop(subjects: Sequence[GuestView], force: bool, timeout: float, only: str, 
     return finish_plan(title, stages, guest_holds(*subjects), inventory)
 
 
-def add_stop(stages: Stages, subjects: Sequence[GuestView], force: bool, timeout: float = 0.0, only: str = "") -> None:
+def add_stop(stages: Stages, subjects: Sequence[GuestView], force: bool, timeout: float, only: str = "") -> None:
     """Stop guests, and take their disks from the hosts that had them."""
     steps: list[Step] = []
     for subject in subjects:

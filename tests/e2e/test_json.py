@@ -86,6 +86,7 @@ def test_every_command_has_its_shape_on_the_page() -> None:
     commands = {f"{command.noun} {command.verb}".strip() for command in COMMANDS}
     assert shapes().keys() == {name for name in commands if not name.startswith("hook ")} - {
         "completion",
+        "fleet ssh",
         "names",
         "agent",
     }
@@ -230,9 +231,22 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     Path("own.cfg").write_text(f'name = "own"\nmemory = 64\ndisk = [ "format=raw, vdev=xvda, target={disk}" ]\n')
     storkit("guest", "adopt", "--config", "own.cfg")
     storkit("guest", "release", "own")
+    storkit("volume", "import", str(disk), "golden", "--golden")
+    fleet = ("--image", "golden", "--count", "1", "--memory", "16MiB")
+    storkit("fleet", "create", "ci", *fleet)
+    storkit("fleet", "list")
+    storkit("fleet", "start", "ci")
+    storkit("fleet", "reset", "ci", "ci-01")
+    storkit("fleet", "inventory", "ci")
+    storkit("fleet", "stop", "ci", "--force")
+    storkit("fleet", "replace", "ci", "ci-01")
+    storkit("fleet", "show", "ci")
+    storkit("fleet", "destroy", "ci")
+    storkit("fleet", "sweep")
     checked = storkit.checked  # type: ignore[attr-defined]
+    of_a_guest_with_ssh = {"fleet run", "fleet wait"}  # tests/e2e/test_fleet_debian.py
     of_this_machine = {"hooks install", "hooks status", "hooks remove"}  # tests/e2e/test_hooks_installed.py
-    assert shapes().keys() - checked == {"plan resume", "plan rollback", *of_this_machine}
+    assert shapes().keys() - checked == {"plan resume", "plan rollback", *of_a_guest_with_ssh, *of_this_machine}
 
 
 def test_an_error_says_whether_anything_is_changed(storkit: Run) -> None:

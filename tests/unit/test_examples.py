@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from storkit.cli.commands import COMMANDS, Command
-from storkit.cli.main import main, parser
+from storkit.cli.main import main, parsed
 from storkit.cli.manual.examples import EXAMPLES
 from storkit.cli.manual.page import page
 
@@ -36,7 +36,7 @@ def test_every_command_has_one_to_three_examples_and_nothing_else_has() -> None:
 def test_every_example_is_one_of_its_own_command_and_says_what_it_does(command: Command) -> None:
     for line, text in EXAMPLES[name(command)]:
         given = words(line)
-        options = parser(given).parse_args(given)
+        options = parsed(given)
         assert options.function == command.function, line
         assert text.endswith(".") and "\n" not in text
 

@@ -140,6 +140,15 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("images", "inspect"): ({"source": "/i"}, INFO),
     ("images", "fill"): ({"volume": VOLUME, "source": "/i"}, INFO),
     ("images", "export_image"): ({"volume": VOLUME, "file": "/web.qcow2"}, {"file": "/web.qcow2", "size": 4096}),
+    ("images", "look_inside"): (
+        {"volume": VOLUME},
+        {"filesystem": "ext4", "offset": 0, "has": ["sshd"], "problem": ""},
+    ),
+    ("images", "lay"): (
+        {"volume": VOLUME, "inside": {}, "files": [{"path": "/etc/hostname", "content": "xxxx", "slot": True}]},
+        [{"path": "/etc/hostname", "size": 4, "extents": [{"offset": 1024, "length": 4}]}],
+    ),
+    ("hypervisor", "forwarded"): ({"guests": ["g"]}, {"g": 40001}),
     ("host", "declare_off"): ({"client": "c", "by": "ann", "keepers": ["h"]}, DECLARED),
     ("host", "find_off"): ({}, [DECLARED]),
 }

@@ -32,6 +32,8 @@ SAID = {
     "tech/nfs/attach.py: _LOOK": "looks, does not wait",
     "tech/iscsi/initiator.py: _LOOK": "looks, does not wait",
     "cli/commands/guests.py: timeout": "a person says it",
+    "cli/commands/fleets.py: timeout": "a person says it",
+    "plans/intent/fleets/acts.py: timeout": "a person says it",
     "core/contracts/hypervisors.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",

@@ -74,7 +74,7 @@ COMMANDS = (
             arg("--on", help="some of its members (default: all)", action="append", default=[], dest="members",
                 metavar="MEMBER", complete="guests"),
             arg("--timeout", help="seconds that it may take (default: 600)", type=float, default=600.0, metavar="N"),
-            arg("words", help="the command, after --", nargs="...", metavar="COMMAND"),
+            arg("words", help="the command, after --", nargs="*", metavar="COMMAND"),
         ),
     ),
     Command(
@@ -84,7 +84,7 @@ COMMANDS = (
         "fleet:ssh",
         (
             arg("member", help="the member", metavar="MEMBER", complete="guests"),
-            arg("words", help="the command", nargs="...", metavar="COMMAND"),
+            arg("words", help="the command", nargs="*", metavar="COMMAND"),
         ),
     ),
     Command(

@@ -153,7 +153,7 @@ EXAMPLES = {
     "fleet ssh": (("storkit fleet ssh web-03", "A shell in a member; its host key is known already."),),
     "fleet inventory": (
         ("storkit fleet inventory web > web.yml", "For Ansible: ansible-playbook -i web.yml site.yml."),
-        ("storkit fleet inventory web --ssh >> ~/.ssh/config", "For ssh: ssh web-03 works from then on."),
+        ("storkit fleet inventory web --ssh > web.ssh", "For ssh: ssh -F web.ssh web-03."),
     ),
     "fleet destroy": (("storkit fleet destroy web", "Its members, their disks and their keys are gone."),),
     "fleet sweep": (("storkit fleet sweep", "For a timer: what a killed job has left ends in time."),),

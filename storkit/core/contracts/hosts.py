@@ -72,34 +72,33 @@ class ImageVerbs(ABC):
         """Find out what in a volume makes one machine another than its clones; nothing is changed, nothing mounted."""
 
     @abstractmethod
-    def lay(self, volume: Volume, inside: Inside, files: list[FileToLay], remove: list[Line]) -> list[Laid]:
-        """Write files into the file system of a volume that no guest has had yet, and remove others. Called again it
-        writes what is not there, and says the same.
+    def lay(self, volume: Volume, inside: Inside, files: list[FileToLay]) -> list[Laid]:
+        """Write files into the file system of a volume that nobody uses. Called again it says the same, and writes
+        nothing that is there.
 
         Args:
             volume: the volume.
             inside: what `look_inside` found in it.
-            files: to be written, over what is there.
-            remove: paths of files that are not to be there; they need not be.
+            files: to be written, over what is there; or not to be there.
 
         Returns:
             Where the slots among the files lie.
 
         Raises:
-            Unsafe: a guest has had the volume, or its file system is not as it was left.
+            Unsafe: its file system cannot be changed, or it is an image and lacks one of them.
             Conflict: it is in use, or there is no room in it.
         """
 
     @abstractmethod
     def write_in(self, volumes: list[Volume], pieces: dict[Uuid, list[Piece]]) -> None:
-        """Write bytes at places of volumes that no guest has had yet, durably.
+        """Write bytes at places of volumes that nobody uses, durably.
 
         Args:
             volumes: the volumes.
             pieces: by the UUIDs of volumes.
 
         Raises:
-            Unsafe: a guest has had one of them, or it ends before that place.
+            Unsafe: one of them is no disk, or ends before that place.
             Conflict: one is in use.
         """
 

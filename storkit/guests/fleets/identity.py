@@ -23,11 +23,11 @@ SHARED_KEYS = [f"/etc/ssh/ssh_host_{kind}_key{end}" for kind in ("rsa", "ecdsa",
 """Host keys that a golden image may have, and every clone with it."""
 _USER_NETWORK = ("10.0.2.15/24", "10.0.2.2", "10.0.2.3")
 """The address, gateway and name server that QEMU's user network has for its guest (qemu(1), -netdev user)."""
-_LONGEST = 63
+_HOST_NAME_MAX = 63
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class MemberIdentity:
     """Who a member is."""
 
     name: GuestName
@@ -48,11 +48,11 @@ class Identity:
         return f"iqn.1993-08.org.debian:01:{hashlib.sha256(self.uuid.encode()).hexdigest()[:12]}"
 
 
-def identity(fleet: Fleet, guest: Guest) -> Identity:
+def identity(fleet: Fleet, guest: Guest) -> MemberIdentity:
     """Who a member's guest is."""
     address = "" if fleet.bridge else str(fleet.address(guest.name))
     macs = [guest.mac(number) for number in range(len(guest.nics))]
-    return Identity(guest.name, guest.uuid, address, macs)
+    return MemberIdentity(guest.name, guest.uuid, address, macs)
 
 
 def hosts_lines(fleet: Fleet) -> str:
@@ -70,7 +70,7 @@ def to_lay(fleet: Fleet, keys: FleetKeys) -> list[FileToLay]:
     With cloud-init in it that is the machine id alone, which cloud-init leaves as it is.
     """
     has = set(fleet.inside.has)
-    nobody = Identity(fleet.member(1), fleet.uuid, "" if fleet.bridge else str(fleet.address(fleet.member(1))),
+    nobody = MemberIdentity(fleet.member(1), fleet.uuid, "" if fleet.bridge else str(fleet.address(fleet.member(1))),
                       _example_macs(fleet))  # fmt: skip
     example = MemberKeys(keys.private, keys.public, Secret("0" * 2 * SEED_BYTES))
     slots = [FileToLay(path, "x" * len(content), mode, True) for path, mode, content in _files(nobody, example, has)]
@@ -80,15 +80,10 @@ def to_lay(fleet: Fleet, keys: FleetKeys) -> list[FileToLay]:
         FileToLay("/root/.ssh/authorized_keys", keys.public + "\n", 0o600),
         FileToLay("/etc/hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost\n{hosts_lines(fleet)}"),
     ]
-    return [*files, *slots]
+    return [*files, *slots, *(FileToLay(path, "", absent=True) for path in SHARED_KEYS)]
 
 
-def to_remove(fleet: Fleet) -> list[str]:
-    """Paths that no member is to have of the image."""
-    return [] if fleet.seeded else SHARED_KEYS
-
-
-def pieces(fleet: Fleet, who: Identity, keys: MemberKeys, laid: Sequence[Laid]) -> list[Piece]:
+def pieces(fleet: Fleet, who: MemberIdentity, keys: MemberKeys, laid: Sequence[Laid]) -> list[Piece]:
     """What is written into a member's disk: the content of each slot, at its place."""
     contents = {path: content for path, _, content in _files(who, keys, set(fleet.inside.has))}
     found: list[Piece] = []
@@ -122,7 +117,7 @@ def _why(fleet: Fleet) -> str:
     return fleet.inside.problem or "the image has no ext4 as its root, and no cloud-init was found in it"
 
 
-def cloud_config(fleet: Fleet, who: Identity, keys: FleetKeys) -> dict[str, str]:
+def cloud_config(fleet: Fleet, who: MemberIdentity, keys: FleetKeys) -> dict[str, str]:
     """The files of cloud-init's data source NoCloud. JSON is YAML as well (YAML 1.2, 1.3)."""
     member = keys.members[who.uuid]
     files: list[dict[str, Any]] = [
@@ -152,7 +147,7 @@ def cloud_config(fleet: Fleet, who: Identity, keys: FleetKeys) -> dict[str, str]
     }
 
 
-def _netplan(who: Identity) -> dict[str, object]:
+def _netplan(who: MemberIdentity) -> dict[str, object]:
     """cloud-init's network configuration, version 2."""
     cards: dict[str, object] = {}
     for number, mac in enumerate(who.macs):
@@ -164,13 +159,13 @@ def _netplan(who: Identity) -> dict[str, object]:
     return {"version": 2, "ethernets": cards}
 
 
-def _files(who: Identity, keys: MemberKeys, has: set[str]) -> Iterator[tuple[str, int, bytes]]:
+def _files(who: MemberIdentity, keys: MemberKeys, has: set[str]) -> Iterator[tuple[str, int, bytes]]:
     """Path, mode and content of the files that make a member itself, each as long in one as in the other."""
     if "systemd" in has or "cloud-init" not in has:
         yield "/etc/machine-id", 0o444, f"{who.machine_id}\n".encode()
     if "cloud-init" in has:
         return
-    yield "/etc/hostname", 0o644, _padded(f"{who.name}\n", _LONGEST + 1)
+    yield "/etc/hostname", 0o644, _padded(f"{who.name}\n", _HOST_NAME_MAX + 1)
     if "sshd" in has:
         yield HOST_KEY, 0o600, keys.private.reveal().encode()
         yield f"{HOST_KEY}.pub", 0o644, f"{keys.public}\n".encode()
@@ -188,14 +183,14 @@ def _files(who: Identity, keys: MemberKeys, has: set[str]) -> Iterator[tuple[str
             yield f"/etc/systemd/network/10-storkit{number}.link", 0o644, link.encode()
 
 
-def _networkd(who: Identity, number: int, mac: str) -> bytes:
+def _networkd(who: MemberIdentity, number: int, mac: str) -> bytes:
     address, gateway, server = _addressing(who, number)
     lines = [f"Address={address}", f"Gateway={gateway}", f"DNS={server}"] if gateway else [f"Address={address}"]
     lines = lines if address else ["DHCP=ipv4"]
     return _padded("\n".join(["[Match]", f"MACAddress={mac}", "[Network]", *lines, ""]), 256)
 
 
-def _interface(who: Identity, number: int) -> bytes:
+def _interface(who: MemberIdentity, number: int) -> bytes:
     address, gateway, server = _addressing(who, number)
     name = f"storkit{number}"
     lines = [f"auto {name}", f"iface {name} inet {'static' if address else 'dhcp'}"]
@@ -204,14 +199,14 @@ def _interface(who: Identity, number: int) -> bytes:
     return _padded("\n".join([*lines, ""]), 256)
 
 
-def _addressing(who: Identity, number: int) -> tuple[str, str, str]:
+def _addressing(who: MemberIdentity, number: int) -> tuple[str, str, str]:
     """Address, gateway and name server of a card; none: it asks for them."""
     if not who.address:
         return "", "", ""
     return _USER_NETWORK if number == 0 else (who.address, "", "")
 
 
-def _initiator(who: Identity) -> str:
+def _initiator(who: MemberIdentity) -> str:
     return f"InitiatorName={who.initiator}\n"
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
@@ -49,7 +48,7 @@ class Fleet:
     base: MaybeUuid = ""
     """The volume that the members are cloned from: the image's clone in which their slots are laid. Empty: the image
     itself, in which nothing can be laid."""
-    inside: Inside = field(default_factory=Inside)
+    inside: Inside = field(default_factory=lambda: Inside(""))
     laid: list[Laid] = field(default_factory=list)
     created: Line = ""
     expires: Line = ""
@@ -149,7 +148,8 @@ def save(directory: Path, fleet: Fleet) -> Path:
     file = path(directory, fleet.name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, tomli_w.dumps(_short(codec.dump(fleet))), 0o644)
+        data = {key: value for key, value in codec.dump(fleet).items() if value not in ("", [])}
+        write_atomic(file, tomli_w.dumps(data), 0o644)
     except OSError as error:
         raise explain(error, file) from error
     return file
@@ -178,12 +178,3 @@ def refuse_change(old: Fleet, new: Fleet) -> None:
     if changed:
         message = f"fleet {old.name} exists already, with another {', '.join(changed)}"
         raise Conflict(message, f"storkit fleet destroy {old.name}, or give this one another name")
-
-
-def _short(data: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty, which its default says: TOML has no word for nothing."""
-    return {
-        key: _short(value) if isinstance(value, dict) else value
-        for key, value in data.items()
-        if value not in ("", [], {}, None)
-    }

@@ -206,6 +206,24 @@ def _receive(host: str, hypervisor: str, args: Record, result: str) -> Iterator[
         yield f"{result!r}, a socket of another machine, to send a guest to"
 
 
+def _forwarded(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    for name in result.keys() - set(args["guests"]):
+        yield f"guest {name!r}, which was not asked for"
+
+
+# Images
+
+
+def _laid(host: str, _: str, args: Record, result: list[Record]) -> Iterator[str]:
+    slots = {file["path"]: len(file["content"].encode()) for file in args["files"] if file.get("slot")}
+    for each in result:
+        if slots.get(each["path"]) != each["size"]:
+            yield f"a slot {each['path']!r} of {each['size']} bytes, which was not asked for"
+        for extent in each["extents"]:
+            if extent["offset"] + extent["length"] > args["volume"]["size"]:
+                yield f"a place for {each['path']} beyond the end of the disk"
+
+
 # Hooks
 
 
@@ -261,6 +279,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,
+    ("hypervisor", "forwarded"): _forwarded,
+    ("images", "lay"): _laid,
     ("hook", "enter"): _entered,
     ("hook", "may_leave"): _named,
     ("host", "declare_off"): _declared,
@@ -271,13 +291,11 @@ WORDS = frozenset(
         ("images", "export_image"),
         ("images", "fill"),
         ("images", "inspect"),
-        ("images", "lay"),
         ("images", "look_inside"),
         ("hypervisor", "check"),
         ("hypervisor", "credential"),
         ("hypervisor", "define"),
         ("hypervisor", "fingerprint"),
-        ("hypervisor", "forwarded"),
         ("hypervisor", "messages"),
         ("hypervisor", "ready"),
         ("hypervisor", "send"),

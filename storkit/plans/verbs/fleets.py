@@ -11,7 +11,7 @@ from storkit.core.errors import Conflict
 from storkit.core.imagefiles import Laid, Piece
 from storkit.core.model import Volume
 from storkit.guests.fleets import identity
-from storkit.guests.fleets.identity import Identity
+from storkit.guests.fleets.identity import MemberIdentity
 from storkit.guests.fleets.keys import FleetKeys
 from storkit.guests.fleets.record import Fleet
 from storkit.plans.plan import Step
@@ -32,14 +32,14 @@ class LayFiles(BlindVerb):
 
     def act(self, run: Run, step: Step) -> list[Laid]:
         files = identity.to_lay(self.fleet, run.fleet_keys(self.fleet.uuid))
-        return run.on(step.host).images.lay(self.volume, self.fleet.inside, files, identity.to_remove(self.fleet))
+        return run.on(step.host).images.lay(self.volume, self.fleet.inside, files)
 
 
 @dataclass(frozen=True, slots=True)
 class Clone:
     """A member's volumes, and who it is."""
 
-    who: Identity
+    who: MemberIdentity
     disk: Volume
     seed: Volume | None = None
 

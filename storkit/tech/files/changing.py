@@ -1,12 +1,14 @@
 """Volumes that nobody uses yet, changed where their bytes lie: what makes a clone a machine of its own.
 
-A raw file or a device is changed in place. A qcow2 file is made raw beside it, changed, and what has become another
-than what it stands on is its new content; bytes at a place are written into it by qemu-io(1).
+A raw file or a device is changed in place. A qcow2 file is made raw beside it, that is changed, and what has become
+another there is written into the qcow2 file by qemu-io(1), as bytes at a place are.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,14 +17,14 @@ from pathlib import Path
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.imagefiles import FileToLay, Inside, Laid, Piece
-from storkit.core.model import Volume
+from storkit.core.model import Secret, Volume
 from storkit.system import files, locks
 from storkit.system.parallel import for_each_at_once
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
 from storkit.tech.files.sidecar import SPOOL
-from storkit.tech.images import ext4, qemuimg
+from storkit.tech.images import ext4, qcow2, qemuimg
 
 
 def look(site: Site, volume: Volume) -> Inside:
@@ -31,13 +33,13 @@ def look(site: Site, volume: Volume) -> Inside:
         return ext4.look(descriptor, volume.size)
 
 
-def lay(site: Site, volume: Volume, inside: Inside, laid: Sequence[FileToLay], remove: Sequence[str]) -> list[Laid]:
+def lay(site: Site, volume: Volume, inside: Inside, laid: Sequence[FileToLay]) -> list[Laid]:
     """Lay files in a volume (storkit.images.lay). An image is never changed: it has what was laid before it was one."""
     if volume.kind != "disk":
         with _raw(site, volume) as descriptor:
-            return ext4.lay(descriptor, inside, laid, remove, write=False)
+            return ext4.lay(descriptor, inside, laid, write=False)
     with _own(site, [volume]), _raw(site, volume, write=True) as descriptor:
-        return ext4.lay(descriptor, inside, laid, remove, write=True)
+        return ext4.lay(descriptor, inside, laid, write=True)
 
 
 def write_in(site: Site, volumes: Sequence[Volume], pieces: Mapping[str, Sequence[Piece]]) -> None:
@@ -117,34 +119,43 @@ def _raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
         arguments = ["-n", "--target-image-opts", "--target-is-zero", "-S", "4k", qemuimg.node("qcow2", path)]
         raw = qemuimg.target_options("raw", Path(files.by_descriptor(descriptor)))
         qemuimg.convert([*arguments, raw], volume.size, spool, lambda part: None, [descriptor])
+        before = _digests(descriptor) if write else {}
         yield descriptor
         if write:
-            _take(volume, path, descriptor)
+            _write_qcow2(path, _changed(descriptor, before))
+            volumefile.flush(path)
     finally:
         os.close(descriptor)
         spool.unlink(missing_ok=True)
 
 
-def _take(volume: Volume, path: Path, raw: int) -> None:
-    """Give a qcow2 file what an open raw disk holds, as far as the file that it stands on has something else."""
-    chain = volumefile.chain(path, "qcow2")
-    new = path.with_name(path.name + files.PARTIAL)
-    new.unlink(missing_ok=True)
-    descriptor = files.open_plain(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    os.close(descriptor)
-    try:
-        backing = []
-        if len(chain) > 1:
-            # qemu-img keeps the name as it is given, which must be relative, as the pool has it.
-            backing = ["-B", chain[1].name, "-F", "qcow2" if chain[1].suffix == ".qcow2" else "raw"]
-        arguments = [*backing, "-O", "qcow2", "-f", "raw", files.by_descriptor(raw), str(new)]
-        qemuimg.convert(arguments, volume.size, new, lambda part: None, [raw])
-        files.change_mode(new, volumefile.mode(volume))
-        volumefile.flush(new)
-        new.replace(path)
-        files.sync_directory(path.parent)
-    finally:
-        new.unlink(missing_ok=True)
+def _digests(raw: int) -> dict[int, bytes]:
+    """What an open raw disk holds, by the offset of each cluster that is no hole."""
+    return {offset: hashlib.blake2b(os.pread(raw, qcow2.CLUSTER, offset)).digest() for offset in _clusters(raw)}
+
+
+def _clusters(raw: int) -> Iterator[int]:
+    """The offsets of the clusters of an open file that hold data (lseek(2), SEEK_DATA)."""
+    offset, size = 0, os.fstat(raw).st_size
+    while offset < size:
+        try:
+            offset = os.lseek(raw, offset, os.SEEK_DATA) // qcow2.CLUSTER * qcow2.CLUSTER
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is none after this
+                return
+            raise
+        yield offset
+        offset += qcow2.CLUSTER
+
+
+def _changed(raw: int, before: Mapping[int, bytes]) -> list[Piece]:
+    """The clusters of an open raw disk that are not as they were."""
+    found = []
+    for offset, digest in _digests(raw).items():
+        if before.get(offset) != digest:
+            data = os.pread(raw, qcow2.CLUSTER, offset)
+            found.append(Piece(offset, Secret(base64.b64encode(data).decode())))
+    return found
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def look(descriptor: int, size: int) -> Inside:
     def read(offset: int, length: int) -> bytes:
         return os.pread(descriptor, length, offset) if 0 <= offset < size else b""
 
-    broken = Inside()
+    broken = Inside("")
     for offset in candidates(read):
         found = superblock(read, offset)
         if found is None:
@@ -124,12 +124,14 @@ def look(descriptor: int, size: int) -> Inside:
     return broken
 
 
-def lay(descriptor: int, inside: Inside, files: Sequence[FileToLay], remove: Sequence[str], write: bool) -> list[Laid]:
+def lay(descriptor: int, inside: Inside, files: Sequence[FileToLay], write: bool) -> list[Laid]:
     """Write files into an open raw disk, unless they are there, each of its size; where the slots lie. `write`: false:
     they must be there. Raises Conflict, Unsafe, UsageError."""
-    for path in (*(file.path for file in files), *remove):
-        if not _PATH.fullmatch(path):
-            raise UsageError(f"{path!r} is no path that can be laid")
+    for file in files:
+        if not _PATH.fullmatch(file.path):
+            raise UsageError(f"{file.path!r} is no path that can be laid")
+    remove = [file.path for file in files if file.absent]
+    files = [file for file in files if not file.absent]
     block = _block(descriptor, inside.offset)
     laid = _find(descriptor, inside, files, block)
     if laid is not None:

@@ -20,7 +20,9 @@ from storkit.system.timeouts import scaled
 
 _AT_ONCE = 32
 _TRY = scaled(10.0)
-"""Seconds that ssh has to get in."""
+"""Seconds that one try has to get in, while a member comes up."""
+_GET_IN = scaled(60.0)
+"""Seconds that ssh has to get into a member that is up."""
 _AGAIN = 0.5
 _LOST = 255
 """ssh's own exit status where it did not get in (ssh(1), EXIT STATUS)."""
@@ -56,11 +58,9 @@ class Entrance:
             **({"ProxyJump": self.jump} if self.jump else {}),
         }
 
-    def argv(self, *command: str, batch: bool = False) -> list[str]:
-        """The words of ssh(1). `batch`: it asks nobody, and gives up after some seconds."""
-        options = {**self.options, **({"BatchMode": "yes", "LogLevel": "ERROR"} if batch else {})}
-        if batch:
-            options["ConnectTimeout"] = f"{_TRY:.0f}"
+    def argv(self, *command: str, within: float = 0.0) -> list[str]:
+        """The words of ssh(1). `within`: it asks nobody, and gives up getting in after so many seconds."""
+        options = {**self.options, **({"BatchMode": "yes", "ConnectTimeout": f"{within:.0f}"} if within else {})}
         # The user's own configuration may speak of other hosts of this name; a host to jump through is in it.
         without = [] if self.jump else ["-F", "none"]
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
@@ -104,7 +104,7 @@ def run(doors: Sequence[Entrance], command: Sequence[str], timeout: float) -> li
         raise UsageError("no command is given", "storkit fleet run NAME -- hostname")
     check_seconds(timeout)
     with ThreadPoolExecutor(min(_AT_ONCE, len(doors))) as pool:
-        return list(pool.map(lambda door: _run(door, command, timeout), doors))
+        return list(pool.map(lambda door: _run(door, command, timeout, _GET_IN), doors))
 
 
 def wait(doors: Sequence[Entrance], timeout: float) -> None:
@@ -114,7 +114,7 @@ def wait(doors: Sequence[Entrance], timeout: float) -> None:
     problems: list[StorkitError] = []
 
     def answers(door: Entrance) -> None:
-        while (said := _run(door, ["true"], _TRY)).status:
+        while (said := _run(door, ["true"], 2 * _TRY, _TRY)).status:
             if time.monotonic() >= end:
                 reason = said.stderr.strip().splitlines()[-1:] or ["it says nothing"]
                 message = f"{door.member} does not let ssh in after {timeout:g} seconds: {reason[0]}"
@@ -127,8 +127,8 @@ def wait(doors: Sequence[Entrance], timeout: float) -> None:
     raise_problems(problems)
 
 
-def _run(door: Entrance, command: Sequence[str], timeout: float) -> Said:
-    argv = door.argv(*command, batch=True)
+def _run(door: Entrance, command: Sequence[str], timeout: float, within: float) -> Said:
+    argv = door.argv(*command, within=within)
     try:
         done = run_program(argv, ok=range(256), timeout=timeout, package="openssh-client")
     except TimedOut:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
-from storkit.core.guest import Boot, Disk, Guest, Nic
+from storkit.core.guest import Boot, Disk, Guest, KeptGuest, Nic
 from storkit.core.identities import check_name
 from storkit.core.imagefiles import Inside, Laid
 from storkit.core.model import Volume
@@ -23,7 +23,7 @@ from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.fleets import unmaking
-from storkit.plans.intent.kept import sources
+from storkit.plans.intent.kept import checkout, sources
 from storkit.plans.intent.making import Bytes, in_bytes, must_be_free, new_volume
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.verb import step
@@ -81,12 +81,12 @@ def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish
 
 def complete(coordinator: Coordinator, directory: Path, fleet: Fleet) -> Fleet:
     """Make the members that are missing; the fleet's record, which is written."""
-    missing, leftovers = _missing(coordinator, fleet)
-    if not missing:
+    found = _look(coordinator, fleet)
+    if not coordinator.planning:
+        _tidy(coordinator, fleet, found)
+    if not found.missing:
         return fleet
-    if leftovers:
-        _delete(coordinator, fleet, leftovers)
-    guests = _records(coordinator, fleet, missing)
+    guests = _records(coordinator, fleet, found.missing)
     # A plan that is only shown says nothing of keys.
     if not coordinator.planning:
         keys.make(coordinator.state, fleet.uuid, [guest.uuid for guest in guests])
@@ -130,14 +130,14 @@ def reset(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> lis
             made.extend(_clones(coordinator, fleet, image, guests, seeds=False))
         old[:] = coordinator.survey.present([guest.name for guest in guests])
         stages = Stages()
-        migration.add_stop(stages, subjects, force=True)
+        migration.add_stop(stages, subjects, True, 0.0)
         _add_delete(stages, old)
         _add_clones(coordinator, stages, fleet, image, base, made)
         title = f"set {migration.titled(subjects)} back to {fleet.image}"
         holds = migration.guest_holds(*subjects) + planner.locks_of([base or image], shared=True)
         return planner.finish_plan(title, stages, holds, coordinator.inventory)
 
-    coordinator.change(build)
+    coordinator.change(build, over_marks=True)
     disks = {clone.who.name: clone for clone in made}
     definitions.write(coordinator, [_bound(guest, disks[guest.name]) for guest in guests], change=True)
     return ran
@@ -195,7 +195,7 @@ def _wanted(coordinator: Coordinator, name: str, wish: FleetWish, image: Volume,
             raise Conflict(message, "make another fleet beside it")
         kept = {key: getattr(old, key) for key in ("uuid", "width", "base", "inside", "laid", "created")}
         return replace(fleet, **kept, expires=expires(wish.ttl) or old.expires)
-    inside = Inside() if wish.identity == "none" else coordinator.connections.to(image.host).images.look_inside(image)
+    inside = Inside("") if wish.identity == "none" else coordinator.connections.to(image.host).images.look_inside(image)
     if wish.identity == "cloud-init" and not inside.cloud_init:
         inside = replace(inside, has=[*inside.has, "cloud-init"])
     lays = inside.filesystem and not inside.problem
@@ -207,59 +207,94 @@ def _volumes(fleet: Fleet, member: str) -> list[str]:
     return [member, *([f"{member}-seed"] if fleet.seeded else [])]
 
 
-def _missing(coordinator: Coordinator, fleet: Fleet) -> tuple[list[str], list[Volume]]:
-    """The members that are not whole, and what a killed command has left of them. What is left of one that has lost its
-    disk is removed. Raises Conflict: what has one of their names is somebody's."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What there is of a fleet's members."""
+
+    missing: list[str]
+    """Those that are not there, or have lost their disks."""
+    unwritten: list[str]
+    """Those that their pool keeps, and that have no file here: a kill came before it, or somebody has removed it."""
+    lost: list[str]
+    """Of the missing, those that have a file and no disk."""
+    leftovers: list[Volume]
+    """Volumes that were made for members that never were guests: a kill came before that."""
+
+
+def _look(coordinator: Coordinator, fleet: Fleet) -> _State:
+    """What there is of a fleet's members. Raises Conflict: what has one of their names is somebody's."""
     names = [name for member in fleet.members for name in _volumes(fleet, member)]
     there = {volume.name: volume for volume in coordinator.survey.present([*names, fleet.base_name])}
-    known = set(files.names(coordinator.guests))
+    files_here = set(files.names(coordinator.guests))
+    strange = [there[name] for name in fleet.members if name in there and name not in files_here]
+    kept = _kept(coordinator, strange)
     problems: list[StorkitError] = []
-    missing: list[str] = []
-    lost: list[str] = []
-    leftovers: list[Volume] = []
+    found = _State([], [], [], [])
     for member in fleet.members:
-        guest = files.load(coordinator.guests, member) if member in known else None
         disks = [there.get(name) for name in _volumes(fleet, member)]
+        if member not in files_here and disks[0] and (known := kept.get(disks[0].uuid)):
+            found.unwritten.append(member)
+            if known.gone or known.name != member:
+                problems.append(_somebodys(disks[0]))
+            continue
+        guest = files.load(coordinator.guests, member) if member in files_here else None
         if guest and [disk.uuid for disk in guest.disks] == [volume.uuid if volume else "" for volume in disks]:
             continue
-        missing.append(member)
+        found.missing.append(member)
         if guest and disks[0]:
             message = f"the disk of guest {member} is another than its record says"
             problems.append(Conflict(message, f"storkit fleet replace {fleet.name} {member}"))
         elif guest:
-            lost.append(member)
+            found.lost.append(member)
         else:
-            leftovers += [volume for volume in disks if volume]
+            found.leftovers.extend(volume for volume in disks if volume)
+    made_of = {fleet.base, fleet.image_uuid} - {""}
+    problems += [_somebodys(volume) for volume in found.leftovers if volume.origin not in made_of]
     raise_problems(problems)
-    leftovers = _left_over(coordinator, fleet, leftovers)
-    if lost:
-        unmaking.remove(coordinator, fleet, lost)
-    return missing, leftovers
+    return found
 
 
-def _left_over(coordinator: Coordinator, fleet: Fleet, volumes: list[Volume]) -> list[Volume]:
-    """Volumes of members' names that have never been a guest's. Raises Conflict for others."""
-    problems: list[StorkitError] = []
+def _somebodys(volume: Volume) -> StorkitError:
+    message = f"volume {volume.name} is there, and may have what somebody wants to keep"
+    return Conflict(message, f"storkit volume delete {volume.name}, if not")
+
+
+def _kept(coordinator: Coordinator, volumes: list[Volume]) -> dict[str, KeptGuest]:
+    """What their pools keep with volumes, by their UUIDs, also of guests that were deleted."""
+    found: dict[str, KeptGuest] = {}
     for pool, group in planner.by_pool(volumes).items():
         try:
-            kept = coordinator.connections.to(group[0].host).pool(f"pool:{pool}").kept([v.uuid for v in group]).guests
-        except (UsageError, Unsupported):
-            kept = []
-        had = {each.uuid for each in kept}
-        for volume in group:
-            if volume.uuid in had or volume.origin not in (fleet.base, fleet.image_uuid) or not volume.origin:
-                message = f"volume {volume.name} is there, and may have what somebody wants to keep"
-                problems.append(Conflict(message, f"storkit volume delete {volume.name}, if not"))
-    raise_problems(problems)
-    return volumes
+            there = coordinator.connections.to(group[0].host).pool(f"pool:{pool}").kept([v.uuid for v in group])
+        except (UsageError, Unsupported):  # it keeps no guests
+            continue
+        found.update((kept.uuid, kept) for kept in there.guests)
+    return found
 
 
-def _delete(coordinator: Coordinator, fleet: Fleet, volumes: list[Volume]) -> None:
+def _tidy(coordinator: Coordinator, fleet: Fleet, found: _State) -> None:
+    """Write the files of those that their pools keep, and remove what is left of those that are to be made."""
+    if found.unwritten:
+
+        def build() -> Plan:
+            there = coordinator.survey.find_all(found.unwritten)
+            return planner.finish_plan("take up members", Stages(), planner.locks_of(there), coordinator.inventory)
+
+        # The plan that was to keep them has done so.
+        coordinator.change(build, over_marks=True)
+        for member in found.unwritten:
+            checkout.checkout(coordinator, member, force=False, generation=0)
+    if found.lost:
+        unmaking.remove(coordinator, fleet, found.lost)
+    if found.leftovers:
+        _delete(coordinator, found.leftovers)
+
+
+def _delete(coordinator: Coordinator, volumes: list[Volume]) -> None:
     def build() -> Plan:
         there = coordinator.survey.present([volume.name for volume in volumes])
         return planner.delete(there, coordinator.survey.exports(there), coordinator.inventory)
 
-    coordinator.change(build)
+    coordinator.change(build, over_marks=True)
 
 
 def _records(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[Guest]:
@@ -341,7 +376,7 @@ def _add_clones(
             laying = step(LayFiles(origin, fleet), host, "images", f"lay what differs between members in {origin.name}")
             laid = _id(stages.then(laying))
         if origin.kind != "image":
-            origin = replace(origin, kind="image")
+            origin = replace(origin, kind="image", made="prepared")
             stages.then(step(RelabelVolumes([origin]), host, target, f"seal {origin.name}"))
     disks, seeds = [clone.disk for clone in made], [clone.seed for clone in made if clone.seed]
     title = f"clone {origin.name} to {planner.names_of(disks)}"

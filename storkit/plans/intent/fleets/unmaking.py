@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storkit.core.errors import NotFound, StorkitError, collected, raise_problems
+from storkit.core.errors import StorkitError, collected, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import Volume
 from storkit.guests import files, secrets
@@ -13,6 +13,7 @@ from storkit.guests.fleets.record import Fleet
 from storkit.plans import migration, planner
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.kept import sources
 from storkit.plans.plan import Plan, Stages
 from storkit.plans.verb import step
 from storkit.plans.verbs.volumes import DeleteVolumes
@@ -32,7 +33,7 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
         volumes = _volumes(coordinator, fleet, members, guests)
         base = [each for each in coordinator.survey.present([fleet.base_name]) if each.uuid == fleet.base]
         stages = Stages()
-        migration.add_stop(stages, subjects, force=True)
+        migration.add_stop(stages, subjects, True, 0.0)
         for group in (volumes, base if whole else []):
             stages.then(
                 *(step(DeleteVolumes(part), part[0].host, f"pool:{pool}", f"delete {planner.names_of(part)}")
@@ -43,7 +44,8 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
         title = f"destroy fleet {fleet.name}" if whole else f"remove {', '.join(members)}"
         return planner.finish_plan(title, stages, planner.locks_of(list(held.values())), coordinator.inventory)
 
-    coordinator.change(build)
+    # What is to be removed has no unfinished plans.
+    coordinator.change(build, over_marks=True)
     for guest in guests:
         files.delete(coordinator.guests, guest.name)
         secrets.forget(coordinator.state, guest.uuid)
@@ -51,13 +53,15 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
 
 
 def _guests(coordinator: Coordinator, members: Sequence[str]) -> list[Guest]:
-    found = []
-    for member in members:
-        try:
-            found.append(files.load(coordinator.guests, member))
-        except NotFound:
-            continue
-    return found
+    """The members' guests: those that have files here, and others that their pools keep."""
+    here = set(files.names(coordinator.guests))
+    without = {member for member in members if member not in here}
+    kept = {each.name: (pool, each) for pool, each in sources.only_kept(coordinator)} if without else {}
+    return [
+        files.load(coordinator.guests, member) if member in here else sources.read(coordinator, *kept[member])
+        for member in members
+        if member in here or member in kept
+    ]
 
 
 def _volumes(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], guests: Sequence[Guest]) -> list[Volume]:

@@ -1,0 +1,283 @@
+"""Fleets with the real command line and real QEMUs, whose disks are small file systems that nobody boots: made,
+completed, grown, set back, replaced, swept and destroyed, whatever was killed or taken away by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.world import World, each_format
+
+MEMORY = ("--memory", "16MiB")
+
+
+def golden(world: World, name: str = "debian", more: tuple[str, ...] = ()) -> None:
+    """A golden image of a file system with what a small machine has in it."""
+    tree = world.directory / f"{name}.tree"
+    for directory in ("etc/ssh", "etc/iscsi", "etc/network", "usr/sbin", "usr/lib/systemd", "usr/bin", "root"):
+        (tree / directory).mkdir(parents=True, exist_ok=True)
+    programs = ("usr/sbin/sshd", "usr/lib/systemd/systemd")
+    for file in (*programs, "etc/network/interfaces", "etc/ssh/ssh_host_rsa_key", *more):
+        (tree / file).write_text("golden")
+    (tree / "etc/hostname").write_text("golden\n")
+    image = world.directory / f"{name}.img"
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image), "8M"], check=True, env=environment)
+    world.storkit("volume", "import", "--golden", image, name)
+
+
+def told(world: World, member: str, path: str) -> str:
+    """A file in a member's file system."""
+    disk = world.disk(member)
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    subprocess.run(["e2fsck", "-fn", str(disk)], check=True, capture_output=True, env=environment)
+    done = subprocess.run(["debugfs", "-R", f"cat {path}", str(disk)], capture_output=True, check=True, env=environment)
+    return done.stdout.decode("latin-1").strip()
+
+
+def states(world: World, fleet: str = "web") -> dict[str, str]:
+    return {each["name"]: each["status"] for each in world.storkit("--json", "fleet", "show", fleet).json["members"]}
+
+
+def names(world: World, what: str = "volume") -> list[str]:
+    return [each["name"] for each in world.storkit("--json", what, "list").json]
+
+
+def create(world: World, count: int, *more: object, name: str = "web", ok: int | None = 0) -> Any:
+    words = ("--json", "fleet", "create", name, "--image", "debian", "--count", count, *MEMORY, *more)
+    return world.storkit(*words, ok=ok)
+
+
+def nothing_left(world: World) -> None:
+    assert names(world) == ["debian"] and names(world, "guest") == [] and names(world, "fleet") == []
+    assert [left for left in world.leftovers() if "/fleets/" in left or "qemu" in left] == []
+    assert not list((world.directory / "coordinator" / "fleets").glob("*-*-*"))
+
+
+@each_format
+def test_members_are_machines_of_their_own_and_are_gone_in_the_end(world: World) -> None:
+    golden(world)
+    made = create(world, 3, "--on", "a", "b")
+    assert [(each["name"], each["host"]) for each in made.json["members"]] == [
+        ("web-01", "a"), ("web-02", "b"), ("web-03", "a"),
+    ]  # fmt: skip
+    assert made.json["unset"] == [] and "laid" not in made.json
+    guests = {name: world.storkit("--json", "guest", "show", name).json for name in states(world)}
+    for path, own in (
+        ("/etc/hostname", lambda name: name),
+        ("/etc/machine-id", lambda name: guests[name]["uuid"].replace("-", "")),
+    ):
+        assert [told(world, name, path) for name in guests] == [own(name) for name in guests]
+    keys = [told(world, name, "/etc/ssh/ssh_host_ed25519_key.pub") for name in guests]
+    initiators = [told(world, name, "/etc/iscsi/initiatorname.iscsi") for name in guests]
+    assert len(set(keys)) == len(set(initiators)) == 3 and told(world, "web-01", "/etc/ssh/ssh_host_rsa_key") == ""
+    # the same command again: all is there
+    before = {name: world.storkit("--json", "volume", "show", name).json["uuid"] for name in guests}
+    create(world, 3, "--on", "a", "b")
+    assert before == {name: world.storkit("--json", "volume", "show", name).json["uuid"] for name in guests}
+    world.storkit("fleet", "start", "web")
+    assert set(states(world).values()) == {"running"}
+    inventory = world.storkit("--json", "fleet", "inventory", "web").json["all"]["children"]["web"]["hosts"]
+    assert len({each["ansible_port"] for each in inventory.values()}) == 3 and list(inventory) == list(guests)
+    config = world.storkit("fleet", "inventory", "web", "--ssh").stdout
+    assert "Host web-02\n" in config and "StrictHostKeyChecking yes" in config
+    known = Path(next(line.split()[1] for line in config.splitlines() if "UserKnownHostsFile" in line)).read_text()
+    assert [line.split(" ", 1)[1] for line in known.splitlines()] == keys
+    # a guest that is nobody's member is not touched, and journals have no private key
+    world.guest("own")
+    plans = (world.directory / "coordinator" / "plans").rglob("*")
+    journals = "".join(path.read_text() for path in plans if path.is_file())
+    assert "PRIVATE KEY" not in journals and "web-01" in journals
+    world.storkit("fleet", "destroy", "web")
+    assert names(world, "guest") == ["own"] and names(world) == ["debian", "own"]
+    world.storkit("guest", "delete", "own")
+    world.storkit("volume", "delete", "own")
+    nothing_left(world)
+
+
+def test_one_is_set_back_while_others_run_and_another_is_replaced(world: World) -> None:
+    golden(world)
+    create(world, 3, "--start")
+    uuid = world.storkit("--json", "guest", "show", "web-02").json["uuid"]
+    key = (world.directory / "coordinator" / "fleets").glob("*/keys.json")
+    keys = json.loads(next(key).read_text())["members"]
+    (other,) = [line for line in world.processes() if "guest=web-01" in line]
+    reset = world.storkit("--json", "fleet", "reset", "web", "web-02").json
+    assert reset["reset"] == ["web-02"] and set(states(world).values()) == {"running"}
+    assert other in world.processes(), "the others run on"
+    after = world.storkit("--json", "guest", "show", "web-02").json
+    assert after["uuid"] == uuid
+    world.storkit("fleet", "replace", "web", "web-03")
+    assert states(world) == {"web-01": "running", "web-02": "running", "web-03": "stopped"}
+    world.storkit("fleet", "stop", "web", "--force")
+    world.storkit("fleet", "reset", "web", "--all")
+    assert set(states(world).values()) == {"stopped"}
+    assert told(world, "web-02", "/etc/hostname") == "web-02"
+    (file,) = (world.directory / "coordinator" / "fleets").glob("*/keys.json")
+    now = json.loads(file.read_text())["members"]
+    assert now[uuid] == keys[uuid] and len(now) == 3 and set(now) != set(keys)
+    assert told(world, "web-02", "/etc/ssh/ssh_host_ed25519_key") == keys[uuid]["private"].strip()
+    for wrong in ([], ["web-02", "--all"]):
+        refused = world.storkit("fleet", "reset", "web", *wrong, ok=2)
+        assert "name the members, or say --all" in refused.stderr
+    assert world.storkit("fleet", "reset", "web", "web-99", ok=4).stderr.count("web-99")
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+def test_what_was_taken_away_by_hand_is_told_and_made_again(world: World) -> None:
+    golden(world)
+    create(world, 4, "--start")
+    world.storkit("guest", "stop", "web-0[12]", "--force")
+    world.storkit("guest", "delete", "web-01")
+    world.storkit("volume", "delete", "--force", "web-02")
+    (world.directory / "guests" / "web-03.toml").unlink()
+    assert states(world) == {"web-01": "missing", "web-02": "missing", "web-03": "running", "web-04": "running"}
+    # A disk that was a guest's may have what somebody wants to keep.
+    refused = create(world, 4, ok=5)
+    assert "volume web-01 is there, and may have what somebody wants to keep" in refused.stderr
+    world.storkit("volume", "delete", "web-01")
+    create(world, 4)
+    assert states(world) == {"web-01": "stopped", "web-02": "stopped", "web-03": "running", "web-04": "running"}
+    assert told(world, "web-01", "/etc/hostname") == "web-01"
+    world.storkit("guest", "stop", "web-04", "--force")
+    world.storkit("guest", "delete", "web-04")
+    world.storkit("volume", "delete", "web-04", "web-02", "--force")
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+POINTS = [f"after:{number}" for number in (0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13)]
+"""Of a plan's five steps with two entries each and an end, and of the next plan, which keeps the guests."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_fleet_that_was_half_made_is_completed_by_the_same_command(world: World, point: str) -> None:
+    golden(world)
+    words = ("fleet", "create", "web", "--image", "debian", "--count", 2, *MEMORY)
+    world.killed(point, *words)
+    world.storkit(*words)
+    assert states(world) == {"web-01": "stopped", "web-02": "stopped"}
+    assert [told(world, name, "/etc/hostname") for name in ("web-01", "web-02")] == ["web-01", "web-02"]
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+@pytest.mark.parametrize("point", ["after:2", "after:4", "after:8", "after:13"])
+def test_a_fleet_that_was_half_made_is_destroyed(world: World, point: str) -> None:
+    golden(world)
+    world.killed(point, "fleet", "create", "web", "--image", "debian", "--count", 2, *MEMORY)
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+@pytest.mark.parametrize("point", [f"after:{number}" for number in (2, 11, 12, 14, 16, 17, 18, 19)])
+def test_a_reset_that_was_killed_is_repeated(world: World, point: str) -> None:
+    golden(world)
+    create(world, 2, "--start")
+    world.killed(point, "fleet", "reset", "web", "web-01")
+    world.storkit("fleet", "reset", "web", "web-01")
+    assert states(world)["web-02"] == "running" and states(world)["web-01"] in ("running", "stopped")
+    world.storkit("fleet", "stop", "web", "--force")
+    assert told(world, "web-01", "/etc/hostname") == "web-01"
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+def test_a_fleet_grows_and_is_refused_as_another(world: World) -> None:
+    golden(world)
+    create(world, 2)
+    create(world, 5)
+    assert list(states(world)) == [f"web-0{number}" for number in range(1, 6)]
+    assert len({told(world, name, "/etc/machine-id") for name in states(world)}) == 5
+    assert "already" in create(world, 3, ok=5).stderr
+    assert "another vcpus" in create(world, 5, "--vcpus", 2, ok=5).stderr
+    assert "digits" in create(world, 100, ok=5).stderr
+    wrong_words = ("w_b", "--image", "nope", "--count", 0, "--memory", "5", "--ttl", "x")
+    refused = world.storkit("fleet", "create", *wrong_words, ok=2)
+    for wrong in ("w_b", "0", "no unit", "'x'"):
+        assert wrong in refused.stderr
+    plain = world.storkit("volume", "create", "disk", "8MiB")
+    assert plain.status == 0
+    refused = world.storkit("fleet", "create", "x", "--image", "disk", "--count", 1, ok=5)
+    assert "no golden image" in refused.stderr and "x" not in names(world, "fleet")
+    world.storkit("volume", "create", "new-01", "8MiB")
+    assert "new-01" in create(world, 1, name="new", ok=5).stderr
+    world.storkit("fleet", "destroy", "new")
+    assert "new-01" in names(world), "what is somebody's stays"
+
+
+def test_nothing_is_made_by_a_plan_and_fleets_end_when_their_time_is_over(world: World) -> None:
+    golden(world)
+    plan = world.storkit("-n", "fleet", "create", "web", "--image", "debian", "--count", 2, *MEMORY).stdout
+    assert "clone debian to web.base" in plan and names(world, "fleet") == [] and names(world) == ["debian"]
+    create(world, 1, "--ttl", "2h", name="long")
+    create(world, 1, "--ttl", "1m", name="short")
+    file = world.directory / "fleets" / "short.toml"
+    text = file.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("expires"))
+    file.write_text(text.replace(line, 'expires = "2020-01-01T00:00:00+00:00"'))
+    assert world.storkit("--json", "fleet", "sweep").json == {"destroyed": ["short"]}
+    assert names(world, "fleet") == ["long"]
+    assert world.storkit("-n", "fleet", "destroy", "long").stdout.count("delete") and names(world, "fleet") == ["long"]
+
+
+def test_cloud_init_is_told_by_a_second_disk(world: World) -> None:
+    golden(world, more=("usr/bin/cloud-init",))
+    made = create(world, 2)
+    assert made.json["unset"] == []
+    assert [disk["volume"] for disk in world.storkit("--json", "guest", "show", "web-02").json["disks"]] == [
+        "web-02", "web-02-seed",
+    ]  # fmt: skip
+    seed = world.disk("web-02-seed").read_bytes()
+    assert b'"local-hostname": "web-02"' in seed and b"BEGIN OPENSSH PRIVATE KEY" in seed and b"web-01" in seed
+    assert told(world, "web-02", "/etc/hostname") == "golden", "cloud-init sets it"
+    world.storkit("fleet", "start", "web")
+    world.storkit("fleet", "reset", "web", "web-01")
+    assert set(states(world).values()) == {"running"}
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+def test_an_image_in_which_nothing_is_found_says_what_its_members_have_in_common(world: World) -> None:
+    image = world.directory / "blank.img"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    world.storkit("volume", "import", "--golden", image, "debian")
+    made = create(world, 2)
+    assert "host name, machine id" in made.json["unset"][0] and "have in common: host name" in made.stderr
+    assert names(world) == ["debian", "web-01", "web-02"]
+    world.storkit("fleet", "destroy", "web")
+    create(world, 1, "--identity", "cloud-init")
+    assert names(world) == ["debian", "web-01", "web-01-seed"]
+    world.storkit("fleet", "destroy", "web")
+    golden(world, "real")
+    world.storkit("fleet", "create", "bare", "--image", "real", "--count", 1, "--identity", "none", *MEMORY)
+    assert told(world, "bare-01", "/etc/hostname") == "golden"
+
+
+def test_many_guests_in_one_command(world: World) -> None:
+    golden(world)
+    create(world, 3)
+    plans = len(world.storkit("--json", "plan", "list").json)
+    started = world.storkit("--json", "guest", "start", "web-*").json
+    assert [each["guest"] for each in started] == ["web-01", "web-02", "web-03"]
+    assert len(world.storkit("--json", "plan", "list").json) == plans + 1
+    alone = world.storkit("--json", "guest", "start", "web-01").json
+    assert alone == {"guest": "web-01", "host": "a", "status": "running"}
+    refused = world.storkit("guest", "start", "nothing-*", ok=4)
+    assert "no guest is called like 'nothing-*'" in refused.stderr
+    world.storkit("guest", "stop", "web-01", "web-02", "--force")
+    assert states(world) == {"web-01": "stopped", "web-02": "stopped", "web-03": "running"}
+    # more memory than there is, for all of them together: before any starts
+    world.storkit("fleet", "destroy", "web")
+    total = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line))
+    half = f"{total // 1024 * 6 // 10}MiB"
+    words = ("big", "--image", "debian", "--count", 2, "--memory", half, "--start")
+    refused = world.storkit("fleet", "create", *words, ok=5)
+    assert "of memory are wanted" in refused.stderr and set(states(world, "big").values()) == {"stopped"}

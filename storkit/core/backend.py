@@ -139,6 +139,8 @@ class Pool(Backend, PoolVerbs):
     """Whether `snapshot` works."""
     transport: ClassVar[str] = ""
     """The transport of this pool's volumes unless the inventory says otherwise; empty: its default."""
+    overlays: ClassVar[bool] = False
+    """Whether a clone can be a file that stands on its source's (qcow2)."""
 
     def __init__(self, site: Site, settings: Any = None, pool: str = "default") -> None:
         super().__init__(site, settings)
@@ -197,6 +199,8 @@ class Transport(Backend, TransportVerbs):
     """Whether two hosts can be writers at once, as a live migration by the hypervisor needs."""
     claims: ClassVar[bool] = False
     """Whether a client must take up a right that it is given: see `claim`."""
+    formats: ClassVar[frozenset[str]] = frozenset({"raw"})
+    """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
 

@@ -28,7 +28,7 @@ from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.kept import checkout, keeping, refreshing, sources
 from storkit.plans.intent.kept.checkout import Difference, GuestKept
-from storkit.plans.intent.making import clone_kind, must_be_free, new_volume
+from storkit.plans.intent.making import clone_format, clone_kind, must_be_free, new_volume
 from storkit.plans.intent.running import starting
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -243,8 +243,10 @@ def _clone(coordinator: Coordinator, original: Guest, names: list[str], settings
             must_be_free(coordinator, [name for each in copies.values() for name in each])
             for volume in originals:
                 pool, kind = coordinator.inventory.pool(volume.pool), clone_kind(volume)
+                format = clone_format(coordinator, pool)
                 each = [
-                    new_volume(pool, name, volume.size, origin=volume.uuid, kind=kind) for name in copies[volume.name]
+                    new_volume(pool, name, volume.size, origin=volume.uuid, kind=kind, format=format)
+                    for name in copies[volume.name]
                 ]
                 made.append((volume, each))
         return planner.clone(made, coordinator.inventory)

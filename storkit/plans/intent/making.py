@@ -26,12 +26,22 @@ def pool_of(coordinator: Coordinator, name: str) -> PoolConfig:
     return coordinator.inventory.pool(name or coordinator.inventory.defaults.pool)
 
 
-def new_volume(pool: PoolConfig, name: str, size: int, *, origin: str = "", kind: VolumeKind = "disk") -> Volume:
-    """A volume that is yet to be made, with a UUID of its own."""
+def new_volume(
+    pool: PoolConfig, name: str, size: int, *, origin: str = "", kind: VolumeKind = "disk", format: str = ""
+) -> Volume:
+    """A volume that is yet to be made, with a UUID of its own. `format`: what its pool may make it, if it likes."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"name": name, "uuid": str(uuid4()), "size": size, "pool": pool.name, "host": pool.host,
-              "origin": origin, "kind": kind, "created": now}  # fmt: skip
+              "origin": origin, "kind": kind, "format": format, "created": now}  # fmt: skip
     return codec.load(Volume, record)
+
+
+def clone_format(coordinator: Coordinator, pool: PoolConfig) -> str:
+    """The format that a clone may get whose pool can share no blocks: an overlay's, if what serves it takes that."""
+    from storkit.core import registry
+
+    transport = registry.transport(coordinator.inventory.transport(pool.name).partition(":")[2])
+    return "qcow2" if registry.pool(pool.type).overlays and "qcow2" in transport.formats else ""
 
 
 def clone_kind(source: Volume) -> VolumeKind:

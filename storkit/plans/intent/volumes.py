@@ -15,6 +15,7 @@ from storkit.core.units import format_size
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.making import (
     Bytes,
+    clone_format,
     clone_kind,
     hosts_of,
     in_bytes,
@@ -165,7 +166,10 @@ class VolumeActs:
             if not clones:
                 pool, kind = self._coordinator.inventory.pool(volume.pool), clone_kind(volume)
                 size = wanted or volume.size
-                clones.extend(new_volume(pool, name, size, origin=volume.uuid, kind=kind) for name in names)
+                format = clone_format(self._coordinator, pool)
+                clones.extend(
+                    new_volume(pool, name, size, origin=volume.uuid, kind=kind, format=format) for name in names
+                )
             return planner.clone([(volume, clones)], self._coordinator.inventory)
 
         return made(self._coordinator, self._coordinator.change(build))

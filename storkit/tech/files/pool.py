@@ -40,7 +40,9 @@ class FilePoolSettings:
 
     path: str = path_setting()
     """An existing directory; empty: `volumes` below the host's state directory, made when needed."""
-    format: Literal["raw", "qcow2"] = "raw"
+    format: Literal["", "raw", "qcow2"] = ""
+    """Of new volumes. Empty: raw, and a clone of a golden image is an overlay (qcow2) where the file system shares no
+    blocks, if what serves it takes that."""
     overcommit: float = 1.0
     """Warn when the volumes could grow beyond this many times the file system's size, or its free space."""
     others_write: bool = False
@@ -50,6 +52,7 @@ class FilePoolSettings:
 class FilePool(KeepsGuests):
     """A directory of volume files on any local or shared file system."""
 
+    overlays = True
     needs: ClassVar[Needs] = Needs(tools={"qemu-img": "qemu-utils"})
     settings: FilePoolSettings
 
@@ -83,7 +86,7 @@ class FilePool(KeepsGuests):
 
     def create(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("create") as directory:
-            format = self.settings.format
+            format = self.settings.format or "raw"
             todo = directory.admit(volumes, format)
 
             def make(volume: Volume, descriptor: int) -> None:
@@ -363,7 +366,8 @@ class FilePool(KeepsGuests):
 
     def _by_overlay(self, directory: VolumeDirectory, origin: Sidecar, todo: Sequence[Volume]) -> bool:
         old = origin.volume
-        if self.settings.format != "qcow2" or old.kind == "disk":
+        wished = not self.settings.format and all(volume.format == "qcow2" for volume in todo)
+        if old.kind == "disk" or not (self.settings.format == "qcow2" or wished):
             return False
         if any(volume.kind == "snapshot" or volume.size > qcow2.MAX_SIZE for volume in todo):
             return False

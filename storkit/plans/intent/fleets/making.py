@@ -24,7 +24,7 @@ from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.fleets import unmaking
 from storkit.plans.intent.kept import checkout, sources
-from storkit.plans.intent.making import Bytes, in_bytes, must_be_free, new_volume
+from storkit.plans.intent.making import Bytes, clone_format, in_bytes, must_be_free, new_volume
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.verb import step
 from storkit.plans.verbs.fleets import Clone, LayFiles, Personalise
@@ -343,13 +343,22 @@ def _clones(
 ) -> list[Clone]:
     """Volumes that are to be made for guests."""
     pool = coordinator.inventory.pool(image.pool)
+    format = clone_format(coordinator, pool)
     found = []
     for guest in guests:
-        disk = new_volume(pool, guest.name, image.size, origin=fleet.base or image.uuid)
+        disk = new_volume(pool, guest.name, image.size, origin=fleet.base or image.uuid, format=format)
         of = image.uuid
         own = new_volume(pool, f"{guest.name}-seed", seed.SIZE, origin=of) if fleet.seeded and seeds else None
         found.append(Clone(identity.identity(fleet, guest), disk, own))
     return found
+
+
+def _base(coordinator: Coordinator, fleet: Fleet, image: Volume) -> Volume:
+    """What members are to be cloned from."""
+    pool = coordinator.inventory.pool(image.pool)
+    format = clone_format(coordinator, pool)
+    made = new_volume(pool, fleet.base_name, image.size, origin=image.uuid, format=format)
+    return replace(made, uuid=fleet.base)
 
 
 def _plan(coordinator: Coordinator, fleet: Fleet, image: Volume, base: Volume | None, made: list[Clone]) -> Plan:
@@ -366,10 +375,7 @@ def _add_clones(
     target, host, laid = f"pool:{image.pool}", image.host, ""
     origin = image
     if fleet.base:
-        origin = base or replace(
-            new_volume(coordinator.inventory.pool(image.pool), fleet.base_name, image.size, origin=image.uuid),
-            uuid=fleet.base,
-        )
+        origin = base or _base(coordinator, fleet, image)
         if base is None:
             stages.then(step(CloneVolume([origin], image), host, target, f"clone {image.name} to {origin.name}"))
         if base is None or not fleet.laid:

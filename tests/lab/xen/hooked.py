@@ -8,6 +8,7 @@ from typing import Any
 from storkit.hooks.hostfile import HostFile, Manager, dumps
 from storkit.hosts import accept
 from storkit.hosts.accept import Accepted, GuestHost
+from tests.lab.errors import LabError
 from tests.lab.host import Result
 from tests.lab.image import TREE
 from tests.lab.world import storage
@@ -28,6 +29,17 @@ disk = [ "format=raw, vdev=xvda, access=rw, script=block-storkit, target=g1" ]
 """
 
 
+SYSLOG = """\
+import os, socket
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+listener.bind("/dev/log")
+while True:
+    print(listener.recv(65536).decode(errors="replace"), flush=True)
+"""
+"""What hooks say is for a system's log, which these dom0s have not."""
+LOG = "/root/syslog"
+
+
 class HookedXen(XenWorld):
     """g1 has a disk, an xl.cfg, and nobody who has started it yet."""
 
@@ -44,6 +56,8 @@ class HookedXen(XenWorld):
             text = text.replace("@STORKIT@", "storkit").replace("@OPTIONS@", "")
             host.put(text, "/etc/xen/scripts/block-storkit", mode=0o755)
             host.put(XL_CFG, CONFIG)
+            host.put(SYSLOG, "/root/syslog.py")
+            host.run(["sh", "-c", 'setsid python3 /root/syslog.py >"$0" 2>&1 </dev/null &', LOG])
         self.s.put(xen.guest_disk, IMAGE)
         self.storkit("volume", "import", IMAGE, "g1")
 
@@ -98,10 +112,17 @@ class HookedXen(XenWorld):
         assert not self.domains(host) and "g1" not in there, f"{host.name}: {self.domains(host)}\n{there}"
         return host.name not in [each["client"] for each in self.volume()["exports"]]
 
+    def wait_for_nobody(self, host: Dom0) -> None:
+        """Wait until the hook of a host has given up its right."""
+        try:
+            host.wait_for(lambda: self.writers() == [], "end of the guest's right", PATIENT / 4, every=2)
+        except LabError as error:
+            raise AssertionError(f"{error}\n{host.run(['cat', LOG]).stdout}\n{self.xl(host, 'list')}") from error
+
     def end(self, host: Dom0) -> None:
         """Shut the guest down: its xl gives the disk up, which has all that was written."""
         self.xl(host, "shutdown", "-w", "g1")
-        host.wait_for(lambda: self.writers() == [], "the end of the guest's right", PATIENT, every=2)
+        self.wait_for_nobody(host)
         assert self.clean(host)
         report = self.report()
         assert report.clean and not report.recovered and report.starts == 1, report

@@ -81,7 +81,7 @@ def test_a_guest_that_reboots_crashes_and_is_destroyed(xen: XenLab, tmp_path: Pa
     world.wait_for_writes(h1)
     # it crashes, and is destroyed by its own xl
     world.crash(h1)
-    h1.wait_for(lambda: world.writers() == [], "the end of the guest's right", PATIENT, every=2)
+    world.wait_for_nobody(h1)
     assert world.clean(h1)
     # it crashes, is kept, and is destroyed by a person
     world.xl(h2, "create", CONFIG, 'on_crash="preserve"')

@@ -62,7 +62,7 @@ COMMANDS = (
         (
             arg(
                 "file",
-                help="the image file on the pool's host; - is standard input (./- a file of that name)",
+                help="the image file on the pool's host; an https URL; - is standard input (./- a file of that name)",
                 metavar="FILE",
             ),
             arg("--tree", help="FILE is a tar, or a directory: a guest's root over NFS", action="store_true"),

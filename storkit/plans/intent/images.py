@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from storkit.core.errors import Conflict, StorkitError, UsageError, collected, raise_problems
 from storkit.core.model import Volume, check_name
@@ -17,7 +17,7 @@ from storkit.plans.intent.making import Bytes, in_bytes, must_be_free, new_volum
 from storkit.plans.plan import Plan
 from storkit.plans.planner import locks_of
 from storkit.tech.files import streams
-from storkit.tech.images import exporting, headers
+from storkit.tech.images import download, exporting, headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,12 @@ def import_image(coordinator: Coordinator, source: str | Path | BinaryIO, how: I
     must_be_free(coordinator, [how.name], pool)
     host = coordinator.connections.to(pool.host)
     local = host.config.machine == "local"
-    if not isinstance(source, str | Path) and not local:
-        raise UsageError(f"standard input cannot be imported on {pool.host}", "copy the file there and name it")
+    comes = download.is_url(source) or not isinstance(source, str | Path)
+    if comes and not local:
+        what = source if isinstance(source, str) else "standard input"
+        raise UsageError(f"{what} cannot be imported on {pool.host}", "copy the file there and name it")
+    if isinstance(source, str) and download.is_url(source):
+        source = cast(BinaryIO, download.Download(source, how.checksum))
     with _file(coordinator, source, limit, local) as file:
         call = {"source": file, "format": how.format, "checksum": how.checksum, "max_size": limit}
         info = host.images.inspect(file, how.format, how.checksum, limit)

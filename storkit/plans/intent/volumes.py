@@ -106,7 +106,7 @@ class VolumeActs:
         max_size: Bytes | None = None,
         checksum: str = "",
     ) -> Volume:
-        """Make a volume of a disk image: a file on the pool's host, or a stream that is read here.
+        """Make a volume of a disk image: a file on the pool's host, a URL, or a stream; the last two are read here.
 
         `golden`: an image to be cloned, which nobody writes. `format`: of the file, if it cannot be told apart (raw).
         `size`: at least the image's, which is the default. `max_size`: a larger disk is refused. `checksum`: of the

@@ -388,12 +388,22 @@ class Qemu(Hypervisor):
 
     def _taken(self, guest: Guest) -> list[str]:
         """Which disks of a guest others have that are alive on this host."""
-        others = [name for name in self._names(None) if name != guest.name and self._process(name).alive()]
-        return [
-            line
-            for name in others
-            for line in taken_disks(guest, self._definition(name).guest, self._status(self._process(name)))
-        ]
+        mine = [disk.uuid for disk in guest.disks if disk.uuid]
+        found: list[str] = []
+        for name in self._names(None):
+            # Hundreds of guests have nothing in common with it: only those that have are read, and asked.
+            text = self._written(name) if name != guest.name else ""
+            if any(uuid in text for uuid in mine):
+                here = self._process(name)
+                if here.alive():
+                    found += taken_disks(guest, self._definition(name).guest, self._status(here))
+        return found
+
+    def _written(self, name: str) -> str:
+        """The text of a guest's record here."""
+        with suppress(OSError):
+            return (self._directory(name) / definitions.RECORD).read_text()
+        return ""
 
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""

@@ -44,6 +44,13 @@ def of(*guests: Guest) -> FleetKeys:
 # The record
 
 
+def test_the_largest_fleet_has_an_address_for_each(tmp_path: Path) -> None:
+    fleet = replace(FLEET, count=record.MOST, width=4, inside=Inside("ext4", 0, DEBIAN))
+    assert len({fleet.address(name) for name in fleet.members}) == record.MOST
+    hosts = next(file.content for file in identity.to_lay(fleet, of()) if file.path == "/etc/hosts")
+    assert hosts.count("\n") == record.MOST + 2 and hosts.endswith(f"{fleet.address('web-4000').ip}\tweb-4000\n")
+
+
 def test_names_hosts_and_addresses_of_members() -> None:
     assert FLEET.members[0] == "web-01" and FLEET.members[-1] == "web-12" and len(FLEET.members) == 12
     assert [FLEET.host(name) for name in FLEET.members[:3]] == ["a", "b", "a"]

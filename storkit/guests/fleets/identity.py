@@ -16,7 +16,7 @@ from storkit.core.identities import GuestName, Line, Uuid
 from storkit.core.imagefiles import FileToLay, Laid, Piece
 from storkit.core.model import Secret
 from storkit.guests.fleets.keys import SEED_BYTES, FleetKeys, MemberKeys
-from storkit.guests.fleets.record import Fleet
+from storkit.guests.fleets.record import MOST, Fleet
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 SHARED_KEYS = [f"/etc/ssh/ssh_host_{kind}_key{end}" for kind in ("rsa", "ecdsa", "dsa") for end in ("", ".pub")]
@@ -59,7 +59,7 @@ def hosts_lines(fleet: Fleet) -> str:
     """Names and addresses of all members that the fleet can have, as hosts(5) has them."""
     if fleet.bridge:
         return ""
-    most = 10**fleet.width - 1
+    most = min(10**fleet.width - 1, MOST)
     network = fleet.network
     return "".join(f"{network[number]}\t{fleet.member(number)}\n" for number in range(1, most + 1))
 

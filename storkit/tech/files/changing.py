@@ -26,6 +26,9 @@ from storkit.tech.files import volumefile
 from storkit.tech.files.sidecar import SPOOL
 from storkit.tech.images import ext4, qcow2, qemuimg
 
+_AT_ONCE = 8
+"""Files for one program: it has each piece of each open."""
+
 
 def look(site: Site, volume: Volume) -> Inside:
     """What is in a volume (storkit.images.look_inside)."""
@@ -54,18 +57,22 @@ def write_in(site: Site, volumes: Sequence[Volume], pieces: Mapping[str, Sequenc
     raise_problems(problems)
     wanted = [volume for volume in volumes if pieces.get(volume.uuid)]
     with _own(site, wanted):
-        for_each_at_once(lambda volume: _write(volume, pieces[volume.uuid]), wanted)
+        parts = [[volume] for volume in wanted if volume.format != "qcow2"]
+        overlays = [volume for volume in wanted if volume.format == "qcow2"]
+        parts += [overlays[at : at + _AT_ONCE] for at in range(0, len(overlays), _AT_ONCE)]
+        for_each_at_once(lambda part: _write(part, pieces), parts)
         for directory in {Path(volume.path).parent for volume in wanted if not files.is_device(Path(volume.path))}:
             files.sync_filesystem(directory)
 
 
-def _write(volume: Volume, pieces: Sequence[Piece]) -> None:
-    path = Path(volume.path)
-    if volume.format == "qcow2":
-        _write_qcow2(path, pieces)
+def _write(volumes: Sequence[Volume], pieces: Mapping[str, Sequence[Piece]]) -> None:
+    """Write bytes into volumes of one directory, all of them qcow2 files, or a single one that is raw."""
+    if volumes[0].format == "qcow2":
+        _write_qcow2([(Path(volume.path), pieces[volume.uuid]) for volume in volumes])
         return
+    path = Path(volumes[0].path)
     with _opened(path, write=True) as descriptor:
-        for piece in pieces:
+        for piece in pieces[volumes[0].uuid]:
             data = _bytes(piece)
             if os.pwrite(descriptor, data, piece.offset) != len(data):
                 raise Conflict(f"no room to write into {path}", f"df -h {path.parent}")
@@ -73,25 +80,30 @@ def _write(volume: Volume, pieces: Sequence[Piece]) -> None:
             os.fsync(descriptor)
 
 
-def _write_qcow2(path: Path, pieces: Sequence[Piece]) -> None:
-    """By one qemu-io(1) for all of them, which reads each from a file in memory."""
+def _write_qcow2(wanted: Sequence[tuple[Path, Sequence[Piece]]]) -> None:
+    """By one qemu-io(1) for these files of one directory, which reads each piece from a file in memory."""
     parts: list[int] = []
     try:
         commands = []
-        for piece in pieces:
-            data = _bytes(piece)
-            parts.append(os.memfd_create("storkit"))
-            os.write(parts[-1], data)
-            commands.append(f"write -q -s {files.by_descriptor(parts[-1])} {piece.offset} {len(data)}")
+        for path, pieces in wanted:
+            # Its words have no quotes, and a volume's name no spaces, as its directory may have.
+            commands.append(f"open -o driver=qcow2 {path.name}")
+            for piece in pieces:
+                data = _bytes(piece)
+                parts.append(os.memfd_create("storkit"))
+                os.write(parts[-1], data)
+                commands.append(f"write -q -s {files.by_descriptor(parts[-1])} {piece.offset} {len(data)}")
+            commands.append("close")
         done = run(
-            ["qemu-io", "-f", "qcow2", str(path)], stdin="\n".join([*commands, "quit", ""]), timeout=scaled(60),
-            package="qemu-utils", pass_fds=parts,
+            ["env", "-C", wanted[0][0].parent, "qemu-io"], stdin="\n".join([*commands, "quit", ""]),
+            timeout=scaled(60), package="qemu-utils", pass_fds=parts,
         )  # fmt: skip
     finally:
         for part in parts:
             os.close(part)
     if said := done.stdout.replace("qemu-io> ", "").strip():
-        raise Conflict(f"what makes {path.stem} a machine of its own cannot be written into it: {said}")
+        names = ", ".join(path.stem for path, _ in wanted)
+        raise Conflict(f"what makes {names} machines of their own cannot be written: {said}")
 
 
 def _bytes(piece: Piece) -> bytes:
@@ -122,7 +134,7 @@ def _raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
         before = _digests(descriptor) if write else {}
         yield descriptor
         if write:
-            _write_qcow2(path, _changed(descriptor, before))
+            _write_qcow2([(path, _changed(descriptor, before))])
             volumefile.flush(path)
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import NotFound, UsageError
+from storkit.core.errors import UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -81,11 +81,7 @@ def run(session: Session, options: Namespace) -> int:
 
 
 def ssh(session: Session, options: Namespace) -> None:
-    fleets = session.site.fleets
-    fleet = next((name for name in fleets.names() if options.member in fleets.load(name).members), "")
-    if not fleet:
-        raise NotFound(f"no fleet has a member {options.member!r}", "storkit fleet list")
-    (door,) = fleets.doors(fleet, [options.member])
+    door = session.site.fleets.enter(options.member)
     argv = door.argv(*options.words)
     session.site.close()
     os.execvp(argv[0], argv)
@@ -120,7 +116,7 @@ def _count(names: list[str]) -> str:
 
 def _data(view: FleetView) -> dict[str, Any]:
     data: dict[str, Any] = codec.dump(view.fleet)
-    for key in ("laid", "base", "width"):
+    for key in ("laid", "base", "width", "made"):
         del data[key]
     return {**data, "members": codec.dump(view.members), "unset": view.unset}
 

@@ -38,13 +38,21 @@ def limits(guest: Guest, sources: list[DiskSource], hypervisor: str, place: Plac
         "xl": _xl,
         "uml": _uml,
     }
-    if hypervisor != "qemu":
-        for number, nic in enumerate(guest.nics):
-            if nic.kind != "bridge":
-                problems.append(Unsupported(f"nics[{number}]: kind {nic.kind!r} is QEMU's own", "name a bridge"))
+    problems += card_problems(guest, hypervisor)
     if hypervisor in by_name:
         problems += by_name[hypervisor](guest, sources, place)
     return problems
+
+
+def card_problems(guest: Guest, hypervisor: str) -> list[StorkitError]:
+    """The network cards that a hypervisor has none of."""
+    return [
+        Unsupported(
+            f"nics[{number}]: a card of kind {nic.kind!r} is QEMU's own, {hypervisor} has none", "name a bridge"
+        )
+        for number, nic in enumerate(guest.nics)
+        if nic.kind != "bridge" and hypervisor != "qemu"
+    ]
 
 
 def _source(source: DiskSource) -> Iterator[StorkitError]:

@@ -294,12 +294,14 @@ def _listed(domain: int) -> toolstack.XenDomain | None:
 def _policies(domain: int, uuid: str) -> Mapping[str, str] | None:
     """`on_reboot` and the like of a domain. Not `xl list -l`, which may wait for the lock of whoever runs this."""
     try:
-        found = json.loads((CONFIGURATIONS / f"userdata-d.{domain}.{uuid}.libxl-json").read_text())
+        text = (CONFIGURATIONS / f"userdata-d.{domain}.{uuid}.libxl-json").read_text()
+        found = json.loads(text.rstrip("\0"))  # libxl keeps the end of its string as well
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict):
         return None
-    return {key: value for key, value in found.items() if key.startswith("on_") and isinstance(value, str)}
+    said = {key: value for key, value in found.items() if key.startswith("on_")}
+    return said if all(isinstance(value, str) for value in said.values()) else None
 
 
 def _line(text: str) -> str:

@@ -302,7 +302,7 @@ class Qemu(Hypervisor):
             here = self._process(name)
             if any(nic.kind == "user" for nic in self._definition(name).guest.nics) and here.alive():
                 command = {"command-line": "info usernet"}
-                with suppress(qmp.Lost):
+                with suppress(StorkitError):  # one that hangs says nothing
                     said = qmp.call(here.monitor, "human-monitor-command", command, timeout=ASK_TIMEOUT)
                     if match := re.search(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", str(said)):
                         found[name] = int(match[1])

@@ -194,6 +194,10 @@ class Engine:
         done = [other for other in plan.steps if other.id in record.standing]
         again = next((command for step in plan.steps if (command := verbs.of(step).again(step))), "")
         left = ""
+        if done and all(verbs.VERBS[other.verb].repeated for other in [*done, *(step for step, _ in failures)]):
+            journal.end("failed in part")
+            self._unmark(plan)
+            raise error
         if again:
             journal.end("failed in part" if done else "failed")
             self._unmark(plan)

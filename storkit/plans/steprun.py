@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storkit.core.calls import Targets
-from storkit.core.errors import Conflict, StorkitError
+from storkit.core.errors import StorkitError
 from storkit.core.guest import Guest
 from storkit.core.host import Door
 from storkit.core.model import Secret
@@ -97,13 +98,10 @@ class StepRun:
 
         return secrets.load(self._state, guest)
 
-    def fleet_keys(self, fleet: str) -> FleetKeys:
+    def fleet_keys(self, fleet: str, guests: Iterable[str]) -> FleetKeys:
         from storkit.guests.fleets import keys
 
-        found = keys.load(self._state, fleet)
-        if found is None:
-            raise Conflict("the fleet's keys are not on this machine", "go on where the fleet was created")
-        return found
+        return keys.load(self._state, fleet, guests)
 
     def source(self, host: str, towards: str) -> str:
         address = self.address(towards)

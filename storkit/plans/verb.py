@@ -53,8 +53,8 @@ class Run(Protocol):
     def secrets(self, guest: Guest) -> dict[str, Secret]:
         """The passwords that a guest's document needs, which no plan and no journal has."""
 
-    def fleet_keys(self, fleet: str) -> FleetKeys:
-        """The keys of the fleet of a UUID, which no plan and no journal has."""
+    def fleet_keys(self, fleet: str, guests: Iterable[str]) -> FleetKeys:
+        """The keys of the fleet of a UUID and of members, by their guests' UUIDs, which no plan and no journal has."""
 
     def source(self, host: str, towards: str) -> str:
         """The IP address that `host` says it comes from when it connects to the host `towards`; empty: it is silent."""
@@ -67,6 +67,9 @@ class Verb(ABC, Generic[B]):
     verb: ClassVar[str]
     undoable: ClassVar[bool] = True
     """False: said in the plan before anything runs."""
+    repeated: ClassVar[bool] = False
+    """True: what it did stands, and its command does the rest when it is given again. Of a plan that fails among such
+    steps nothing is left to resume."""
     question: ClassVar[bool] = False
     """True: it changes nothing. A plan of questions leaves nothing behind, whatever becomes of it."""
     barrier: ClassVar[bool] = False

@@ -53,6 +53,11 @@ def create(world: World, count: int, *more: object, name: str = "web", ok: int |
     return world.storkit(*words, ok=ok)
 
 
+def known_hosts(config: str) -> Path:
+    """The file that ssh is told of by the printed configuration."""
+    return Path(next(line.split()[1] for line in config.splitlines() if "UserKnownHostsFile" in line).strip('"'))
+
+
 def nothing_left(world: World) -> None:
     assert names(world) == ["debian"] and names(world, "guest") == [] and names(world, "fleet") == []
     assert [left for left in world.leftovers() if "/fleets/" in left or "qemu" in left] == []
@@ -86,7 +91,9 @@ def test_members_are_machines_of_their_own_and_are_gone_in_the_end(world: World)
     assert len({each["ansible_port"] for each in inventory.values()}) == 3 and list(inventory) == list(guests)
     config = world.storkit("fleet", "inventory", "web", "--ssh").stdout
     assert "Host web-02\n" in config and "StrictHostKeyChecking yes" in config
-    known = Path(next(line.split()[1] for line in config.splitlines() if "UserKnownHostsFile" in line)).read_text()
+    known = Path(
+        next(line.split()[1] for line in config.splitlines() if "UserKnownHostsFile" in line).strip('"')
+    ).read_text()
     assert [line.split(" ", 1)[1] for line in known.splitlines()] == keys
     # a guest that is nobody's member is not touched, and journals have no private key
     world.guest("own")
@@ -104,8 +111,8 @@ def test_one_is_set_back_while_others_run_and_another_is_replaced(world: World) 
     golden(world)
     create(world, 3, "--start")
     uuid = world.storkit("--json", "guest", "show", "web-02").json["uuid"]
-    key = (world.directory / "coordinator" / "fleets").glob("*/keys.json")
-    keys = json.loads(next(key).read_text())["members"]
+    (members,) = (world.directory / "coordinator" / "fleets").glob("*/members")
+    keys = {file.stem: json.loads(file.read_text()) for file in members.iterdir()}
     (other,) = [line for line in world.processes() if "guest=web-01" in line]
     reset = world.storkit("--json", "fleet", "reset", "web", "web-02").json
     assert reset["reset"] == ["web-02"] and set(states(world).values()) == {"running"}
@@ -118,8 +125,7 @@ def test_one_is_set_back_while_others_run_and_another_is_replaced(world: World) 
     world.storkit("fleet", "reset", "web", "--all")
     assert set(states(world).values()) == {"stopped"}
     assert told(world, "web-02", "/etc/hostname") == "web-02"
-    (file,) = (world.directory / "coordinator" / "fleets").glob("*/keys.json")
-    now = json.loads(file.read_text())["members"]
+    now = {file.stem: json.loads(file.read_text()) for file in members.iterdir()}
     assert now[uuid] == keys[uuid] and len(now) == 3 and set(now) != set(keys)
     assert told(world, "web-02", "/etc/ssh/ssh_host_ed25519_key") == keys[uuid]["private"].strip()
     for wrong in ([], ["web-02", "--all"]):
@@ -189,6 +195,137 @@ def test_a_reset_that_was_killed_is_repeated(world: World, point: str) -> None:
     nothing_left(world)
 
 
+def test_what_is_somebody_elses_is_neither_taken_nor_ended(world: World) -> None:
+    golden(world)
+    # a guest of a member's name, with a disk of another; and one with a disk of the member's name
+    world.guest("mysql")
+    world.storkit("guest", "delete", "mysql")
+    world.storkit("guest", "define", "web-01", "--disk", "mysql", "--memory", "16MiB")
+    world.storkit("guest", "start", "web-01")
+    world.storkit("volume", "create", "web-02", "1MiB")
+    world.storkit("guest", "define", "web-02", "--disk", "web-02", "--memory", "16MiB")
+    world.storkit("volume", "clone", "debian", "web-03")
+    running = world.processes()
+    refused = create(world, 3, ok=5).stderr
+    assert "guest web-01 is there, and is not this fleet's" in refused and "guest web-02" in refused
+    assert "volume web-03 is there" in refused and names(world, "fleet") == []
+    assert world.processes() == running and {"mysql", "web-02", "web-03"} <= set(names(world))
+    # a disk that another guest has by now; a member's name that is another guest's by now
+    create(world, 2, name="ci")
+    world.storkit("guest", "delete", "ci-02")
+    world.storkit("guest", "define", "mine", "--disk", "ci-02", "--memory", "16MiB")
+    refused = world.storkit("fleet", "destroy", "ci", ok=5).stderr
+    assert "volume ci-02 is a disk of guest mine" in refused and {"ci-01", "ci-02"} <= set(names(world))
+    world.storkit("guest", "delete", "mine")
+    world.storkit("volume", "delete", "ci-02")
+    world.storkit("volume", "create", "ci-02", "1MiB")
+    world.storkit("guest", "define", "ci-02", "--disk", "ci-02", "--memory", "16MiB")
+    assert "is not there" in world.storkit("fleet", "reset", "ci", "ci-02", ok=5).stderr
+    world.storkit("guest", "start", "ci-02")
+    world.storkit("fleet", "destroy", "ci")
+    assert names(world, "guest") == ["ci-02", "web-01", "web-02"] and "ci-02" in names(world)
+    assert world.storkit("--json", "guest", "show", "ci-02").json["places"] == {"a": "running"}
+
+
+def test_what_cannot_be_seen_is_not_taken_for_lost(world: World) -> None:
+    golden(world)
+    create(world, 2, "--start")
+    running = world.processes()
+    sidecar = world.directory / "a" / "volumes" / "web-01.json"
+    text = sidecar.read_text()
+    sidecar.write_text("garbage")
+    assert "web-01" in create(world, 2, ok=9).stderr
+    assert "web-01" in world.storkit("fleet", "destroy", "web", ok=9).stderr
+    sidecar.write_text(text)
+    assert world.processes() == running and set(states(world).values()) == {"running"}
+    # a member that has lost its disk, and runs, is ended by nobody but who says so
+    create(world, 2)
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+def test_what_cannot_be_done_is_found_before_anything_is_lost(world: World) -> None:
+    golden(world)
+    create(world, 2, "--start")
+    running = world.processes()
+    elsewhere = ("--state", world.directory / "another")
+    for verb in ("reset", "replace"):
+        refused = world.storkit("fleet", verb, "web", "web-01", *elsewhere, ok=5)
+        assert "the fleet's keys are not on this machine" in refused.stderr
+    assert "is no plan that could be shown" in world.storkit("-n", "fleet", "run", "web", "--", "id", ok=2).stderr
+    assert "is no plan that could be shown" in world.storkit("-n", "fleet", "ssh", "web-01", ok=2).stderr
+    assert world.processes() == running
+    # what was refused leaves no record behind
+    for words in (
+        ("--set", "nonsense=1"),
+        ("--hypervisor", "nope"),
+        ("--hypervisor", "xl"),
+        ("--vcpus", "0"),
+        ("--bridge", "b r"),
+    ):
+        assert create(world, 1, *words, name="new", ok=None).status in (2, 3, 4)
+        assert names(world, "fleet") == ["web"]
+    create(world, 1, name="new")
+    world.storkit("volume", "create", "web-03", "1MiB")
+    assert "web-03" in create(world, 4, ok=5).stderr and len(states(world)) == 2
+    # the image is of no use any more once its clones do not stand on it
+    if world.storkit("--json", "volume", "show", "web.base").json["made"] != "overlay":
+        world.storkit("volume", "delete", "debian")
+        world.storkit("fleet", "replace", "web", "web-01")
+
+
+def test_a_clone_that_stands_on_what_members_were_cloned_from_outlives_them(world: World) -> None:
+    golden(world)
+    create(world, 1)
+    world.storkit("volume", "clone", "web-01", "keep")
+    destroyed = world.storkit("fleet", "destroy", "web")
+    assert names(world, "fleet") == [] and "keep" in names(world) and "web-01" not in names(world)
+    if "web.base" in names(world):
+        assert "web.base stays: keep stand on it" in destroyed.stderr
+    assert told(world, "keep", "/etc/hostname") == "web-01"
+
+
+def test_a_half_written_base_is_made_anew_and_an_image_of_a_member_is_no_member(world: World) -> None:
+    golden(world)
+    world.killed("after:4", "fleet", "create", "web", "--image", "debian", "--count", 1, *MEMORY)
+    path = Path(world.storkit("--json", "volume", "show", "web.base").json["path"])
+    with path.open("r+b") as file:  # a power cut
+        file.seek(1024 * 1024)
+        file.write(b"garbage" * 1000)
+    create(world, 1)
+    assert told(world, "web-01", "/etc/hostname") == "web-01"
+    first = told(world, "web-01", "/root/.ssh/authorized_keys")
+    world.storkit("volume", "export", "web-01", world.directory / "again.img")
+    world.storkit("volume", "import", "--golden", world.directory / "again.img", "again")
+    for bridge in ((), ("--bridge", "br0")):
+        world.storkit("fleet", "create", "other", "--image", "again", "--count", 1, *MEMORY, *bridge)
+        assert told(world, "other-01", "/root/.ssh/authorized_keys") not in ("", first)
+        assert "web-01" not in told(world, "other-01", "/etc/hosts")
+        world.storkit("fleet", "destroy", "other")
+
+
+def test_one_that_does_not_stop_and_one_that_has_moved(world: World) -> None:
+    golden(world)
+    create(world, 3, "--start")
+    (other,) = [line for line in world.processes() if "guest=web-01" in line]
+    os.kill(int(other.partition(":")[0]), 9)
+    late = world.storkit("fleet", "stop", "web", "--timeout", "0.1", ok=None)
+    assert late.status in (8, 10) and "did not shut down" in late.stderr
+    world.storkit("migrate", "run", "web-02", "--to", "b")
+    shown = {each["name"]: each["host"] for each in world.storkit("--json", "fleet", "show", "web").json["members"]}
+    assert shown["web-02"] == "b" and states(world)["web-02"] == "running"
+    world.storkit("fleet", "start", "web")
+    assert set(states(world).values()) == {"running"}
+    inventory = world.storkit("fleet", "inventory", "web", "--ssh").stdout
+    known = known_hosts(inventory)
+    before = known.read_text()
+    world.storkit("fleet", "run", "web", "--on", "web-03", "--timeout", "1", "--", "true", ok=None)
+    assert known.read_text() == before and before.count("ssh-ed25519") == 3
+    world.storkit("fleet", "stop", "web", "--force")
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
 def test_a_fleet_grows_and_is_refused_as_another(world: World) -> None:
     golden(world)
     create(world, 2)
@@ -208,8 +345,7 @@ def test_a_fleet_grows_and_is_refused_as_another(world: World) -> None:
     assert "no golden image" in refused.stderr and "x" not in names(world, "fleet")
     world.storkit("volume", "create", "new-01", "8MiB")
     assert "new-01" in create(world, 1, name="new", ok=5).stderr
-    world.storkit("fleet", "destroy", "new")
-    assert "new-01" in names(world), "what is somebody's stays"
+    assert "new" not in names(world, "fleet") and "new-01" in names(world), "what is somebody's stays"
 
 
 def test_nothing_is_made_by_a_plan_and_fleets_end_when_their_time_is_over(world: World) -> None:

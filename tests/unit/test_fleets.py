@@ -26,7 +26,7 @@ from storkit.plans.intent.fleets import making
 from storkit.tech.images import ext4
 
 UUID = "11111111-2222-4333-8444-555555555555"
-FLEET = Fleet("web", UUID, "debian", str(uuid4()), 12, 2, 64 << 20, hosts=["a", "b"], base=str(uuid4()))
+FLEET = Fleet("web", UUID, "debian", str(uuid4()), "default", 12, 2, 64 << 20, hosts=["a", "b"], base=str(uuid4()))
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "k" * 360 + "\n"
 PUBLIC = "ssh-ed25519 AAAA storkit"
 DEBIAN = ["systemd", "sshd", "networkd", "udev", "iscsi"]
@@ -38,7 +38,7 @@ def member(fleet: Fleet, name: str) -> Guest:
 
 def of(*guests: Guest) -> FleetKeys:
     mine = {guest.uuid: MemberKeys(Secret(KEY), PUBLIC, Secret("ab" * keys.SEED_BYTES)) for guest in guests}
-    return FleetKeys(Secret(KEY), PUBLIC, mine, UUID)
+    return FleetKeys(Secret(KEY), PUBLIC, mine)
 
 
 # The record
@@ -88,6 +88,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("hosts = []", "hosts"),
         ('uuid = "../../etc"', "uuid"),
         ("= =", "cannot be read"),
+        ('expires = "tomorrow"', "is no time"),
+        ('expires = "2026-11-30T10:00:00"', "is no time"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, line: str, says: str) -> None:
@@ -241,20 +243,27 @@ def test_cloud_init_is_told_by_a_disk_that_is_read_as_it_was_meant() -> None:
 
 def test_keys_are_made_once_and_are_nobody_elses(tmp_path: Path) -> None:
     one, two = str(uuid4()), str(uuid4())
-    made = keys.make(tmp_path, UUID, [one])
-    again = keys.make(tmp_path, UUID, [one, two])
+    with pytest.raises(Conflict, match="not on this machine"):
+        keys.load(tmp_path, UUID, [])
+    keys.make(tmp_path, UUID, [one])
+    made = keys.load(tmp_path, UUID, [one])
+    with pytest.raises(Conflict, match="not on this machine"):
+        keys.load(tmp_path, UUID, [one, two])
+    keys.make(tmp_path, UUID, [one, two])
+    again = keys.load(tmp_path, UUID, [one, two])
     assert again.private == made.private and again.members[one] == made.members[one]
     assert len({each.public for each in again.members.values()} | {again.public}) == 3
     assert len({len(each.private.reveal()) for each in again.members.values()}) == 1
     login, known = keys.for_ssh(tmp_path, UUID, {one: "web-01", two: "web-02"})
     assert login.stat().st_mode & 0o777 == 0o600 and login.read_text() == again.private.reveal()
     assert known.read_text().splitlines()[1] == f"web-02 {again.members[two].public}"
-    assert (tmp_path / "fleets").stat().st_mode & 0o077 == 0 and str(again) == str(again).replace("BEGIN", "")
+    assert (tmp_path / "fleets").stat().st_mode & 0o077 == 0 and "BEGIN" not in str(again)
     keys.drop(tmp_path, UUID, [one])
-    left = keys.load(tmp_path, UUID)
-    assert left and set(left.members) == {two}
+    assert keys.load(tmp_path, UUID, [two]).members[two] == again.members[two]
+    with pytest.raises(Conflict, match="not on this machine"):
+        keys.load(tmp_path, UUID, [one])
     keys.forget(tmp_path, UUID)
-    assert keys.load(tmp_path, UUID) is None
+    assert not keys.there(tmp_path, UUID)
 
 
 # Images
@@ -287,7 +296,8 @@ FILES = [
     FileToLay("/etc/hostname", "x" * 64, 0o644, True),
     FileToLay("/etc/long", "y" * 9000, 0o600, True),
     FileToLay("/root/.ssh/authorized_keys", "key\n", 0o600),
-    FileToLay("/var/lib/made/for/it", "z", 0o644),
+    FileToLay("/var/lib/made/for/it", "no new line at its end", 0o644),
+    FileToLay("/etc/hosts", "".join(f"10.0.0.{number % 256}\tweb-{number}\n" for number in range(2000)), 0o644),
     FileToLay("/etc/ssh/ssh_host_rsa_key", "", absent=True),
     FileToLay("/etc/ssh/none", "", absent=True),
 ]
@@ -308,10 +318,8 @@ def test_files_are_laid_and_found_again_and_the_file_system_is_whole(tmp_path: P
         laid = ext4.lay(descriptor, inside, FILES, write=True)
         assert [slot.path for slot in laid] == ["/etc/hostname", "/etc/long"]
         before = image.read_bytes()
-        assert (
-            ext4.lay(descriptor, inside, FILES, write=True) == laid == ext4.lay(descriptor, inside, FILES, write=False)
-        )
-        assert image.read_bytes() == before, "what is there is not written again"
+        assert ext4.lay(descriptor, inside, FILES, write=False) == laid
+        assert image.read_bytes() == before, "a look writes nothing"
         for slot in laid:
             begin = 0
             content = f"{slot.path} of its own\n".encode().ljust(slot.size, b"\n")
@@ -368,11 +376,30 @@ def test_what_has_no_such_root_is_told(tmp_path: Path) -> None:
             ext4.lay(opened.fileno(), found, FILES, write=True)
 
 
+def test_what_is_there_with_another_content_is_written_and_odd_paths_are_refused(tmp_path: Path) -> None:
+    image = golden(tmp_path / "g.img")
+    with image.open("r+b") as opened:
+        inside = ext4.look(opened.fileno(), image.stat().st_size)
+        for content in ("one\n", "two\n"):
+            files = [FileToLay("/etc/own", content), FileToLay("/etc/ssh/ssh_host_rsa_key", "", absent=True)]
+            ext4.lay(opened.fileno(), inside, files, write=True)
+            assert read(image, "/etc/own") == content
+        for wrong in (FileToLay("/etc/own", "six\n"), FileToLay("/etc/own", "", absent=True)):
+            with pytest.raises(Unsafe, match="/etc/own"):
+                ext4.lay(opened.fileno(), inside, [wrong], write=False)
+        subprocess.run(["debugfs", "-w", "-R", "symlink /var /etc", str(image)], check=True, capture_output=True,
+                       env=_environment())  # fmt: skip
+        for path, says in (("/var/x", "/var is no directory"), ("/etc", "/etc is a directory"),
+                           ("/etc/own/x", "/etc/own is no directory")):  # fmt: skip
+            with pytest.raises(Unsafe, match=says):
+                ext4.lay(opened.fileno(), inside, [FileToLay(path, "x")], write=True)
+
+
 def test_a_full_file_system_and_a_sealed_image_are_refused(tmp_path: Path) -> None:
     image = golden(tmp_path / "g.img", ("-t", "ext4", "-b", "1024"), "2M")
     with image.open("r+b") as opened:
         inside = ext4.look(opened.fileno(), image.stat().st_size)
-        with pytest.raises(Unsafe, match="lacks what is to be laid"):
+        with pytest.raises(Unsafe, match="lacks /etc/hostname as it is to be"):
             ext4.lay(opened.fileno(), inside, FILES, write=False)
         with pytest.raises(Conflict, match="did not take"):
             ext4.lay(opened.fileno(), inside, [FileToLay("/etc/large", "x" * (2 << 20))], write=True)

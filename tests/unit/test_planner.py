@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class Calls:
     def secrets(self, guest: Guest) -> dict[str, Secret]:
         return {}
 
-    def fleet_keys(self, fleet: str) -> FleetKeys:
+    def fleet_keys(self, fleet: str, guests: Iterable[str]) -> FleetKeys:
         raise NotImplementedError
 
     def source(self, host: str, towards: str) -> str:

@@ -1,8 +1,9 @@
 """The keys of a fleet: its own, by which its members let ssh in, and each member's host key, by which ssh knows it.
 They lie in the coordinator's state alone, 0600: nothing is trusted at first use, and no plan or journal has one.
 
-STATE/fleets/UUID/keys.json     all of them            STATE/fleets/UUID/login, login.pub     what ssh(1) is given
-STATE/fleets/UUID/known_hosts   the members' public keys
+STATE/fleets/UUID/login, login.pub   the fleet's own, as ssh(1) takes it
+STATE/fleets/UUID/known_hosts        the members' public keys, as ssh(1) takes them
+STATE/fleets/UUID/members/*.json     each member's, by the UUID of its guest
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storkit.core import codec
+from storkit.core.errors import Conflict
 from storkit.core.identities import Line, Uuid
 from storkit.core.model import Secret
-from storkit.system.files import make_private, read_json, write_atomic
+from storkit.system.files import make_private, read_json, write_atomic, write_many
 from storkit.system.parallel import for_each_at_once
 from storkit.system.run import run
 
 COMMENT = "storkit"
 """Alike in all keys, so that each is as long as the other: a clone's key is written over another one's place."""
 SEED_BYTES = 512
+_LOGIN = "login"
+_MEMBERS = "members"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,50 +43,61 @@ class MemberKeys:
 
 @dataclass(frozen=True, slots=True)
 class FleetKeys:
-    """What is secret of a fleet."""
+    """What is secret of a fleet, and of some of its members."""
 
     private: Secret
     public: Line
-    members: dict[Line, MemberKeys] = field(default_factory=dict)
+    members: dict[Uuid, MemberKeys] = field(default_factory=dict)
     """By their guests' UUIDs."""
-    fleet: Uuid = ""
 
 
-def load(state: Path, fleet: str) -> FleetKeys | None:
-    """The keys of the fleet of a UUID; None: there are none here."""
-    file = _directory(state, fleet) / "keys.json"
-    if not file.exists():
-        return None
-    return codec.load(FleetKeys, read_json(file, "keys"), str(file))
+def there(state: Path, fleet: str) -> bool:
+    """Whether this machine has the keys of the fleet of a UUID."""
+    return (_directory(state, fleet) / _LOGIN).exists()
 
 
-def make(state: Path, fleet: str, guests: Sequence[str]) -> FleetKeys:
-    """The keys of a fleet, those of these members made where there are none; other members' are kept."""
+def load(state: Path, fleet: str, guests: Iterable[str]) -> FleetKeys:
+    """The keys of a fleet, and of these of its members. Raises Conflict: they are not here."""
+    directory = _directory(state, fleet)
+    files = {guest: directory / _MEMBERS / f"{guest}.json" for guest in guests}
+    if not (directory / _LOGIN).exists() or not all(file.exists() for file in files.values()):
+        raise Conflict("the fleet's keys are not on this machine", f"go on where it was created, or copy {directory}")
+    members = {guest: codec.load(MemberKeys, read_json(file, "keys"), str(file)) for guest, file in files.items()}
+    return FleetKeys(*_read(directory / _LOGIN), members)
+
+
+def make(state: Path, fleet: str, guests: Sequence[str]) -> None:
+    """Make the keys of a fleet, and of these members, where there are none."""
     directory = _directory(state, fleet)
     make_private(directory)
-    keys = load(state, fleet)
-    missing = [guest for guest in guests if keys is None or guest not in keys.members]
+    make_private(directory / _MEMBERS)
     work = directory / "new"
     shutil.rmtree(work, ignore_errors=True)
     make_private(work)
     try:
-        wanted = [*([] if keys else ["login"]), *missing]
+        wanted = [] if there(state, fleet) else [_LOGIN]
+        wanted += [guest for guest in guests if not (directory / _MEMBERS / f"{guest}.json").exists()]
         for_each_at_once(lambda name: _generate(work / name), wanted)
-        if keys is None:
-            keys = FleetKeys(*_read(work / "login"), fleet=fleet)
-        made = {guest: MemberKeys(*_read(work / guest), Secret(os.urandom(SEED_BYTES).hex())) for guest in missing}
+        members = []
+        for name in wanted:
+            private, public = _read(work / name)
+            if name == _LOGIN:
+                write_atomic(directory / f"{_LOGIN}.pub", public + "\n")
+                write_atomic(directory / _LOGIN, private.reveal())
+                continue
+            made = MemberKeys(private, public, Secret(os.urandom(SEED_BYTES).hex()))
+            text = json.dumps(codec.dump(made, reveal=True)) + "\n"
+            members.append((directory / _MEMBERS / f"{name}.json", text))
+        if members:
+            write_many(members)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    keys = replace(keys, members={**keys.members, **made})
-    _save(directory, keys)
-    return keys
 
 
-def drop(state: Path, fleet: str, guests: Sequence[str]) -> None:
-    """Forget the keys of members, which are to be others."""
-    if keys := load(state, fleet):
-        left = {uuid: each for uuid, each in keys.members.items() if uuid not in guests}
-        _save(_directory(state, fleet), replace(keys, members=left))
+def drop(state: Path, fleet: str, guests: Iterable[str]) -> None:
+    """Forget the keys of members; there need be none."""
+    for guest in guests:
+        (_directory(state, fleet) / _MEMBERS / f"{guest}.json").unlink(missing_ok=True)
 
 
 def forget(state: Path, fleet: str) -> None:
@@ -90,22 +105,16 @@ def forget(state: Path, fleet: str) -> None:
     shutil.rmtree(_directory(state, fleet), ignore_errors=True)
 
 
-def for_ssh(state: Path, fleet: str, names: dict[str, str]) -> tuple[Path, Path]:
-    """The files that ssh(1) is given: the fleet's key, and the members' host keys. `names`: guests' UUIDs to names."""
+def for_ssh(state: Path, fleet: str, names: Mapping[str, str]) -> tuple[Path, Path]:
+    """The files that ssh(1) is given: the fleet's key, and the host keys of all its members. `names`: guests' UUIDs to
+    the names of members."""
     directory = _directory(state, fleet)
-    keys = load(state, fleet)
-    known = {uuid: each.public for uuid, each in keys.members.items()} if keys else {}
-    lines = [f"{name} {known[uuid]}\n" for uuid, name in names.items() if uuid in known]
+    members = load(state, fleet, names).members
     file = directory / "known_hosts"
-    make_private(directory)
-    write_atomic(file, "".join(lines))
-    return directory / "login", file
-
-
-def _save(directory: Path, keys: FleetKeys) -> None:
-    write_atomic(directory / "keys.json", json.dumps(codec.dump(keys, reveal=True)) + "\n")
-    write_atomic(directory / "login", keys.private.reveal())
-    write_atomic(directory / "login.pub", keys.public + "\n")
+    text = "".join(f"{name} {members[uuid].public}\n" for uuid, name in names.items())
+    if not file.exists() or file.read_text() != text:
+        write_atomic(file, text)
+    return directory / _LOGIN, file
 
 
 def _generate(file: Path) -> None:

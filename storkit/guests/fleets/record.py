@@ -5,15 +5,26 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
 from storkit.core.guest import Boot
-from storkit.core.identities import Count, GuestName, HostName, Line, MaybeUuid, Uuid, VolumeName, Word, check_name
+from storkit.core.identities import (
+    Count,
+    GuestName,
+    HostName,
+    Line,
+    MaybeUuid,
+    PoolName,
+    Uuid,
+    VolumeName,
+    Word,
+    check_name,
+)
 from storkit.core.imagefiles import Inside, Laid
 from storkit.system.files import explain, sync_directory, write_atomic
 
@@ -25,6 +36,15 @@ LONGEST_NAME = 48
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What was made for a member, by its UUID: what has another one is somebody else's, whatever its name."""
+
+    guest: Uuid
+    disk: Uuid
+    seed: MaybeUuid = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """Guests of one image. Sizes in bytes."""
 
@@ -32,6 +52,8 @@ class Fleet:
     uuid: Uuid
     image: VolumeName
     image_uuid: Uuid
+    pool: PoolName
+    """The image's, where the members' disks are as well."""
     count: Count
     width: Count
     """Digits of a member's number."""
@@ -50,6 +72,8 @@ class Fleet:
     itself, in which nothing can be laid."""
     inside: Inside = field(default_factory=lambda: Inside(""))
     laid: list[Laid] = field(default_factory=list)
+    made: dict[GuestName, Made] = field(default_factory=dict)
+    """Members to what is theirs, written before that is made."""
     created: Line = ""
     expires: Line = ""
     """When `fleet sweep` destroys it (ISO 8601, UTC); empty: never."""
@@ -135,6 +159,8 @@ def load(directory: Path, name: str) -> Fleet:
         problems.append(UsageError(f"{file}: name: {fleet.name!r} is not the file's name", "rename the file"))
     if not 1 <= fleet.count <= MOST or not 1 <= fleet.width <= 4:
         problems.append(UsageError(f"{file}: count: a fleet has 1 to {MOST} members", "edit it"))
+    if fleet.expires and _when(fleet.expires) is None:
+        problems.append(UsageError(f"{file}: expires: {fleet.expires!r:.60} is no time", "2026-11-30T10:00:00+00:00"))
     if not fleet.hosts:
         problems.append(UsageError(f"{file}: hosts: none is named", "edit it"))
     raise_problems(problems)
@@ -148,7 +174,7 @@ def save(directory: Path, fleet: Fleet) -> Path:
     file = path(directory, fleet.name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        data = {key: value for key, value in codec.dump(fleet).items() if value not in ("", [])}
+        data = {key: value for key, value in codec.dump(fleet).items() if value not in ("", [], {})}
         write_atomic(file, tomli_w.dumps(data), 0o644)
     except OSError as error:
         raise explain(error, file) from error
@@ -166,14 +192,24 @@ def delete(directory: Path, name: str) -> None:
         raise explain(error, file) from error
 
 
-def owner(fleets: Iterable[Fleet], guest: str) -> Fleet | None:
-    """The fleet that a guest is a member of; None: of none."""
-    return next((fleet for fleet in fleets if guest in fleet.members), None)
+def over(fleet: Fleet, now: datetime) -> bool:
+    """Whether a fleet's time is over."""
+    end = _when(fleet.expires) if fleet.expires else None
+    return end is not None and end <= now
+
+
+def _when(text: str) -> datetime | None:
+    """A time that has its zone; None: it is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
 
 
 def refuse_change(old: Fleet, new: Fleet) -> None:
     """Raise Conflict if a fleet that is there is another than what is wanted, but for its size."""
-    same = {"name", "uuid", "count", "width", "base", "inside", "laid", "created", "expires"}
+    same = {"name", "uuid", "count", "width", "base", "inside", "laid", "made", "created", "expires"}
     changed = [f.name for f in fields(Fleet) if f.name not in same and getattr(old, f.name) != getattr(new, f.name)]
     if changed:
         message = f"fleet {old.name} exists already, with another {', '.join(changed)}"

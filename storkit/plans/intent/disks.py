@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.guest import Disk, Guest
@@ -28,15 +28,15 @@ def readable(coordinator: Coordinator, pools: Iterable[str], problems: list[Stor
     return guests
 
 
-def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str, but: str = "") -> None:
+def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str, but: Collection[str] = ()) -> None:
     """Raise what speaks against volumes being no more (`verb`: delete, release): the guests that have them, and files
-    that may name them. `but`: a guest that goes with them."""
+    that may name them. `but`: guests that go with them."""
     problems: list[StorkitError] = []
     guests = readable(coordinator, [volume.pool for volume in volumes], problems)
     for volume in volumes:
         as_disk = Disk(volume.name, uuid=volume.uuid)
         having = [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]
-        if owners := [name for name in having if name != but]:
+        if owners := [name for name in having if name not in but]:
             hint = f"storkit guest delete {owners[0]}; or, to let it lose its disk: storkit volume {verb} --force"
             named = f"guest {owners[0]}" if len(owners) == 1 else f"guests {', '.join(owners)}"
             problems.append(Conflict(f"volume {volume.name} is a disk of {named}", f"{hint} {volume.name}"))

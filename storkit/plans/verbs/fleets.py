@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from storkit.core import codec
-from storkit.core.errors import Conflict
 from storkit.core.imagefiles import Laid, Piece
 from storkit.core.model import Volume
 from storkit.guests.fleets import identity
@@ -31,7 +30,7 @@ class LayFiles(BlindVerb):
     fleet: Fleet
 
     def act(self, run: Run, step: Step) -> list[Laid]:
-        files = identity.to_lay(self.fleet, run.fleet_keys(self.fleet.uuid))
+        files = identity.to_lay(self.fleet, run.fleet_keys(self.fleet.uuid, []))
         return run.on(step.host).images.lay(self.volume, self.fleet.inside, files)
 
 
@@ -56,20 +55,17 @@ class Personalise(BlindVerb):
     """The step that has laid the places; empty: the fleet's record has them."""
 
     def act(self, run: Run, step: Step) -> None:
-        keys = run.fleet_keys(self.fleet.uuid)
         laid = codec.load(list[Laid], run.result(self.laid), "what was laid") if self.laid else self.fleet.laid
         for begin in range(0, len(self.clones), _AT_ONCE):
             part = self.clones[begin : begin + _AT_ONCE]
+            keys = run.fleet_keys(self.fleet.uuid, [each.who.uuid for each in part])
             volumes = [volume for each in part for volume in (each.disk, each.seed) if volume]
             run.on(step.host).images.write_in(volumes, self._pieces(part, keys, laid))
 
     def _pieces(self, clones: Sequence[Clone], keys: FleetKeys, laid: Sequence[Laid]) -> dict[str, list[Piece]]:
         found: dict[str, list[Piece]] = {}
         for clone in clones:
-            mine = keys.members.get(clone.who.uuid)
-            if mine is None:
-                raise Conflict(f"the keys of {clone.who.name} are not on this machine", "go on where they were made")
-            found[clone.disk.uuid] = identity.pieces(self.fleet, clone.who, mine, laid)
+            found[clone.disk.uuid] = identity.pieces(self.fleet, clone.who, keys.members[clone.who.uuid], laid)
             if clone.seed:
                 from storkit.guests.fleets import seed
 

@@ -140,6 +140,7 @@ class StopGuest(BlindVerb):
 
     verb: ClassVar[str] = "stop"
     undoable = False
+    repeated = True
     name: GuestName
     force: bool
     timeout: Seconds

@@ -125,57 +125,84 @@ def look(descriptor: int, size: int) -> Inside:
 
 
 def lay(descriptor: int, inside: Inside, files: Sequence[FileToLay], write: bool) -> list[Laid]:
-    """Write files into an open raw disk, unless they are there, each of its size; where the slots lie. `write`: false:
-    they must be there. Raises Conflict, Unsafe, UsageError."""
+    """Write files into an open raw disk; where the slots lie. `write`: false: they must be there, and nothing is
+    written. Raises Conflict, Unsafe, UsageError."""
     for file in files:
         if not _PATH.fullmatch(file.path):
             raise UsageError(f"{file.path!r} is no path that can be laid")
-    remove = [file.path for file in files if file.absent]
-    files = [file for file in files if not file.absent]
     block = _block(descriptor, inside.offset)
-    laid = _find(descriptor, inside, files, block)
-    if laid is not None:
-        return laid
-    if not write:
-        message = "an image that may have clones already lacks what is to be laid in it"
-        raise Unsafe(message, "destroy the fleet, and create it anew")
-    with _contents(files) as sources:
-        commands = [f"rm {path}" for path in remove]
-        for directory in dict.fromkeys(parent for file in files for parent in _parents(file.path)):
-            # It does no harm to one that is there.
-            commands.append(f"mkdir {directory}")
-        for file, source in zip(files, sources, strict=True):
+    if write:
+        _write(descriptor, inside, files)
+        os.fsync(descriptor)
+    laid: list[Laid] = []
+    for file, wrong in _looked_at(descriptor, inside, files, block, laid):
+        if wrong and write:
+            raise Conflict(f"the image's file system did not take {file.path}: {wrong}", "debugfs -R stats IMAGE")
+        if wrong:
+            message = f"an image that may have clones already lacks {file.path} as it is to be: {wrong}"
+            raise Unsafe(message, "destroy the fleet, and create it anew")
+    return laid
+
+
+def _write(descriptor: int, inside: Inside, files: Sequence[FileToLay]) -> None:
+    _refuse_odd(descriptor, inside, files)
+    wanted = [file for file in files if not file.absent]
+    with _contents(wanted) as sources:
+        commands = [f"rm {file.path}" for file in files]
+        # It does no harm to a directory that is there.
+        commands += [f"mkdir {each}" for each in dict.fromkeys(p for file in wanted for p in _parents(file.path))]
+        for file, source in zip(wanted, sources, strict=True):
             place = PurePosixPath(file.path)
             commands += [
-                f"cd {place.parent}", f"rm {place.name}", f"write {source} {place.name}",
+                f"cd {place.parent}", f"write {source} {place.name}",
                 f"sif {place.name} mode 0{0o100000 | file.mode:o}",
                 f"sif {place.name} uid 0", f"sif {place.name} gid 0",
             ]  # fmt: skip
         _ask(descriptor, inside.offset, commands, sources.descriptors, write=True)
-    os.fsync(descriptor)
-    laid = _find(descriptor, inside, files, block)
-    if laid is None:
-        message = "the image's file system did not take what every clone needs"
-        raise Conflict(message, "is it full? debugfs -R stats IMAGE")
-    return laid
 
 
-def _find(descriptor: int, inside: Inside, files: Sequence[FileToLay], block: int) -> list[Laid] | None:
-    """Where the slots lie; None: one of the files is not there as it is to be."""
-    answers = _ask(descriptor, inside.offset, [f"{verb} {file.path}" for file in files for verb in ("stat", "blocks")])
-    laid: list[Laid] = []
+def _refuse_odd(descriptor: int, inside: Inside, files: Sequence[FileToLay]) -> None:
+    """Raise Unsafe if a path leads over what is no directory, or is a directory itself: debugfs would go on where it
+    was, and write there."""
+    parents = list(dict.fromkeys(parent for file in files for parent in _parents(file.path)))
+    paths = [*parents, *(file.path for file in files)]
+    answers = _ask(descriptor, inside.offset, [f"stat {path}" for path in paths])
+    for path, answer in zip(paths, answers, strict=True):
+        kind = re.search(r"Type: (\S+)", answer)
+        if kind and (kind[1] == "directory") != (path in parents):
+            what = "no directory" if path in parents else "a directory"
+            raise Unsafe(f"{path} is {what} in the image", "make another image of its machine")
+
+
+def _looked_at(
+    descriptor: int, inside: Inside, files: Sequence[FileToLay], block: int, laid: list[Laid]
+) -> Iterator[tuple[FileToLay, str]]:
+    """What is wrong with each file, as it is on the disk; empty: nothing. Where slots lie is added to `laid`."""
+    with _contents([file for file in files if not file.slot], empty=True) as copies:
+        outputs = iter(copies)
+        questions = []
+        for file in files:
+            questions.append(f"stat {file.path}")
+            # What is alike in all clones is compared; of a slot, where it lies is all that counts.
+            questions.append(f"blocks {file.path}" if file.slot else f"dump {file.path} {next(outputs)}")
+        answers = _ask(descriptor, inside.offset, questions, copies.descriptors)
+        contents = iter([os.pread(copy, os.fstat(copy).st_size, 0) for copy in copies.descriptors])
     for number, file in enumerate(files):
-        size = len(file.content.encode())
         stat, blocks = answers[2 * number : 2 * number + 2]
-        found = re.search(r"Size: (\d+)", stat)
-        if "Type: regular" not in stat or not found or int(found[1]) != size:
-            return None
-        numbers = [int(word) for word in blocks.split() if word.isdecimal()]
-        if len(numbers) != -(-size // block):
-            return None
-        if file.slot:
-            laid.append(Laid(file.path, size, list(_extents(numbers, block, size, inside.offset))))
-    return laid
+        there, size = re.search(r"Size: (\d+)", stat), len(file.content.encode())
+        content = b"" if file.slot else next(contents)
+        if file.absent:
+            yield file, "it is there" if there else ""
+        elif "Type: regular" not in stat or not there or int(there[1]) != size:
+            yield file, "it is not there, or has another size"
+        elif not file.slot:
+            yield file, "" if content == file.content.encode() else "it has another content"
+        else:
+            numbers = [int(word) for word in blocks.split() if word.isdecimal()]
+            whole = len(numbers) == -(-size // block)
+            if whole:
+                laid.append(Laid(file.path, size, list(_extents(numbers, block, size, inside.offset))))
+            yield file, "" if whole else "its blocks are not its bytes alone"
 
 
 def _extents(numbers: Sequence[int], block: int, size: int, offset: int) -> Iterator[Extent]:
@@ -207,14 +234,14 @@ class _Sources(list[str]):
 
 
 @contextmanager
-def _contents(files: Sequence[FileToLay]) -> Iterator[_Sources]:
-    """The files' contents as files in memory, which no directory has."""
+def _contents(files: Sequence[FileToLay], empty: bool = False) -> Iterator[_Sources]:
+    """The files' contents as files in memory, which no directory has; or `empty` ones for what they are."""
     opened: list[FileIO] = []
     try:
         for file in files:
             memory = FileIO(os.memfd_create("storkit"), "r+")
             opened.append(memory)
-            memory.write(file.content.encode())
+            memory.write(b"" if empty else file.content.encode())
         sources = _Sources(by_descriptor(memory.fileno()) for memory in opened)
         sources.descriptors = [memory.fileno() for memory in opened]
         yield sources

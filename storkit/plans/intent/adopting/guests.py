@@ -146,7 +146,7 @@ def release(coordinator: Coordinator, name: str) -> Guest:
                 Unsupported(f"guest {name} has no configuration of its own", f"storkit guest delete {name}")
             )
         with collected(problems):
-            disks.refuse_to_lose(coordinator, what.volumes, "release", but=name)
+            disks.refuse_to_lose(coordinator, what.volumes, "release", but=[name])
         raise_problems(problems)
         sources.refuse_old(coordinator, guest, what.volumes)
         first = sources.home(guest)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storkit.core.errors import StorkitError, collected, raise_problems
+from storkit.core.errors import NotFound, StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.model import ALIVE
 from storkit.guests import files
@@ -16,6 +16,7 @@ from storkit.guests.fleets import identity, keys, record
 from storkit.guests.fleets.record import Fleet
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.fleets import entering, making, unmaking
+from storkit.plans.intent.fleets import members as present
 from storkit.plans.intent.fleets.entering import Entrance, Said
 from storkit.plans.intent.fleets.making import FleetWish
 from storkit.plans.intent.running import starting
@@ -66,9 +67,9 @@ class FleetActs:
         of its own. `start`: and start them all."""
         with self._locked(name):
             fleet = making.create(self._coordinator, self.directory, name, wish)
-            if start:
-                starting.start(self._coordinator, {member: fleet.host(member) for member in fleet.members})
-        return self._view(fleet, looked=not start)
+        if start:
+            self.start(name)
+        return self._view(fleet)
 
     def names(self) -> list[str]:
         """The fleets that have files here, in the order of their names."""
@@ -93,17 +94,24 @@ class FleetActs:
         return self._view(self.load(name))
 
     def start(self, name: str, members: Sequence[str] = ()) -> list[str]:
-        """Start members, all by default, each on its host; their names."""
+        """Start members that do not run, all by default, each on its host; the names of those that run then."""
         fleet = self.load(name)
         wanted = self._members(fleet, members)
-        starting.start(self._coordinator, {member: fleet.host(member) for member in wanted})
+        present.of(self._coordinator, fleet, wanted)
+        running = {each.name for each in self._view(fleet).members if each.status in ALIVE}
+        self._start(fleet, [member for member in wanted if member not in running])
         return wanted
 
     def stop(self, name: str, members: Sequence[str] = (), force: bool = False, timeout: float = 60.0) -> list[str]:
-        """Stop members, all by default; their names. `force` and `timeout` as for a guest."""
-        wanted = self._members(self.load(name), members)
-        starting.stop(self._coordinator, wanted, "", force, timeout)
-        return wanted
+        """Stop members, all that there are by default; their names. `force` and `timeout` as for a guest."""
+        fleet = self.load(name)
+        wanted = self._members(fleet, members)
+        there = present.guests(self._coordinator, fleet, wanted)
+        if members:
+            present.of(self._coordinator, fleet, wanted)
+        if there:
+            starting.stop(self._coordinator, list(there), "", force, timeout)
+        return list(there)
 
     def reset(self, name: str, members: Sequence[str]) -> list[str]:
         """Give members new clones of the image, and let them be who they were. What they wrote is lost; those that ran
@@ -111,9 +119,8 @@ class FleetActs:
         with self._locked(name):
             fleet = self.load(name)
             wanted = self._members(fleet, members)
-            ran = making.reset(self._coordinator, fleet, wanted)
-            if ran:
-                starting.start(self._coordinator, {member: fleet.host(member) for member in ran})
+            ran = making.reset(self._coordinator, self.directory, fleet, wanted)
+            self._start(fleet, ran)
         return wanted
 
     def replace(self, name: str, members: Sequence[str], start: bool = False) -> list[str]:
@@ -121,10 +128,10 @@ class FleetActs:
         with self._locked(name):
             fleet = self.load(name)
             wanted = self._members(fleet, members)
-            unmaking.remove(self._coordinator, fleet, wanted)
-            making.complete(self._coordinator, self.directory, fleet)
+            fleet = making.remove(self._coordinator, self.directory, fleet, wanted)
+            making.complete(self._coordinator, self.directory, fleet, fleet)
             if start:
-                starting.start(self._coordinator, {member: fleet.host(member) for member in wanted})
+                self._start(fleet, wanted)
         return wanted
 
     def destroy(self, name: str) -> str:
@@ -141,7 +148,7 @@ class FleetActs:
         for name in self.names():
             with collected(problems):
                 fleet = self.load(name)
-                if fleet.expires and datetime.fromisoformat(fleet.expires) <= now:
+                if record.over(fleet, now):
                     self.destroy(name)
                     gone.append(name)
         raise_problems(problems)
@@ -150,10 +157,13 @@ class FleetActs:
     def doors(self, name: str, members: Sequence[str] = ()) -> list[Entrance]:
         """How ssh gets into members that run, all by default. Raises Conflict for those that do not."""
         fleet = self.load(name)
-        return entering.entrances(self._coordinator, fleet, self._members(fleet, members))
+        wanted = self._members(fleet, members)
+        where = {each.name: each.host for each in self._view(fleet).members if each.status in ALIVE}
+        return entering.entrances(self._coordinator, fleet, wanted, where)
 
     def run(self, name: str, command: Sequence[str], members: Sequence[str] = (), timeout: float = 600.0) -> list[Said]:
         """Run a command in members, all by default, at the same time; what each said, in their order."""
+        self._refuse_to_plan("a command in members")
         return entering.run(self.doors(name, members), command, timeout)
 
     def wait(self, name: str, members: Sequence[str] = (), timeout: float = 300.0) -> list[str]:
@@ -161,6 +171,22 @@ class FleetActs:
         doors = self.doors(name, members)
         entering.wait(doors, timeout)
         return [door.member for door in doors]
+
+    def enter(self, member: str) -> Entrance:
+        """How ssh gets into a member, of whatever fleet. Raises NotFound, Conflict: it does not run."""
+        self._refuse_to_plan("a shell in a member")
+        fleet = next((name for name in self.names() if member in self.load(name).members), "")
+        if not fleet:
+            raise NotFound(f"no fleet has a member {member!r}", "storkit fleet list")
+        return self.doors(fleet, [member])[0]
+
+    def _refuse_to_plan(self, what: str) -> None:
+        if self._coordinator.planning:
+            raise UsageError(f"{what} is no plan that could be shown", "leave --dry-run out")
+
+    def _start(self, fleet: Fleet, members: Sequence[str]) -> None:
+        if members:
+            starting.start(self._coordinator, {member: fleet.host(member) for member in members})
 
     def _destroy(self, fleet: Fleet) -> None:
         unmaking.remove(self._coordinator, fleet, fleet.members, whole=True)
@@ -180,29 +206,38 @@ class FleetActs:
         raise_problems(problems)
         return list(dict.fromkeys(members))
 
-    def _view(self, fleet: Fleet, looked: bool = False) -> FleetView:
-        """`looked`: it has just been made, and nothing of it runs."""
+    def _view(self, fleet: Fleet) -> FleetView:
         states = self._states(fleet)
         members = []
         for member in fleet.members:
             address = "" if fleet.bridge else str(fleet.address(member).ip)
-            members.append(FleetMember(member, fleet.host(member), states[member], address))
+            status, host = states[member]
+            members.append(FleetMember(member, host or fleet.host(member), status, address))
         return FleetView(fleet, members, identity.unset(fleet))
 
-    def _states(self, fleet: Fleet) -> dict[str, str]:
-        """What each member is doing: each host, and each pool, is asked once for all."""
+    def _states(self, fleet: Fleet) -> dict[str, tuple[str, str]]:
+        """What each member is doing, and where it runs: each host, and the pool, is asked once for all."""
         coordinator = self._coordinator
         there = set(files.names(coordinator.guests)) & set(fleet.members)
-        volumes = {volume.name for volume in coordinator.survey.present(sorted(there))}
-        found = {member: "stopped" if member in there & volumes else "missing" for member in fleet.members}
-        answers = coordinator.survey.guests(
-            list(dict.fromkeys(fleet.hosts)), f"hypervisor:{fleet.hypervisor}", fleet.members, partial=True
-        )
-        for states in answers.values():
-            found.update({state.name: state.status for state in states if state.status != "stopped"})
+        pools = [coordinator.inventory.pools[fleet.pool]] if fleet.pool in coordinator.inventory.pools else []
+        volumes = {volume.uuid for volume in coordinator.survey.volumes(sorted(there), pools)} if there else set()
+        found: dict[str, tuple[str, str]] = dict.fromkeys(fleet.members, ("missing", ""))
+        for member in there:
+            with suppress(StorkitError):
+                guest = files.load(coordinator.guests, member)
+                mine = (made := fleet.made.get(member)) is not None and guest.uuid == made.guest
+                if mine and any(disk.uuid in volumes for disk in guest.disks):
+                    found[member] = ("stopped", "")
+        target, own = f"hypervisor:{fleet.hypervisor}", {made.guest for made in fleet.made.values()}
+        hosts = list(coordinator.inventory.hosts)
+        answers = coordinator.survey.guests(hosts, target, fleet.members, partial=True, needed=fleet.hosts)
+        for host, states in answers.items():
+            for state in states:
+                if state.status != "stopped" and state.uuid in own and found[state.name][0] != "running":
+                    found[state.name] = (state.status, host)
         for member in fleet.members:
-            if fleet.host(member) not in answers and found[member] == "stopped":
-                found[member] = "unknown"
+            if fleet.host(member) not in answers and found[member][0] == "stopped":
+                found[member] = ("unknown", "")
         return found
 
     @contextmanager

@@ -4,14 +4,13 @@ made for it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsupported, UsageError, raise_problems
 from storkit.core.identities import check_seconds
-from storkit.guests import files
 from storkit.guests.fleets import keys
 from storkit.guests.fleets.record import Fleet
 from storkit.plans.intent.coordinator import Coordinator
@@ -50,9 +49,9 @@ class Entrance:
             "Port": str(self.port),
             "User": USER,
             "HostKeyAlias": self.member,
-            "IdentityFile": self.key,
+            "IdentityFile": _quoted(self.key),
             "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": self.known_hosts,
+            "UserKnownHostsFile": _quoted(self.known_hosts),
             "StrictHostKeyChecking": "yes",
             "ControlPath": "none",
             **({"ProxyJump": self.jump} if self.jump else {}),
@@ -78,23 +77,33 @@ class Said:
     stderr: str
 
 
-def entrances(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[Entrance]:
-    """How ssh gets into these members. Raises Conflict for those that do not run, Unsupported: no port leads there."""
+def entrances(
+    coordinator: Coordinator, fleet: Fleet, members: Sequence[str], where: Mapping[str, str]
+) -> list[Entrance]:
+    """How ssh gets into these members. `where`: the hosts of those that run.
+
+    Raises Conflict for others; Unsupported: no port leads there.
+    """
     if fleet.bridge:
         message = f"the members of fleet {fleet.name} are on bridge {fleet.bridge}, whose network gives their addresses"
         raise Unsupported(message, "ask it: ip neigh show, or its DHCP server's leases")
     hypervisor = f"hypervisor:{fleet.hypervisor}"
-    ports: dict[str, tuple[str, int]] = {}
-    for host in dict.fromkeys(fleet.hosts):
-        found = coordinator.connections.to(host).hypervisor(hypervisor).forwarded(list(members))
-        ports.update({member: (host, port) for member, port in found.items()})
+    ports: dict[str, int] = {}
+    for host in dict.fromkeys(where[member] for member in members if member in where):
+        here = [member for member in members if where.get(member) == host]
+        ports |= coordinator.connections.to(host).hypervisor(hypervisor).forwarded(here)
     hint = f"storkit fleet start {fleet.name}"
-    raise_problems([Conflict(f"{each} does not run", hint) for each in members if each not in ports])
-    names = {files.load(coordinator.guests, member).uuid: member for member in members}
+    problems: list[StorkitError] = []
+    for member in members:
+        if member not in ports:
+            what = f"does not answer on {where[member]}" if member in where else "does not run"
+            problems.append(Conflict(f"{member} {what}", f"storkit guest show {member}" if member in where else hint))
+    raise_problems(problems)
+    names = {made.guest: member for member, made in fleet.made.items()}
     key, known = keys.for_ssh(coordinator.state, fleet.uuid, names)
     return [
-        Entrance(member, host, port, str(key), str(known), _jump(coordinator, host))
-        for member, (host, port) in ((member, ports[member]) for member in members)
+        Entrance(member, where[member], ports[member], str(key), str(known), _jump(coordinator, where[member]))
+        for member in members
     ]
 
 
@@ -136,6 +145,11 @@ def _run(door: Entrance, command: Sequence[str], timeout: float, within: float) 
     except CommandFailed as error:
         return Said(door.member, _LOST, "", error.stderr)
     return Said(door.member, done.status, done.stdout, done.stderr)
+
+
+def _quoted(path: str) -> str:
+    """A path as ssh_config(5) takes it: in quotes, and with no tokens in it."""
+    return '"' + path.replace("%", "%%") + '"'
 
 
 def _jump(coordinator: Coordinator, host: str) -> str:

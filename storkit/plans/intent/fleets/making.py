@@ -9,20 +9,32 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from storkit.core import codec
-from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
-from storkit.core.guest import Boot, Disk, Guest, KeptGuest, Nic
+from storkit.core import codec, registry
+from storkit.core.errors import (
+    NOTHING_CHANGED,
+    PUT_BACK,
+    Conflict,
+    StorkitError,
+    Unsafe,
+    UsageError,
+    collected,
+    raise_problems,
+)
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.identities import check_name
 from storkit.core.imagefiles import Inside, Laid
 from storkit.core.model import Volume
 from storkit.guests import clone as clones
-from storkit.guests import files
 from storkit.guests.fleets import identity, keys, record, seed
-from storkit.guests.fleets.record import LONGEST_NAME, MOST, Fleet
+from storkit.guests.fleets.record import LONGEST_NAME, MOST, Fleet, Made
+from storkit.guests.limits import card_problems
 from storkit.plans import migration, planner
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator, Ran
+from storkit.plans.intent.disks import refuse_to_lose
+from storkit.plans.intent.fleets import members as present
 from storkit.plans.intent.fleets import unmaking
+from storkit.plans.intent.fleets.members import Found
 from storkit.plans.intent.kept import checkout, sources
 from storkit.plans.intent.making import Bytes, clone_format, in_bytes, must_be_free, new_volume
 from storkit.plans.plan import Plan, Stages, Step
@@ -74,73 +86,108 @@ def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish
         if fleet.count < old.count:
             hint = f"storkit fleet destroy {name}, then create"
             raise Conflict(f"fleet {name} has {old.count} members already", hint)
-    if not coordinator.planning:
-        record.save(directory, fleet)
-    return complete(coordinator, directory, fleet)
+    return complete(coordinator, directory, fleet, old)
 
 
-def complete(coordinator: Coordinator, directory: Path, fleet: Fleet) -> Fleet:
-    """Make the members that are missing; the fleet's record, which is written."""
-    found = _look(coordinator, fleet)
-    if not coordinator.planning:
-        _tidy(coordinator, fleet, found)
+def complete(coordinator: Coordinator, directory: Path, fleet: Fleet, old: Fleet | None) -> Fleet:
+    """Make the members that are missing; the fleet's record, which is written. `old`: as it was written before."""
+    image, base = _sources(coordinator, fleet)
+    found = present.look(coordinator, fleet)
+    _refuse_without_keys(coordinator, fleet, base, [])
+    _tidy(coordinator, fleet, found)
     if not found.missing:
+        if not coordinator.planning and fleet != old:
+            record.save(directory, fleet)
         return fleet
-    guests = _records(coordinator, fleet, found.missing)
-    # A plan that is only shown says nothing of keys.
-    if not coordinator.planning:
+    guests = _records(coordinator, fleet, found)
+    fleet = replace(fleet, made={**fleet.made, **{guest.name: _new(fleet, guest) for guest in guests}})
+    must_be_free(coordinator, [name for guest in guests for name in present.volume_names(fleet, guest.name)])
+    if not coordinator.planning:  # a plan that is only shown says nothing of keys
+        # Before anything of it is there: what a kill leaves is known by its UUID.
+        record.save(directory, fleet)
         keys.make(coordinator.state, fleet.uuid, [guest.uuid for guest in guests])
-    made: list[Clone] = []
+    clones_of = _clones(coordinator, fleet, base or image, guests)
 
     def build() -> Plan:
         image, base = _sources(coordinator, fleet)
-        if not made:
-            pool = coordinator.inventory.pool(image.pool)
-            must_be_free(coordinator, [name for guest in guests for name in _volumes(fleet, guest.name)], pool)
-            made.extend(_clones(coordinator, fleet, image, guests))
-        return _plan(coordinator, fleet, image, base, made)
+        stages = Stages()
+        _add_clones(coordinator, stages, fleet, image, base, clones_of)
+        title = f"make {len(clones_of)} members of fleet {fleet.name}"
+        holds = planner.locks_of([base or _there(image)], shared=True)
+        return planner.finish_plan(title, stages, holds, coordinator.inventory)
 
-    ran = coordinator.change(build)
+    try:
+        ran = coordinator.change(build)
+    except StorkitError as error:
+        if error.left in (NOTHING_CHANGED, PUT_BACK):
+            _put_back(coordinator, directory, fleet, old, guests)
+        raise
     fleet = _with_laid(fleet, ran)
-    disks = {clone.who.name: clone for clone in made}
-    bound = [_bound(guest, disks[guest.name]) for guest in guests]
     record.save(directory, fleet)
-    definitions.write(coordinator, bound)
+    disks = {clone.who.name: clone for clone in clones_of}
+    definitions.write(coordinator, [_bound(guest, disks[guest.name]) for guest in guests])
     return fleet
 
 
-def reset(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[str]:
+def reset(coordinator: Coordinator, directory: Path, fleet: Fleet, members: Sequence[str]) -> list[str]:
     """Give members new clones; those that ran, which are stopped."""
-    guests = [sources.load(coordinator, member) for member in members]
-    old: list[Volume] = []
-    made: list[Clone] = []
+    guests = present.of(coordinator, fleet, members)
+    image, base = _sources(coordinator, fleet)
+    _refuse_without_keys(coordinator, fleet, base, [guest.uuid for guest in guests])
+    before = fleet
+    fleet = replace(fleet, made={**fleet.made, **{m: replace(fleet.made[m], disk=str(uuid4())) for m in members}})
+    clones_of = _clones(coordinator, fleet, base or image, guests, seeds=False)
     ran: list[str] = []
 
     def build() -> Plan:
         subjects = [views.remains(coordinator, guest) for guest in guests]
+        image, base = _sources(coordinator, fleet)
+        there = present.volumes(coordinator, fleet, members)
+        old: list[Volume] = []
         problems: list[StorkitError] = []
         for subject in subjects:
             with collected(problems):
                 subject.known()
                 subject.awake("set back")
+            if volume := there.get(subject.name):
+                old.append(volume)
+                if not any(present.is_own(each, subject.name, volume, subject.guest) for each in (before, fleet)):
+                    message = f"volume {volume.name} is not the one that was made for {subject.name}"
+                    problems.append(Conflict(message, f"storkit volume show {volume.name}"))
+        with collected(problems):
+            refuse_to_lose(coordinator, old, "delete", but=members)
         raise_problems(problems)
         ran[:] = [subject.name for subject in subjects if subject.running]
-        image, base = _sources(coordinator, fleet)
-        if not made:
-            made.extend(_clones(coordinator, fleet, image, guests, seeds=False))
-        old[:] = coordinator.survey.present([guest.name for guest in guests])
         stages = Stages()
         migration.add_stop(stages, subjects, True, 0.0)
         _add_delete(stages, old)
-        _add_clones(coordinator, stages, fleet, image, base, made)
+        _add_clones(coordinator, stages, fleet, image, base, clones_of)
         title = f"set {migration.titled(subjects)} back to {fleet.image}"
-        holds = migration.guest_holds(*subjects) + planner.locks_of([base or image], shared=True)
+        holds = migration.guest_holds(*subjects) + planner.locks_of([base or _there(image)], shared=True)
+        if not coordinator.planning:
+            record.save(directory, fleet)
         return planner.finish_plan(title, stages, holds, coordinator.inventory)
 
-    coordinator.change(build, over_marks=True)
-    disks = {clone.who.name: clone for clone in made}
+    try:
+        done = coordinator.change(build, over_marks=True)
+    except StorkitError as error:
+        if error.left in (NOTHING_CHANGED, PUT_BACK) and not coordinator.planning:
+            record.save(directory, before)
+        raise
+    record.save(directory, _with_laid(fleet, done))
+    disks = {clone.who.name: clone for clone in clones_of}
     definitions.write(coordinator, [_bound(guest, disks[guest.name]) for guest in guests], change=True)
     return ran
+
+
+def remove(coordinator: Coordinator, directory: Path, fleet: Fleet, members: Sequence[str]) -> Fleet:
+    """Remove members that are to be made anew, once it is known that they can be; the fleet's record."""
+    _, base = _sources(coordinator, fleet)
+    _refuse_without_keys(coordinator, fleet, base, [])
+    unmaking.remove(coordinator, fleet, members)
+    fleet = replace(fleet, made={name: made for name, made in fleet.made.items() if name not in members})
+    record.save(directory, fleet)
+    return fleet
 
 
 def expires(ttl: str, now: datetime | None = None) -> str:
@@ -182,18 +229,20 @@ def _check(name: str, wish: FleetWish) -> None:
 def _wanted(coordinator: Coordinator, name: str, wish: FleetWish, image: Volume, old: Fleet | None) -> Fleet:
     """The record of what is wished for; what only storkit knows is as it was."""
     hosts = [coordinator.host(host, given=True) for host in wish.hosts] or [image.host]
+    registry.hypervisor(wish.hypervisor or coordinator.inventory.defaults.hypervisor)
     kernel, initrd = (str(Path(path).absolute()) if path else "" for path in (wish.kernel, wish.initrd))
     boot = Boot(kernel, initrd, wish.cmdline)
     fleet = Fleet(
-        name, str(uuid4()), image.name, image.uuid, wish.count, max(2, len(str(wish.count))), in_bytes(wish.memory),
-        wish.vcpus, wish.hypervisor or coordinator.inventory.defaults.hypervisor, hosts, boot, wish.bridge,
+        name, str(uuid4()), image.name, image.uuid, image.pool, wish.count, max(2, len(str(wish.count))),
+        in_bytes(wish.memory), wish.vcpus, wish.hypervisor or coordinator.inventory.defaults.hypervisor, hosts, boot,
+        wish.bridge,
         list(wish.settings), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     if old is not None:
         if fleet.width > old.width:
             message = f"fleet {name} has numbers of {old.width} digits, which {wish.count} members do not fit"
             raise Conflict(message, "make another fleet beside it")
-        kept = {key: getattr(old, key) for key in ("uuid", "width", "base", "inside", "laid", "created")}
+        kept = {key: getattr(old, key) for key in ("uuid", "width", "base", "inside", "laid", "made", "created")}
         return replace(fleet, **kept, expires=expires(wish.ttl) or old.expires)
     inside = Inside("") if wish.identity == "none" else coordinator.connections.to(image.host).images.look_inside(image)
     if wish.identity == "cloud-init" and not inside.cloud_init:
@@ -203,80 +252,34 @@ def _wanted(coordinator: Coordinator, name: str, wish: FleetWish, image: Volume,
     return replace(fleet, inside=inside, base=base, expires=expires(wish.ttl))
 
 
-def _volumes(fleet: Fleet, member: str) -> list[str]:
-    return [member, *([f"{member}-seed"] if fleet.seeded else [])]
+def _new(fleet: Fleet, guest: Guest) -> Made:
+    return Made(guest.uuid, str(uuid4()), str(uuid4()) if fleet.seeded else "")
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What there is of a fleet's members."""
-
-    missing: list[str]
-    """Those that are not there, or have lost their disks."""
-    unwritten: list[str]
-    """Those that their pool keeps, and that have no file here: a kill came before it, or somebody has removed it."""
-    lost: list[str]
-    """Of the missing, those that have a file and no disk."""
-    leftovers: list[Volume]
-    """Volumes that were made for members that never were guests: a kill came before that."""
+def _put_back(
+    coordinator: Coordinator, directory: Path, fleet: Fleet, old: Fleet | None, guests: Sequence[Guest]
+) -> None:
+    """The record and the keys as they were before a command that has made nothing."""
+    if old:
+        record.save(directory, old)
+        keys.drop(coordinator.state, fleet.uuid, [guest.uuid for guest in guests])
+    else:
+        record.delete(directory, fleet.name)
+        keys.forget(coordinator.state, fleet.uuid)
 
 
-def _look(coordinator: Coordinator, fleet: Fleet) -> _State:
-    """What there is of a fleet's members. Raises Conflict: what has one of their names is somebody's."""
-    names = [name for member in fleet.members for name in _volumes(fleet, member)]
-    there = {volume.name: volume for volume in coordinator.survey.present([*names, fleet.base_name])}
-    files_here = set(files.names(coordinator.guests))
-    strange = [there[name] for name in fleet.members if name in there and name not in files_here]
-    kept = _kept(coordinator, strange)
-    problems: list[StorkitError] = []
-    found = _State([], [], [], [])
-    for member in fleet.members:
-        disks = [there.get(name) for name in _volumes(fleet, member)]
-        if member not in files_here and disks[0] and (known := kept.get(disks[0].uuid)):
-            found.unwritten.append(member)
-            if known.gone or known.name != member:
-                problems.append(_somebodys(disks[0]))
-            continue
-        guest = files.load(coordinator.guests, member) if member in files_here else None
-        if guest and [disk.uuid for disk in guest.disks] == [volume.uuid if volume else "" for volume in disks]:
-            continue
-        found.missing.append(member)
-        if guest and disks[0]:
-            message = f"the disk of guest {member} is another than its record says"
-            problems.append(Conflict(message, f"storkit fleet replace {fleet.name} {member}"))
-        elif guest:
-            found.lost.append(member)
-        else:
-            found.leftovers.extend(volume for volume in disks if volume)
-    made_of = {fleet.base, fleet.image_uuid} - {""}
-    problems += [_somebodys(volume) for volume in found.leftovers if volume.origin not in made_of]
-    raise_problems(problems)
-    return found
+def _refuse_without_keys(coordinator: Coordinator, fleet: Fleet, base: Volume | None, guests: Sequence[str]) -> None:
+    """Raise Conflict if this machine does not have the keys that members are to let in, or are to have again."""
+    if guests or (base and base.kind == "image"):
+        keys.load(coordinator.state, fleet.uuid, guests)
 
 
-def _somebodys(volume: Volume) -> StorkitError:
-    message = f"volume {volume.name} is there, and may have what somebody wants to keep"
-    return Conflict(message, f"storkit volume delete {volume.name}, if not")
-
-
-def _kept(coordinator: Coordinator, volumes: list[Volume]) -> dict[str, KeptGuest]:
-    """What their pools keep with volumes, by their UUIDs, also of guests that were deleted."""
-    found: dict[str, KeptGuest] = {}
-    for pool, group in planner.by_pool(volumes).items():
-        try:
-            there = coordinator.connections.to(group[0].host).pool(f"pool:{pool}").kept([v.uuid for v in group])
-        except (UsageError, Unsupported):  # it keeps no guests
-            continue
-        found.update((kept.uuid, kept) for kept in there.guests)
-    return found
-
-
-def _tidy(coordinator: Coordinator, fleet: Fleet, found: _State) -> None:
+def _tidy(coordinator: Coordinator, fleet: Fleet, found: Found) -> None:
     """Write the files of those that their pools keep, and remove what is left of those that are to be made."""
     if found.unwritten:
 
         def build() -> Plan:
-            there = coordinator.survey.find_all(found.unwritten)
+            there = list(present.volumes(coordinator, fleet, found.unwritten).values())
             return planner.finish_plan("take up members", Stages(), planner.locks_of(there), coordinator.inventory)
 
         # The plan that was to keep them has done so.
@@ -284,20 +287,26 @@ def _tidy(coordinator: Coordinator, fleet: Fleet, found: _State) -> None:
         for member in found.unwritten:
             checkout.checkout(coordinator, member, force=False, generation=0)
     if found.lost:
+        guests = present.guests(coordinator, fleet, found.lost)
+        for name, guest in guests.items():
+            views.refuse_unless_stopped(coordinator, guest, f"{name} has lost its disk, and cannot be made anew")
         unmaking.remove(coordinator, fleet, found.lost)
     if found.leftovers:
-        _delete(coordinator, found.leftovers)
+        _delete(coordinator, fleet, found.leftovers)
 
 
-def _delete(coordinator: Coordinator, volumes: list[Volume]) -> None:
+def _delete(coordinator: Coordinator, fleet: Fleet, leftovers: list[Volume]) -> None:
+    wanted = {volume.name: volume.uuid for volume in leftovers}
+
     def build() -> Plan:
-        there = coordinator.survey.present([volume.name for volume in volumes])
+        there = [v for v in present.volumes(coordinator, fleet, wanted).values() if wanted[v.name] == v.uuid]
+        refuse_to_lose(coordinator, there, "delete")
         return planner.delete(there, coordinator.survey.exports(there), coordinator.inventory)
 
     coordinator.change(build, over_marks=True)
 
 
-def _records(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[Guest]:
+def _records(coordinator: Coordinator, fleet: Fleet, found: Found) -> list[Guest]:
     """New guests' records. Raises all that speaks against them, before anything is made."""
     disks = [Disk("base"), *([Disk("seed", readonly=True)] if fleet.seeded else [])]
     nics = [Nic(fleet.bridge)] if fleet.bridge else [Nic(kind="user"), Nic(kind="group", group=fleet.group)]
@@ -307,12 +316,13 @@ def _records(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> 
     problems: list[StorkitError] = []
     guests: list[Guest] = []
     taken = set(sources.names(coordinator))
-    for member in members:
+    for member in found.missing:
         if member in taken:
             problems.append(Conflict(f"guest {member} exists already", f"storkit guest show {member}"))
         with collected(problems):
             names = {"base": member, "seed": f"{member}-seed"}
             guests.append(clones.clone(example, member, fleet.settings, names))
+            problems += card_problems(guests[-1], fleet.hypervisor)
         if problems:
             break  # what is wrong with one is wrong with all
     raise_problems([*problems, *clones.met(guests, sources.everybody(coordinator, []))])
@@ -325,59 +335,64 @@ def _bound(guest: Guest, clone: Clone) -> Guest:
     return replace(guest, disks=[replace(disk, uuid=uuids.get(disk.volume, disk.uuid)) for disk in guest.disks])
 
 
-def _sources(coordinator: Coordinator, fleet: Fleet) -> tuple[Volume, Volume | None]:
-    """The image, and what its members are cloned from if that is there. Raises Unsafe: the image is another one."""
-    (image,) = coordinator.survey.find_all([fleet.image], {fleet.image: fleet.image_uuid})
-    if image.uuid != fleet.image_uuid:
-        raise Unsafe(f"volume {image.name} is not the image of fleet {fleet.name} any more", "make another fleet of it")
-    there = coordinator.survey.present([fleet.base_name]) if fleet.base else []
-    for volume in there:
-        if volume.uuid != fleet.base:
-            hint = f"storkit volume delete {volume.name}, if nobody needs it"
-            raise Conflict(f"volume {volume.name} is there, and is no fleet's", hint)
-    return image, there[0] if there else None
+def _sources(coordinator: Coordinator, fleet: Fleet) -> tuple[Volume | None, Volume | None]:
+    """The image, which may be gone once the other is there: what its members are cloned from. Raises Conflict: what has
+    their names is something else."""
+    there = present.volumes(coordinator, fleet, [fleet.image, fleet.base_name] if fleet.base else [fleet.image])
+    image, base = there.get(fleet.image), there.get(fleet.base_name)
+    if base and base.uuid != fleet.base:
+        hint = f"storkit volume delete {base.name}, if nobody needs it"
+        raise Conflict(f"volume {base.name} is there, and is not this fleet's", hint)
+    if image and image.uuid != fleet.image_uuid:
+        image = None
+    if not image and not (base and base.kind == "image"):
+        message = f"volume {fleet.image} is not the image of fleet {fleet.name} any more"
+        raise Unsafe(message, "bring it back, or make another fleet of another one")
+    return image, base
+
+
+def _there(image: Volume | None) -> Volume:
+    assert image is not None  # _sources
+    return image
 
 
 def _clones(
-    coordinator: Coordinator, fleet: Fleet, image: Volume, guests: Sequence[Guest], seeds: bool = True
+    coordinator: Coordinator, fleet: Fleet, like: Volume | None, guests: Sequence[Guest], seeds: bool = True
 ) -> list[Clone]:
     """Volumes that are to be made for guests."""
-    pool = coordinator.inventory.pool(image.pool)
+    size = _there(like).size
+    pool = coordinator.inventory.pool(fleet.pool)
     format = clone_format(coordinator, pool)
     found = []
     for guest in guests:
-        disk = new_volume(pool, guest.name, image.size, origin=fleet.base or image.uuid, format=format)
-        of = image.uuid
-        own = new_volume(pool, f"{guest.name}-seed", seed.SIZE, origin=of) if fleet.seeded and seeds else None
+        made, origin = fleet.made[guest.name], fleet.base or fleet.image_uuid
+        disk = replace(new_volume(pool, guest.name, size, origin=origin, format=format), uuid=made.disk)
+        own = None
+        if fleet.seeded and seeds:
+            own = replace(new_volume(pool, f"{guest.name}-seed", seed.SIZE, origin=fleet.image_uuid), uuid=made.seed)
         found.append(Clone(identity.identity(fleet, guest), disk, own))
     return found
 
 
 def _base(coordinator: Coordinator, fleet: Fleet, image: Volume) -> Volume:
     """What members are to be cloned from."""
-    pool = coordinator.inventory.pool(image.pool)
+    pool = coordinator.inventory.pool(fleet.pool)
     format = clone_format(coordinator, pool)
     made = new_volume(pool, fleet.base_name, image.size, origin=image.uuid, format=format)
     return replace(made, uuid=fleet.base)
 
 
-def _plan(coordinator: Coordinator, fleet: Fleet, image: Volume, base: Volume | None, made: list[Clone]) -> Plan:
-    stages = Stages()
-    _add_clones(coordinator, stages, fleet, image, base, made)
-    title = f"make {len(made)} members of fleet {fleet.name}"
-    return planner.finish_plan(title, stages, planner.locks_of([image], shared=True), coordinator.inventory)
-
-
 def _add_clones(
-    coordinator: Coordinator, stages: Stages, fleet: Fleet, image: Volume, base: Volume | None, made: list[Clone]
+    coordinator: Coordinator, stages: Stages, fleet: Fleet, image: Volume | None, base: Volume | None, made: list[Clone]
 ) -> None:
-    """What members are cloned from, where it is not there or not whole, the clones, and who each is."""
-    target, host, laid = f"pool:{image.pool}", image.host, ""
-    origin = image
+    """What members are cloned from, where it is not there, the clones, and who each is."""
+    origin = base or _there(image)
+    target, host, laid = f"pool:{fleet.pool}", origin.host, ""
     if fleet.base:
-        origin = base or _base(coordinator, fleet, image)
         if base is None:
-            stages.then(step(CloneVolume([origin], image), host, target, f"clone {image.name} to {origin.name}"))
+            origin = _base(coordinator, fleet, _there(image))
+            title = f"clone {fleet.image} to {origin.name}"
+            stages.then(step(CloneVolume([origin], _there(image)), host, target, title))
         if base is None or not fleet.laid:
             laying = step(LayFiles(origin, fleet), host, "images", f"lay what differs between members in {origin.name}")
             laid = _id(stages.then(laying))

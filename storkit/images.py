@@ -29,6 +29,7 @@ from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.system.block import blockdevice
+from storkit.tech.athand import at_hand
 from storkit.tech.files import streams, volumefile
 from storkit.tech.files.sidecar import SPOOL, rename_new
 from storkit.tech.images import checksums, exporting, headers, qemuimg, unpack
@@ -71,6 +72,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
         raise Unsafe(f"volume {volume.name} is not being imported: its content is not written over", "use a new name")
     if not volume.path:
         raise UsageError(f"volume {volume.name} has no path on {site.host}", "its pool cannot be filled from an image")
+    at_hand([volume])
     target = Path(volume.path)
     lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="image import")
     try:
@@ -98,6 +100,7 @@ def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", c
     Raises Conflict: the file exists, the volume is in use, or there is no room; UsageError: the format cannot be
     compressed, or no directory for the file.
     """
+    at_hand([volume])
     final = Path(file).absolute()
     exporting.refuse(volume, final, format, compress)
     partial = final.with_name(final.name + files.PARTIAL)
@@ -128,6 +131,7 @@ def look_inside(site: Site, volume: Volume) -> Inside:
     """What in a volume makes one machine another than its clones; nothing is mounted."""
     from storkit.tech.files import changing
 
+    at_hand([volume])
     return changing.look(site, volume)
 
 
@@ -135,6 +139,7 @@ def lay(site: Site, volume: Volume, inside: Inside, files: list[FileToLay]) -> l
     """Write files into the file system of a volume that nobody uses; where the slots lie."""
     from storkit.tech.files import changing
 
+    at_hand([volume])
     return changing.lay(site, volume, inside, files)
 
 
@@ -142,6 +147,7 @@ def write_in(site: Site, volumes: list[Volume], pieces: dict[str, list[Piece]]) 
     """Write bytes at places of volumes that nobody uses, durably."""
     from storkit.tech.files import changing
 
+    at_hand(volumes)
     changing.write_in(site, volumes, pieces)
 
 

@@ -33,6 +33,7 @@ from storkit.core.model import (
     Volume,
 )
 from storkit.system.block import devmapper
+from storkit.tech.athand import at_hand
 from storkit.tech.exports import HomeExports
 from storkit.tech.iscsi import configfs, savefile, target
 from storkit.tech.iscsi.homenode import LocalNodes, device_size, export_node, wanted_export
@@ -81,7 +82,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
                 portals = own_portals(self.site, self.settings)
                 configfs.prepare(savefile.directory())
                 savefile.check()
-        _activate(volumes)
+        at_hand(volumes)
         grants: list[IscsiGrant] = []
         for volume in volumes:
             problems += self._refused_volume(volume)
@@ -229,7 +230,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
     def _remake(self, grants: Sequence[IscsiGrant]) -> None:
         # This belongs before the distribution's own service, which removes and restores all targets: the save file is
         # put right here first.
-        _activate([grant.volume for grant in grants])
+        at_hand([grant.volume for grant in grants])
         raise_problems(
             [_too_small(grant.volume) for grant in grants if device_size(grant.volume.path) < grant.volume.size]
         )
@@ -285,14 +286,6 @@ def _lets_in(grant: IscsiGrant, client: str) -> bool:
 def _runs(grant: IscsiGrant) -> bool:
     seen = target.observe(grant.iqn)
     return seen is not None and seen.enabled
-
-
-def _activate(volumes: Iterable[Volume]) -> None:
-    """Volumes of LVM have no device since the last boot, until they are asked for."""
-    if missing := [volume for volume in volumes if not Path(volume.path).exists()]:
-        from storkit.tech.lvm import tools
-
-        tools.activate(missing)
 
 
 def _unit(grant: IscsiGrant) -> target.Unit:

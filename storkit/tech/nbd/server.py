@@ -28,6 +28,7 @@ from storkit.system.qemu import imagelocks, qmp
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
 from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
+from storkit.tech.athand import at_hand
 from storkit.tech.files import volumefile
 from storkit.tech.grants import short_digest
 from storkit.tech.nbd import wire
@@ -115,6 +116,7 @@ class VolumeServer:
             check_x509(Path(self.settings.tls_dir), X509_SERVER_FILES)
         if self.volume.format not in ("raw", "qcow2"):
             raise UsageError(f"volume {self.volume.name} has format {self.volume.format!r}; nbd serves raw and qcow2")
+        at_hand([self.volume])
         if not Path(self.volume.path).exists():
             raise Conflict(f"volume {self.volume.name}: {self.volume.path} does not exist", "storkit volume list")
 
@@ -136,6 +138,7 @@ class VolumeServer:
         Raises Conflict: something else has the volume in use, or the image is not what the volume's record says.
         """
         make_private(self._run)
+        at_hand([self.volume])
         deadline = time.monotonic() + DYING_TIMEOUT
         while True:
             try:

@@ -124,6 +124,36 @@ def test_killed_at_any_moment(targets: Targets, client: Client) -> None:
         assert client.left() == [], f"round {round}"
 
 
+SLOW = """
+import socket, time
+listener = socket.create_server(("", 3261))
+asked = listener.accept()
+print("login", flush=True)
+time.sleep(4)
+"""
+
+
+def test_a_login_that_a_killed_attach_has_begun_is_ended(targets: Targets, client: Client) -> None:
+    """iscsid goes on with it, at a target that is slow to answer; sysfs has no name of it before it has ended."""
+    b, s = client.host, targets.host
+    targets.make(1, b)
+    slow = targets.offer(1, b, portals=[f"{s.address('san1')}:3261"])
+    for then in ("detach", "attach"):
+        listener = s.spawn(["sh", "-c", 'exec /usr/bin/python3 -u -c "$0" >/run/logins', SLOW])
+        half = client.spawn("attach", offers=[slow])
+        s.wait_for(lambda: "login" in s.run(["cat", "/run/logins"], check=False).stdout, "a login")
+        half.kill(9)
+        half.wait(check=False)
+        if then == "attach":
+            client.attach(targets.offer(1, b))
+            assert client.evidence(1).size
+        client.detach(1)
+        assert client.left() == []
+        listener.wait(check=False)
+        s.run(["rm", "/run/logins"])
+        assert client.left() == [], "nothing comes later"
+
+
 def test_a_node_that_udevd_has_not_come_to_is_removed(targets: Targets, client: Client) -> None:
     """Its link is not there yet when the attach is killed, and udevd would make it after the detach."""
     b = client.host

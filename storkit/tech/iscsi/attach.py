@@ -288,6 +288,9 @@ class IscsiAttachments(Attachments[Offer]):
         for_each_at_once(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
         # What was sent to a target that is away comes back only at the end of its session.
         for_each_at_once(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
+        for_each_at_once(
+            lambda each: initiator.end_logins(each.record.name), [each for each in here if not each.session]
+        )
         devmapper.remove([each.node.name for each in here if each.node])
         for_each_at_once(self._let_go, [each for each in here if each.alive])
         for one in batch:

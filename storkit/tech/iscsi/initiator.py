@@ -46,7 +46,7 @@ _LOOK = 0.1
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
 _TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11
 _SESSION_EXISTS, _DAEMON_LOST, _FATAL_LOGIN, _NO_DAEMON, _NO_OBJECTS = 15, 18, 19, 20, 21
-_NOT_FOUND, _LOGIN_AUTH, _NOT_CONNECTED = 2, 24, 32
+_NOT_FOUND, _INTERNAL, _LOGIN_AUTH, _NOT_CONNECTED = 2, 9, 24, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +287,43 @@ def login(node: InitiatorRecord) -> None:
     argv = ["iscsiadm", "-m", "node", "-T", node.target, "-p", f"{node.portal},{TPGT}", "--login"]
     try:
         done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE, locked=True)
+        if done.status == _SESSION_EXISTS and not _has_session(node.target):
+            end_logins(node.target)
+            done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE, locked=True)
     except CommandFailed as failure:
         raise explain_login(node, failure) from failure
-    if done.status == _SESSION_EXISTS and not any(found.target == node.target for found in find_sessions()):
+    if done.status == _SESSION_EXISTS and not _has_session(node.target):
         raise Conflict(
             f"iscsid holds on to a session to {node.target} that is gone",
             "restart it, which no other session suffers from: systemctl restart iscsid",
         )
+
+
+def _has_session(target: str) -> bool:
+    return any(found.target == target for found in find_sessions())
+
+
+def end_logins(target: str) -> None:
+    """End what iscsid is still logging in to by a target's node records, for a command that was killed: the session has
+    no name in sysfs until it is logged in, and iscsid does not call a login off. None is fine.
+
+    Raises ServiceUnreachable: the target lets it wait.
+    """
+    for address, port in find_records(target) if _listening() else ():
+        if not _log_out(target, portal_name(address, port), _LOGIN_TIMEOUT):
+            message = f"iscsid is still logging in to {target}, for a command that was killed"
+            raise ServiceUnreachable(message, "wait, or: systemctl restart iscsid, which no other session suffers from")
+
+
+def _log_out(target: str, portal: str, timeout: float) -> bool:
+    """End the session of a node record, or see that there is none; False: iscsid is logging in to it all the time."""
+    argv = ["iscsiadm", "-m", "node", "-T", target, "-p", f"{portal},{TPGT}", "--logout"]
+    ended, deadline = (0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), time.monotonic() + timeout
+    while run(argv, ok=(*ended, _INTERNAL), timeout=timeout, package=PACKAGE, locked=True).status not in ended:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK)  # nothing tells when it has ended
+    return True
 
 
 def explain_login(node: InitiatorRecord, failure: CommandFailed) -> StorkitError:
@@ -341,9 +371,8 @@ def logout(session: IscsiSession, timeout: float = _LOGOUT_TIMEOUT) -> None:
     By its node record: `iscsiadm -m session` wants a record of the interface, and the discoveries of the host's own
     administrator would begin to use that.
     """
-    argv = ["iscsiadm", "-m", "node", "-T", session.target, "-p", f"{session.portal},{TPGT}", "--logout"]
     try:
-        run(argv, ok=(0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), timeout=timeout, package=PACKAGE, locked=True)
+        _log_out(session.target, session.portal, timeout)
     except TimedOut:
         if session.alive:
             raise

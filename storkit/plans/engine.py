@@ -194,7 +194,9 @@ class Engine:
         done = [other for other in plan.steps if other.id in record.standing]
         again = next((command for step in plan.steps if (command := verbs.of(step).again(step))), "")
         left = ""
-        if done and all(verbs.VERBS[other.verb].repeated for other in [*done, *(step for step, _ in failures)]):
+        silent = any(isinstance(each, HostUnreachable) for each in error.each)  # what it does, and when, nobody knows
+        tried = [*done, *(step for step, _ in failures)]
+        if done and not silent and all(verbs.VERBS[other.verb].repeated for other in tried):
             journal.end("failed in part")
             self._unmark(plan)
             raise error
@@ -203,7 +205,7 @@ class Engine:
             self._unmark(plan)
         else:
             final = any((kind := verbs.VERBS[other.verb]).barrier or not kind.undoable for other in done)
-            if not final and not any(isinstance(each, HostUnreachable) for each in error.each):
+            if not final and not silent:
                 try:
                     left = "; ".join(self._undo_all(journal))
                 except StorkitError as stuck:

@@ -64,5 +64,7 @@ def test_an_image_is_fetched_whole_or_not_at_all(world: World, url: str) -> None
     assert "checksum" in fetch("image", "--checksum", f"sha256:{'0' * 64}", ok=2)
     for place in ("file", "ftp"):
         assert "next:" in fetch(place, "--checksum", DIGEST, ok=2)
+    secret = world.storkit("volume", "import", "https://ann:geheim@127.0.0.1/x", "v", ok=2).stderr
+    assert "a password in it is not fetched" in secret and "geheim" not in secret
     assert "cannot be fetched" in world.storkit("volume", "import", "https://127.0.0.1:1/x", "v", ok=2).stderr
     assert world.storkit("--json", "volume", "list").json == [] and not list(world.directory.rglob("stream-*"))

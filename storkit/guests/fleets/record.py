@@ -26,9 +26,10 @@ from storkit.core.identities import (
     check_name,
 )
 from storkit.core.imagefiles import Inside, Laid
+from storkit.guests.files import SUFFIX
+from storkit.guests.files import names as names
 from storkit.system.files import explain, sync_directory, write_atomic
 
-SUFFIX = ".toml"
 MOST = 4000
 """Members that a fleet's network has addresses for (a /20)."""
 LONGEST_NAME = 48
@@ -42,6 +43,8 @@ class Made:
     guest: Uuid
     disk: Uuid
     seed: MaybeUuid = ""
+    was: MaybeUuid = ""
+    """The disk that `reset` replaces by `disk`, until it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +135,6 @@ class Fleet:
 def path(directory: Path, name: str) -> Path:
     """The file of a fleet. Raises UsageError for what cannot name one."""
     return directory / (check_name("fleet", name) + SUFFIX)
-
-
-def names(directory: Path) -> list[str]:
-    """The fleets there are, in the order of their names."""
-    try:
-        entries = [entry.name for entry in directory.iterdir()]
-    except FileNotFoundError:
-        return []
-    return sorted(entry.removesuffix(SUFFIX) for entry in entries if entry.endswith(SUFFIX) and entry[0] != ".")
 
 
 def load(directory: Path, name: str) -> Fleet:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from storkit.core.errors import Conflict, StorkitError, UsageError, collected, raise_problems
 from storkit.core.model import Volume, check_name
@@ -53,9 +53,7 @@ def import_image(coordinator: Coordinator, source: str | Path | BinaryIO, how: I
     if comes and not local:
         what = source if isinstance(source, str) else "standard input"
         raise UsageError(f"{what} cannot be imported on {pool.host}", "copy the file there and name it")
-    if isinstance(source, str) and download.is_url(source):
-        source = cast(BinaryIO, download.Download(source, how.checksum))
-    with _file(coordinator, source, limit, local) as file:
+    with _file(coordinator, source, limit, local, how.checksum) as file:
         call = {"source": file, "format": how.format, "checksum": how.checksum, "max_size": limit}
         info = host.images.inspect(file, how.format, how.checksum, limit)
         if info.padding:
@@ -72,17 +70,32 @@ def import_image(coordinator: Coordinator, source: str | Path | BinaryIO, how: I
 
 
 @contextmanager
-def _file(coordinator: Coordinator, source: str | Path | BinaryIO, limit: int, local: bool) -> Iterator[str]:
+def _file(
+    coordinator: Coordinator, source: str | Path | BinaryIO, limit: int, local: bool, checksum: str
+) -> Iterator[str]:
     """The file that is to be imported, by the name that its host knows it by."""
-    if isinstance(source, str | Path):
+    if isinstance(source, str) and download.is_url(source):
+        with (
+            closing(download.Download(source, checksum)) as stream,
+            _spooled(coordinator, stream, limit, source) as file,
+        ):
+            yield file
+    elif isinstance(source, str | Path):
         yield str(Path(source).absolute()) if local else str(source)
-        return
-    spooled = streams.spool(source, coordinator.state, limit or headers.MAX_SIZE)
+    else:
+        with _spooled(coordinator, source, limit, "standard input") as file:
+            yield file
+
+
+@contextmanager
+def _spooled(coordinator: Coordinator, stream: streams.Readable, limit: int, what: str) -> Iterator[str]:
+    """A file of what a stream has; `what` it is for those who are told that it is wrong."""
+    spooled = streams.spool(stream, coordinator.state, limit or headers.MAX_SIZE)
     try:
         yield str(spooled)
     except StorkitError as error:
         for problem in error.each:  # what is wrong with the file is wrong with what was read
-            problem.message = problem.message.replace(str(spooled), "standard input")
+            problem.message = problem.message.replace(str(spooled), what)
             problem.args = (problem.message,)
         raise
     finally:

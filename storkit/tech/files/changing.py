@@ -10,6 +10,7 @@ import base64
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +24,6 @@ from storkit.system.parallel import for_each_at_once
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from storkit.tech.files import volumefile
-from storkit.tech.files.sidecar import SPOOL
 from storkit.tech.images import ext4, qcow2, qemuimg
 
 _AT_ONCE = 8
@@ -51,7 +51,8 @@ def write_in(site: Site, volumes: Sequence[Volume], pieces: Mapping[str, Sequenc
     for volume in volumes:
         for piece in pieces.get(volume.uuid, ()):
             if piece.offset + len(_bytes(piece)) > volume.size:
-                problems.append(Unsafe(f"volume {volume.name} ends before what is to be written at {piece.offset}"))
+                message = f"volume {volume.name} ends before what is to be written at {piece.offset}"
+                problems.append(Unsafe(message, "storkit volume show; then create the fleet anew"))
         if volume.kind != "disk":
             problems.append(Unsafe(f"volume {volume.name} is a golden image or a snapshot: nothing is written into it"))
     raise_problems(problems)
@@ -123,22 +124,18 @@ def _raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
         with _opened(path, write) as descriptor:
             yield descriptor
         return
-    spool = path.with_name(f"{volume.name}.{SPOOL}{files.PARTIAL}")
-    spool.unlink(missing_ok=True)
-    descriptor = files.open_plain(spool, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
+    # Without a name: two commands that look into one image do not meet, and a kill leaves nothing.
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        descriptor = file.fileno()
         os.ftruncate(descriptor, volume.size)
         arguments = ["-n", "--target-image-opts", "--target-is-zero", "-S", "4k", qemuimg.node("qcow2", path)]
         raw = qemuimg.target_options("raw", Path(files.by_descriptor(descriptor)))
-        qemuimg.convert([*arguments, raw], volume.size, spool, lambda part: None, [descriptor])
+        qemuimg.convert([*arguments, raw], volume.size, path, lambda part: None, [descriptor])
         before = _digests(descriptor) if write else {}
         yield descriptor
         if write:
             _write_qcow2([(path, _changed(descriptor, before))])
             volumefile.flush(path)
-    finally:
-        os.close(descriptor)
-        spool.unlink(missing_ok=True)
 
 
 def _digests(raw: int) -> dict[int, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from storkit.core.errors import Conflict, StorkitError, UsageError
 from storkit.core.units import format_size
@@ -26,8 +26,15 @@ def place(state: Path) -> Path:
     return directory / f"stream-{os.getpid()}-{os.urandom(4).hex()}{files.PARTIAL}"
 
 
-def spool(stream: BinaryIO, state: Path, limit: int) -> Path:
-    """Keep a stream (standard input) as a file below `state` until it is imported; the caller removes it.
+class Readable(Protocol):
+    """What is read to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+
+def spool(stream: Readable, state: Path, limit: int) -> Path:
+    """Keep a stream as a file below `state` until it is imported; the caller removes it.
 
     Raises Conflict: no room; UsageError: more than `limit` bytes.
     """

@@ -28,8 +28,15 @@ class Download:
     def __init__(self, url: str, checksum: str) -> None:
         import http.client
         import urllib.error
+        import urllib.parse
         import urllib.request
 
+        place = urllib.parse.urlsplit(url)
+        if place.username or place.password:  # which is not repeated here
+            message = (
+                f"{place.scheme}://...@{place.hostname}: an address with a user or a password in it is not fetched"
+            )
+            raise UsageError(message, "curl --netrc URL | storkit volume import - NAME")
         if url.startswith("http://") and not checksum:
             raise UsageError(f"{url}: what comes by http can be changed on its way", "--checksum sha256:HEX, or https")
         self._url = url

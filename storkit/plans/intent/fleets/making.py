@@ -105,7 +105,11 @@ def complete(coordinator: Coordinator, directory: Path, fleet: Fleet, old: Fleet
     if not coordinator.planning:  # a plan that is only shown says nothing of keys
         # Before anything of it is there: what a kill leaves is known by its UUID.
         record.save(directory, fleet)
-        keys.make(coordinator.state, fleet.uuid, [guest.uuid for guest in guests])
+        try:
+            keys.make(coordinator.state, fleet.uuid, [guest.uuid for guest in guests])
+        except StorkitError:
+            _put_back(coordinator, directory, fleet, old, guests)
+            raise
     clones_of = _clones(coordinator, fleet, base or image, guests)
 
     def build() -> Plan:
@@ -134,8 +138,9 @@ def reset(coordinator: Coordinator, directory: Path, fleet: Fleet, members: Sequ
     guests = present.of(coordinator, fleet, members)
     image, base = _sources(coordinator, fleet)
     _refuse_without_keys(coordinator, fleet, base, [guest.uuid for guest in guests])
-    before = fleet
-    fleet = replace(fleet, made={**fleet.made, **{m: replace(fleet.made[m], disk=str(uuid4())) for m in members}})
+    before, there = fleet, present.volumes(coordinator, fleet, members)
+    made = {member: _anew(fleet.made[member], there.get(member)) for member in members}
+    fleet = replace(fleet, made={**fleet.made, **made})
     clones_of = _clones(coordinator, fleet, base or image, guests, seeds=False)
     ran: list[str] = []
 
@@ -151,7 +156,7 @@ def reset(coordinator: Coordinator, directory: Path, fleet: Fleet, members: Sequ
                 subject.awake("set back")
             if volume := there.get(subject.name):
                 old.append(volume)
-                if not any(present.is_own(each, subject.name, volume, subject.guest) for each in (before, fleet)):
+                if not present.is_own(fleet, subject.name, volume):
                     message = f"volume {volume.name} is not the one that was made for {subject.name}"
                     problems.append(Conflict(message, f"storkit volume show {volume.name}"))
         with collected(problems):
@@ -254,6 +259,12 @@ def _wanted(coordinator: Coordinator, name: str, wish: FleetWish, image: Volume,
 
 def _new(fleet: Fleet, guest: Guest) -> Made:
     return Made(guest.uuid, str(uuid4()), str(uuid4()) if fleet.seeded else "")
+
+
+def _anew(made: Made, there: Volume | None) -> Made:
+    """What is a member's while another disk is put in the place of the one that is there, if that is its own."""
+    own = there is not None and there.uuid in (made.disk, made.was)
+    return replace(made, disk=str(uuid4()), was=there.uuid if there and own else "")
 
 
 def _put_back(

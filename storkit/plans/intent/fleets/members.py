@@ -31,13 +31,10 @@ def volumes(coordinator: Coordinator, fleet: Fleet, names: Iterable[str]) -> dic
     return {volume.name: volume for volume in found}
 
 
-def is_own(fleet: Fleet, member: str, volume: Volume, guest: Guest | None = None) -> bool:
-    """Whether a volume was made for a member. `guest`: the member's, whose record may be from before a `reset`."""
+def is_own(fleet: Fleet, member: str, volume: Volume) -> bool:
+    """Whether a volume was made for a member."""
     made = fleet.made.get(member)
-    own = {made.disk, made.seed} if made else set()
-    if guest:
-        own |= {disk.uuid for disk in guest.disks if disk.volume in volume_names(fleet, member)}
-    return volume.uuid in own
+    return made is not None and volume.uuid in (made.disk, made.seed, made.was)
 
 
 def guests(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> dict[str, Guest]:
@@ -63,10 +60,10 @@ def guests(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> di
 def of(coordinator: Coordinator, fleet: Fleet, members: Sequence[str]) -> list[Guest]:
     """The guests of members, which must be there. Raises Conflict with those that are not."""
     found = guests(coordinator, fleet, members)
+    hint = f"create it again, as it was: storkit fleet show {fleet.name}"
+    missing = [member for member in members if member not in found]
     problems: list[StorkitError] = [
-        Conflict(f"{member} is not there, or is no member any more", f"storkit fleet create {fleet.name} again")
-        for member in members
-        if member not in found
+        Conflict(f"{each} is not there, or is no member any more", hint) for each in missing
     ]
     raise_problems(problems)
     return [found[member] for member in members]
@@ -102,7 +99,7 @@ def look(coordinator: Coordinator, fleet: Fleet) -> Found:
             message = f"guest {member} is there, and is not this fleet's"
             problems.append(Conflict(message, f"storkit guest show {member}"))
             continue
-        strange = [volume for volume in disks if not is_own(fleet, member, volume, guest)]
+        strange = [volume for volume in disks if not is_own(fleet, member, volume)]
         if not guest:  # its record was deleted, and its disk was not
             strange += [each for each in disks if each not in strange and each.uuid in gone]
         if strange:

@@ -34,16 +34,12 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
         names = [name for member in members for name in (member, f"{member}-seed")]
         there = present.volumes(coordinator, fleet, [*names, fleet.base_name])
         of = {name: member for member in members for name in (member, f"{member}-seed")}
-        volumes = [
-            volume
-            for name, volume in there.items()
-            if name in of and present.is_own(fleet, of[name], volume, mine.get(of[name]))
-        ]
+        volumes = [volume for name, volume in there.items() if name in of and present.is_own(fleet, of[name], volume)]
         base = [volume for volume in there.values() if fleet.base and volume.uuid == fleet.base]
         stays[:] = _standing(coordinator, fleet, {volume.uuid for volume in volumes}) if whole and base else []
         base = base if whole and not stays else []
         with collected(problems):
-            disks.refuse_to_lose(coordinator, [*volumes, *base], "delete", but=members)
+            disks.refuse_to_lose(coordinator, [*volumes, *base], "delete", but=list(mine))
         raise_problems(problems)
         stages = Stages()
         migration.add_stop(stages, subjects, True, 0.0)

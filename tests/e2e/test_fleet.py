@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from storkit.system.timeouts import scaled
 from tests.e2e.world import World, each_format
 
 MEMORY = ("--memory", "16MiB")
@@ -193,6 +194,57 @@ def test_a_reset_that_was_killed_is_repeated(world: World, point: str) -> None:
     assert told(world, "web-01", "/etc/hostname") == "web-01"
     world.storkit("fleet", "destroy", "web")
     nothing_left(world)
+
+
+@pytest.mark.parametrize("second", ["after:0", "after:2", "after:11"])
+def test_a_reset_that_was_killed_twice_is_repeated(world: World, second: str) -> None:
+    """Each has a disk in mind of its own, and finds what the one before has left."""
+    golden(world)
+    create(world, 2, "--start")
+    for point in ("after:14", second):
+        world.killed(point, "fleet", "reset", "web", "web-01")
+    world.storkit("fleet", "reset", "web", "web-01")
+    world.storkit("fleet", "stop", "web", "--force")
+    assert told(world, "web-01", "/etc/hostname") == "web-01"
+    world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+@pytest.mark.parametrize("point", [f"after:{number}" for number in (0, 1, 4, 8, 12, 14, 16)])
+@pytest.mark.parametrize("verb", ["destroy", "replace"])
+def test_what_was_killed_as_it_removed_members_is_repeated(world: World, verb: str, point: str) -> None:
+    golden(world)
+    create(world, 2, "--start")
+    words = ("fleet", verb, "web", *(["web-01"] if verb == "replace" else []))
+    ended = world.killed(point, *words).status != -9
+    if verb == "replace":
+        # one that is gone already is made by `create`
+        again = world.storkit(*words, ok=None)
+        assert again.status == 0 or "is not there" in again.stderr, again
+        create(world, 2)
+        assert states(world) == {"web-01": "stopped", "web-02": "running"}
+        assert told(world, "web-01", "/etc/hostname") == "web-01"
+    if verb == "replace" or not ended:
+        world.storkit("fleet", "destroy", "web")
+    nothing_left(world)
+
+
+@each_format
+def test_two_fleets_of_one_image_at_once(world: World) -> None:
+    golden(world)
+    words = ("--json", "fleet", "create")
+    both = [world.popen(*words, name, "--image", "debian", "--count", 3, *MEMORY) for name in ("one", "two")]
+    for command in both:
+        said, complaint = command.communicate(timeout=scaled(120))
+        assert command.returncode == 0, complaint
+        assert json.loads(said)["unset"] == []
+    members = [f"{fleet}-0{number}" for fleet in ("one", "two") for number in range(1, 4)]
+    for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/etc/iscsi/initiatorname.iscsi"):
+        assert len({told(world, member, path) for member in members}) == 6
+    # and one of them by two commands
+    both = [world.popen(*words, "one", "--image", "debian", "--count", 5, *MEMORY) for _ in range(2)]
+    assert sorted(command.wait(scaled(120)) for command in both) in ([0, 0], [0, 5])
+    assert list(states(world, "one").values()) == ["stopped"] * 5
 
 
 def test_what_is_somebody_elses_is_neither_taken_nor_ended(world: World) -> None:

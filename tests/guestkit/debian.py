@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.system.run import run
@@ -39,20 +38,11 @@ MASKED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Kit:
-    """The files of the guest. `root` is the golden image, which nobody writes."""
-
-    kernel: Path
-    initrd: Path
-    root: Path
-
-
-def build() -> Kit:
+def build() -> linux.Kit:
     """The files of the guest from the cache, built if they are not there yet."""
     recipe = [HERE / name for name in ("linux.py", "debian.py", "debian.initramfs")]
     target = linux.cached("debian", recipe, _build)
-    return Kit(target / "vmlinuz", target / "initrd", target / "root.img")
+    return linux.Kit(target / "vmlinuz", target / "initrd", target / "root.img")
 
 
 def _build(scratch: Path, done: Path) -> None:
@@ -79,18 +69,5 @@ def _build(scratch: Path, done: Path) -> None:
         package="e2fsprogs", timeout=300)  # fmt: skip
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m tests.guestkit.debian OUTDIR", file=sys.stderr)
-        return 2
-    kit = build()
-    out = Path(argv[0])
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (kit.kernel, kit.initrd, kit.root):
-        run(["cp", "--sparse=always", "--reflink=auto", file, out / file.name])
-        print(out / file.name)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(linux.hand_out(build, sys.argv[1:]))

@@ -42,7 +42,7 @@ CMDLINE = "console=ttyS0 quiet no_timer_check tsc_early_khz=2000000 mitigations=
 
 @dataclass(frozen=True)
 class Kit:
-    """The files of the guest. `root` is a template: copy it before a guest writes to it."""
+    """The files of a guest. `root` is a template: copy it before a guest writes to it."""
 
     kernel: Path
     initrd: Path
@@ -169,9 +169,10 @@ def tree(tree: Path, busybox: bytes) -> None:
     (tree / "data/log").touch()
 
 
-def main(argv: list[str]) -> int:
+def hand_out(build: Callable[[], Kit], argv: list[str]) -> int:
+    """Copy the files of a guest to the directory that a command line names."""
     if len(argv) != 1:
-        print("usage: python -m tests.guestkit.linux OUTDIR", file=sys.stderr)
+        print("usage: python -m tests.guestkit.linux OUTDIR; as well nfsroot, debian", file=sys.stderr)
         return 2
     kit = build()
     out = Path(argv[0])
@@ -183,4 +184,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(hand_out(build, sys.argv[1:]))

@@ -5,10 +5,8 @@ python -m tests.guestkit.nfsroot OUTDIR     makes vmlinuz, initrd and root.tar t
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.guestkit import linux
@@ -32,20 +30,11 @@ CMDLINE = linux.CMDLINE
 MEMORY = "144MiB"
 
 
-@dataclass(frozen=True)
-class Kit:
-    """The files of the guest; `root` is what becomes a tree."""
-
-    kernel: Path
-    initrd: Path
-    root: Path
-
-
-def build() -> Kit:
+def build() -> linux.Kit:
     """The files of the guest from the cache, built if they are not there yet."""
     recipe = [HERE / name for name in ("linux.py", "nfsroot.py", "nfsroot.initramfs", "init.root")]
     target = linux.cached("nfsroot", recipe, _build)
-    return Kit(target / "vmlinuz", target / "initrd", target / "root.tar")
+    return linux.Kit(target / "vmlinuz", target / "initrd", target / "root.tar")
 
 
 def _build(scratch: Path, done: Path) -> None:
@@ -61,18 +50,5 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m tests.guestkit.nfsroot OUTDIR", file=sys.stderr)
-        return 2
-    kit = build()
-    out = Path(argv[0])
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (kit.kernel, kit.initrd, kit.root):
-        shutil.copyfile(file, out / file.name)
-        print(out / file.name)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(linux.hand_out(build, sys.argv[1:]))

@@ -101,7 +101,7 @@ def unseen(devices: Iterable[str], opened: Mapping[str, Sequence[openers.Opener]
         nodes = {node.name: node for node in dmioctl.all_nodes()} if devices else {}
     except Unsupported:  # not root, whom alone device-mapper tells
         return set()
-    opens = {holders.kernel_name(f"/dev/mapper/{name}"): node.opens for name, node in nodes.items()}
+    opens = {node.device: node.opens for node in nodes.values()}
     # A node's next table may have it open beside the present one.
     return {
         device

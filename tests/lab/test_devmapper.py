@@ -74,6 +74,10 @@ for number, n in enumerate(made):
     write(descriptor, bytes([65 + number]))
     os.close(descriptor)
     assert read(one, number * MIB) == bytes([65 + number])
+    assert os.stat(n.path).st_rdev == os.stat(n.device).st_rdev
+    os.unlink(n.path)  # as if udevd had not come to it, or had lost its event
+    dm.create(wanted)
+    assert os.stat(n.path).st_rdev == os.stat(n.device).st_rdev
 fails(dm.create, [node("new", dm.linear(one, MIB)), node("a", dm.error(MIB))], kind=Conflict)
 fails(dm.create, [replace(wanted[0], uuid=dm.node_uuid("other", "guest"))], kind=Conflict)
 fails(dm.create, [node("new", dm.linear(one, MIB)), node("bad", "0 8 linear 250:250 0")], kind=CommandFailed)

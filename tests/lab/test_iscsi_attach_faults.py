@@ -154,26 +154,33 @@ def test_a_login_that_a_killed_attach_has_begun_is_ended(targets: Targets, clien
         assert client.left() == [], "nothing comes later"
 
 
-def test_a_node_that_udevd_has_not_come_to_is_removed(targets: Targets, client: Client) -> None:
-    """Its link is not there yet when the attach is killed, and udevd would make it after the detach."""
+@pytest.mark.parametrize("then", ["detach", "attach"])
+def test_a_node_that_udevd_has_not_come_to(targets: Targets, client: Client, then: str) -> None:
+    """Its link is not there yet when the attach is killed: an attach waits for it; after a detach it does not come."""
     b = client.host
-    targets.make(1, b)
+    targets.make(1, b, writable=True)
+    offer = targets.offer(1, b, writable=True)
     rule = """KERNEL=="dm-*", ACTION!="remove", PROGRAM="/usr/bin/flock -s /run/gate true"\n"""
     b.put(rule, "/run/udev/rules.d/00-gate.rules")
     b.run(["udevadm", "control", "--reload"])
     try:
         gate = b.spawn(["flock", "/run/gate", "sleep", "300"])
         b.wait_for(lambda: b.run(["flock", "-n", "/run/gate", "true"], check=False).status == 1, "gate")
-        half = client.spawn("attach", offers=[targets.offer(1, b)])
+        half = client.spawn("attach", offers=[offer])
         b.wait_for(lambda: "Live" in client.sh("dmsetup info -c -o tables_loaded storkit:v1:attached"), "node")
         half.kill(9)
         half.wait(check=False)
         assert not client.sh("ls /dev/mapper/storkit:*")
-        detaching = client.spawn("detach", volumes=[volume(1)])
+        again = (
+            client.spawn("detach", volumes=[volume(1)]) if then == "detach" else client.spawn("attach", offers=[offer])
+        )
         # It waits, as dmsetup does, for udevd; or it has overlooked the node.
-        b.wait_for(lambda: not detaching.running() or bool(client.sh("pidof dmsetup")), "detach")
+        b.wait_for(lambda: not again.running() or bool(client.sh("pidof dmsetup udevadm")), then)
         gate.kill(9)
-        client.result(detaching)
+        client.result(again)
+        if then == "attach":
+            assert client.write(1), "the path leads to the disk at once"
+            client.detach(1)
         b.run(["udevadm", "settle"])
         assert client.left() == []
     finally:

@@ -61,4 +61,5 @@ def test_what_the_kernel_says_of_nodes() -> None:
     assert (none.uuid, none.size, none.table) == ("", 0, "")
     assert (web.uuid, web.size, web.readonly, web.suspended) == ("STORKIT-1-local", 8192, False, False)
     assert web.table == "0 8 linear 98:16 0\n8 8 error"
+    assert [node.device for node in (b, none, web)] == ["/dev/dm-1", "/dev/dm-2", "/dev/dm-0"]
     assert (web.name, web.path) == ("storkit:web:local", "/dev/mapper/storkit:web:local")

@@ -51,6 +51,8 @@ class MappedNode:
     name: str
     uuid: str
     """device-mapper's: see `node_uuid`."""
+    device: str
+    """The kernel's own name for it, `/dev/dm-3`: it is there as long as the node is."""
     size: int
     """Bytes; 0 for a node that was killed before it had a table."""
     readonly: bool
@@ -64,6 +66,7 @@ class MappedNode:
 
     @property
     def path(self) -> str:
+        """The name that stays: a link that udevd makes when it gets to it, after the node, and takes away before."""
         return node_path(self.name)
 
     @property
@@ -173,7 +176,7 @@ def _node(mapped: dmioctl.Mapped) -> MappedNode:
     size = sum(length for _, length, _, _ in mapped.targets) * SECTOR
     table = "\n".join(f"{start} {length} {kind} {words}".rstrip() for start, length, kind, words in mapped.targets)
     state = mapped.readonly, mapped.suspended, mapped.pending, mapped.opens
-    return MappedNode(mapped.name, mapped.uuid, size, *state, table)
+    return MappedNode(mapped.name, mapped.uuid, f"/dev/{mapped.device}", size, *state, table)
 
 
 def create(wanted: Sequence[Wanted]) -> list[MappedNode]:
@@ -276,8 +279,14 @@ def _remove_idle(names: set[str]) -> list[MappedNode]:
 
 
 def _named(wanted: Sequence[Wanted]) -> list[MappedNode]:
+    """The nodes as they are now, each with its path: whoever made one may have been killed before udevd came to it."""
     there = {node.name: node for node in find()}
-    return [there[node.name] for node in wanted if node.name in there]
+    found = [there[node.name] for node in wanted if node.name in there]
+    if any(not Path(node.path).exists() for node in found):
+        udev.settle()
+        if missing := [node.name for node in found if not Path(node.path).exists()]:
+            _dmsetup(["mknodes", *missing])  # udevd was not there, or its events were lost
+    return found
 
 
 def _differs(wanted: Wanted, there: MappedNode) -> list[StorkitError]:

@@ -35,6 +35,8 @@ class Mapped:
 
     name: str
     uuid: str
+    device: str
+    """What the kernel calls it: `dm-3`."""
     readonly: bool
     suspended: bool
     pending: bool
@@ -111,8 +113,9 @@ def parse_status(answer: bytes | bytearray) -> Mapped:
         targets.append((start, length, kind.rstrip(b"\0").decode(), parameters))
         at = first + following
     name, uuid = (field.partition(b"\0")[0].decode(errors="surrogateescape") for field in header[11:13])
+    device = f"dm-{os.minor(header[10])}"
     readonly, suspended, pending = (bool(flags & flag) for flag in (_READONLY, _SUSPENDED, _INACTIVE))
-    return Mapped(name, uuid, readonly, suspended, pending, opens, targets)
+    return Mapped(name, uuid, device, readonly, suspended, pending, opens, targets)
 
 
 def _text(answer: bytes | bytearray, at: int) -> bytes:

@@ -157,7 +157,7 @@ class IscsiAttachments(Attachments[Offer]):
         record = one.record
         session = attached.session(record)
         if session is not None and not session.alive:
-            if node is not None and node.opens and not only_killed(node.path):
+            if node is not None and node.opens and not only_killed(node.device):
                 self._wait_for(record, session, deadline)
                 session = attached.alive(record, self.site.host)
             else:
@@ -298,7 +298,7 @@ class IscsiAttachments(Attachments[Offer]):
 
     def _in_use(self, here: _Here) -> Iterator[StorkitError]:
         node = here.node
-        if node is not None and node.opens and not (here.session and not here.alive and only_killed(node.path)):
+        if node is not None and node.opens and not (here.session and not here.alive and only_killed(node.device)):
             hint = f"see who has it: lsblk {node.path}; fuser -v {node.path}"
             yield Conflict(f"volume {here.record.volume} is in use on {self.site.host}", hint)
 
@@ -396,7 +396,7 @@ def _flush(here: _Here) -> None:
     """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this host
     may write it, does not take it: tried again, it may."""
     assert here.node is not None and here.session is not None
-    descriptor = os.open(here.node.path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(here.node.device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -12,7 +12,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,10 +55,9 @@ from storkit.hypervisors._machine import (
     refuse_retire,
     refuse_shutdown,
     stop_command,
-    taken_disks,
 )
 from storkit.hypervisors._qemu import definition as definitions
-from storkit.hypervisors._qemu import host
+from storkit.hypervisors._qemu import host, neighbours
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system.addresses import address_problem, own_address
@@ -297,16 +295,8 @@ class Qemu(Hypervisor):
             raise
 
     def forwarded(self, guests: list[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for name in self._names(guests):
-            here = self._process(name)
-            if any(nic.kind == "user" for nic in self._definition(name).guest.nics) and here.alive():
-                command = {"command-line": "info usernet"}
-                with suppress(StorkitError):  # one that hangs says nothing
-                    said = qmp.call(here.monitor, "human-monitor-command", command, timeout=ASK_TIMEOUT)
-                    if match := re.search(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s", str(said)):
-                        found[name] = int(match[1])
-        return found
+        found = {name: neighbours.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}
+        return {name: port for name, port in found.items() if port}
 
     def cancel(self, name: str) -> None:
         import asyncio
@@ -387,23 +377,7 @@ class Qemu(Hypervisor):
             raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
 
     def _taken(self, guest: Guest) -> list[str]:
-        """Which disks of a guest others have that are alive on this host."""
-        mine = [disk.uuid for disk in guest.disks if disk.uuid]
-        found: list[str] = []
-        for name in self._names(None):
-            # Hundreds of guests have nothing in common with it: only those that have are read, and asked.
-            text = self._written(name) if name != guest.name else ""
-            if any(uuid in text for uuid in mine):
-                here = self._process(name)
-                if here.alive():
-                    found += taken_disks(guest, self._definition(name).guest, self._status(here))
-        return found
-
-    def _written(self, name: str) -> str:
-        """The text of a guest's record here."""
-        with suppress(OSError):
-            return (self._directory(name) / definitions.RECORD).read_text()
-        return ""
+        return neighbours.taken(self.site, guest, self._names(None))
 
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""

@@ -1,11 +1,12 @@
-"""Plans for guests: start, stop, and live migration with its window of two writers. Pure functions, as planner's."""
+"""Plans for guests that move: live migration with its window of two writers, and what is left behind; and a guest as it
+was seen, which all plans for guests go by. Pure functions, as planner's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, collected, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
@@ -14,7 +15,7 @@ from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, add_proof, finish_plan, locks_of, set_writers, writers_of
 from storkit.plans.verb import step
 from storkit.plans.verbs.exports import ExportVolumes, UnexportVolumes
-from storkit.plans.verbs.guests import DefineGuest, StartGuest, StopGuest, UndefineGuest, WakeGuest
+from storkit.plans.verbs.guests import DefineGuest, UndefineGuest
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 
 
@@ -125,107 +126,8 @@ def shown(places: dict[str, str], reasons: dict[str, str], volumes: Iterable[Vol
     return ", ".join(words) or ("asleep" if any(volume.hold for volume in volumes) else "stopped")
 
 
-def start(starts: Sequence[tuple[GuestView, str]], inventory: Inventory) -> Plan:
-    """Give guests their disks, each on a host, and start them there. Raises all that speaks against any of them."""
-    problems: list[StorkitError] = []
-    for subject, host in starts:
-        with collected(problems):
-            _refuse_start(subject, host)
-    raise_problems(problems)
-    stages = Stages()
-    for host in dict.fromkeys(host for _, host in starts):
-        here = [subject for subject, where in starts if where == host]
-        volumes, written = _each_once(s.volumes for s in here), _each_once(s.written for s in here)
-        add_attach(stages, volumes, host, {host}, inventory, written=written)
-    new = [(subject, host) for subject, host in starts if host not in subject.running]
-    for subject, _ in new:
-        _give_root(stages, subject)
-    stages.then(*(define(subject, host) for subject, host in new))
-    stages.then(
-        *(step(StartGuest(subject.name), host, subject.target, f"start {subject.name} on {host}")
-          for subject, host in new)
-    )  # fmt: skip
-    hosts = " and ".join(dict.fromkeys(host for _, host in starts))
-    title = f"start {titled([subject for subject, _ in starts])} on {hosts}"
-    return finish_plan(title, stages, guest_holds(*(subject for subject, _ in starts)), inventory)
-
-
-def titled(subjects: Sequence[GuestView]) -> str:
-    """Guests for a title: the first few names, and how many there are."""
-    names = [subject.name for subject in subjects]
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} guests)"
-
-
-def _each_once(groups: Iterable[list[Volume]]) -> list[Volume]:
+def each_once(groups: Iterable[list[Volume]]) -> list[Volume]:
     return list({volume.uuid: volume for group in groups for volume in group}.values())
-
-
-def _refuse_start(subject: GuestView, host: str) -> None:
-    """Raise what keeps a guest from being started on a host."""
-    subject.known()
-    subject.awake(f"written by {host}")
-    if subject.running and subject.running != [host]:
-        raise Conflict(
-            f"guest {subject.name} already runs on {', '.join(subject.running)}",
-            f"storkit migrate run {subject.name} --to {host}, or storkit guest stop {subject.name}",
-        )
-    for volume in subject.written:
-        others = writers_of(subject.exports, volume) - {host}
-        if host in subject.running and host not in writers_of(subject.exports, volume):
-            raise from_before(subject, host, volume)
-        if others:
-            raise Conflict(
-                f"volume {volume.name} of guest {subject.name} is written by {', '.join(sorted(others))}",
-                f"storkit migrate cleanup {subject.name}, or storkit detach {volume.name} --on {min(others)}",
-            )
-    subject.rooted()
-
-
-def stop(subjects: Sequence[GuestView], force: bool, timeout: float, only: str, inventory: Inventory) -> Plan:
-    """Stop guests wherever they are, or on the host `only`, and take their disks back from there."""
-    problems: list[StorkitError] = []
-    for subject in subjects if not force else ():
-        with collected(problems):
-            subject.known()
-    raise_problems(problems)
-    stages = Stages()
-    add_stop(stages, subjects, force, timeout, only)
-    title = f"stop {titled(subjects)}{f' on {only}' if only else ''}"
-    return finish_plan(title, stages, guest_holds(*subjects), inventory)
-
-
-def add_stop(stages: Stages, subjects: Sequence[GuestView], force: bool, timeout: float, only: str = "") -> None:
-    """Stop guests, and take their disks from the hosts that had them."""
-    steps: list[Step] = []
-    for subject in subjects:
-        hosts = [host for host in subject.places if only in ("", host)]
-        # By force, one that does not answer is ended as well: its host must answer for it.
-        running = [host for host in hosts if subject.places[host] in ("running", "paused", "starting", "unknown")]
-        verb = StopGuest(subject.name, force, timeout)
-        steps += [step(verb, host, subject.target, f"stop {subject.name} on {host}") for host in running]
-    stages.then(*steps)
-    for subject in subjects:
-        elsewhere = {status for host, status in subject.places.items() if only not in ("", host)}
-        if not elsewhere & {"running", "paused", "arrived", "starting", "unknown"}:
-            _take_root(stages, subject)
-    leave_all(stages, [(subject, [only] if only else others(subject)) for subject in subjects])
-
-
-def wake(subject: GuestView, inventory: Inventory) -> Plan:
-    """Let a guest go on that stands still where it is: where its host may write its disks, and it runs nowhere else."""
-    subject.known()
-    if len(subject.running) != 1:
-        raise running_problem(subject)
-    here = subject.running[0]
-    subject.awake(f"written by {here}")
-    for volume in subject.written:
-        if here not in writers_of(subject.exports, volume):
-            raise from_before(subject, here, volume)
-    subject.rooted()
-    stages = Stages()
-    if subject.places[here] == "paused":
-        stages.then(step(WakeGuest(subject.name), here, subject.target, f"let {subject.name} go on on {here}"))
-    return finish_plan(f"resume {subject.name} on {here}", stages, guest_holds(subject), inventory)
 
 
 def from_before(subject: GuestView, host: str, volume: Volume) -> StorkitError:
@@ -304,7 +206,7 @@ def cleanup(subject: GuestView, inventory: Inventory) -> Plan:
         here = subject.running[0]
         _finish(stages, subject, here, others(subject, here))
     else:
-        _take_root(stages, subject)
+        take_root(stages, subject)
         lost = [host for host, status in subject.places.items() if status == "migrated"]
         leave(stages, subject, others(subject), lost)
     return finish_plan(f"clean up after {subject.name}", stages, guest_holds(subject), inventory)
@@ -387,20 +289,20 @@ def leave_all(stages: Stages, left: Sequence[tuple[GuestView, list[str]]], lost:
             add_detach(stages, mine, list(hosts_left), subjects[0].inventory)
 
 
-def _give_root(stages: Stages, subject: GuestView) -> None:
+def give_root(stages: Stages, subject: GuestView) -> None:
     """Export the root to the guest, for writing. An export that it has from an earlier start ends first: what another
     instance of the guest has mounted, somewhere, does not exist any more."""
     if subject.root is None or subject.guest.root is None:
         return
     tree, name, address = subject.root, subject.client, subject.guest.root.host
     if subject.root_exports:
-        _take_root(stages, subject)
+        take_root(stages, subject)
     title = f"export {tree.name} to {name} at {address}"
     stages.then(step(ExportVolumes([tree], [name], {name: address}), tree.host, _served(subject, tree), title))
     set_writers(stages, [tree], {name}, f"let guest {subject.name} write", subject.inventory)
 
 
-def _take_root(stages: Stages, subject: GuestView) -> None:
+def take_root(stages: Stages, subject: GuestView) -> None:
     """End the export of the root to the guest."""
     if subject.root is None or subject.guest.root is None:
         return
@@ -432,6 +334,6 @@ def others(subject: GuestView, here: str = "") -> list[str]:
 
 
 def guest_holds(*subjects: GuestView) -> list[Hold]:
-    shared = _each_once([v for v in subject.volumes if v.uuid in subject.shared] for subject in subjects)
-    mine = _each_once([v for v in subject.all_volumes if v.uuid not in subject.shared] for subject in subjects)
+    shared = each_once([v for v in subject.volumes if v.uuid in subject.shared] for subject in subjects)
+    mine = each_once([v for v in subject.all_volumes if v.uuid not in subject.shared] for subject in subjects)
     return locks_of(mine) + locks_of(shared, shared=True)

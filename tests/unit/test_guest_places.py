@@ -16,6 +16,7 @@ from storkit.core.guest import Disk, Guest
 from storkit.core.model import Export, GuestState, GuestStatus, Volume
 from storkit.hosts.connections import Connections
 from storkit.plans import migration
+from storkit.plans.guests import running
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan, Step
 from storkit.plans.survey import Survey
@@ -94,8 +95,8 @@ def where(
 
 
 ACTS: list[Callable[[GuestView], Plan]] = [
-    lambda view: migration.stop([view], True, 60.0, "", INVENTORY),
-    lambda view: migration.stop([view], False, 60.0, "", INVENTORY),
+    lambda view: running.stop([view], True, 60.0, "", INVENTORY),
+    lambda view: running.stop([view], False, 60.0, "", INVENTORY),
     lambda view: migration.finish(view, INVENTORY),
     lambda view: migration.cleanup(view, INVENTORY),
 ]

@@ -13,6 +13,7 @@ from storkit.core.errors import Conflict
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import Export, Volume, VolumeHold
 from storkit.plans import migration, planner
+from storkit.plans.guests import running
 from storkit.plans.migration import GuestView
 
 INVENTORY = inventory.parse(
@@ -34,11 +35,11 @@ COMMANDS: dict[str, Callable[[Volume, dict[str, str]], object]] = {
     "attach": lambda volume, _: planner.attach([volume, READ], "b", [], True, INVENTORY),
     "resize": lambda volume, _: planner.resize(volume, 1 << 21, False, [], INVENTORY),
     "delete": lambda volume, _: planner.delete([volume], [], INVENTORY),
-    "start": lambda volume, _: migration.start([(subject(volume, {}), "b")], INVENTORY),
+    "start": lambda volume, _: running.start([(subject(volume, {}), "b")], INVENTORY),
     "cleanup": lambda volume, places: migration.cleanup(subject(volume, places), INVENTORY),
     "migrate": lambda volume, _: migration.migrate(subject(volume, {"a": "running"}), "b", {"run"}, INVENTORY),
     "finish": lambda volume, _: migration.finish(subject(volume, {"a": "running"}), INVENTORY),
-    "resume": lambda volume, _: migration.wake(subject(volume, {"a": "paused"}), INVENTORY),
+    "resume": lambda volume, _: running.wake(subject(volume, {"a": "paused"}), INVENTORY),
 }
 
 

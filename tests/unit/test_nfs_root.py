@@ -18,6 +18,7 @@ from storkit.guests.clone import clone
 from storkit.guests.parse import read_root
 from storkit.guests.render import FILES, render
 from storkit.plans import migration
+from storkit.plans.guests import running
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.verbs.exports import client
@@ -135,7 +136,7 @@ def test_guests_as_clients() -> None:
 
 
 def test_a_start_exports_the_root_to_the_guest_for_writing() -> None:
-    plan = migration.start([(subject({}, False), "a")], INVENTORY)
+    plan = running.start([(subject({}, False), "a")], INVENTORY)
     assert shown(plan) == ["s export", "s set_writers", "a define", "a start"]
     assert plan.steps[0].args["clients"] == ["guest:web"] == plan.steps[1].args["hosts"]
     assert TREE in plan.holds[0].names
@@ -149,16 +150,16 @@ def test_a_start_exports_the_root_to_the_guest_for_writing() -> None:
 
 
 def test_what_an_earlier_instance_has_mounted_ends_with_the_next_start() -> None:
-    plan = migration.start([(subject({}, True), "a")], INVENTORY)
+    plan = running.start([(subject({}, True), "a")], INVENTORY)
     assert shown(plan)[:3] == ["s unexport", "s export", "s set_writers"]
-    assert shown(migration.start([(subject({"a": "running"}, True), "a")], INVENTORY)) == []
+    assert shown(running.start([(subject({"a": "running"}, True), "a")], INVENTORY)) == []
     with pytest.raises(Unsafe, match="from before its root web was taken"):
-        migration.start([(subject({"a": "running"}, False), "a")], INVENTORY)
+        running.start([(subject({"a": "running"}, False), "a")], INVENTORY)
 
 
 def test_a_host_that_is_silent_is_no_reason_to_fence_it() -> None:
     with pytest.raises(Unsafe) as caught:
-        migration.start([(subject({"a": "unknown"}, True), "b")], INVENTORY)
+        running.start([(subject({"a": "unknown"}, True), "b")], INVENTORY)
     assert "storkit detach web --on guest:web" in caught.value.hint
 
 
@@ -172,19 +173,19 @@ def test_a_migration_leaves_the_root_alone() -> None:
 
 
 def test_the_root_is_taken_when_the_guest_has_stopped() -> None:
-    stop = migration.stop([subject({"a": "running"}, True)], False, 60, "", INVENTORY)
+    stop = running.stop([subject({"a": "running"}, True)], False, 60, "", INVENTORY)
     assert shown(stop) == ["a stop", "s unexport", "a retire", "a undefine"]
-    elsewhere = migration.stop([subject({"a": "running"}, True)], False, 60, "b", INVENTORY)
+    elsewhere = running.stop([subject({"a": "running"}, True)], False, 60, "b", INVENTORY)
     assert "s unexport" not in shown(elsewhere)
     assert "s unexport" in shown(migration.cleanup(subject({}, True), INVENTORY))
 
 
 def test_a_root_stays_with_a_guest_that_may_be_on_another_host_than_it_is_stopped_on() -> None:
     for status in ("unknown", "arrived", "running"):
-        plan = migration.stop([subject({"a": "running", "b": status}, True)], True, 60, "a", INVENTORY)
+        plan = running.stop([subject({"a": "running", "b": status}, True)], True, 60, "a", INVENTORY)
         assert shown(plan) == ["a stop", "a retire", "a undefine"], status
     for places in ({"a": "running"}, {"a": "running", "b": "migrated"}):
-        assert "s unexport" in shown(migration.stop([subject(places, True)], True, 60, "a", INVENTORY))
+        assert "s unexport" in shown(running.stop([subject(places, True)], True, 60, "a", INVENTORY))
 
 
 def tree_problems(clients: dict[str, list[str]], granted: dict[str, NfsClientGrant]) -> list[StorkitError]:

@@ -17,6 +17,7 @@ from storkit.core.host import Door
 from storkit.core.model import Client, Export, Secret, Volume
 from storkit.guests.fleets.keys import FleetKeys
 from storkit.plans import migration, planner, verbs
+from storkit.plans.guests import running
 from storkit.plans.intent.fences import may_run
 from storkit.plans.plan import Stages
 from storkit.plans.verb import step
@@ -193,11 +194,11 @@ def test_a_guest_that_is_being_started_is_a_conflict_not_a_silent_host() -> None
     for places in ({"b": "starting"}, {"a": "running", "b": "starting"}):
         subject = migration.GuestView(guest, [], [], places, site())
         for build in (
-            lambda subject: migration.start([(subject, "a")], subject.inventory),
-            lambda subject: migration.stop([subject], False, 1.0, "", subject.inventory),
+            lambda subject: running.start([(subject, "a")], subject.inventory),
+            lambda subject: running.stop([subject], False, 1.0, "", subject.inventory),
             lambda subject: migration.migrate(subject, "b", {"prepare"}, subject.inventory),
             lambda subject: migration.cleanup(subject, subject.inventory),
-            lambda subject: migration.wake(subject, subject.inventory),
+            lambda subject: running.wake(subject, subject.inventory),
         ):
             with pytest.raises(Conflict, match="just being started on b by another command") as caught:
                 build(subject)
@@ -205,5 +206,5 @@ def test_a_guest_that_is_being_started_is_a_conflict_not_a_silent_host() -> None
     unknown = migration.GuestView(guest, [], [], {"b": "starting", "c": "unknown"}, site())
     with pytest.raises(Unsafe, match="on c, which cannot be asked"):
         unknown.known()
-    steps = migration.stop([subject], True, 1.0, "", subject.inventory).steps
+    steps = running.stop([subject], True, 1.0, "", subject.inventory).steps
     assert [step.host for step in steps if step.verb == "stop"] == ["a", "b"], "by force it is ended as well"

@@ -16,7 +16,7 @@ from storkit.core.guest import Disk, Guest
 from storkit.core.inventory import HostConfig
 from storkit.core.model import Export, Saved, Volume, VolumeHold
 from storkit.hypervisors import _saved as memory
-from storkit.plans import sleep
+from storkit.plans.guests import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.running import sleeping
 from storkit.plans.intent.running.sleeping import SleepActs

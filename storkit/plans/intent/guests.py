@@ -23,6 +23,7 @@ from storkit.core.model import DiskSource, Volume
 from storkit.guests import clone as clones
 from storkit.guests import files, secrets
 from storkit.plans import migration, planner
+from storkit.plans.guests import running
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
@@ -135,7 +136,7 @@ class GuestActs:
 
         def build() -> Plan:
             found.append(views.wherever(self._coordinator, name))
-            return migration.wake(found[-1], self._coordinator.inventory)
+            return running.wake(found[-1], self._coordinator.inventory)
 
         ran = self._coordinator.change(build)
         return found[-1].running[0], bool(ran.plan.steps)

@@ -1,4 +1,4 @@
-"""The verbs of guests that sleep; their order, and why it is so: storkit.plans.sleep."""
+"""The verbs of guests that sleep; their order, and why it is so: storkit.plans.guests.sleep."""
 
 from __future__ import annotations
 

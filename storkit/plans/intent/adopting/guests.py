@@ -27,8 +27,8 @@ from storkit.core.inventory import PoolConfig
 from storkit.core.model import Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
-from storkit.plans import adopting
-from storkit.plans.adopting import AdoptedDisk, AdoptedGuest
+from storkit.plans.guests import adopting
+from storkit.plans.guests.adopting import AdoptedDisk, AdoptedGuest
 from storkit.plans.intent import disks, views
 from storkit.plans.intent.adopting.volumes import candidates, choose
 from storkit.plans.intent.coordinator import Coordinator

@@ -29,6 +29,7 @@ from storkit.guests.fleets import identity, keys, record, seed
 from storkit.guests.fleets.record import LONGEST_NAME, MOST, Fleet, Made
 from storkit.guests.limits import card_problems
 from storkit.plans import migration, planner
+from storkit.plans.guests import running
 from storkit.plans.intent import definitions, views
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.disks import refuse_to_lose
@@ -164,10 +165,10 @@ def reset(coordinator: Coordinator, directory: Path, fleet: Fleet, members: Sequ
         raise_problems(problems)
         ran[:] = [subject.name for subject in subjects if subject.running]
         stages = Stages()
-        migration.add_stop(stages, subjects, True, 0.0)
+        running.add_stop(stages, subjects, True, 0.0)
         _add_delete(stages, old)
         _add_clones(coordinator, stages, fleet, image, base, clones_of)
-        title = f"set {migration.titled(subjects)} back to {fleet.image}"
+        title = f"set {running.titled(subjects)} back to {fleet.image}"
         holds = migration.guest_holds(*subjects) + planner.locks_of([base or _there(image)], shared=True)
         if not coordinator.planning:
             record.save(directory, fleet)

@@ -10,7 +10,8 @@ from storkit.core.model import Volume
 from storkit.guests import files, secrets
 from storkit.guests.fleets import keys
 from storkit.guests.fleets.record import Fleet
-from storkit.plans import migration, planner
+from storkit.plans import planner
+from storkit.plans.guests import running
 from storkit.plans.intent import disks, views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.fleets import members as present
@@ -42,7 +43,7 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
             disks.refuse_to_lose(coordinator, [*volumes, *base], "delete", but=list(mine))
         raise_problems(problems)
         stages = Stages()
-        migration.add_stop(stages, subjects, True, 0.0)
+        running.add_stop(stages, subjects, True, 0.0)
         for group in (volumes, base):
             stages.then(
                 *(step(DeleteVolumes(part), part[0].host, f"pool:{pool}", f"delete {planner.names_of(part)}")

@@ -12,7 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, HostUnreachable, NotAllowed, NotFound, Unsafe, UsageError, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
-from storkit.plans import sleep
+from storkit.plans.guests import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.kept import refreshing, sources
 from storkit.plans.intent.views import wherever

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems
 from storkit.core.identities import check_seconds
-from storkit.plans import migration
+from storkit.plans.guests import running
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.kept import refreshing, sources
@@ -27,7 +27,7 @@ def start(coordinator: Coordinator, wanted: Mapping[str, str]) -> dict[str, str]
                 with collected(problems):
                     _refuse_unfit(coordinator, subject, host, _memory_before(subjects, subject, host))
         raise_problems(problems)
-        return migration.start(subjects, coordinator.inventory)
+        return running.start(subjects, coordinator.inventory)
 
     coordinator.change(build)
     return where
@@ -49,7 +49,7 @@ def stop(coordinator: Coordinator, names: Sequence[str], host: str, force: bool,
         raise_problems(problems)
         for subject in subjects:
             refreshing.warn(coordinator, subject, [only] if only else subject.edited)
-        return migration.stop(subjects, force, timeout, only, coordinator.inventory)
+        return running.stop(subjects, force, timeout, only, coordinator.inventory)
 
     coordinator.change(build)
 

@@ -48,8 +48,13 @@ if TYPE_CHECKING:
     from storkit.plans.intent.fleets.making import FleetWish as FleetWish
     from storkit.plans.intent.guests import GuestEntry as GuestEntry
     from storkit.plans.intent.hosts import Overview as Overview
-    from storkit.plans.intent.migrations import GuestRights as GuestRights
-    from storkit.plans.intent.migrations import Migrated as Migrated
+    from storkit.plans.intent.moving.draining import DrainWish as DrainWish
+    from storkit.plans.intent.moving.draining import Emptied as Emptied
+    from storkit.plans.intent.moving.evacuating import Evacuated as Evacuated
+    from storkit.plans.intent.moving.evacuating import EvacuationWish as EvacuationWish
+    from storkit.plans.intent.moving.migrations import GuestRights as GuestRights
+    from storkit.plans.intent.moving.migrations import Migrated as Migrated
+    from storkit.plans.intent.moving.several import Move as Move
     from storkit.plans.intent.running.sleeping import Slept as Slept
     from storkit.plans.intent.running.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
@@ -91,8 +96,13 @@ _PLACES = {
     "Said": "storkit.plans.intent.fleets.entering",
     "GuestEntry": "storkit.plans.intent.guests",
     "Overview": "storkit.plans.intent.hosts",
-    "GuestRights": "storkit.plans.intent.migrations",
-    "Migrated": "storkit.plans.intent.migrations",
+    "DrainWish": "storkit.plans.intent.moving.draining",
+    "Emptied": "storkit.plans.intent.moving.draining",
+    "Evacuated": "storkit.plans.intent.moving.evacuating",
+    "EvacuationWish": "storkit.plans.intent.moving.evacuating",
+    "Move": "storkit.plans.intent.moving.several",
+    "GuestRights": "storkit.plans.intent.moving.migrations",
+    "Migrated": "storkit.plans.intent.moving.migrations",
     "Slept": "storkit.plans.intent.running.sleeping",
     "Woken": "storkit.plans.intent.running.sleeping",
     "Listing": "storkit.plans.intent.volumes",

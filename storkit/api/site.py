@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.guests import GuestActs
     from storkit.plans.intent.hosts import HostActs
     from storkit.plans.intent.journals import PlanActs
-    from storkit.plans.intent.migrations import MigrationActs
+    from storkit.plans.intent.moving.migrations import MigrationActs
     from storkit.plans.intent.running.sleeping import SleepActs
     from storkit.plans.intent.volumes import VolumeActs
     from storkit.plans.plan import Plan
@@ -87,7 +87,7 @@ class Storkit:
     @cached_property
     def migrate(self) -> MigrationActs:
         """Move running guests."""
-        from storkit.plans.intent.migrations import MigrationActs
+        from storkit.plans.intent.moving.migrations import MigrationActs
 
         return self._each_a_call(MigrationActs(self._coordinator))
 

@@ -108,13 +108,13 @@ def _saved(session: Session, guest: Guest, changed: str = "") -> None:
 
 
 def start(session: Session, options: Namespace) -> None:
-    hosts = session.site.guests.start_all(_matching(session, options.names), options.on or "")
+    hosts = session.site.guests.start_all(matching(session, options.names), options.on or "")
     data = [{"guest": name, "host": host, "status": "running"} for name, host in hosts.items()]
     text = "\n".join(f"{name} runs on {host}" for name, host in hosts.items())
-    session.result(_one_or_all(data, options.names), text)
+    session.result(one_or_all(data, options.names), text)
 
 
-def _matching(session: Session, patterns: list[str]) -> list[str]:
+def matching(session: Session, patterns: list[str]) -> list[str]:
     """The guests that are named, each by its name or by a pattern. Raises NotFound: one matches none."""
     from fnmatch import fnmatchcase
 
@@ -132,7 +132,7 @@ def _is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def _one_or_all(data: list[Any], names: list[str]) -> Any:
+def one_or_all(data: list[Any], names: list[str]) -> Any:
     """What a script gets: of one guest that is named, what is said of it; otherwise a list."""
     return data[0] if len(names) == 1 and not _is_pattern(names[0]) else data
 
@@ -144,11 +144,11 @@ def resume(session: Session, options: Namespace) -> None:
 
 
 def stop(session: Session, options: Namespace) -> None:
-    names = _matching(session, options.names)
+    names = matching(session, options.names)
     session.site.guests.stop_all(names, options.on or "", options.force, options.timeout)
     where = f" on {options.on}" if options.on else ""
     text = "\n".join(f"{name} is stopped{where}" for name in names)
-    session.result(_one_or_all([{"guest": name, "status": "stopped"} for name in names], options.names), text)
+    session.result(one_or_all([{"guest": name, "status": "stopped"} for name in names], options.names), text)
 
 
 def delete(session: Session, options: Namespace) -> None:

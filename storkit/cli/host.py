@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
+from storkit.cli.migrate import moved_data, moved_line
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import HostUnreachable, UsageError
+from storkit.core.errors import HostUnreachable, StepFailed, UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -47,6 +48,53 @@ def check(session: Session, options: Namespace) -> int:
     text = [header, *(line for row, more in zip(lines, beneath, strict=True) for line in (row, *more))]
     session.result(data, "\n".join(text))
     return worst
+
+
+def drain(session: Session, options: Namespace) -> int:
+    """10 if guests are left there."""
+    from storkit.api import DrainWish
+
+    wish = DrainWish(options.to, options.first, options.at_once, options.shutdown_rest, options.timeout)
+    done = session.site.hosts.drain(options.host, wish)
+    for each in done.left:
+        output.explain(each.error)
+    data = {
+        "host": done.host,
+        "moved": [moved_data(each) for each in done.moved],
+        "shut_down": done.shut_down,
+        "left": [{"guest": each.guest, "error": each.error.to_json()} for each in done.left],
+    }
+    lines = [moved_line(each) for each in done.moved]
+    lines += [f"{name} is shut down" for name in done.shut_down]
+    lines += [f"{each.guest} is still on {done.host}" for each in done.left]
+    session.result(data, "\n".join([*lines, f"{done.host} takes no guests, until storkit host undrain {done.host}"]))
+    return StepFailed.exit_code if done.left else 0
+
+
+def evacuate(session: Session, options: Namespace) -> int:
+    """10 if guests run nowhere."""
+    from storkit.api import EvacuationWish
+
+    wish = EvacuationWish(options.to, options.first, options.confirmed_off)
+    done = session.site.hosts.evacuate(options.host, wish)
+    for each in done.left:
+        output.explain(each.error)
+    data = {
+        "host": done.host,
+        "lost": codec.dump(done.lost),
+        "started": [{"guest": guest, "host": host} for guest, host in done.started.items()],
+        "left": [{"guest": each.guest, "error": each.error.to_json()} for each in done.left],
+    }
+    lines = [f"{done.host} is cut off, until storkit unfence {done.host}"]
+    lines += [f"{guest} runs on {host}" for guest, host in done.started.items()]
+    lines += [f"{each.guest} runs nowhere" for each in done.left]
+    session.result(data, "\n".join(lines))
+    return StepFailed.exit_code if done.left else 0
+
+
+def undrain(session: Session, options: Namespace) -> None:
+    host = session.site.hosts.undrain(options.host)
+    session.result({"host": host}, f"{host} takes guests again")
 
 
 def restore(session: Session, options: Namespace) -> None:
@@ -117,6 +165,9 @@ def status(session: Session, options: Namespace) -> None:
     rows = [(held.volume, held.home, held.client, held.right, held.there) for held in found.holdings]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     parts += found.others
+    parts += [
+        f"host {host} takes no guests: {said.by} drains it since {said.since}" for host, said in found.drained.items()
+    ]
     parts += [f"guest {state.name} is paused on {state.host}: {state.reason}" for state in found.paused]
     parts += [f"guest {one.hold.name} sleeps on volume {one.volume} since {one.hold.since}" for one in found.asleep]
     plans = [(plan.id, plan.status, plan.error.message if plan.error else plan.title) for plan in found.plans]
@@ -127,6 +178,7 @@ def status(session: Session, options: Namespace) -> None:
         "attachments": codec.dump(found.attachments),
         "paused": [{"guest": state.name, "host": state.host, "reason": state.reason} for state in found.paused],
         "asleep": [{"volume": one.volume, "pool": one.pool, **codec.dump(one.hold)} for one in found.asleep],
+        "drained": codec.dump(found.drained),
         "plans": [{"id": plan, "status": state, "title": title} for plan, state, title in plans],
         "silent": sorted(session.site.silent),
         "unread": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
+from storkit.cli.guest import matching, one_or_all
 from storkit.cli.session import Session
 from storkit.cli.volume import proof_line
 from storkit.core import codec
@@ -16,12 +17,42 @@ if TYPE_CHECKING:
     from storkit.api import GuestView, Migrated
 
 
-def run(session: Session, options: Namespace) -> None:
-    done = session.site.migrate.run(options.name, options.to)
+def run(session: Session, options: Namespace) -> int:
+    """The exit status of the first that could not be moved."""
+    names = matching(session, options.names)
+    if one_or_all([True], options.names) is True:
+        done = session.site.migrate.run(names[0], options.to)
+        _report(session, done, moved_line(done))
+        return 0
+    data: list[dict[str, Any]] = []
+    lines, worst = [], 0
+    for each in session.site.migrate.run_all(names, options.to, options.at_once):
+        if each.error:
+            data.append({"guest": each.guest, "error": each.error.to_json()})
+            output.explain(each.error)
+            worst = worst or each.error.exit_code
+        elif each.done:
+            data.append(moved_data(each.done))
+            lines.append(moved_line(each.done))
+        else:
+            data.append({"guest": each.guest, "to": options.to, "plan": "", "migration": None})
+            lines.append(f"{each.guest} runs on {options.to} already")
+    session.result(data, "\n".join(lines))
+    return worst
+
+
+def moved_line(done: Migrated) -> str:
+    """A guest that has moved, for people."""
     moved = done.moved
     assert moved is not None
     down = "" if moved.downtime_ms is None else f", down for {moved.downtime_ms} ms"
-    _report(session, done, f"{done.guest} runs on {done.to}: moved in {moved.total_ms} ms{down}")
+    return f"{done.guest} runs on {done.to}: moved in {moved.total_ms} ms{down}"
+
+
+def moved_data(done: Migrated) -> dict[str, Any]:
+    """A guest that has moved, or may, for scripts."""
+    return {"guest": done.guest, "to": done.to, "plan": done.plan, "proof": codec.dump(done.proofs),
+            "migration": codec.dump(done.moved), "warnings": done.warnings}  # fmt: skip
 
 
 def prepare(session: Session, options: Namespace) -> None:
@@ -35,9 +66,7 @@ def prepare(session: Session, options: Namespace) -> None:
 
 
 def _report(session: Session, done: Migrated, line: str) -> None:
-    data = {"guest": done.guest, "to": done.to, "plan": done.plan, "proof": codec.dump(done.proofs),
-            "migration": codec.dump(done.moved), "warnings": done.warnings}  # fmt: skip
-    session.result(data, "\n".join([*(proof_line(proof) for proof in done.proofs), line]))
+    session.result(moved_data(done), "\n".join([*(proof_line(proof) for proof in done.proofs), line]))
 
 
 def finish(session: Session, options: Namespace) -> None:

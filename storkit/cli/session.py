@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from storkit.api import Reporter
 
 
+_WORDS = {"off": "which hosts are declared off", "drained": "whether it takes guests"}
+"""Of what a host keeps persons' words, by the target's name."""
+
+
 class Session:
     """What commands work with."""
 
@@ -75,7 +79,7 @@ class Session:
                 output.advise(hint, said_by)
         for (host, target), error in sorted(self.site.unread.items()):
             kind, _, name = target.partition(":")
-            what = f"all of what {name} has there" if kind != "host" else "which hosts are declared off"
+            what = f"all of what {name} has there" if kind != "host" else _WORDS[name]
             self.say(f"host {host} cannot say {what}: {in_a_line(error)}")
         for damaged in self.site.damaged:
             self.say(f"pool {damaged.pool}: {damaged.message}")

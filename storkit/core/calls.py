@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from storkit.core import codec
 from storkit.core.contracts.hooks import HookVerbs
-from storkit.core.contracts.hosts import AgentVerbs, ImageVerbs, OffVerbs
+from storkit.core.contracts.hosts import AgentVerbs, ImageVerbs, WordVerbs
 from storkit.core.contracts.hypervisors import HypervisorVerbs
 from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
@@ -28,7 +28,7 @@ CONTRACTS: Final[Mapping[str, type]] = {
     "transport": TransportVerbs,
     "hypervisor": HypervisorVerbs,
     "images": ImageVerbs,
-    "host": OffVerbs,
+    "host": WordVerbs,
     "hook": HookVerbs,
     "agent": AgentVerbs,
 }
@@ -114,9 +114,9 @@ class Targets(ABC):
         return typing.cast(ImageVerbs, proxy("images", "images", self.call))
 
     @property
-    def off(self) -> OffVerbs:
-        """What the host keeps of hosts that are declared off."""
-        return typing.cast(OffVerbs, proxy("host", "host", self.call))
+    def word(self) -> WordVerbs:
+        """What the host keeps of persons' words."""
+        return typing.cast(WordVerbs, proxy("host", "host", self.call))
 
 
 def hook(call: Call) -> HookVerbs:

@@ -27,7 +27,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "transport": "ready doors find_exports look_exports find_attachments look_attachments",
         "hypervisor": "ready find forwarded",
         "images": "",
-        "host": "find_off",
+        "host": "find_off find_drained",
         "agent": "facts source marked unlock",
     },
     STORAGE: {
@@ -43,6 +43,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     GUESTS: {
         # What is kept of a guest is what it is started as, on whatever host.
         "pool": "keep unkeep",
+        "host": "drain undrain",
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define strangers original edited note take give_back undefine start stop "
         "receive credential send resume wake messages cancel retire save unsave saved load spend",

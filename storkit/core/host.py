@@ -112,6 +112,16 @@ class Declared:
     """The hosts that keep it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A person's word that a host takes no guests."""
+
+    by: Line
+    """Who said so, and from where."""
+    since: Line
+    """When, in UTC, by the clock of the host."""
+
+
 def config_directory() -> Path:
     """Where the inventory and the guests are by default: /etc/storkit for root, else below $XDG_CONFIG_HOME."""
     if os.geteuid() == 0 and "XDG_CONFIG_HOME" not in os.environ:

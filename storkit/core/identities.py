@@ -180,6 +180,13 @@ def several(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def check_at_once(number: int) -> int:
+    """How many things may be done at the same time: one or more. UsageError otherwise."""
+    if number < 1:
+        raise UsageError(f"{number} cannot be done at the same time", "write 1, or more")
+    return number
+
+
 def check_seconds(seconds: float) -> float:
     """A time that somebody waits: none, or up to a week. UsageError otherwise, for what is no number (NaN) as well."""
     if not 0 <= seconds <= _WEEK:

@@ -49,6 +49,8 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "hold": lambda args: f"let nobody write {_of(args['volumes'])} while its guest sleeps",
     "release": lambda args: f"end the sleep {args['hold']} of {_of(args['volumes'])}",
     "declare_off": lambda args: f"take {args['client']} for off, by the word of {args['by']}",
+    "drain": lambda args: f"take no guests, by the word of {args['by']}",
+    "undrain": lambda args: "take guests again",
     "withdraw_off": lambda args: f"take {args['client']} for off no longer",
 }
 

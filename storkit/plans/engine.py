@@ -59,12 +59,27 @@ class Engine:
             titles.setdefault(wanted.host, {}).update(wanted.titles)
         try:
             for host in sorted(hosts):
-                given_up = self.connections.to(host).lock(hosts[host], holder, plan, over_marks, titles[host])
+                asked = hosts[host], holder, plan, over_marks, titles[host]
+                try:
+                    given_up = self.connections.to(host).lock(*asked)
+                except Conflict as error:
+                    if not self._unmark_ended(error):
+                        raise
+                    given_up = self.connections.to(host).lock(*asked)
                 for other in given_up:
                     self._give_plan_up(other)
         except StorkitError:
             self.connections.unlock()
             raise
+
+    def _unmark_ended(self, refused: Conflict) -> bool:
+        """Whether the plan that stands in the way has ended, by its journal here: its command was killed just before it
+        could take its marks away, which are gone now."""
+        named = [plan for plan in self.journals.ids() if plan in refused.message]
+        ended = [record for record in map(self.journals.read, named) if record.end]
+        for record in ended:
+            self._unmark(record.plan)
+        return bool(ended)
 
     def _give_plan_up(self, plan: str) -> None:
         """Say in a plan's journal, if this host has it, that the truth has overtaken it."""
@@ -177,7 +192,22 @@ class Engine:
             self.reporter.end()
         journal.end("completed")
         self._unmark(plan)
+        if not plan.holds:
+            self._give_up_earlier(plan)
         return record.done
+
+    def _give_up_earlier(self, plan: Plan) -> None:
+        """End plans that were cut short, and of which a plan that is done has done every step: it was given again,
+        since nothing was held that would have kept it from that (a fence, a drain)."""
+        done = [(step.verb, step.host, step.target, step.args) for step in plan.steps]
+        for other in self.journals.ids():
+            with suppress(StorkitError):
+                earlier = self.journals.read(other)
+                steps = earlier.plan.steps
+                if not (earlier.end or earlier.running or earlier.plan.holds) and all(
+                    (step.verb, step.host, step.target, step.args) in done for step in steps
+                ):
+                    self._give_plan_up(other)
 
     def _give_up(self, journal: Journal, failures: list[tuple[Step, StorkitError]]) -> NoReturn:
         """Put everything back and raise the steps' own error; where that cannot be done, raise StepFailed.

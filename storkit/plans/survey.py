@@ -18,7 +18,7 @@ from storkit.core.errors import (
     raise_problems,
     together,
 )
-from storkit.core.host import Declared
+from storkit.core.host import Declared, Drained
 from storkit.core.inventory import Inventory, PoolConfig
 from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, Usage, Volume
 from storkit.hosts.connections import Connections, not_waited_for
@@ -48,7 +48,8 @@ class Survey:
         """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
         self.unread: dict[tuple[str, str], StorkitError] = {}
         """What a host could not say, of its exports, attachments or guests, by host and target (`transport:NAME`,
-        `hypervisor:NAME`), and of hosts that are declared off (`host:off`)."""
+        `hypervisor:NAME`), of hosts that are declared off
+        (`host:off`), and whether they take guests (`host:drained`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
 
@@ -285,7 +286,7 @@ class Survey:
 
         def ask(host: str) -> list[Declared]:
             try:
-                return self.connections.to(host).off.find_off()
+                return self.connections.to(host).word.find_off()
             except (HostUnreachable, ServiceUnreachable):
                 raise
             except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
@@ -297,6 +298,23 @@ class Survey:
         answers = self._each(list(self.connections.inventory.hosts), ask, str)
         self.off = {declared.host: declared for found in answers.values() for declared in found}
         return self.off
+
+    def drained(self, hosts: Iterable[str], needed: Collection[str] | None = None) -> dict[str, Drained]:
+        """Those of these hosts that take no guests, and whose word says so. `needed`: as in `_each`."""
+
+        def ask(host: str) -> list[Drained]:
+            try:
+                return self.connections.to(host).word.find_drained()
+            except (HostUnreachable, ServiceUnreachable):
+                raise
+            except (UsageError, Unsupported):  # an agent of the version before keeps no such word
+                return []
+            except StorkitError as error:
+                self.unread[host, "host:drained"] = error
+                return []
+
+        answers = self._each(list(hosts), ask, str, needed)
+        return {host: found[0] for host, found in answers.items() if found}
 
     def usage(self, pools: Iterable[PoolConfig] | None = None) -> list[Usage]:
         """How full the pools (all by default) are."""

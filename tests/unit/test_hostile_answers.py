@@ -82,6 +82,7 @@ INFO = {
     "required": 512,
 }
 DECLARED = {"host": "c", "by": "ann@desk", "since": "2026-11-28 00:00:00 UTC", "keepers": ["h"]}
+DRAINED = {"by": "ann@desk", "since": "2026-11-28 00:00:00 UTC"}
 CLIENT = {"name": "c", "same_machine": False, "address": ""}
 
 TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
@@ -151,6 +152,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "forwarded"): ({"guests": ["g"]}, {"g": 40001}),
     ("host", "declare_off"): ({"client": "c", "by": "ann", "keepers": ["h"]}, DECLARED),
     ("host", "find_off"): ({}, [DECLARED]),
+    ("host", "drain"): ({"by": "ann"}, DRAINED),
+    ("host", "find_drained"): ({}, [DRAINED]),
 }
 """A question and a true answer, for each verb that has one."""
 

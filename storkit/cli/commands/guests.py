@@ -1,6 +1,6 @@
 """Commands for guests and their migrations."""
 
-from storkit.cli.commands.words import A_GUEST, GUEST, HOST, REMOVABLE, SOME_GUESTS, TO, VOLUME, Command, arg
+from storkit.cli.commands.words import A_GUEST, AT_ONCE, GUEST, HOST, REMOVABLE, SOME_GUESTS, TO, VOLUME, Command, arg
 
 COMMANDS = (
     Command(
@@ -192,7 +192,11 @@ COMMANDS = (
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),
     Command(
-        "migrate", "run", "move a running guest to another host, with its disks' rights", "migrate:run", (A_GUEST, TO)
+        "migrate",
+        "run",
+        "move running guests to another host, with their disks' rights",
+        "migrate:run",
+        (SOME_GUESTS, TO, AT_ONCE),
     ),
     Command(
         "migrate",

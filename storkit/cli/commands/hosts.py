@@ -1,6 +1,6 @@
 """Commands for hosts."""
 
-from storkit.cli.commands.words import ACCEPT, HOST, Command, arg
+from storkit.cli.commands.words import ACCEPT, AT_ONCE, GUEST, HOST, Command, arg
 
 COMMANDS = (
     Command("host", "list", "list the hosts", "host:list_", ()),
@@ -22,6 +22,55 @@ COMMANDS = (
             ACCEPT,
         ),
     ),
+    Command(
+        "host",
+        "drain",
+        "move all guests away from a host, live, and keep new ones off it",
+        "host:drain",
+        (
+            arg("host", help="the host", **HOST),
+            arg("--to", help="where they may go (default: any other host)", action="append", default=[], **HOST),
+            arg(
+                "--first",
+                help="guests that move before the others; '*' stands for any characters",
+                action="append",
+                default=[],
+                **GUEST,
+            ),
+            AT_ONCE,
+            arg("--shutdown-rest", help="shut those down that cannot move", action="store_true"),
+            arg(
+                "--timeout",
+                help="seconds that each of these has for it (default: 60)",
+                type=float,
+                default=60.0,
+                metavar="SECONDS",
+            ),
+        ),
+    ),
+    Command(
+        "host",
+        "evacuate",
+        "cut a host that has died off every disk, and start its guests on others",
+        "host:evacuate",
+        (
+            arg("host", help="the host", **HOST),
+            arg("--to", help="where they may go (default: any other host)", action="append", default=[], **HOST),
+            arg(
+                "--first",
+                help="guests that are started before the others; '*' stands for any characters",
+                action="append",
+                default=[],
+                **GUEST,
+            ),
+            arg(
+                "--confirmed-off",
+                action="store_true",
+                help="a person has seen that the host is off: treat it so until unfence",
+            ),
+        ),
+    ),
+    Command("host", "undrain", "let a host take guests again", "host:undrain", (arg("host", help="the host", **HOST),)),
     Command(
         "host",
         "accept",

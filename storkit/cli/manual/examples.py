@@ -15,6 +15,16 @@ EXAMPLES = {
         ("storkit host restore b", "Host b alone was rebooted."),
         ("storkit host restore --boot", "For a unit that runs when this machine boots: no inventory is needed."),
     ),
+    "host drain": (
+        ("storkit host drain a", "Before work on host a: move its guests to the other hosts, and keep new ones off."),
+        ("storkit host drain a --to b --first 'db-*' --at-once 4", "To host b, the databases first, four at a time."),
+        ("storkit host drain a --shutdown-rest", "Shut down what cannot move live."),
+    ),
+    "host undrain": (("storkit host undrain a", "Host a takes guests again. Nothing is moved back."),),
+    "host evacuate": (
+        ("storkit host evacuate a --first 'db-*'", "Host a has died: cut it off, and start its guests elsewhere."),
+        ("storkit -n host evacuate a", "Say which guests that would be, and change nothing."),
+    ),
     "host accept": (
         ("storkit host accept", "Show what this machine accepts, and what coordinators asked for in vain."),
         ("storkit host accept pool:fast hypervisor:qemu", "Accept these two as they were asked for."),
@@ -159,6 +169,7 @@ EXAMPLES = {
     "fleet sweep": (("storkit fleet sweep", "For a timer: what a killed job has left ends in time."),),
     "migrate run": (
         ("storkit migrate run web --to b", "Move the running guest to host b."),
+        ("storkit migrate run 'web-*' db --to b --at-once 4", "Several guests, four at the same time."),
         ("storkit -n migrate run web --to b", "Print the plan, and change nothing."),
     ),
     "migrate prepare": (

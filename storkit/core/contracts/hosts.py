@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from storkit.core.host import Claim, Declared, Facts, Listening, Locked
+from storkit.core.host import Claim, Declared, Drained, Facts, Listening, Locked
 from storkit.core.identities import (
     ClientName,
     Count,
@@ -103,8 +103,9 @@ class ImageVerbs(ABC):
         """
 
 
-class OffVerbs(ABC):
-    """What a host keeps of a person's word that another one is off (storkit.hosts.declared)."""
+class WordVerbs(ABC):
+    """What a host keeps of persons' words: that another host is off, that it takes no guests itself
+    (storkit.hosts.declared)."""
 
     @abstractmethod
     def declare_off(self, client: ClientName, by: Line, keepers: list[HostName]) -> Declared:
@@ -117,6 +118,18 @@ class OffVerbs(ABC):
     @abstractmethod
     def find_off(self) -> list[Declared]:
         """Look for every host that was declared off here."""
+
+    @abstractmethod
+    def drain(self, by: Line) -> Drained:
+        """Keep the word of `by` that this host takes no guests, durably; an earlier one stays as it is."""
+
+    @abstractmethod
+    def undrain(self) -> None:
+        """Forget that this host takes no guests; nobody said so is fine."""
+
+    @abstractmethod
+    def find_drained(self) -> list[Drained]:
+        """Look whether this host takes no guests: the word that says so, or none."""
 
 
 class AgentVerbs(ABC):

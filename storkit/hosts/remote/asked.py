@@ -287,6 +287,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
 }
 WORDS = frozenset(
     {
+        ("host", "drain"),
+        ("host", "find_drained"),
         ("host", "find_off"),
         ("images", "export_image"),
         ("images", "fill"),

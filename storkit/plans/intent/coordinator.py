@@ -73,6 +73,10 @@ class Coordinator:
         self._machines: dict[str, Any] = {}
         self._calls = 0
 
+    def another(self) -> Coordinator:
+        """One more coordinator of the same hosts and plans: what one holds and has connected to is not the other's."""
+        return Coordinator(self.inventory, self.state, self.warn)
+
     @contextmanager
     def call(self) -> Iterator[None]:
         """One call of a program's: a host that is silent is waited for once in it, and asked again in the next. Calls

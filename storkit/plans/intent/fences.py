@@ -52,7 +52,7 @@ class FenceActs:
         try:
             done = self._as_far_as_it_goes(build, problems)
         except Planned:
-            for _, export in self._roots(name)[0]:
+            for _, export in self.roots(name)[0]:
                 coordinator.warn(f"then {export.client} would lose its root {export.volume}")
             raise
         if not done and not confirmed_off:
@@ -61,7 +61,7 @@ class FenceActs:
                 error.hint += f"; where no storage can, once you have seen that it is off: {word}"
         lost = [export for step, result in done for export in result if step.verb == "fence"]
         # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
-        roots, kept = self._roots(name)
+        roots, kept = self.roots(name)
         if roots:
             with collected(problems):
                 self._cut_off(roots)
@@ -125,7 +125,7 @@ class FenceActs:
             error.left = ""  # the fence itself has changed something
             raise
 
-    def _roots(self, host: str) -> tuple[list[tuple[Volume, Export]], list[StorkitError]]:
+    def roots(self, host: str) -> tuple[list[tuple[Volume, Export]], list[StorkitError]]:
         """The roots, and their exports, of guests that may run on a host: their server knows them by their addresses
         alone. And what keeps a guest's root from being among them: where another silent host may run it as well, it
         may be well.

@@ -17,6 +17,7 @@ from storkit.core.errors import (
     quoted,
     raise_problems,
 )
+from storkit.core.host import Drained
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Export, GuestState, Usage, VolumeHold, guest_of
 from storkit.plans.intent.coordinator import Coordinator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from storkit.plans.checkup import Report
     from storkit.plans.intent import accepting
     from storkit.plans.intent.journals import PlanEntry
+    from storkit.plans.intent.moving.draining import DrainWish, Emptied
+    from storkit.plans.intent.moving.evacuating import Evacuated, EvacuationWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Overview:
     """Those that have not ended."""
     warnings: list[str]
     """What there is to be said of how full the pools are."""
+    drained: dict[str, Drained]
+    """The hosts that take no guests, and whose word says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,27 @@ class HostActs:
         usages = survey.usage()
         asleep = [Asleep(name, usage.pool, hold) for usage in usages for name, hold in usage.held.items()]
         others = self._others(exports)
-        return Overview(exports, attachments, held, others, paused, asleep, plans, coordinator.said_of(usages))
+        warnings, drained = coordinator.said_of(usages), survey.drained(everyone, homes | clients)
+        return Overview(exports, attachments, held, others, paused, asleep, plans, warnings, drained)
+
+    def drain(self, host: str, wish: DrainWish | None = None) -> Emptied:
+        """Keep new guests off a host, and move those away that it runs, each by a plan of its own. Called again it goes
+        on."""
+        from storkit.plans.intent.moving import draining
+
+        return draining.drain(self._coordinator, host, wish or draining.DrainWish())
+
+    def evacuate(self, host: str, wish: EvacuationWish | None = None) -> Evacuated:
+        """Cut a host that has died off every disk, and start its guests on others. Called again it goes on."""
+        from storkit.plans.intent.moving import evacuating
+
+        return evacuating.evacuate(self._coordinator, host, wish or evacuating.EvacuationWish())
+
+    def undrain(self, host: str) -> str:
+        """Let a host take guests again; its whole name."""
+        from storkit.plans.intent.moving import draining
+
+        return draining.undrain(self._coordinator, host)
 
     def _refuse_to_plan(self) -> None:
         if self._coordinator.planning:

@@ -8,6 +8,7 @@ from storkit.core import codec
 from storkit.plans.plan import Step
 from storkit.plans.verb import Verb
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
+from storkit.plans.verbs.draining import DrainHost, UndrainHost
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
 from storkit.plans.verbs.fleets import LayFiles, Personalise
@@ -54,7 +55,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest,
     ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
     GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
-    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise,
+    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, DrainHost, UndrainHost,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -66,7 +66,7 @@ class DeclareOff(_Decided):
     keepers: list[HostName]
 
     def act(self, run: Run, step: Step) -> Declared:
-        return run.on(step.host).off.declare_off(self.client, self.by, self.keepers)
+        return run.on(step.host).word.declare_off(self.client, self.by, self.keepers)
 
 
 @dataclass(frozen=True)
@@ -77,4 +77,4 @@ class WithdrawOff(_Decided):
     this, other = "unfence {}", "fence {} --confirmed-off"
 
     def act(self, run: Run, step: Step) -> None:
-        run.on(step.host).off.withdraw_off(self.client)
+        run.on(step.host).word.withdraw_off(self.client)

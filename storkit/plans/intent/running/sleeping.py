@@ -15,6 +15,7 @@ from storkit.core.model import Saved, VolumeHold
 from storkit.plans.guests import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.kept import refreshing, sources
+from storkit.plans.intent.moving.keptoff import refuse_drained
 from storkit.plans.intent.views import wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
@@ -88,6 +89,7 @@ class SleepActs:
             saved = self._saved(what, hold, here, there)
             found.append(Woken(guest, here, saved.paused))
             what = replace(what, machine=saved.machine)
+            refuse_drained(coordinator, here)
             sources.refuse_unseen(coordinator, what.guest, what.all_volumes, here)
             hypervisor = coordinator.connections.to(here).hypervisor(what.target)
             unfit = coordinator.once((here, "check", _guest(what)), lambda: hypervisor.check(_guest(what)))

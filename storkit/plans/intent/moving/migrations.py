@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
+from storkit.core.identities import check_at_once, several
 from storkit.core.inventory import Inventory
-from storkit.core.model import MigrationResult
+from storkit.core.model import ALIVE, MigrationResult
 from storkit.guests import document
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.kept import refreshing, sources
+from storkit.plans.intent.moving.keptoff import refuse_drained
 from storkit.plans.intent.views import guest_view, wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.proof import Proof
+
+if TYPE_CHECKING:
+    from storkit.plans.intent.moving.several import Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +63,30 @@ class MigrationActs:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
 
-    def run(self, guest: str, to: str) -> Migrated:
-        """Move a guest to a host: prepare, run and finish in one plan."""
-        return self._migrate(guest, to, {"prepare", "run", "finish"})
+    def run(self, guest: str, to: str, coming: int = 0) -> Migrated:
+        """Move a guest to a host: prepare, run and finish in one plan. `coming`: the bytes of memory that others which
+        are on their way will take there."""
+        return self._migrate(guest, to, {"prepare", "run", "finish"}, coming)
+
+    def run_all(self, guests: Sequence[str], to: str, at_once: int = 2) -> list[Move]:
+        """Move guests to a host, each by a plan of its own, `at_once` of them at the same time; what has
+        become of each, in this order."""
+        from storkit.plans.intent.moving import several as moving
+        from storkit.plans.intent.moving.choosing import Leaving
+
+        coordinator = self._coordinator
+        check_at_once(at_once)
+        destination = coordinator.host(to, given=True)
+        records = {name: sources.load(coordinator, name) for name in several(guests)}
+        there: set[str] = set()
+        for hypervisor in {guest.hypervisor for guest in records.values()}:
+            states = coordinator.survey.guests([destination], f"hypervisor:{hypervisor}", list(records))
+            there |= {state.name for state in states.get(destination, []) if state.status in ALIVE}
+        leaving = [Leaving(name, "", guest.memory) for name, guest in records.items() if name not in there]
+        title = f"migrate to {destination}"
+        moved = moving.move(coordinator, leaving, [destination], at_once, title) if leaving else []
+        found = {each.guest: each for each in moved}
+        return [found.get(name, moving.Move(name)) for name in records]
 
     def prepare(self, guest: str, to: str) -> Migrated:
         """Give a host the guest's disks, prove that it sees them, and let it write beside the guest's own host."""
@@ -91,7 +118,7 @@ class MigrationActs:
                 found.append(GuestRights(name, error=error))
         return found
 
-    def _migrate(self, guest: str, to: str, parts: set[str]) -> Migrated:
+    def _migrate(self, guest: str, to: str, parts: set[str], coming: int = 0) -> Migrated:
         coordinator = self._coordinator
         destination = coordinator.host(to, given=True)
         pools: dict[str, None] = {}
@@ -105,10 +132,11 @@ class MigrationActs:
                     f"guest {what.name} is {what.places[destination]} on {destination}",
                     f"storkit migrate cleanup {what.name}",
                 )
+            refuse_drained(coordinator, destination)
             refreshing.refuse(what, what.edited, "that would not move with it")
             sources.refuse_unseen(coordinator, what.guest, what.all_volumes, destination)
             sources.refuse_old(coordinator, what.guest, what.all_volumes)
-            raise_problems(differences(coordinator, what, destination))
+            raise_problems(differences(coordinator, what, destination, coming))
             return plan
 
         ran = coordinator.change(build)
@@ -136,14 +164,16 @@ class MigrationActs:
         return guest_view(coordinator, guest)
 
 
-def differences(coordinator: Coordinator, what: GuestView, destination: str) -> list[StorkitError]:
-    """Everything that would keep the guest from running at the destination, and what the two hosts differ in."""
+def differences(coordinator: Coordinator, what: GuestView, destination: str, coming: int = 0) -> list[StorkitError]:
+    """Everything that would keep the guest from running at the destination, and what the two hosts differ in.
+    `coming`: the memory there that others will take, in bytes."""
     connections, inventory = coordinator.connections, coordinator.inventory
     source = what.running[0]
     guest = replace(what.guest, machine=what.machine)
     here, there = (connections.to(host).hypervisor(what.target) for host in (source, destination))
     arrives = not connections.same_machine(source, destination)
-    unfit = coordinator.once((destination, "check", guest), lambda: there.check(guest, arrives))
+    wanted = replace(guest, memory=guest.memory + coming)
+    unfit = coordinator.once((destination, "check", wanted), lambda: there.check(wanted, arrives))
     problems: list[StorkitError] = [
         Conflict(f"{destination}: {problem}", f"storkit host check {destination}") for problem in unfit
     ]

@@ -1,0 +1,42 @@
+"""The verbs that keep guests off a host, and let them come again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from storkit.core.host import Drained
+from storkit.core.identities import Line
+from storkit.plans.plan import Step
+from storkit.plans.verb import BlindVerb, Run, Verb
+
+
+@dataclass(frozen=True)
+class DrainHost(Verb[list[Drained]]):
+    """Have a host keep a person's word that it takes no guests (hosts/declared.py)."""
+
+    verb: ClassVar[str] = "drain"
+    by: Line
+
+    def find(self, run: Run, step: Step) -> list[Drained]:
+        return run.on(step.host).word.find_drained()
+
+    def act(self, run: Run, step: Step) -> Drained:
+        return run.on(step.host).word.drain(self.by)
+
+    def undo(self, run: Run, step: Step, before: list[Drained]) -> None:
+        if not before:
+            run.on(step.host).word.undrain()
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit host undrain {step.host}"
+
+
+@dataclass(frozen=True)
+class UndrainHost(BlindVerb):
+    """Have a host forget that word."""
+
+    verb: ClassVar[str] = "undrain"
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).word.undrain()

@@ -111,7 +111,7 @@ class Lvm(KeepsGuests):
         """As the contract says; of a volume in use only where it is thin: what a power cut would have left."""
         return self._derive("snapshot", source, [replace(volume, kind="snapshot") for volume in volumes])
 
-    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+    def resize(self, volumes: list[Volume], shrink: bool = False, served: bool = False) -> list[Volume]:
         with self._batches.locked("resize") as (lock, group):
             known = self._known(group, volumes)
             group = self._settled(group, known)
@@ -119,7 +119,10 @@ class Lvm(KeepsGuests):
             for volume, old in zip(volumes, known, strict=True):
                 problems += volumefile.size_problems(volume, "raw")
                 if volume.size != old.size:
-                    problems += self._in_use(group, old, "resized")
+                    if served:
+                        problems += checks.served_problems(volume, old)
+                    else:
+                        problems += self._in_use(group, old, "resized")
                     problems += checks.needed(group, old.name, "resized") + holds.held(old, "resized")
                     problems += checks.resize_problems(volume, old, shrink)
             if not self.settings.thinpool and not problems:
@@ -128,11 +131,11 @@ class Lvm(KeepsGuests):
             raise_problems(problems)
             for volume, old in zip(volumes, known, strict=True):
                 if volume.size != old.size:
-                    use = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
-                    try:
+                    with ExitStack() as stack:
+                        if not served:
+                            use = locks.use_lock(self.site.run, volume.uuid)
+                            stack.callback(locks.acquire(use, f"volume {volume.name}").release)
                         self._resize(lock, group, old, volume.size)
-                    finally:
-                        use.release()
             return self._these(tools.read(self._vg), volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:

@@ -108,8 +108,11 @@ def snapshot(session: Session, options: Namespace) -> None:
 
 
 def resize(session: Session, options: Namespace) -> None:
-    volume = session.site.volumes.resize(options.name, options.size, cut_off=options.shrink >= 2)
-    _report(session, [volume], "resized")
+    done = session.site.volumes.resize(options.name, options.size, cut_off=options.shrink >= 2)
+    for guest, seen in done.guests.items():
+        if not seen:
+            session.say(f"guest {guest} sees the new size at its next start")
+    _report(session, [done.volume], "resized")
 
 
 def delete(session: Session, options: Namespace) -> None:

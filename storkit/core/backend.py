@@ -19,7 +19,7 @@ from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
-from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Port, Uuid, VolumeName, Words
+from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
 from storkit.core.model import (
     Adoptable,
     Attachment,
@@ -207,6 +207,11 @@ class Transport(Backend, TransportVerbs):
     def doors(self) -> list[Door]:
         return []
 
+    def grow(self, volumes: list[Volume]) -> None:
+        names = ", ".join(volume.name for volume in volumes)
+        message = f"transport {self.name} cannot show {names} larger while anybody has it"
+        raise Unsupported(message, "stop its guest first, or: storkit detach VOLUME --on HOST")
+
     def find_exports(self, volumes: list[Uuid] | None = None) -> list[Export]:
         found = self.look_exports(volumes)
         raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
@@ -260,6 +265,9 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def credential(self, name: GuestName) -> Credential | None:
         return None
+
+    def grow(self, name: GuestName, disk: Uuid, size: Size) -> bool:
+        return False
 
     def wake(self, name: GuestName) -> GuestState:
         raise Unsupported(f"hypervisor {self.name} does not pause guests", f"storkit guest show {name}")

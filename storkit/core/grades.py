@@ -33,7 +33,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     STORAGE: {
         "pool": "create import_tree clone snapshot resize relabel hold release delete adoptable adopt disown",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
-        "transport": "export unexport offers set_writers attach claim detach evidence fence unfence restore",
+        "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
         "images": "inspect fill export_image look_inside lay write_in",
         "host": "declare_off withdraw_off",
@@ -46,7 +46,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "host": "drain undrain",
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define strangers original edited note take give_back undefine start stop "
-        "receive credential send resume wake messages cancel retire save unsave saved load spend",
+        "receive credential send resume wake messages grow cancel retire save unsave saved load spend",
     },
     HOOK: {"hook": "enter woken may_leave leave hold"},
 }

@@ -294,6 +294,13 @@ class Qemu(Hypervisor):
             here.wait(ASK_TIMEOUT)  # whoever asks next is told that it has ended, not that it is silent
             raise
 
+    def grow(self, name: str, disk: str, size: int) -> bool:
+        import asyncio
+
+        from storkit.hypervisors._qemu import growing
+
+        return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
+
     def forwarded(self, guests: list[str]) -> dict[str, int]:
         found = {name: neighbours.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}
         return {name: port for name, port in found.items() if port}

@@ -17,8 +17,9 @@ from storkit.plans.plan import Hold, Plan, Stages
 from storkit.plans.survey import by_host, by_server
 from storkit.plans.verb import step
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
-from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
+from storkit.plans.verbs.exports import CutOff, ExportVolumes, GrowExports, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
+from storkit.plans.verbs.guests import GrowGuest
 from storkit.plans.verbs.volumes import (
     AdoptVolumes,
     CloneVolume,
@@ -154,6 +155,29 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
     resized = _with(volume, size=size)
     stages.then(step(ResizeVolumes([resized], shrink), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(title, stages, locks_of([volume]), inventory)
+
+
+def grow(volume: Volume, size: int, hosts: list[str], guests: list[tuple[str, str, str]], inventory: Inventory) -> Plan:
+    """Make a volume larger under those who have it. `hosts` have it attached; `guests` have it open: each one's name,
+    its host, and the target of its hypervisor."""
+    raise_problems(held(volume, "resized"))
+    stages, larger, target = Stages(), _with(volume, size=size), inventory.transport(volume.pool)
+    said = f"{volume.name} from {format_size(volume.size)} to {format_size(size)}"
+    resize = step(ResizeVolumes([larger], served=True), volume.host, f"pool:{volume.pool}", f"resize {said}")
+    if volume.format == "raw":
+        stages.then(resize)
+    stages.then(step(GrowExports([larger]), volume.host, target, f"serve {said}"))
+    stages.then(
+        *(step(AttachVolumes([larger]), host, target, f"let {host} see {volume.name} larger", peer=volume.host)
+          for host in hosts)
+    )  # fmt: skip
+    stages.then(
+        *(step(GrowGuest(name, volume.uuid, size), host, hypervisor, f"let guest {name} see {volume.name} larger")
+          for name, host, hypervisor in guests)
+    )  # fmt: skip
+    if volume.format != "raw":
+        stages.then(resize)  # by then those who have the image open have done it
+    return finish_plan(f"resize {said}, in use", stages, locks_of([volume]), inventory)
 
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:

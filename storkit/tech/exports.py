@@ -111,6 +111,29 @@ class HomeExports(ABC, Generic[G]):
             self._take(grants)
             self._give(grants)
 
+    def grow(self, volumes: list[Volume]) -> None:
+        uuids, problems = {volume.uuid: volume for volume in volumes}, list[StorkitError]()
+        with self._lock(uuids):
+            grants, found = self._grants.find(uuids)
+            raise_problems(found)
+            self._grants.admit(grants)
+            for grant in grants:
+                volume = uuids[grant.volume.uuid]
+                if volume.size < grant.volume.size:
+                    message = f"volume {volume.name} is exported, and cannot become smaller"
+                    problems.append(Conflict(message, f"storkit detach {volume.name} --on {min(grant.clients)}"))
+            raise_problems(problems)
+            before = [grant.volume.size for grant in grants]
+            _sized(grants, (uuids[grant.volume.uuid].size for grant in grants))
+            try:
+                self._enlarge(grants)
+            except StorkitError:
+                _sized(grants, before)
+                self._give(grants)  # whoever has one waits for it
+                raise
+            self._grants.save(grants)
+            self._give(grants)
+
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         uuids = [volume.uuid for volume in volumes]
         with self._lock(uuids):
@@ -268,6 +291,10 @@ class HomeExports(ABC, Generic[G]):
         """Whether a client has anything of this volume."""
         return client in grant.clients
 
+    def _enlarge(self, grants: Sequence[G]) -> None:
+        """Make what serves these volumes as large as they are in these grants, which are not saved yet. Whoever has one
+        may have to wait for `_give`, and loses no write. Done already is fine."""
+
     @abstractmethod
     def _observe(self, grants: Sequence[G]) -> list[Export]:
         """The exports of these volumes as the servers have them."""
@@ -300,6 +327,9 @@ class HomeSide(Transport):
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
         return self._exports.export(volumes, clients)
 
+    def grow(self, volumes: list[Volume]) -> None:
+        self._exports.grow(volumes)
+
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         self._exports.unexport(volumes, clients)
 
@@ -326,6 +356,11 @@ class HomeSide(Transport):
                 restore()
         raise_problems(problems)
         return self.find_exports()
+
+
+def _sized(grants: Iterable[G], sizes: Iterable[int]) -> None:
+    for grant, size in zip(grants, sizes, strict=True):
+        grant.volume = replace(grant.volume, size=size)
 
 
 def _within(grant: G, before: Mapping[str, G]) -> bool:

@@ -40,9 +40,7 @@ class VolumeGrant(Protocol):
     title: ClassVar[str]
     """What messages call the transport."""
 
-    @property
-    def volume(self) -> Volume: ...
-
+    volume: Volume
     clients: dict[str, Any]
     writers: list[str]
     epoch: int

@@ -13,6 +13,7 @@ from storkit.core.identities import (
     MaybePath,
     Port,
     Seconds,
+    Size,
     Uuid,
     Word,
     Words,
@@ -239,6 +240,19 @@ class HypervisorVerbs(BackendVerbs):
 
         Raises:
             Unsafe: it is the memory of another guest than the one with the UUID `guest`, or no memory at all.
+        """
+
+    @abstractmethod
+    def grow(self, name: GuestName, disk: Uuid, size: Size) -> bool:
+        """Tell a guest that runs here that its disk of this volume, by its UUID, has become larger.
+
+        Args:
+            name: the guest's.
+            disk: the volume's UUID.
+            size: bytes.
+
+        Returns:
+            Whether the guest sees it now. Otherwise it does at its next start.
         """
 
     @abstractmethod

@@ -80,12 +80,17 @@ class PoolVerbs(BackendVerbs):
         """Keep `source` as it is now under new names, as volumes of kind `snapshot`."""
 
     @abstractmethod
-    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
-        """Give existing volumes the sizes in `volumes`. Not for volumes in use.
+    def resize(self, volumes: list[Volume], shrink: bool = False, served: bool = False) -> list[Volume]:
+        """Give existing volumes the sizes in `volumes`.
 
         Args:
             volumes: as they are to be.
             shrink: a smaller size is meant, and cuts bytes off.
+            served: they become larger under those who have them open. What only such a one can do itself (a qcow2
+                image) has been done already.
+
+        Raises:
+            Conflict: one is in use, and not `served`.
         """
 
     @abstractmethod

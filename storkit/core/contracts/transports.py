@@ -33,6 +33,16 @@ class TransportVerbs(BackendVerbs):
         """Offer volumes to hosts, for reading only: `set_writers` says who writes. Existing rights stay as they are."""
 
     @abstractmethod
+    def grow(self, volumes: list[Volume]) -> None:
+        """Show volumes that were made larger at the sizes in `volumes`, to all that have them; they go on writing. An
+        image that the server itself has open (qcow2) becomes larger by this.
+
+        Raises:
+            Unsupported: this transport cannot, as long as anybody has them.
+            Conflict: one of them is to become smaller.
+        """
+
+    @abstractmethod
     def unexport(self, volumes: list[Volume], clients: list[ClientName]) -> None:
         """Take the offer back, and cut the client's connections. When no client is left, the server is stopped."""
 

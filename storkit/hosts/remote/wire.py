@@ -79,6 +79,7 @@ _SINCE_2 = {
     ("check", "arrives"),
     ("set_writers", "hold"),
     ("define", "secrets"),
+    ("resize", "served"),
 }
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation", "was")

@@ -28,6 +28,7 @@ from storkit.plans.lookup import parts
 
 if TYPE_CHECKING:  # who only looks at volumes plans nothing, and needs nothing that plans
     from storkit.plans.intent.adopting.volumes import Released
+    from storkit.plans.intent.resizing import Resized
     from storkit.plans.plan import Plan
 
 
@@ -192,24 +193,13 @@ class VolumeActs:
 
         return made(self._coordinator, self._coordinator.change(build))[0]
 
-    def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Volume:
-        """Give a volume that no host may write another size. `cut_off`: also a smaller one, whatever is at its end."""
-        wanted = in_bytes(size)
+    def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Resized:
+        """Give a volume another size: `+5GiB` is that much more. A larger one also while it is in use; whether its
+        guests see it before their next start is in the result. `cut_off`: also a smaller one, whatever is at its
+        end."""
+        from storkit.plans.intent import resizing
 
-        def build() -> Plan:
-            from storkit.plans import planner
-
-            volume = self._survey.volume(name)
-            if wanted < volume.size and not cut_off:
-                raise UsageError(
-                    f"{volume.name} is {format_size(volume.size)} large; "
-                    f"at {format_size(wanted)} its end would be cut off",
-                    f"shrink the file system in it, then: storkit volume resize {name} {size} --shrink --shrink",
-                )
-            exports = self._survey.exports([volume])
-            return planner.resize(volume, wanted, cut_off, exports, self._coordinator.inventory)
-
-        return made(self._coordinator, self._coordinator.change(build))[0]
+        return resizing.resize(self._coordinator, name, size, cut_off)
 
     def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
         """Delete volumes that no host has, and, without `force`, no guest; their own names."""

@@ -9,13 +9,14 @@ from storkit.plans.plan import Step
 from storkit.plans.verb import Verb
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.draining import DrainHost, UndrainHost
-from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
+from storkit.plans.verbs.exports import CutOff, ExportVolumes, GrowExports, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
 from storkit.plans.verbs.fleets import LayFiles, Personalise
 from storkit.plans.verbs.guests import (
     DefineGuest,
     ForgetGuests,
     GiveGuestBack,
+    GrowGuest,
     KeepGuests,
     StartGuest,
     StopGuest,
@@ -56,6 +57,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
     GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
     ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, DrainHost, UndrainHost,
+    GrowExports, GrowGuest,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

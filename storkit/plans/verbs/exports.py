@@ -10,7 +10,7 @@ from storkit.core import registry
 from storkit.core.identities import ClientName, MaybeAddress, MaybeUuid, Uuid
 from storkit.core.model import Client, Export, Volume, guest_of
 from storkit.plans.plan import Step
-from storkit.plans.verb import Run, Verb, names, seen, uuids
+from storkit.plans.verb import BlindVerb, Run, Verb, names, seen, uuids
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class ExportVolumes(_Exported):
 
     def by_hand(self, step: Step) -> str:
         return self._detach()
+
+
+@dataclass(frozen=True)
+class GrowExports(BlindVerb):
+    """What serves volumes shows them larger. Nothing makes them smaller again."""
+
+    verb: ClassVar[str] = "grow"
+    undoable = False
+    volumes: list[Volume]
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).transport(step.target).grow(self.volumes)
 
 
 @dataclass(frozen=True)

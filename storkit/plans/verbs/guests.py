@@ -8,7 +8,7 @@ from typing import ClassVar
 from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
 from storkit.core.guest import Guest, KeptGuest
-from storkit.core.identities import GuestName, Line, Seconds, Word
+from storkit.core.identities import GuestName, Line, Seconds, Size, Uuid, Word
 from storkit.core.model import ALIVE, DiskSource, GuestState, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, Verb, uuids
@@ -158,6 +158,20 @@ class WakeGuest(BlindVerb):
 
     def act(self, run: Run, step: Step) -> GuestState:
         return run.on(step.host).hypervisor(step.target).wake(self.name)
+
+
+@dataclass(frozen=True)
+class GrowGuest(BlindVerb):
+    """A running guest is told that a disk of its has become larger; whether it sees it before its next start."""
+
+    verb: ClassVar[str] = "grow_guest"
+    undoable = False
+    name: GuestName
+    disk: Uuid
+    size: Size
+
+    def act(self, run: Run, step: Step) -> bool:
+        return run.on(step.host).hypervisor(step.target).grow(self.name, self.disk, self.size)
 
 
 @dataclass(frozen=True)

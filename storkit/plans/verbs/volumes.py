@@ -153,9 +153,10 @@ class ResizeVolumes(BlindVerb):
     undoable = False
     volumes: list[Volume]
     shrink: bool = False
+    served: bool = False
 
     def act(self, run: Run, step: Step) -> list[Volume]:
-        return run.on(step.host).pool(step.target).resize(self.volumes, self.shrink)
+        return run.on(step.host).pool(step.target).resize(self.volumes, self.shrink, self.served)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class FilePool(KeepsGuests):
         """
         return self._derive("snapshot", source, [replace(volume, kind="snapshot") for volume in volumes])
 
-    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+    def resize(self, volumes: list[Volume], shrink: bool = False, served: bool = False) -> list[Volume]:
         with self._locked("resize") as directory:
             known = directory.known(volumes)
             problems: list[StorkitError] = []
@@ -114,15 +114,19 @@ class FilePool(KeepsGuests):
                 problems += volumefile.size_problems(volume, sidecar.volume.format)
                 if volume.size != sidecar.volume.size:
                     problems += resizing.problems(directory, volume, sidecar, shrink)
-            pairs = zip(volumes, known, strict=True)
-            problems += self._busy([there for volume, there in pairs if volume.size != there.volume.size], "resized")
+                    if served:
+                        problems += resizing.served_problems(directory, volume, sidecar)
+            pairs = list(zip(volumes, known, strict=True))
+            if not served:
+                changed = [there for volume, there in pairs if volume.size != there.volume.size]
+                problems += self._busy(changed, "resized")
             raise_problems(problems)
-            for volume, sidecar in zip(volumes, known, strict=True):
-                lock = locks.acquire(locks.use_lock(self.site.run, volume.uuid), f"volume {volume.name}")
-                try:
+            for volume, sidecar in pairs:
+                with ExitStack() as stack:
+                    if not served:
+                        use = locks.use_lock(self.site.run, volume.uuid)
+                        stack.callback(locks.acquire(use, f"volume {volume.name}").release)
                     resizing.resize(directory, sidecar, volume.size)
-                finally:
-                    lock.release()
         return self._found(volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:

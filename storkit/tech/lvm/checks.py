@@ -151,6 +151,13 @@ def derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError
     return problems
 
 
+def served_problems(volume: Volume, old: Volume) -> list[StorkitError]:
+    """Why a volume cannot get another size under those who have it open."""
+    if volume.size >= old.size:
+        return []
+    return [Conflict(f"volume {old.name} is in use and cannot become smaller", "stop its guest first")]
+
+
 def resize_problems(volume: Volume, old: Volume, shrink: bool) -> list[StorkitError]:
     problems: list[StorkitError] = []
     if old.kind != "disk":

@@ -122,6 +122,13 @@ class NbdExports(HomeExports[NbdGrant]):
         raise_problems([error for _, error in _at_once(VolumeServer.give, servers)])
         for_each_at_once(VolumeServer.start_fronts, servers)
 
+    def _enlarge(self, grants: Sequence[NbdGrant]) -> None:
+        # An export keeps the size that it began with: it is ended, and `_give` makes it anew under its name. QEMU and
+        # the kernel's devices connect again, and repeat what had no answer yet.
+        servers = [self._server(grant) for grant in grants]
+        for_each_at_once(VolumeServer.start, servers)
+        raise_problems([error for _, error in _at_once(VolumeServer.enlarge, servers)])
+
     def _observe(self, grants: Sequence[NbdGrant]) -> list[Export]:
         return [export for grant in grants for export in self._observed(grant)]
 

@@ -200,6 +200,20 @@ class VolumeServer:
             if not await asyncio.to_thread(self._dies):
                 raise
 
+    async def enlarge(self) -> None:
+        """End the exports, which keep the size that they began with, and make the image as large as the volume if it is
+        smaller. No request of an export is under way then."""
+        import asyncio
+
+        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            for name in sorted(await self._live(monitor), reverse=True):
+                await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
+                await self._delete(monitor, name)
+            node, size = await self._image(monitor)
+            if size < self.volume.size:  # an export shares its node with nobody who does this
+                wanted = {"node-name": node, "size": self.volume.size}
+                await monitor.execute("block_resize", wanted, timeout=_QMP_TIMEOUT)
+
     def _dies(self) -> bool:
         """Whether the daemon, which has closed its monitor, ends. The kernel closes its files one by one; the lock goes
         when it can write no more, and never before."""
@@ -239,17 +253,21 @@ class VolumeServer:
         return {str(export["id"]): bool(export["shutting-down"]) for export in exports}
 
     async def _node(self, monitor: qmp.Monitor) -> str:
-        """The name of the image's node: `n` and the nonce of this run of the server."""
+        """The name of the image's node. Raises Conflict: it has another size than the volume."""
+        name, size = await self._image(monitor)
+        if size != self.volume.size:
+            raise Conflict(
+                f"{self.volume.path} holds {size} bytes, and volume {self.volume.name} has {self.volume.size}",
+                "storkit volume show " + self.volume.name,
+            )
+        return name
+
+    async def _image(self, monitor: qmp.Monitor) -> tuple[str, int]:
+        """The name of the image's node, `n` and the nonce of this run of the server; and its size in bytes."""
         for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
             name = str(node["node-name"])
             if not name.startswith("#"):
-                size = int(node["image"]["virtual-size"])
-                if size != self.volume.size:
-                    raise Conflict(
-                        f"{self.volume.path} holds {size} bytes, and volume {self.volume.name} has {self.volume.size}",
-                        "storkit volume show " + self.volume.name,
-                    )
-                return name
+                return name, int(node["image"]["virtual-size"])
         raise Unsafe(f"{self.daemon.what} has no image open", "storkit host restore")
 
     async def _delete(self, monitor: qmp.Monitor, name: str) -> None:

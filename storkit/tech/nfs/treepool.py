@@ -56,7 +56,7 @@ class TreeDirectory(FilePool):
             raise Unsupported(message, f"stop its guest, then: storkit volume clone {source.name} NEW")
         return super().snapshot(source, volumes)
 
-    def resize(self, volumes: list[Volume], shrink: bool = False) -> list[Volume]:
+    def resize(self, volumes: list[Volume], shrink: bool = False, served: bool = False) -> list[Volume]:
         raise_problems(
             [
                 Unsupported(f"volume {volume.name} is a tree: it has the room of its pool's file system", "df -h")
@@ -64,7 +64,7 @@ class TreeDirectory(FilePool):
                 if self._is_tree(volume)
             ]
         )
-        return super().resize(volumes, shrink)
+        return super().resize(volumes, shrink, served)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         raise_problems(

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from storkit.plans.intent.moving.evacuating import Evacuated as Evacuated
     from storkit.plans.intent.moving.evacuating import EvacuationWish as EvacuationWish
     from storkit.plans.intent.moving.migrations import GuestRights as GuestRights
-    from storkit.plans.intent.moving.migrations import Migrated as Migrated
-    from storkit.plans.intent.moving.several import Move as Move
+    from storkit.plans.intent.moving.outcomes import Migrated as Migrated
+    from storkit.plans.intent.moving.outcomes import Move as Move
     from storkit.plans.intent.running.sleeping import Slept as Slept
     from storkit.plans.intent.running.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
@@ -100,9 +100,9 @@ _PLACES = {
     "Emptied": "storkit.plans.intent.moving.draining",
     "Evacuated": "storkit.plans.intent.moving.evacuating",
     "EvacuationWish": "storkit.plans.intent.moving.evacuating",
-    "Move": "storkit.plans.intent.moving.several",
+    "Move": "storkit.plans.intent.moving.outcomes",
     "GuestRights": "storkit.plans.intent.moving.migrations",
-    "Migrated": "storkit.plans.intent.moving.migrations",
+    "Migrated": "storkit.plans.intent.moving.outcomes",
     "Slept": "storkit.plans.intent.running.sleeping",
     "Woken": "storkit.plans.intent.running.sleeping",
     "Listing": "storkit.plans.intent.volumes",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
-from storkit.cli.migrate import moved_data, moved_line
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import HostUnreachable, StepFailed, UsageError
@@ -53,6 +52,7 @@ def check(session: Session, options: Namespace) -> int:
 def drain(session: Session, options: Namespace) -> int:
     """10 if guests are left there."""
     from storkit.api import DrainWish
+    from storkit.cli.migrate import moved_data, moved_line
 
     wish = DrainWish(options.to, options.first, options.at_once, options.shutdown_rest, options.timeout)
     done = session.site.hosts.drain(options.host, wish)

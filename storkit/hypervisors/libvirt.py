@@ -43,7 +43,7 @@ from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import WRITTEN, XML, Guests, KnownGuest
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, Source, parse_route
-from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh
+from storkit.hypervisors._libvirt.virsh import ASK_TIMEOUT, PACKAGE, Virsh, parse_blocks
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
@@ -323,6 +323,19 @@ class Libvirt(Hypervisor):
         self._guests.arriving(name).unlink(missing_ok=True)
         if run and known.status != "running":
             self._virsh("resume", known.uuid)
+
+    def grow(self, name: str, disk: str, size: int) -> bool:
+        known, record = self._one(name), self._guests.record(name)
+        assert record is not None  # it is defined
+        mine = [source for each, source in zip(record.guest.disks, record.disks, strict=True) if each.uuid == disk]
+        for target, source in parse_blocks(self._virsh("domblklist", known.uuid)):
+            if any(source in (each.path, each.export) for each in mine):
+                try:
+                    self._virsh("blockresize", known.uuid, target, f"{size}B")
+                except CommandFailed:
+                    return False  # an NBD disk of QEMU's own that has made no request since its server began anew
+                return True
+        return False
 
     def wake(self, name: str) -> GuestState:
         known, state = self._one(name), self.find([name])[0]

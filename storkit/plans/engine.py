@@ -192,19 +192,19 @@ class Engine:
             self.reporter.end()
         journal.end("completed")
         self._unmark(plan)
-        if not plan.holds:
+        if all(verbs.of(step).again(step) for step in plan.steps):
             self._give_up_earlier(plan)
         return record.done
 
     def _give_up_earlier(self, plan: Plan) -> None:
-        """End plans that were cut short, and of which a plan that is done has done every step: it was given again,
-        since nothing was held that would have kept it from that (a fence, a drain)."""
+        """End plans that were cut short, and of which a plan that is done has done every step: its command was given
+        again, as it says (a fence, a drain)."""
         done = [(step.verb, step.host, step.target, step.args) for step in plan.steps]
         for other in self.journals.ids():
             with suppress(StorkitError):
                 earlier = self.journals.read(other)
                 steps = earlier.plan.steps
-                if not (earlier.end or earlier.running or earlier.plan.holds) and all(
+                if not (earlier.end or earlier.running) and all(
                     (step.verb, step.host, step.target, step.args) in done for step in steps
                 ):
                     self._give_plan_up(other)

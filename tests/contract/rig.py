@@ -41,6 +41,11 @@ class Rig(ABC):
         """A new volume on host a, full of zeros. `fields` are Volume's."""
 
     @abstractmethod
+    def grow(self, volume: Volume, size: int) -> Volume:
+        """Make a volume larger that may be served, as its pool does it; as it is then. A qcow2 image is left as it is:
+        its server does that."""
+
+    @abstractmethod
     def kill_servers(self) -> None:
         """End everything that serves volumes at once, as kill -9 or a power cut does, and wait until it is gone."""
 

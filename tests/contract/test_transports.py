@@ -289,6 +289,33 @@ def test_nobody_writes_images_snapshots_and_unfinished_imports(rig: Rig) -> None
     rig.set_writers(volumes, [])
 
 
+def test_it_becomes_larger_under_those_who_have_it(rig: Rig) -> None:
+    """They are told by another attach, and lose no right; what was there stays, what is new is zeros."""
+    volume, other = rig.volume("v"), rig.volume("w")
+    both(rig, volume)
+    rig.home.export([other], [rig.b])
+    attach(rig, [other], rig.b)
+    rig.set_writers([volume], ["b"])
+    (far,) = attach(rig, [volume], rig.b)
+    assert can_write(rig, far, 0x31)
+    larger = rig.grow(volume, 2 * volume.size)
+    for _ in range(2):  # and once more: a plan that was cut short is resumed
+        rig.home.grow([larger])
+    (near,), (far,) = attach(rig, [larger], rig.a), attach(rig, [larger], rig.b)
+    assert near.size == far.size == larger.size and rights(rig, volume) == {"a": False, "b": True}
+    seen = [site.evidence([larger])[0] for site in (rig.home, rig.far)]
+    assert seen[0].size == seen[1].size == larger.size and seen[0].identity == seen[1].identity
+    with rig.access(far) as disk:
+        assert disk.read(0, BLOCK) == b"\x31" * BLOCK and disk.read(larger.size - BLOCK, BLOCK) == bytes(BLOCK)
+    assert can_write(rig, far, 0x32, larger.size - BLOCK) and not can_write(rig, near, 0x33, larger.size - BLOCK)
+    with pytest.raises(Conflict, match="cannot become smaller"):
+        rig.home.grow([volume])
+    rig.kill_servers()
+    rig.home.restore()
+    assert [export.live for export in rig.home.find_exports([volume.uuid])] == [True, True]
+    assert rig.home.offers([larger], "b")[0].size == larger.size, "its server begins with that size"
+
+
 def test_another_disk_than_the_one_meant_is_refused(rig: Rig) -> None:
     mine, theirs = rig.volume("mine"), rig.volume("theirs")
     rig.home.export([mine, theirs], [rig.b])

@@ -35,7 +35,10 @@ class IscsiThick(LabRig):
 
 class IscsiThin(IscsiThick):
     def pool_settings(self, host: Host) -> dict[str, Any]:
-        return {**super().pool_settings(host), "thinpool": "thin"}
+        settings = super().pool_settings(host)
+        if host.run(["test", "-e", f"/dev/mapper/{VG}-thin"], check=False).status:  # another rig has made the group
+            IscsiThin.fill(self, host)
+        return {**settings, "thinpool": "thin"}
 
     def fill(self, host: Host) -> None:
         host.run(["lvcreate", "-q", "--type", "thin-pool", "-L", "512M", "-n", "thin", VG])

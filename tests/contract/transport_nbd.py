@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ class NbdRig(Rig):
 
     def volume(self, name: str, size: int = 16 << 20, **fields: Any) -> Volume:
         return self._hosts.volume(name, format=self._format, size=size, **fields)
+
+    def grow(self, volume: Volume, size: int) -> Volume:
+        if volume.format == "raw":
+            os.truncate(volume.path, size)
+        return replace(volume, size=size)
 
     def kill_servers(self) -> None:
         for pid in self._hosts.servers():

@@ -209,6 +209,13 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("detach", "data", "--on", "b")
     assert storkit("pool", "attach", "default", "--on", "a", status=5)["error"]["message"].startswith("volume g is")
     storkit("guest", "stop", "g", "--force")
+    assert storkit("host", "drain", "b")["moved"] == []
+    storkit("host", "undrain", "b")
+    text = Path("inventory.toml").read_text()
+    Path("inventory.toml").write_text(text.replace('"local:b"', '"ssh://127.0.0.8:1"'))
+    assert storkit("host", "evacuate", "b")["started"] == []
+    Path("inventory.toml").write_text(text)
+    storkit("unfence", "b")
     everything = storkit("pool", "attach", "default", "--on", "b")
     assert {each["volume"]: each["writable"] for each in everything} == {
         "data": True, "g": True, "golden": False, "kept": False, "other": True
@@ -255,7 +262,7 @@ def test_an_error_says_whether_anything_is_changed(storkit: Run) -> None:
     for words, status in (
         (("volume", "create", "v", "1MiB"), 5),
         (("volume", "create", "a/b", "0", "--pool", "none"), 2),
-        (("volume", "resize", "v", "2MiB"), 5),
+        (("volume", "resize", "v", "512KiB", "--shrink", "--shrink"), 5),
         (("volume", "export", "v", "/none/x"), 2),
         (("volume", "import", "/none", "w"), 4),
         (("attach", "v", "--on", "nowhere"), 4),

@@ -294,6 +294,10 @@ class LabRig(Rig):
             (volume,) = self._pool.relabel([replace(volume, kind=kind, made=made or volume.made)])
         return volume
 
+    def grow(self, volume: Volume, size: int) -> Volume:
+        (larger,) = self._pool.resize([replace(volume, size=size)], served=True)
+        return larger
+
     @property
     def _pool(self) -> PoolVerbs:
         return self._machines["a"].pool("pool:tested")

@@ -62,7 +62,7 @@ class Host:
     said: list[GuestState] | StorkitError
 
     @property
-    def off(self) -> Nobody:
+    def word(self) -> Nobody:
         return Nobody()
 
     def hypervisor(self, target: str) -> Host:

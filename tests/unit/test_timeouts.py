@@ -36,6 +36,8 @@ SAID = {
     "plans/intent/fleets/acts.py: timeout": "a person says it",
     "core/contracts/hypervisors.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
+    "plans/intent/moving/draining.py: timeout": "a person says it",
+    "cli/commands/hosts.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
     "hypervisors/qemu.py: stall_timeout": "a person says it",

@@ -298,6 +298,7 @@ WORDS = frozenset(
         ("hypervisor", "credential"),
         ("hypervisor", "define"),
         ("hypervisor", "fingerprint"),
+        ("hypervisor", "grow"),
         ("hypervisor", "messages"),
         ("hypervisor", "ready"),
         ("hypervisor", "send"),

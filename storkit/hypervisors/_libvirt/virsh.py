@@ -48,6 +48,12 @@ class State:
         return (self.state, self.reason) == (SHUT_OFF, MIGRATED)
 
 
+def parse_blocks(text: str) -> list[tuple[str, str]]:
+    """`virsh domblklist`: the disks of a domain, each by its target, and where it is (a path, an export's name)."""
+    rows = [line.split(maxsplit=1) for line in text.splitlines()[2:]]
+    return [(row[0], row[1].strip()) for row in rows if len(row) == 2]
+
+
 @dataclass(frozen=True, slots=True)
 class DomainListing:
     """What libvirt has at one time, by UUID."""

@@ -38,7 +38,7 @@ def resize(coordinator: Coordinator, name: str, size: Bytes, cut_off: bool) -> R
                 f"shrink the file system in it, then: storkit volume resize {name} {size} --shrink --shrink",
             )
         exports = coordinator.survey.exports([volume])
-        if wanted < volume.size or not planner.writers_of(exports, volume):
+        if wanted < volume.size or not any(export.uuid == volume.uuid for export in exports):
             return planner.resize(volume, wanted, cut_off, exports, coordinator.inventory)
         return _grow(coordinator, volume, wanted, exports)
 
@@ -57,7 +57,7 @@ def _wanted(volume: Volume, size: Bytes) -> int:
 
 
 def _grow(coordinator: Coordinator, volume: Volume, size: int, exports: list[Export]) -> Plan:
-    """The plan for a volume that somebody may write. Given again, it goes through every step again."""
+    """The plan for a volume that somebody has. Given again, it goes through every step again."""
     hosts = hosts_of([export for export in exports if export.uuid == volume.uuid])
     guests: list[tuple[str, str, str]] = []
     for guest in _guests_of(coordinator, volume):

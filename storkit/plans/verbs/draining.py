@@ -1,4 +1,4 @@
-"""The verbs that keep guests off a host, and let them come again."""
+"""The verbs that keep guests off a host, and let them come again: a person decides either."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from typing import ClassVar
 from storkit.core.host import Drained
 from storkit.core.identities import Line
 from storkit.plans.plan import Step
-from storkit.plans.verb import BlindVerb, Run, Verb
+from storkit.plans.verb import BlindVerb, Run
 
 
 @dataclass(frozen=True)
-class DrainHost(Verb[list[Drained]]):
+class DrainHost(BlindVerb):
     """Have a host keep a person's word that it takes no guests (hosts/declared.py)."""
 
     verb: ClassVar[str] = "drain"
+    undoable = False
     by: Line
-
-    def find(self, run: Run, step: Step) -> list[Drained]:
-        return run.on(step.host).word.find_drained()
 
     def act(self, run: Run, step: Step) -> Drained:
         return run.on(step.host).word.drain(self.by)
 
-    def undo(self, run: Run, step: Step, before: list[Drained]) -> None:
-        if not before:
-            run.on(step.host).word.undrain()
-
     def by_hand(self, step: Step) -> str:
         return f"storkit host undrain {step.host}"
+
+    def again(self, step: Step) -> str:
+        return f"storkit host drain {step.host}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,13 @@ class UndrainHost(BlindVerb):
     """Have a host forget that word."""
 
     verb: ClassVar[str] = "undrain"
+    undoable = False
 
     def act(self, run: Run, step: Step) -> None:
         run.on(step.host).word.undrain()
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit host drain {step.host}"
+
+    def again(self, step: Step) -> str:
+        return f"storkit host undrain {step.host}"

@@ -10,10 +10,13 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from storkit.core.errors import NotFound
 
 _BLKDISCARD = 0x1277
 _BLKZEROOUT = 0x127F
@@ -30,6 +33,20 @@ def opened(path: str, write: bool = False) -> Iterator[int]:
     descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC)
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def device_size(path: str) -> int:
+    """The size of a block device in bytes. Raises NotFound: there is no such block device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no device {path}", "lsblk") from None
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise NotFound(f"{path} is not a block device", f"ls -l {path}")
+        return os.lseek(descriptor, 0, os.SEEK_END)
     finally:
         os.close(descriptor)
 

@@ -33,10 +33,11 @@ from storkit.core.model import (
     Volume,
 )
 from storkit.system.block import devmapper
+from storkit.system.block.blockdevice import device_size
 from storkit.tech.athand import at_hand
 from storkit.tech.exports import HomeExports
 from storkit.tech.iscsi import configfs, savefile, target
-from storkit.tech.iscsi.homenode import LocalNodes, device_size, export_node, wanted_export
+from storkit.tech.iscsi.homenode import LocalNodes, export_node, wanted_export
 from storkit.tech.iscsi.names import (
     Chapped,
     IscsiClientGrant,
@@ -157,6 +158,10 @@ class IscsiExports(HomeExports[IscsiGrant]):
                 devmapper.create([wanted_export(grant.volume) for grant in missing])
             target.bring([_unit(grant) for grant in offered])
         self._local.allow(grants)
+
+    def _enlarge(self, grants: Sequence[IscsiGrant]) -> None:
+        # The target asks its device how large it is, whenever somebody asks the target.
+        devmapper.swap([wanted_export(grant.volume) for grant in grants if grant.remote()])
 
     def _observe(self, grants: Sequence[IscsiGrant]) -> list[Export]:
         here = self._local.find([grant.volume.uuid for grant in grants]) if grants else []

@@ -9,8 +9,6 @@ of a write to a read-only device, and lets it through.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import files
 from storkit.system.block import devmapper, fingerprint, holders, reading
+from storkit.system.block.blockdevice import device_size
 from storkit.system.block.devmapper import Wanted
 from storkit.tech.attachments import check_offsets, point_at, state
 from storkit.tech.iscsi import target
@@ -38,20 +37,6 @@ def wanted_export(volume: Volume) -> Wanted:
     """The target's node over a volume's device. Raises NotFound: the device is not there."""
     name, uuid = export_node(volume), devmapper.node_uuid(volume.uuid, EXPORT_ROLE)
     return Wanted(name, uuid, devmapper.linear(volume.path, volume.size), volume.kind != "disk")
-
-
-def device_size(path: str) -> int:
-    """The size of a block device in bytes. Raises NotFound: there is no such block device."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound(f"there is no device {path}", "lsblk") from None
-    try:
-        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
-            raise NotFound(f"{path} is not a block device", f"ls -l {path}")
-        return os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
 
 
 class LocalNodes:

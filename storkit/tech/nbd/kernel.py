@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, Unsupported
+from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.core.model import DiskSource
 from storkit.system import locks
 from storkit.system.block import devmapper
+from storkit.system.block.blockdevice import device_size
 from storkit.system.files import make_private
 from storkit.system.parallel import for_each_at_once
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_unix
@@ -187,6 +188,8 @@ class KernelDevices:
 
     def _connected(self, link: KernelDevice) -> Device:
         """The link's device, made or given a new connection."""
+        if not link.wire.socket and self._relayed(link) not in (0, link.size):
+            self._relay(link).stop()  # it shows the size that its server had when it began
         where = link.wire.socket or self._start_relay(link)
         with nbd_wire.NbdConnection(where) as connection, Netlink() as kernel:
             info = connection.go(link.wire.export)
@@ -204,6 +207,8 @@ class KernelDevices:
                 for device in devices():
                     if device.backend == wanted and kernel.connected(device):
                         kernel.reconnect(device, [handed])
+                        if device_size(device.path) != link.size:
+                            kernel.resize(device, link.size)
                         return device
                 block = max(_SECTOR, info.minimum_block)
                 return kernel.connect([handed], link.size, block, flags, FOREVER, wanted)
@@ -242,6 +247,14 @@ class KernelDevices:
         relay = self._relay(link)
         relay.start(relay_arguments(link))
         return str(relay.socket)
+
+    def _relayed(self, link: KernelDevice) -> int:
+        """The size in bytes that the link's relay shows; 0: it does not run, or does not say."""
+        relay = self._relay(link)
+        try:
+            return nbd_wire.ask(str(relay.socket), link.wire.export).size if relay.runs() else 0
+        except StorkitError:
+            return 0
 
     def _stop_relays(self, uuid: str, but: _Relay | None = None) -> None:
         """End the relays of a volume. They are killed: what they still held has failed, and must not be sent."""

@@ -166,6 +166,16 @@ class Netlink:
             f"give {device.path} a new connection",
         )
 
+    def resize(self, device: Device, size: int) -> None:
+        """Tell the kernel that a device has become larger, which has a connection that works."""
+        self._call(
+            _RECONFIGURE,
+            attribute(_INDEX, struct.pack("=I", device.index))
+            + attribute(_BACKEND, device.backend.encode() + b"\0")
+            + attribute(_SIZE, struct.pack("=Q", size)),
+            f"make {device.path} larger",
+        )
+
     def connected(self, device: Device) -> bool:
         """Whether a device takes requests. One that was disconnected keeps its identifier, in sysfs as well, for as
         long as anybody has it open, and fails them all; to change nothing of it is refused then (nbd_genl_reconfigure).

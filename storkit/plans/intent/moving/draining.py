@@ -21,7 +21,8 @@ from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.journals import PlanActs
 from storkit.plans.intent.kept import sources
 from storkit.plans.intent.moving.choosing import Leaving, destinations, in_order
-from storkit.plans.intent.moving.migrations import Migrated
+from storkit.plans.intent.moving.migrations import run_one
+from storkit.plans.intent.moving.outcomes import Migrated
 from storkit.plans.intent.moving.several import AT_ONCE, move
 from storkit.plans.intent.running import starting
 from storkit.plans.plan import Plan, Stages
@@ -156,7 +157,7 @@ def _in_order(
 def _move(
     coordinator: Coordinator, guests: Sequence[Leaving], hosts: Sequence[str], wish: DrainWish, emptied: Emptied
 ) -> None:
-    for each in move(coordinator, guests, hosts, wish.at_once, f"drain {emptied.host}"):
+    for each in move(coordinator, guests, hosts, wish.at_once, f"drain {emptied.host}", run_one):
         if each.done:
             emptied.moved.append(each.done)
         elif each.error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, in_a_line, raise_problems
@@ -15,27 +14,13 @@ from storkit.guests import document
 from storkit.plans import migration
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.kept import refreshing, sources
+from storkit.plans.intent.moving.choosing import Leaving
 from storkit.plans.intent.moving.keptoff import refuse_drained
+from storkit.plans.intent.moving.outcomes import Migrated, Move
 from storkit.plans.intent.views import guest_view, wherever
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 from storkit.plans.proof import Proof
-
-if TYPE_CHECKING:
-    from storkit.plans.intent.moving.several import Move
-
-
-@dataclass(frozen=True, slots=True)
-class Migrated:
-    """A guest that was moved, or may be moved now (`moved` is None)."""
-
-    guest: str
-    to: str
-    plan: str
-    proofs: list[Proof]
-    moved: MigrationResult | None
-    warnings: list[str]
-    """What there is to be said of how full the pools of its volumes are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +57,6 @@ class MigrationActs:
         """Move guests to a host, each by a plan of its own, `at_once` of them at the same time; what has
         become of each, in this order."""
         from storkit.plans.intent.moving import several as moving
-        from storkit.plans.intent.moving.choosing import Leaving
 
         coordinator = self._coordinator
         check_at_once(at_once)
@@ -84,9 +68,9 @@ class MigrationActs:
             there |= {state.name for state in states.get(destination, []) if state.status in ALIVE}
         leaving = [Leaving(name, "", guest.memory) for name, guest in records.items() if name not in there]
         title = f"migrate to {destination}"
-        moved = moving.move(coordinator, leaving, [destination], at_once, title) if leaving else []
+        moved = moving.move(coordinator, leaving, [destination], at_once, title, run_one) if leaving else []
         found = {each.guest: each for each in moved}
-        return [found.get(name, moving.Move(name)) for name in records]
+        return [found.get(name, Move(name)) for name in records]
 
     def prepare(self, guest: str, to: str) -> Migrated:
         """Give a host the guest's disks, prove that it sees them, and let it write beside the guest's own host."""
@@ -162,6 +146,11 @@ class MigrationActs:
 
         coordinator.change(build, over_marks=over_marks)
         return guest_view(coordinator, guest)
+
+
+def run_one(coordinator: Coordinator, guest: str, to: str, coming: int) -> Migrated:
+    """As MigrationActs.run, for moving.several."""
+    return MigrationActs(coordinator).run(guest, to, coming)
 
 
 def differences(coordinator: Coordinator, what: GuestView, destination: str, coming: int = 0) -> list[StorkitError]:

@@ -10,38 +10,32 @@ from dataclasses import dataclass, replace
 from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitError, together
 from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.moving.choosing import Leaving
-from storkit.plans.intent.moving.migrations import Migrated, MigrationActs
+from storkit.plans.intent.moving.outcomes import Migrated, Move
 from storkit.plans.journal import new_id
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.steprun import Reporter, Silent
 
+Run = Callable[[Coordinator, str, str, int], Migrated]
 AT_ONCE = 2
 """How many guests move at the same time, unless somebody says otherwise: they share the networks of two hosts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What has become of a guest that was to move: it has, or why it has not. Neither: it was there already."""
-
-    guest: str
-    done: Migrated | None = None
-    error: StorkitError | None = None
-
-
 def move(
-    coordinator: Coordinator, guests: Sequence[Leaving], hosts: Sequence[str], at_once: int, title: str
+    coordinator: Coordinator, guests: Sequence[Leaving], hosts: Sequence[str], at_once: int, title: str, run: Run
 ) -> list[Move]:
     """Move guests, each to that of these hosts which has got the fewest bytes of memory by this call so far and can run
-    it. They begin in this order, `at_once` of them at the same time.
+    it. They begin in this order, `at_once` of them at the same time. `run` moves one, to a host where others that are
+    on their way will take so many bytes of memory.
 
     Raises Planned, with the plans of all: this coordinator only plans.
     """
-    return _Movers(coordinator, hosts, title).move(guests, at_once)
+    return _Movers(coordinator, hosts, title, run).move(guests, at_once)
 
 
 class _Movers:
-    def __init__(self, coordinator: Coordinator, hosts: Sequence[str], title: str) -> None:
+    def __init__(self, coordinator: Coordinator, hosts: Sequence[str], title: str, run: Run) -> None:
         self._coordinator = coordinator
+        self._run = run
         self._title = title
         self._given = dict.fromkeys(hosts, 0)
         """By host, the memory of the guests that were given to it."""
@@ -105,7 +99,7 @@ class _Movers:
             tried.add(host)
             try:
                 with coordinator.call():
-                    return MigrationActs(coordinator).run(one.name, host, self._coming[host] - one.memory)
+                    return self._run(coordinator, one.name, host, self._coming[host] - one.memory)
             except StorkitError as error:
                 with self._lock:
                     self._given[host] -= one.memory

@@ -112,7 +112,7 @@ def resize(session: Session, options: Namespace) -> None:
     for guest, seen in done.guests.items():
         if not seen:
             session.say(f"guest {guest} sees the new size at its next start")
-    _report(session, [done.volume], "resized")
+    session.result([{**codec.dump(done.volume), "guests": done.guests}], _made_lines([done.volume], "resized"))
 
 
 def delete(session: Session, options: Namespace) -> None:
@@ -197,5 +197,8 @@ def proof_line(proof: Proof) -> str:
 
 
 def _report(session: Session, volumes: list[Volume], what: str) -> None:
-    lines = (output.shown(f"{v.name}: {what} ({v.made}), {format_size(v.size)}, {v.uuid}") for v in volumes)
-    session.result(codec.dump(volumes), "\n".join(lines))
+    session.result(codec.dump(volumes), _made_lines(volumes, what))
+
+
+def _made_lines(volumes: list[Volume], what: str) -> str:
+    return "\n".join(output.shown(f"{v.name}: {what} ({v.made}), {format_size(v.size)}, {v.uuid}") for v in volumes)

@@ -116,7 +116,7 @@ COMMANDS = (
         "volume:resize",
         (
             A_VOLUME,
-            arg("size", help="the new size, as for create", metavar="SIZE"),
+            arg("size", help="the new size, as for create; +SIZE is that much more", metavar="SIZE"),
             arg(
                 "--shrink",
                 help="allow a smaller size, which cuts off data: give this option twice",

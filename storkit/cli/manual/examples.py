@@ -62,7 +62,8 @@ EXAMPLES = {
         ("storkit volume snapshot web web-before-upgrade", "Keep web as it is now, under a second name."),
     ),
     "volume resize": (
-        ("storkit volume resize web 40GiB", "Grow the disk; the guest grows its file system itself."),
+        ("storkit volume resize web 40GiB", "Grow the disk, also of a running guest; it grows its file system itself."),
+        ("storkit volume resize web +5GiB", "Five GiB more than it has."),
         ("storkit volume resize web 10GiB --shrink --shrink", "Cut off all that lies beyond 10 GiB."),
     ),
     "volume delete": (

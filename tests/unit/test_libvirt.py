@@ -17,6 +17,7 @@ from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt import host, virsh
 from storkit.hypervisors._libvirt.domainlog import last_messages
 from storkit.hypervisors._libvirt.migration import LibvirtLimits, MigrationRoute, arguments, parse_route
+from storkit.hypervisors._libvirt.virsh import parse_blocks
 from storkit.hypervisors.libvirt import Libvirt
 from storkit.system import acl
 
@@ -32,6 +33,18 @@ def data(name: str) -> str:
 
 
 OTHER = "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
+
+
+def test_the_disks_of_a_domain() -> None:
+    """What `virsh domblklist` of libvirt 9.0 prints."""
+    text = """ Target   Source
+---------------------------------------
+ vda      /dev/storkit/web
+ sda      -
+ hdc      /srv/a b.iso
+
+"""
+    assert parse_blocks(text) == [("vda", "/dev/storkit/web"), ("sda", "-"), ("hdc", "/srv/a b.iso")]
 
 
 def test_look_at_all_domains() -> None:

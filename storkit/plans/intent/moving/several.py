@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from storkit.core.errors import NOTHING_CHANGED, Conflict, Interrupted, StorkitError, together
+from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Conflict, Interrupted, StorkitError, together
 from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.moving.choosing import Leaving
 from storkit.plans.intent.moving.outcomes import Migrated, Move
@@ -101,8 +101,9 @@ class _Movers:
                 with coordinator.call():
                     return self._run(coordinator, one.name, host, self._coming[host] - one.memory)
             except StorkitError as error:
-                with self._lock:
-                    self._given[host] -= one.memory
+                if error.left in (NOTHING_CHANGED, PUT_BACK):  # otherwise it may be there
+                    with self._lock:
+                        self._given[host] -= one.memory
                 if error.left != NOTHING_CHANGED:
                     raise
                 problems += [each for each in error.each if str(each) not in map(str, problems)]

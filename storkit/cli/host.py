@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import HostUnreachable, StepFailed, UsageError
+from storkit.core.errors import HostUnreachable, StepFailed, UsageError, in_a_line
+from storkit.core.model import ATTACHED
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from storkit.api import Acceptance
+    from storkit.api import Acceptance, Overview
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -160,8 +161,10 @@ def pools(session: Session, options: Namespace) -> None:
     session.result(data, output.table(("POOL", "HOST", "TYPE", "SIZE", "FREE", "PROVISIONED", "ALLOCATED"), rows))
 
 
-def status(session: Session, options: Namespace) -> None:
+def status(session: Session, options: Namespace) -> int:
     found = session.site.hosts.status()
+    if options.check:
+        return _checked(session, found)
     rows = [(held.volume, held.home, held.client, held.right, held.there) for held in found.holdings]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
     parts += found.others
@@ -189,6 +192,40 @@ def status(session: Session, options: Namespace) -> None:
         "warnings": found.warnings,
     }
     session.result(data, "\n\n".join(parts))
+    return 0
+
+
+def _checked(session: Session, found: Overview) -> int:
+    """What a monitoring system is told: 0 fine, 1 warning, 2 critical, as its plugins have it."""
+    site = session.site
+    critical = [f"host {host} does not answer" for host in site.silent if host not in site.off]
+    critical += [f"host {host} cannot say all: {in_a_line(error)}" for (host, _), error in site.unread.items()]
+    critical += [f"pool {pool} cannot be looked at: {in_a_line(error)}" for pool, error in site.failed.items()]
+    critical += found.others
+    critical += [f"guest {state.name} is paused on {state.host}: {state.reason}" for state in found.paused]
+    critical += [
+        f"{export.volume} is not served to {export.client} by {home}"
+        for home, group in found.exports.items()
+        for export in group
+        if not export.live
+    ]
+    critical += [
+        f"{each.volume} on {host} is {each.state}"
+        for host, group in found.attachments.items()
+        for each in group
+        if each.state != ATTACHED
+    ]
+    warning = [*found.warnings]
+    warning += [f"plan {plan.id} ({plan.title}) is {plan.status}" for plan in found.plans if plan.status != "running"]
+    warning += [f"host {host} takes no guests" for host in found.drained]
+    warning += [f"host {host} is declared off" for host in site.off]
+    level = 2 if critical else 1 if warning else 0
+    word = ("OK", "WARNING", "CRITICAL")[level]
+    data = {"status": word.lower(), "critical": critical, "warning": warning}
+    count = sum(map(len, found.exports.values()))
+    why = "; ".join([*critical, *warning]) or f"{count} exports"
+    session.result(data, output.shown(f"{word}: {why}"))
+    return level
 
 
 def agent(options: Namespace) -> int:

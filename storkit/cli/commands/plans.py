@@ -111,7 +111,19 @@ COMMANDS = (
             HOST_FILE,
         ),
     ),
-    Command("", "status", "show hosts, guests, attachments and unfinished plans", "host:status", ()),
+    Command(
+        "",
+        "status",
+        "show hosts, guests, attachments and unfinished plans",
+        "host:status",
+        (
+            arg(
+                "--check",
+                help="one line for a monitoring system, by exit status: 0 fine, 1 a warning, 2 critical",
+                action="store_true",
+            ),
+        ),
+    ),
     Command(
         "",
         "completion",

@@ -213,6 +213,7 @@ EXAMPLES = {
     "status": (
         ("storkit status", "What is exported to whom, where it is attached, and what is unfinished."),
         ("storkit --json status", "The same for a script."),
+        ("storkit status --check", "One line, and an exit status, for a monitoring system."),
     ),
     "completion": (
         ("storkit completion bash > /etc/bash_completion.d/storkit", "Complete commands and names in bash."),

@@ -67,6 +67,8 @@ class Defaults:
     pool: str = "default"
     transport: str = "nbd"
     hypervisor: str = "qemu"
+    apart: list[str] = field(default_factory=list)
+    """Patterns of guests' names: those that match the same one share no host where storkit chooses it."""
 
 
 @dataclass(frozen=True, slots=True)

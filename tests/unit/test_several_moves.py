@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storkit.core.errors import NOTHING_CHANGED, Conflict, StorkitError, UsageError
-from storkit.core.inventory import Inventory
+from storkit.core.inventory import Defaults, Inventory
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.moving.choosing import Leaving, in_order
 from storkit.plans.intent.moving.outcomes import Migrated, Move
@@ -52,7 +52,7 @@ class Hosts:
 
 
 def moved(tmp_path: Path, hosts: Hosts, guests: Sequence[Leaving], to: Sequence[str], at_once: int = 1) -> list[Move]:
-    coordinator = Coordinator(Inventory({}, {}, {}), tmp_path, lambda text: None)
+    coordinator = Coordinator(Inventory({}, {}), tmp_path, lambda text: None)
     return move(coordinator, guests, to, at_once, "a test", hosts.run)
 
 
@@ -102,6 +102,18 @@ def test_as_many_at_once_as_are_wished_and_each_host_knows_what_is_coming(tmp_pa
     hosts = Together()
     moved(tmp_path, hosts, guests(one=1, two=2, three=3), ["b"], at_once=3)
     assert sorted(hosts.coming.values())[0] == 0 and max(hosts.coming.values()) >= GIB
+
+
+def test_guests_that_stay_apart_share_no_host(tmp_path: Path) -> None:
+    hosts = Hosts()
+    coordinator = Coordinator(Inventory({}, {}, {}, {}, Defaults(apart=["db-*"])), tmp_path, lambda text: None)
+    coordinator.hypervisors = lambda kept=(): []  # type: ignore[method-assign]
+    leaving = [Leaving(name, "a", GIB) for name in ("db-1", "db-2", "db-3", "web")]
+    done = move(coordinator, leaving, ["b", "c"], 1, "a test", hosts.run)
+    assert hosts.got == {"b": ["db-1", "web"], "c": ["db-2"]}
+    assert done[2].error is not None and [str(each) for each in done[2].error.each] == [
+        "b: guest db-3 stays apart from db-1, which is there", "c: guest db-3 stays apart from db-2, which is there",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.fences import FenceActs
 from storkit.plans.intent.journals import PlanActs
 from storkit.plans.intent.kept import sources
-from storkit.plans.intent.moving.choosing import Leaving, destinations, in_order
+from storkit.plans.intent.moving.choosing import Leaving, Shares, destinations, in_order
 from storkit.plans.intent.moving.migrations import MigrationActs
 from storkit.plans.intent.running import starting
 from storkit.plans.migration import GuestView
@@ -147,18 +147,21 @@ def _start_all(
             done.started[one.name] = view.running[0]
         else:
             waiting.append(one)
-    given = dict.fromkeys(hosts, 0)
+    shares = Shares(coordinator, hosts)
     for group in _groups(waiting, first):
-        wanted = {one.name: _take(given, one, set()) for one in group}
+        chosen = [(one, shares.take(one)) for one in group]
+        for one in (one for one, host in chosen if not host):
+            done.left.append(NotStarted(one.name, together(shares.why_not(one))))
+        chosen = [(one, host) for one, host in chosen if host]
         try:
-            done.started.update(starting.start(coordinator, wanted))
+            done.started.update(starting.start(coordinator, {one.name: host for one, host in chosen}))
         except StorkitError:
             # One of them cannot be started there: the others need not wait for it.
-            for one in group:
-                _start_one(coordinator, one, given, wanted[one.name], done)
+            for one, host in chosen:
+                _start_one(coordinator, one, shares, host, done)
 
 
-def _start_one(coordinator: Coordinator, one: Leaving, given: dict[str, int], host: str, done: Evacuated) -> None:
+def _start_one(coordinator: Coordinator, one: Leaving, shares: Shares, host: str, done: Evacuated) -> None:
     """Start a guest on the first host that can run it, beginning with `host`."""
     problems: list[StorkitError] = []
     tried: set[str] = set()
@@ -167,20 +170,12 @@ def _start_one(coordinator: Coordinator, one: Leaving, given: dict[str, int], ho
         try:
             done.started.update(starting.start(coordinator, {one.name: host}))
         except StorkitError as error:
-            given[host] -= one.memory
+            shares.drop(one, host)
             problems += [each for each in error.each if str(each) not in map(str, problems)]
-            host = _take(given, one, tried)
+            host = shares.take(one, tried)
         else:
             return
-    done.left.append(NotStarted(one.name, together(problems)))
-
-
-def _take(given: dict[str, int], one: Leaving, tried: set[str]) -> str:
-    """The host that was given the least so far, of those that were not tried; it counts as given this guest."""
-    host = min((each for each in given if each not in tried), key=given.__getitem__, default="")
-    if host:
-        given[host] += one.memory
-    return host
+    done.left.append(NotStarted(one.name, together([*problems, *shares.why_not(one, tried)])))
 
 
 def _groups(guests: Iterable[Leaving], first: Sequence[str]) -> list[list[Leaving]]:
@@ -221,7 +216,7 @@ def _plan(
     except Planned as planned:
         for stage in planned.plan.stages:
             stages.then(*stage)
-    given = dict.fromkeys(hosts, 0)
+    shares = Shares(coordinator, hosts)
     for one in in_order(guests, wish.first):
-        coordinator.warn(f"then guest {one.name} would be started on {_take(given, one, set())}")
+        coordinator.warn(f"then guest {one.name} would be started on {shares.take(one) or 'no host'}")
     raise Planned(finish_plan(f"evacuate {source}", stages, [], coordinator.inventory))

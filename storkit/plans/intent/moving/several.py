@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Conflict, Interrupted, StorkitError, together
+from storkit.core.errors import NOTHING_CHANGED, PUT_BACK, Interrupted, StorkitError, together
 from storkit.plans.intent.coordinator import Coordinator, Planned
-from storkit.plans.intent.moving.choosing import Leaving
+from storkit.plans.intent.moving.choosing import Leaving, Shares
 from storkit.plans.intent.moving.outcomes import Migrated, Move
 from storkit.plans.journal import new_id
 from storkit.plans.plan import Plan, Stages, Step
@@ -37,8 +37,7 @@ class _Movers:
         self._coordinator = coordinator
         self._run = run
         self._title = title
-        self._given = dict.fromkeys(hosts, 0)
-        """By host, the memory of the guests that were given to it."""
+        self._shares = Shares(coordinator, hosts)
         self._coming = dict.fromkeys(hosts, 0)
         """By host, the memory of those that are on their way: what it has free does not say so yet."""
         self._lock = threading.Lock()
@@ -103,24 +102,22 @@ class _Movers:
             except StorkitError as error:
                 if error.left in (NOTHING_CHANGED, PUT_BACK):  # otherwise it may be there
                     with self._lock:
-                        self._given[host] -= one.memory
+                        self._shares.drop(one, host)
                 if error.left != NOTHING_CHANGED:
                     raise
                 problems += [each for each in error.each if str(each) not in map(str, problems)]
             finally:
                 with self._lock:
                     self._coming[host] -= one.memory
-        if problems:
-            raise together(problems)
-        raise Conflict(f"there is no host that guest {one.name} could move to", "storkit host check")
+        with self._lock:
+            problems += self._shares.why_not(one, tried)
+        raise together(problems)
 
     def _choose(self, one: Leaving, tried: set[str]) -> str:
         """The host to try next, which counts as given the guest; empty: all were tried."""
         with self._lock:
-            left = [host for host in self._given if host not in tried and host != one.source]
-            host = min(left, key=self._given.__getitem__, default="")
+            host = self._shares.take(one, tried)
             if host:
-                self._given[host] += one.memory
                 self._coming[host] += one.memory
         return host
 

@@ -91,7 +91,8 @@ class Uml(Hypervisor):
             self._program()
         with collected(problems):
             _refuse_without_namespaces()
-        return [Finding(each.message, each.hint) for each in problems]
+        found = [Finding(each.message, each.hint) for each in problems]
+        return found + [Finding(each.message, each.hint, warning=True) for each in _fuse_problems("NBD and qcow2")]
 
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
         known = {name: self._definition(name) for name in self._names(guests)}
@@ -304,10 +305,12 @@ def _refuse_without_namespaces() -> None:
 
 def _refuse_without_fuse(disks: Iterable[DiskSource]) -> None:
     """Raise Unsupported if there is a disk that User-Mode Linux cannot open itself, and this host cannot show it."""
-    sources = [source for source in disks if not shown.opened_by_itself(source)]
-    if not sources:
-        return
-    what = " and ".join(sorted({source.protocol or source.format for source in sources}))
+    helped = {source.protocol or source.format for source in disks if not shown.opened_by_itself(source)}
+    raise_problems(_fuse_problems(" and ".join(sorted(helped))) if helped else [])
+
+
+def _fuse_problems(what: str) -> list[StorkitError]:
+    """Why this host cannot show disks of these kinds as files."""
     problems: list[StorkitError] = []
     if which(storagedaemon.PROGRAM) is None:
         message = f"User-Mode Linux opens no {what} itself, and {storagedaemon.PROGRAM} is not there, which does it"
@@ -316,7 +319,7 @@ def _refuse_without_fuse(disks: Iterable[DiskSource]) -> None:
         message = f"User-Mode Linux opens no {what} itself, and {FUSE} is missing or not open to this user"
         hint = 'modprobe fuse; or use a raw file or device: iSCSI, NFS, or attach = "kernel" for nbd'
         problems.append(Unsupported(message, hint))
-    raise_problems(problems)
+    return problems
 
 
 def _room_problems(guest: Guest) -> list[str]:

@@ -37,6 +37,7 @@ SAID = {
     "core/contracts/hypervisors.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
+    "hypervisors/uml.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
     "hypervisors/qemu.py: stall_timeout": "a person says it",
     "hypervisors/libvirt.py: stall_timeout": "a person says it",

@@ -153,7 +153,9 @@ class Uml(Hypervisor):
             if time.monotonic() > deadline:
                 raise TimedOut(f"guest {name} has a process here that does not answer", force_command(name))
             time.sleep(0.02)  # another command is starting it, and its kernel does not answer yet
-        return self._one(name)
+        if (state := self._one(name)).status == "stopped":
+            raise self._ended(definition.guest)
+        return state
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
         check_name("guest", name)
@@ -186,7 +188,8 @@ class Uml(Hypervisor):
     def messages(self, name: str) -> str:
         """The end of what the guest's processes and its console said since its last start here."""
         definition = self._definition(name)
-        return end_of(self._directory(name) / definitions.LOG, *self._consoles(definition.guest))
+        console = [Path(definition.guest.console)] if definition.guest.console else []
+        return end_of(self._directory(name) / definitions.LOG, *console)
 
     def retire(self, name: str) -> None:
         here = self._kernel(check_name("guest", name))
@@ -211,13 +214,16 @@ class Uml(Hypervisor):
                     shown.mountpoint(here.directory, number).touch(0o600)
             daemon = shown.daemon_arguments(here.directory, guest, definition.disks)
             here.launch(self._program(), words, daemon, log, guest.console, lock)
-        except CommandFailed as error:
-            said = error.stderr or end_of(*self._consoles(guest))
-            hint = f"its arguments are in {directory / definitions.START}"
-            raise CommandFailed([self.settings.binary], error.status, said, hint=hint) from None
+        except CommandFailed:
+            raise self._ended(guest) from None
         finally:
             lock.release()
         return True
+
+    def _ended(self, guest: Guest) -> CommandFailed:
+        """It was started, and is no more: what it said."""
+        hint = f"its arguments are in {self._directory(guest.name) / definitions.START}"
+        return CommandFailed([self.settings.binary], 1, self.messages(guest.name), hint=hint)
 
     def _program(self) -> str:
         found = which(self.settings.binary)
@@ -262,9 +268,6 @@ class Uml(Hypervisor):
             pid=self._kernel(guest.name).pid(),
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
         )
-
-    def _consoles(self, guest: Guest) -> list[Path]:
-        return [Path(guest.console)] if guest.console else []
 
     def _directory(self, name: str) -> Path:
         return self.site.state.absolute() / "uml" / name

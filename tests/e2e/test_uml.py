@@ -165,11 +165,10 @@ def test_a_guest_that_reboots_goes_on(host: OneHost) -> None:
     assert not processes(host.base)
 
 
-def test_one_that_does_not_shut_down_is_left_as_it_is(host: OneHost) -> None:
-    deaf = Boot(cmdline="root=/dev/ubda rw init=/bin/busybox quiet -- sh -c 'trap : INT; echo up; while :; do :; done'")
-    host.define(boot=deaf)
+def test_one_that_hangs_is_unknown_and_left_alone(host: OneHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "ASK_TIMEOUT", 0.5)
+    host.define()
     host.uml.start(NAME)
-    wait_until(lambda: len(kernels(host.base)) > 0, "it has no kernel")
     kernel_pid = kernels(host.base)[0]
     os.kill(kernel_pid, signal.SIGSTOP)
     try:
@@ -212,6 +211,18 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(host: OneHost) -> None:
         host.uml.start(NAME)
     assert "args" in caught.value.hint
     assert host.status == "stopped" and not processes(host.base)
+
+
+def test_a_kernel_that_panics_says_why(host: OneHost) -> None:
+    console = host.base / "console"
+    host.define(boot=Boot(cmdline="root=/dev/ubdh"), console=str(console))
+    try:
+        host.uml.start(NAME)  # it has come as far as its console by then, and may have got no further
+    except CommandFailed as error:
+        assert "Unable to mount root" in error.stderr
+    wait_until(lambda: host.status == "stopped", "the kernel does not end")
+    assert "Unable to mount root" in host.uml.messages(NAME) and "Unable to mount root" in console.read_text()
+    assert not processes(host.base)
 
 
 def test_a_disk_is_not_given_to_two_guests_that_run(host: OneHost) -> None:

@@ -109,9 +109,9 @@ class Kernel(GuestProcess):
                 run([*begin, *namespaces(), "sh", "-c", script], env=memory, pass_fds=[held, lock.descriptor])
             finally:
                 os.close(held)
-            self._wait_until_told(alive, told, program, log)
+            self._wait_until_told(alive, told, program)
 
-    def _wait_until_told(self, alive: int, told: socket.socket, program: str, log: Path) -> None:
+    def _wait_until_told(self, alive: int, told: socket.socket, program: str) -> None:
         """Wait for the kernel's word, or for the end of the last process that has inherited the pipe."""
         poll = select.poll()
         poll.register(told, select.POLLIN)
@@ -123,7 +123,7 @@ class Kernel(GuestProcess):
         if told.fileno() in ready:
             return
         if ready:
-            raise CommandFailed([program], 1, end_of(log))
+            raise CommandFailed([program], 1, "it has ended")
         raise TimedOut(
             f"the kernel of guest {self.name} does not answer {START_TIMEOUT:g} seconds after its start",
             f"storkit guest stop {self.name} --force",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class Uml(Hypervisor):
         found += [problem for problem in file_problems(guest) if not problem.startswith("the kernel ")]
         if guest.console and not os.access(Path(guest.console).parent, os.W_OK | os.X_OK):
             found.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
+        found += _route_problems(guest)
         found += self._taken(guest)
         if not self._kernel(guest.name).alive():
             found += memory_problems(guest)
@@ -323,6 +325,20 @@ def _fuse_problems(what: str) -> list[StorkitError]:
         hint = 'modprobe fuse; or use a raw file or device: iSCSI, NFS, or attach = "kernel" for nbd'
         problems.append(Unsupported(message, hint))
     return problems
+
+
+def _route_problems(guest: Guest) -> list[str]:
+    """Whether this host takes part in the multicast groups of the guest's cards: it is tried as the guest will."""
+    for nic in guest.nics:
+        if nic.kind == "group":
+            address = nic.group.rpartition(":")[0]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as joined:
+                try:
+                    member = socket.inet_aton(address) + socket.inet_aton("0.0.0.0")
+                    joined.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+                except OSError as error:
+                    return [f"no route leads to {address}, {error.strerror}: ip route add 224.0.0.0/4 dev lo"]
+    return []
 
 
 def _room_problems(guest: Guest) -> list[str]:

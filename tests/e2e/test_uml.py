@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -21,6 +22,7 @@ from storkit.hypervisors import uml as hypervisor
 from storkit.hypervisors._uml import kernel
 from storkit.hypervisors.uml import Uml, UmlSettings
 from storkit.system.files import make_private
+from storkit.system.run import run
 from storkit.system.timeouts import scaled
 from tests.e2e.qemuhosts import wait_until
 from tests.e2e.test_kill_points import kill, points
@@ -365,3 +367,14 @@ def test_twenty_of_them_in_a_minute(make: Callable[[str], World]) -> None:
     print(f"20 members under User-Mode Linux, made, started and booted: {took:.1f} s")
     assert took < scaled(60)
     world.storkit("fleet", "destroy", "web")
+
+
+def test_a_machine_without_a_route_for_a_fleet_says_so() -> None:
+    """In a network of its own, where there is none."""
+    script = (
+        "from storkit.core.guest import Guest, Nic; from storkit.hypervisors import uml; print(*uml."
+        "_route_problems(Guest('g', 'u', 0, nics=[Nic(kind='group', group='239.192.1.1:20000')])))"
+    )
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    said = run(["unshare", *user, "--net", sys.executable, "-c", script]).stdout
+    assert said.startswith("no route leads to 239.192.1.1, No such device: ip route add")

@@ -61,7 +61,9 @@ class OneHost:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.disk = uml.build(base / "disk.img")
-        self.site = Site("a", base / "state", base / "run", base / "dev")
+        # the longest that a host has (storkit.hosts.site): its sockets fit below it
+        longest = "r" * (69 - len(str(base)))
+        self.site = Site("a", base / "state", base / longest, base / "dev")
         for directory in (self.site.state, self.site.run, self.site.dev):
             make_private(directory)
         self.uml = Uml(self.site, UmlSettings())

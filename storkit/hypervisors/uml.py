@@ -15,6 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -108,8 +109,9 @@ class Uml(Hypervisor):
             _refuse_without_namespaces()
         with collected(problems):
             self._refuse_another_kernel(guest)
-        found = [f"{each.message}: {each.hint}" for each in problems]
-        found += [problem for problem in file_problems(guest) if not problem.startswith("the kernel ")]
+        problems += _record_problems(guest)
+        found = [": ".join(filter(None, (each.message, each.hint))) for each in problems]
+        found += file_problems(guest)
         if guest.console and not os.access(Path(guest.console).parent, os.W_OK | os.X_OK):
             found.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
         found += _route_problems(guest)
@@ -245,7 +247,9 @@ class Uml(Hypervisor):
         mine = [disk.uuid for disk in guest.disks if disk.uuid]
         found: list[str] = []
         for name in self._names(None):
-            text = (self._directory(name) / definitions.RECORD).read_text(errors="replace")
+            text = ""
+            with suppress(OSError):
+                text = (self._directory(name) / definitions.RECORD).read_text(errors="replace")
             here = self._kernel(name)
             if name != guest.name and any(uuid in text for uuid in mine) and here.alive():
                 found += taken_disks(guest, self._definition(name).guest, self._status(here))
@@ -325,6 +329,15 @@ def _fuse_problems(what: str) -> list[StorkitError]:
         hint = 'modprobe fuse; or use a raw file or device: iSCSI, NFS, or attach = "kernel" for nbd'
         problems.append(Unsupported(message, hint))
     return problems
+
+
+def _record_problems(guest: Guest) -> list[StorkitError]:
+    """What User-Mode Linux cannot do of a record, wherever its disks will be."""
+    from storkit.guests.limits import limits
+    from storkit.guests.place import Place
+
+    anywhere = [DiskSource("block", f"/dev/storkit/{disk.volume}") for disk in guest.disks]
+    return limits(guest, anywhere, Uml.name, Place())
 
 
 def _route_problems(guest: Guest) -> list[str]:

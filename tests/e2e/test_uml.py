@@ -16,7 +16,7 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import CommandFailed, Conflict, TimedOut, Unsafe, Unsupported
-from storkit.core.guest import Boot, Disk, Guest
+from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.hypervisors import uml as hypervisor
 from storkit.hypervisors._uml import kernel
@@ -244,6 +244,9 @@ def test_what_it_cannot_do_is_said_beforehand(host: OneHost, monkeypatch: pytest
     for words in ("ubd7=/etc/shadow", "mem=1G", "iomem=x,/etc/shadow"):
         with pytest.raises(Unsupported, match="for storkit to say"):
             host.define(boot=Boot(cmdline=words))
+    two = Guest(NAME, str(uuid.uuid4()), 80 << 20, 2, "uml", nics=[Nic("br0"), Nic(kind="user")])
+    found = "\n".join(host.uml.check(two))
+    assert "one processor" in found and "tap device" in found and "no card of kind 'user'" in found
     monkeypatch.setattr(hypervisor, "FUSE", host.base / "none")
     image = DiskSource("file", str(host.disk), "qcow2")
     with pytest.raises(Unsupported, match=r"opens no qcow2 itself, and .*none is missing"):

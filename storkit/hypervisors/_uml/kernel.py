@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,6 +53,8 @@ _MAGIC = 0xCAFEBABE
 _VERSION = 2
 _ANSWER_MOST = 4096
 
+# What a session's first process does: its words go to the log, and its number is that of the guest. unshare(1) ends its
+# child with itself (--kill-child).
 _BEGIN = 'exec </dev/null >"$2" 2>&1; ulimit -c 0; echo $$ >"$1"; shift 2; exec unshare "$@"'
 
 
@@ -94,12 +97,14 @@ class Kernel(GuestProcess):
         self._sweep()
         self.link(program)
         argv = shlex.join([str(self.program), f"mconsole=notify:{self.told}", *words])
+        # A last line, so that the shell stays: the namespace's first process is not to be the kernel, which would be
+        # spared most of the signals that it sends itself.
         lines = [f"{argv} >>{shlex.quote(console)}" if console else argv, "exit $?"]
         if daemon:
             lines.insert(0, shlex.join([storagedaemon.PROGRAM, "--daemonize", *daemon]))
         script = "\n".join(["set -e", *lines])
         alive, held = os.pipe()
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
+        with os.fdopen(alive, "rb", 0) as ended, closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
             told.bind(str(self.told))
             try:
                 for descriptor in (held, lock.descriptor):
@@ -109,17 +114,14 @@ class Kernel(GuestProcess):
                 run([*begin, *namespaces(), "sh", "-c", script], env=memory, pass_fds=[held, lock.descriptor])
             finally:
                 os.close(held)
-            self._wait_until_told(alive, told, program)
+            self._wait_until_told(told, ended, program)
 
-    def _wait_until_told(self, alive: int, told: socket.socket, program: str) -> None:
+    def _wait_until_told(self, told: socket.socket, ended: FileIO, program: str) -> None:
         """Wait for the kernel's word, or for the end of the last process that has inherited the pipe."""
         poll = select.poll()
         poll.register(told, select.POLLIN)
-        poll.register(alive, select.POLLIN)
-        try:
-            ready = {descriptor for descriptor, _ in poll.poll(START_TIMEOUT * 1000)}
-        finally:
-            os.close(alive)
+        poll.register(ended, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(START_TIMEOUT * 1000)}
         if told.fileno() in ready:
             return
         if ready:
@@ -137,7 +139,10 @@ class Kernel(GuestProcess):
         new.replace(self.program)
 
     def shut_down(self) -> None:
-        """Press Ctrl-Alt-Del, which every init takes for a reboot; and what is booted then is a program that ends."""
+        """Press Ctrl-Alt-Del, which every init takes for a reboot; and what is booted then is a program that ends.
+
+        Where the command that waits for it is killed, that is so at the guest's next reboot.
+        """
         self.link("/bin/true")
         with closing(_line()) as line:
             _send(line, self.console, "cad")

@@ -235,6 +235,8 @@ class Hypervisor(Backend, HypervisorVerbs):
         UsageError: it is no such answer."""
         return ""
 
+    moves: ClassVar[bool] = True
+    """Whether a running guest can leave its process: by live migration, or into a file."""
     keeps: ClassVar[bool] = False
     """Whether it keeps the configurations of guests itself, whoever made them."""
 

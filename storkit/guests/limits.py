@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from storkit.core.errors import StorkitError, Unsupported
 from storkit.core.guest import Guest
@@ -15,6 +17,8 @@ MOST = {"ide": 4, "sata": 6, "scsi": 256}
 
 
 XEN_TYPES = ("pv", "pvh", "hvm")
+_UML_OWN = re.compile(r"ubd|udb|(?:iomem|initrd|mem|umid|uml_dir|mconsole)=", re.ASCII)
+"""Words of User-Mode Linux (linux.uml --help) that open a file as a disk or as memory, or that storkit has said."""
 
 
 def xen_type(guest: Guest) -> str:
@@ -44,14 +48,18 @@ def limits(guest: Guest, sources: list[DiskSource], hypervisor: str, place: Plac
     return problems
 
 
+OWN_CARDS: dict[str, tuple[Literal["user", "group"], ...]] = {"qemu": ("user", "group"), "uml": ("group",)}
+"""The kinds of cards that hypervisors have without anything of their host, and without root."""
+
+
 def card_problems(guest: Guest, hypervisor: str) -> list[StorkitError]:
     """The network cards that a hypervisor has none of."""
+    own = OWN_CARDS.get(hypervisor, ())
+    hint = f"name a bridge, or one of kind {' or '.join(own)}" if own else "name a bridge"
     return [
-        Unsupported(
-            f"nics[{number}]: a card of kind {nic.kind!r} is QEMU's own, {hypervisor} has none", "name a bridge"
-        )
+        Unsupported(f"nics[{number}]: {hypervisor} has no card of kind {nic.kind!r}", hint)
         for number, nic in enumerate(guest.nics)
-        if nic.kind != "bridge" and hypervisor != "qemu"
+        if nic.kind != "bridge" and nic.kind not in own
     ]
 
 
@@ -152,15 +160,26 @@ def _uml(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[Stor
     for number, (disk, source) in enumerate(zip(guest.disks, sources, strict=False)):
         if source.kind == "network" or source.format != "raw":
             what = source.protocol if source.kind == "network" else source.format
-            yield Unsupported(f"disks[{number}]: User-Mode Linux takes raw files and devices, not {what}")
+            yield Unsupported(
+                f"disks[{number}]: User-Mode Linux takes raw files and devices, not {what}",
+                "storkit guest start shows it as one; by hand: qemu-storage-daemon --export type=fuse",
+            )
         if "," in source.path or ":" in source.path:
             # ubd_setup_common() takes what follows either for a backing file
-            yield Unsupported(f"disks[{number}]: User-Mode Linux takes no path with a comma or a colon")
+            message = f"disks[{number}]: User-Mode Linux takes no path with a comma or a colon: {source.path}"
+            yield Unsupported(message, "give its pool, or the host's state, another directory")
         if disk.bus != "virtio":
             yield Unsupported(f"disks[{number}]: User-Mode Linux has no {disk.bus} bus", "leave bus out")
     if guest.vcpus > 1:
         yield Unsupported("User-Mode Linux runs on one processor", "write vcpus = 1")
     if guest.boot.firmware == "uefi":
         yield Unsupported("User-Mode Linux has no firmware", "leave boot.firmware out")
-    if len(guest.nics) > len(place.taps):
-        yield Unsupported("User-Mode Linux needs a tap device for each card", "leave nics out, or make them by hand")
+    for number, nic in enumerate(guest.nics):
+        if nic.kind == "bridge" and number >= len(place.taps):
+            hint = 'leave it out, and by hand: ip tuntap add; extra = ["vec0:transport=tap,ifname=..."]'
+            yield Unsupported(f"nics[{number}]: User-Mode Linux needs a tap device for a card on a bridge", hint)
+    for key, words in (("boot.cmdline", guest.boot.cmdline.split()), ("extra", guest.extra)):
+        for word in words:
+            if _UML_OWN.match(word):
+                hint = "write it as memory, boot.initrd or a disk of the guest's, or take it out"
+                yield Unsupported(f"{key}: {word!r} is for storkit to say to User-Mode Linux", hint)

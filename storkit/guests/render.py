@@ -191,7 +191,16 @@ def _nic(guest: Guest, index: int, nic: Nic, place: Place) -> NicView:
 
 
 def _place_problems(place: Place) -> list[StorkitError]:
-    texts = [place.machine, place.qmp, place.pidfile, place.uefi_code, place.uefi_vars, *place.taps]
+    texts = [
+        place.machine,
+        place.qmp,
+        place.pidfile,
+        place.uml_dir,
+        place.umid,
+        place.uefi_code,
+        place.uefi_vars,
+        *place.taps,
+    ]
     return [UsageError(f"{text!r} cannot be used: {text_problem(text)}") for text in texts if text_problem(text)]
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
+from storkit.core import registry
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
@@ -242,6 +243,14 @@ def _source(subject: GuestView, destination: str, parts: set[str]) -> str:
             )
     raise_problems(problems)
     return source
+
+
+def refuse_to_leave(subject: GuestView, instead: str) -> None:
+    """Raise Unsupported if the guest's hypervisor lets no running guest go. `instead`: what can be done."""
+    kind = subject.guest.hypervisor
+    if not registry.hypervisor(kind).moves:
+        message = f"guest {subject.name} runs under {kind}, which can neither move nor save a guest that runs"
+        raise Unsupported(message, f"storkit guest stop {subject.name}, {instead}")
 
 
 def running_problem(subject: GuestView) -> StorkitError:

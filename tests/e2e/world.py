@@ -157,7 +157,8 @@ class World:
         return [
             f"{pid}: {line}"
             for pid, line in lines
-            if pid != os.getpid() and str(self.directory) in line and ("qemu" in line or "storkit" in line)
+            if pid != os.getpid() and str(self.directory) in line
+            if any(word in line for word in ("qemu", "storkit", "/uml-"))
         ]
 
     def leftovers(self) -> list[str]:

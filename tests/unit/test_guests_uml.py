@@ -10,6 +10,7 @@ import pytest
 
 from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.model import DiskSource
+from storkit.guests.place import Place
 from storkit.guests.render import read_args, render
 from storkit.system.run import run, which
 from tests import xstate
@@ -47,9 +48,9 @@ def test_a_guest_boots_from_its_disks(tmp_path: Path) -> None:
         boot=Boot(cmdline="root=/dev/ubda ro quiet init=/init a='b c'"),
         disks=[Disk("root"), Disk("data", readonly=True)],
         console="/var/log/console",
-        extra=[f"uml_dir={tmp_path}"],
     )
-    args = read_args(render(guest, [DiskSource("file", str(image)), DiskSource("file", str(data))]))
+    disks = [DiskSource("file", str(image)), DiskSource("file", str(data))]
+    args = read_args(render(guest, disks, place=Place(uml_dir=str(tmp_path))))
     environment = {"TMPDIR": str(tmp_path)}
     if xstate.needed():
         if not xstate.compiler():

@@ -39,6 +39,7 @@ SAID = {
     "plans/intent/moving/draining.py: timeout": "a person says it",
     "cli/commands/hosts.py: timeout": "a person says it",
     "hypervisors/qemu.py: timeout": "a person says it",
+    "hypervisors/uml.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
     "hypervisors/qemu.py: stall_timeout": "a person says it",
     "hypervisors/libvirt.py: stall_timeout": "a person says it",

@@ -13,7 +13,7 @@ from typing import Any
 from storkit.core.errors import Unsafe
 from storkit.core.guest import Guest, derived_mac
 from storkit.core.identities import GuestName, Line, Uuid
-from storkit.core.imagefiles import FileToLay, Laid, Piece
+from storkit.core.imagefiles import FileToLay, Inside, Laid, Piece
 from storkit.core.model import Secret
 from storkit.guests.fleets.keys import SEED_BYTES, FleetKeys, MemberKeys
 from storkit.guests.fleets.record import MOST, Fleet
@@ -99,8 +99,14 @@ def pieces(fleet: Fleet, who: MemberIdentity, keys: MemberKeys, laid: Sequence[L
 
 
 def unset(fleet: Fleet) -> list[str]:
-    """What members have in common, since it could not be set, in words for people."""
+    """What members have in common or lack, since it could not be set, in words for people."""
     inside, has = fleet.inside, set(fleet.inside.has)
+    if not (fleet.bridge or fleet.enterable):
+        return [f"no way out, nor in by ssh: {fleet.hypervisor} has no card of kind user", *_alike(fleet, inside, has)]
+    return _alike(fleet, inside, has)
+
+
+def _alike(fleet: Fleet, inside: Inside, has: set[str]) -> list[str]:
     if fleet.seeded:
         return [] if inside.filesystem and not inside.problem else [f"the machine id: {_why(fleet)}"]
     if not inside.filesystem or inside.problem:
@@ -152,7 +158,7 @@ def _netplan(who: MemberIdentity) -> dict[str, object]:
     cards: dict[str, object] = {}
     for number, mac in enumerate(who.macs):
         match = {"match": {"macaddress": mac}}
-        if number == 1 and who.address:
+        if who.address and number == len(who.macs) - 1:
             cards[f"card{number}"] = {**match, "addresses": [who.address]}
         else:
             cards[f"card{number}"] = {**match, "dhcp4": True}
@@ -203,7 +209,7 @@ def _addressing(who: MemberIdentity, number: int) -> tuple[str, str, str]:
     """Address, gateway and name server of a card; none: it asks for them."""
     if not who.address:
         return "", "", ""
-    return _USER_NETWORK if number == 0 else (who.address, "", "")
+    return (who.address, "", "") if number == len(who.macs) - 1 else _USER_NETWORK
 
 
 def _initiator(who: MemberIdentity) -> str:
@@ -216,7 +222,7 @@ def _padded(text: str, size: int) -> bytes:
 
 
 def _example_macs(fleet: Fleet) -> list[str]:
-    return [derived_mac(fleet.uuid, number) for number in range(1 if fleet.bridge else 2)]
+    return [derived_mac(fleet.uuid, number) for number in range(len(fleet.nics))]
 
 
 def _piece(offset: int, data: bytes) -> Piece:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, raise_problems
-from storkit.core.guest import Boot
+from storkit.core.guest import Boot, Nic
 from storkit.core.identities import (
     Count,
     GuestName,
@@ -28,6 +28,7 @@ from storkit.core.identities import (
 from storkit.core.imagefiles import Inside, Laid
 from storkit.guests.files import SUFFIX
 from storkit.guests.files import names as names
+from storkit.guests.limits import OWN_CARDS
 from storkit.system.files import explain, sync_directory, write_atomic
 
 MOST = 4000
@@ -89,6 +90,19 @@ class Fleet:
     def seeded(self) -> bool:
         """Whether each member has a second disk, from which cloud-init takes who it is."""
         return self.inside.cloud_init
+
+    @property
+    def nics(self) -> list[Nic]:
+        """The cards that each member has."""
+        if self.bridge:
+            return [Nic(self.bridge)]
+        kinds = OWN_CARDS.get(self.hypervisor, ("user", "group"))
+        return [Nic(kind=kind, group=self.group if kind == "group" else "") for kind in kinds]
+
+    @property
+    def enterable(self) -> bool:
+        """Whether a port of its host leads to each member's SSH."""
+        return any(nic.kind == "user" for nic in self.nics)
 
     @property
     def members(self) -> list[str]:

@@ -87,6 +87,9 @@ def entrances(
     if fleet.bridge:
         message = f"the members of fleet {fleet.name} are on bridge {fleet.bridge}, whose network gives their addresses"
         raise Unsupported(message, "ask it: ip neigh show, or its DHCP server's leases")
+    if not fleet.enterable:
+        message = f"nothing leads to the members of fleet {fleet.name}: {fleet.hypervisor} has no card of kind user"
+        raise Unsupported(message, "see what each says: storkit guest show MEMBER; they reach each other")
     hypervisor = f"hypervisor:{fleet.hypervisor}"
     ports: dict[str, int] = {}
     for host in dict.fromkeys(where[member] for member in members if member in where):

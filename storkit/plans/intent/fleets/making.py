@@ -20,7 +20,7 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.guest import Boot, Disk, Guest, Nic
+from storkit.core.guest import Boot, Disk, Guest
 from storkit.core.identities import check_name
 from storkit.core.imagefiles import Inside, Laid
 from storkit.core.model import Volume
@@ -321,10 +321,10 @@ def _delete(coordinator: Coordinator, fleet: Fleet, leftovers: list[Volume]) -> 
 def _records(coordinator: Coordinator, fleet: Fleet, found: Found) -> list[Guest]:
     """New guests' records. Raises all that speaks against them, before anything is made."""
     disks = [Disk("base"), *([Disk("seed", readonly=True)] if fleet.seeded else [])]
-    nics = [Nic(fleet.bridge)] if fleet.bridge else [Nic(kind="user"), Nic(kind="group", group=fleet.group)]
     example = Guest(
-        fleet.name, fleet.uuid, fleet.memory, fleet.vcpus, fleet.hypervisor, boot=fleet.boot, disks=disks, nics=nics
-    )
+        fleet.name, fleet.uuid, fleet.memory, fleet.vcpus, fleet.hypervisor, boot=fleet.boot, disks=disks,
+        nics=fleet.nics,
+    )  # fmt: skip
     problems: list[StorkitError] = []
     guests: list[Guest] = []
     taken = set(sources.names(coordinator))

@@ -109,6 +109,7 @@ class MigrationActs:
 
         def build() -> Plan:
             what = guest_view(coordinator, guest, destination)
+            migration.refuse_to_leave(what, f"then: storkit guest start {what.name} --on {destination}")
             pools.update(dict.fromkeys(volume.pool for volume in what.all_volumes))
             plan = migration.migrate(what, destination, parts, coordinator.inventory)
             if what.places.get(destination) not in (None, "incoming"):

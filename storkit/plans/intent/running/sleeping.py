@@ -12,6 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, HostUnreachable, NotAllowed, NotFound, Unsafe, UsageError, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import Saved, VolumeHold
+from storkit.plans import migration
 from storkit.plans.guests import sleep
 from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.kept import refreshing, sources
@@ -54,6 +55,7 @@ class SleepActs:
 
         def build() -> Plan:
             what = wherever(self._coordinator, guest)
+            migration.refuse_to_leave(what, f"and later: storkit guest start {what.name}")
             here = sleep.runs_on(what)
             refreshing.refuse(what, what.edited, "that would end with it")
             hold = replace(new, guest=what.guest.uuid, host=here, file=self._file(here, file))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storkit.core import codec
+from storkit.core import codec, registry
 from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.holds import all_held, held
 from storkit.core.inventory import Inventory
@@ -159,24 +159,33 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
 
 def grow(volume: Volume, size: int, hosts: list[str], guests: list[tuple[str, str, str]], inventory: Inventory) -> Plan:
     """Make a volume larger under those who have it. `hosts` have it attached; `guests` have it open: each one's name,
-    its host, and the target of its hypervisor."""
+    its host, and the target of its hypervisor.
+
+    A raw one gets longer first. A qcow2 image is made larger by the QEMU that has it open: its server's, or the guest's
+    own where the transport shows it as a file.
+    """
     raise_problems(held(volume, "resized"))
     stages, larger, target = Stages(), _with(volume, size=size), inventory.transport(volume.pool)
     said = f"{volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resize = step(ResizeVolumes([larger], served=True), volume.host, f"pool:{volume.pool}", f"resize {said}")
-    if volume.format == "raw":
+    told = [
+        step(GrowGuest(name, volume.uuid, size), host, hypervisor, f"let guest {name} see {volume.name} larger")
+        for name, host, hypervisor in guests
+    ]
+    guests_own = volume.format == "qcow2" and not registry.transport(target.partition(":")[2]).locks_images
+    if guests_own:
+        stages.then(*told)
+    if volume.format != "qcow2" or guests_own:
         stages.then(resize)
     stages.then(step(GrowExports([larger]), volume.host, target, f"serve {said}"))
     stages.then(
         *(step(AttachVolumes([larger]), host, target, f"let {host} see {volume.name} larger", peer=volume.host)
           for host in hosts)
     )  # fmt: skip
-    stages.then(
-        *(step(GrowGuest(name, volume.uuid, size), host, hypervisor, f"let guest {name} see {volume.name} larger")
-          for name, host, hypervisor in guests)
-    )  # fmt: skip
-    if volume.format != "raw":
-        stages.then(resize)  # by then those who have the image open have done it
+    if not guests_own:
+        stages.then(*told)
+    if volume.format == "qcow2" and not guests_own:
+        stages.then(resize)
     return finish_plan(f"resize {said}, in use", stages, locks_of([volume]), inventory)
 
 

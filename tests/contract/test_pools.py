@@ -223,6 +223,25 @@ def test_a_snapshot_of_a_disk_in_use_is_whole_or_refused(pool: Pool) -> None:
     lock.release()
 
 
+def test_what_is_served_becomes_larger_and_not_smaller(pool: Pool) -> None:
+    """Its server has it open, and goes on."""
+    (disk,) = pool.create([new("disk")])
+    lock = in_use(pool, disk)
+    try:
+        with pytest.raises(Conflict):
+            pool.resize([replace(disk, size=2 * SIZE)])
+        (grown,) = pool.resize([replace(disk, size=2 * SIZE)], served=True)
+        assert grown.size == 2 * SIZE and pool.find(["disk"]) == [grown]
+        assert pool.resize([grown], served=True) == [grown]
+        for shrink in (False, True):
+            with pytest.raises(StorkitError, match="cannot become smaller"):
+                pool.resize([disk], shrink=shrink, served=True)
+        (grown,) = pool.find(["disk"])
+        assert grown.size == 2 * SIZE
+    finally:
+        lock.release()
+
+
 def test_resize_grows_and_shrinks_only_when_told(pool: Pool) -> None:
     disk, other = pool.create([new("disk"), new("other")])
     write(disk, 6)

@@ -115,7 +115,7 @@ class FilePool(KeepsGuests):
                 if volume.size != sidecar.volume.size:
                     problems += resizing.problems(directory, volume, sidecar, shrink)
                     if served:
-                        problems += resizing.served_problems(directory, volume, sidecar)
+                        problems += resizing.served_problems(volume, sidecar)
             pairs = list(zip(volumes, known, strict=True))
             if not served:
                 changed = [there for volume, there in pairs if volume.size != there.volume.size]

@@ -33,17 +33,12 @@ def problems(directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrin
     return found
 
 
-def served_problems(directory: VolumeDirectory, volume: Volume, sidecar: Sidecar) -> list[StorkitError]:
-    """Why a volume cannot get the larger size of `volume` under those who have it open. A raw file becomes longer; in
-    a qcow2 image its size is written, which only the program does that has it open: that must have been done."""
-    old = sidecar.volume
-    found: list[StorkitError] = []
-    if volume.size < old.size:
-        found.append(Conflict(f"volume {old.name} is in use and cannot become smaller", "stop its guest first"))
-    elif old.format != "raw" and volumefile.disk_size(directory.data(old.name, old.format), old.format) != volume.size:
-        message = f"volume {old.name} is {old.format}, and those who have it open have not made it larger"
-        found.append(Conflict(message, "stop its guest, then resize it"))
-    return found
+def served_problems(volume: Volume, sidecar: Sidecar) -> list[StorkitError]:
+    """Why a volume cannot get the size of `volume` under those who have it open."""
+    if volume.size >= sidecar.volume.size:
+        return []
+    message = f"volume {sidecar.volume.name} is in use and cannot become smaller"
+    return [Conflict(message, "stop its guest first")]
 
 
 def resize(directory: VolumeDirectory, sidecar: Sidecar, size: int) -> None:

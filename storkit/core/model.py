@@ -109,7 +109,7 @@ class Volume:
     origin: MaybeUuid = ""
     """The UUID of the volume this one was cloned or snapshotted from."""
     made: Line = ""
-    """How it came to be: created, imported, reflink, overlay, copy."""
+    """How it came to be: created, imported, reflink, overlay, copy, flattened."""
     created: Line = ""
     hold: VolumeHold | None = None
     """The sleep of its guest; None: nobody sleeps on it."""

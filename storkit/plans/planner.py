@@ -27,6 +27,7 @@ from storkit.plans.verbs.volumes import (
     DisownVolumes,
     ExportImage,
     FillVolume,
+    FlattenVolumes,
     ImportTree,
     RelabelVolumes,
     ResizeVolumes,
@@ -154,6 +155,17 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
     resized = _with(volume, size=size)
     stages.then(step(ResizeVolumes([resized], shrink), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(title, stages, locks_of([volume]), inventory)
+
+
+def flatten(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
+    """Let volumes that no host has stand on no other one."""
+    raise_problems(exported(volumes, exports, inventory))
+    stages = Stages()
+    stages.then(
+        *(step(FlattenVolumes(group), group[0].host, f"pool:{pool}", f"flatten {names_of(group)}")
+          for pool, group in by_pool(volumes).items())
+    )  # fmt: skip
+    return finish_plan(f"flatten {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:

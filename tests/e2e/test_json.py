@@ -164,6 +164,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("volume", "clone", "golden", "g", "other")
     storkit("volume", "snapshot", "data", "kept")
     storkit("volume", "resize", "data", "2MiB")
+    storkit("volume", "flatten", "other")
     storkit("volume", "export", "data", "data.img")
     storkit("volume", "list")
     storkit("pool", "list")

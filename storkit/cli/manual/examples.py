@@ -55,6 +55,9 @@ EXAMPLES = {
         ("storkit volume resize web 40GiB", "Grow the disk; the guest grows its file system itself."),
         ("storkit volume resize web 10GiB --shrink --shrink", "Cut off all that lies beyond 10 GiB."),
     ),
+    "volume flatten": (
+        ("storkit volume flatten web", "Give web all its bytes: it needs the image debian no longer."),
+    ),
     "volume delete": (
         ("storkit volume delete web-before-upgrade", "Delete one volume for good."),
         ("storkit volume delete web db --force", "Delete these two, though defined guests name them."),

@@ -252,6 +252,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "clone"): _made,
     ("pool", "snapshot"): _made,
     ("pool", "resize"): _made,
+    ("pool", "flatten"): _made,
     ("pool", "relabel"): _made,
     ("pool", "hold"): _held,
     ("pool", "release"): _held,

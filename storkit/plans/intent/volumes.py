@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
@@ -210,6 +211,18 @@ class VolumeActs:
             return planner.resize(volume, wanted, cut_off, exports, self._coordinator.inventory)
 
         return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def flatten(self, names: Sequence[str]) -> list[Volume]:
+        """Let volumes that no host has stand on no other one: what they were cloned from can be deleted then."""
+        names = several(names)
+
+        def build() -> Plan:
+            from storkit.plans import planner
+
+            volumes = self._survey.find_all(names)
+            return planner.flatten(volumes, self._survey.exports(volumes), self._coordinator.inventory)
+
+        return codec.load(list[Volume], self._coordinator.change(build).of("flatten"), strict=False)
 
     def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
         """Delete volumes that no host has, and, without `force`, no guest; their own names."""

@@ -42,6 +42,7 @@ from storkit.plans.verbs.volumes import (
     DisownVolumes,
     ExportImage,
     FillVolume,
+    FlattenVolumes,
     ImportTree,
     RelabelVolumes,
     ResizeVolumes,
@@ -50,10 +51,10 @@ from storkit.plans.verbs.volumes import (
 
 _ALL: tuple[type[Verb[Any]], ...] = (
     CreateVolumes, AdoptVolumes, DisownVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes,
-    ResizeVolumes, DeleteVolumes, ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes,
-    DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest,
-    ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
-    GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
+    ResizeVolumes, FlattenVolumes, DeleteVolumes, ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters,
+    AttachVolumes, DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest,
+    SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
+    ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
     ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}

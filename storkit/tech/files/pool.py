@@ -23,7 +23,7 @@ from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolConten
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
-from storkit.tech.files import adopting, clonefile, resizing, volumefile
+from storkit.tech.files import adopting, clonefile, flattening, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
@@ -123,6 +123,27 @@ class FilePool(KeepsGuests):
                     resizing.resize(directory, sidecar, volume.size)
                 finally:
                     lock.release()
+        return self._found(volumes)
+
+    def flatten(self, volumes: list[Volume]) -> list[Volume]:
+        with ExitStack() as stack:
+            with self._locked("flatten") as directory:
+                todo = [sidecar for sidecar in directory.known(volumes) if sidecar.backing]
+                raise_problems(self._busy(todo, "flattened"))
+                for sidecar in todo:
+                    for lock in self._claim_own(directory, "flatten", sidecar.volume):
+                        stack.callback(lock.release)
+                    stack.callback(directory.discard, sidecar.volume.name, mine=True)
+            # To write a whole disk takes long: the directory is free for others, what is written is this command's.
+            for number, sidecar in enumerate(todo):
+                name, before = sidecar.volume.name, number
+
+                def progress(part: float, name: str = name, before: int = before) -> None:
+                    self.site.progress((before + part) / len(todo), f"flattening {name}")
+
+                flattening.write(directory, sidecar.volume, progress)
+                with self._locked("flatten"):
+                    flattening.publish(directory, *directory.known([sidecar.volume]))
         return self._found(volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
@@ -401,6 +422,16 @@ class FilePool(KeepsGuests):
                 directory.discard(volume.name)
             raise
         return held
+
+    def _claim_own(self, directory: VolumeDirectory, verb: str, volume: Volume) -> list[locks.Lock]:
+        """Locks on a volume that is there, and on the names of what is made in its place."""
+        what, holder = f"volume {volume.name}", f"{verb} of {volume.name} (pid {os.getpid()})"
+        use = locks.acquire(locks.use_lock(self.site.run, volume.uuid), what, holder=holder)
+        try:
+            return [use, locks.acquire(directory.claim(volume.name), what, holder=holder)]
+        except BaseException:
+            use.release()
+            raise
 
     def _by_copy(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> None:
         made = [replace(origin, volume=derived(origin, volume, origin.volume.format, "copy")) for volume in todo]

@@ -31,7 +31,17 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Adoptable, Damaged, Existing, PoolContent, Usage, Volume, VolumeHold, check_name
+from storkit.core.model import (
+    Adoptable,
+    Damaged,
+    Existing,
+    PoolContent,
+    Usage,
+    Volume,
+    VolumeHold,
+    check_name,
+    relabelled,
+)
 from storkit.system import locks, openers
 from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
@@ -148,7 +158,7 @@ class Lvm(KeepsGuests):
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):
-                command = tools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
+                command = tools.change_tags(old, relabelled(old, volume))
                 if group.lvs[old.name].readonly != (volume.kind != "disk"):
                     command += ["--permission", "r" if volume.kind != "disk" else "rw"]
                 if command:
@@ -156,7 +166,7 @@ class Lvm(KeepsGuests):
             after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
         found = self._these(after, volumes)
         for volume, now in zip(volumes, found, strict=True):
-            if (volume.kind, volume.made) != (now.kind, now.made):
+            if now != relabelled(now, volume):
                 raise Conflict(f"volume {volume.name} could not be relabelled: {said}", f"lvs {self._vg}")
         return found
 
@@ -497,4 +507,6 @@ class Lvm(KeepsGuests):
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="")
+    return replace(
+        volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="", checksum=""
+    )

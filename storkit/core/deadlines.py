@@ -49,6 +49,7 @@ LONG: Mapping[str, float] = {
     "fill": 1800.0,
     "flatten": 1800.0,
     "export_image": 1800.0,
+    "examine": 1800.0,
     "import_tree": 1800.0,
 }
 

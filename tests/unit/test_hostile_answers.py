@@ -141,6 +141,7 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("images", "inspect"): ({"source": "/i"}, INFO),
     ("images", "fill"): ({"volume": VOLUME, "source": "/i"}, INFO),
     ("images", "export_image"): ({"volume": VOLUME, "file": "/web.qcow2"}, {"file": "/web.qcow2", "size": 4096}),
+    ("images", "examine"): ({"volume": VOLUME}, {"checksum": "sha256:00", "damage": ["truncated"]}),
     ("images", "look_inside"): (
         {"volume": VOLUME},
         {"filesystem": "ext4", "offset": 0, "has": ["sshd"], "problem": ""},

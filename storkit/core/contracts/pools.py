@@ -99,7 +99,8 @@ class PoolVerbs(BackendVerbs):
 
     @abstractmethod
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
-        """Set the kind, and `made`, of existing volumes; nobody can write an image from then on."""
+        """Set the kind, `made`, the origin and the checksum of existing volumes; nobody can write an image from then
+        on."""
 
     @abstractmethod
     def hold(self, volumes: list[Volume]) -> list[Volume]:

@@ -289,6 +289,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
 WORDS = frozenset(
     {
         ("host", "find_off"),
+        ("images", "examine"),
         ("images", "export_image"),
         ("images", "fill"),
         ("images", "inspect"),

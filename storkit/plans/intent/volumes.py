@@ -137,7 +137,8 @@ class VolumeActs:
         return images.pour(self._coordinator, name, stream, format, compress)
 
     def clone(self, source: str, names: Sequence[str], size: Bytes | None = None) -> list[Volume]:
-        """Make clones of a volume, in its own pool. `size`: at least the source's, which is the default."""
+        """Make clones of a volume, in its own pool: of the newest version of a golden image, or of the one that NAME@3
+        names. `size`: at least the source's, which is the default."""
         names = several(names)
         problems: list[StorkitError] = []
         wanted = 0
@@ -154,8 +155,9 @@ class VolumeActs:
 
         def build() -> Plan:
             from storkit.plans import planner
+            from storkit.plans.intent.golden import versions
 
-            volume = self._survey.volume(source)
+            volume = versions.source(self._coordinator, source)
             if not clones:
                 must_be_free(self._coordinator, names)
             if wanted and wanted < volume.size:

@@ -22,6 +22,7 @@ from storkit.plans.verbs.guests import (
     UndefineGuest,
     WakeGuest,
 )
+from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
@@ -55,7 +56,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     AttachVolumes, DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest,
     SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
-    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise,
+    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -19,7 +19,7 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
+from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
@@ -161,7 +161,7 @@ class FilePool(KeepsGuests):
             for volume, sidecar in zip(volumes, known, strict=True):
                 files.change_mode(directory.data(volume.name, sidecar.volume.format), volumefile.mode(volume))
             changed = [
-                replace(sidecar, volume=replace(sidecar.volume, kind=volume.kind, made=volume.made))
+                replace(sidecar, volume=relabelled(sidecar.volume, volume))
                 for volume, sidecar in zip(volumes, known, strict=True)
             ]
             directory.write([now for now, was in zip(changed, known, strict=True) if now != was])
@@ -491,7 +491,7 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="")
+    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="", checksum="")
     return replace(named, format=format, made=made, created=volume.created or now)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
-from storkit.core.errors import CommandFailed, NotFound, UsageError
+from storkit.core.errors import NotFound, UsageError
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def build(session: Session, options: Namespace) -> None:
         _script(options.script), options.source, options.on, options.memory, options.vcpus, "", options.kernel,
         options.initrd, options.cmdline, options.set, options.timeout, options.keep,
     )  # fmt: skip
-    try:
-        built = session.site.images.build(options.name, wish)
-    except CommandFailed as error:
-        output.say(output.lines_shown(error.stderr))
-        raise
+    built = session.site.images.build(options.name, wish)
     said = [output.lines_shown(built.output.rstrip("\n"))] if built.output.strip() else []
     session.result({**_data(built.image), "output": built.output}, "\n".join([*said, _line(built.image, "built")]))
 

@@ -123,8 +123,12 @@ def wait(doors: Sequence[Entrance], timeout: float) -> None:
     end = time.monotonic() + timeout
     problems: list[StorkitError] = []
 
+    def tried(door: Entrance) -> Said:
+        within = min(_TRY, max(1.0, end - time.monotonic()))
+        return _run(door, ["true"], 2 * within, within)
+
     def answers(door: Entrance) -> None:
-        while (said := _run(door, ["true"], 2 * _TRY, _TRY)).status:
+        while (said := tried(door)).status:
             if time.monotonic() >= end:
                 reason = said.stderr.strip().splitlines()[-1:] or ["it says nothing"]
                 message = f"{door.member} does not let ssh in after {timeout:g} seconds: {reason[0]}"

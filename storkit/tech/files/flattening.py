@@ -5,12 +5,15 @@ no longer, which does no harm; the same command again finds that only the sideca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from storkit.core.backend import Site
+from storkit.core.errors import StorkitError, raise_problems
 from storkit.core.model import Volume
-from storkit.system import files
+from storkit.system import files, locks
 from storkit.tech.files import volumefile
 from storkit.tech.files.sidecar import Sidecar, VolumeDirectory
 from storkit.tech.images import qemuimg
@@ -19,7 +22,44 @@ FLATTENED = "flattened"
 """`made` of a volume that was an overlay."""
 
 
-def write(directory: VolumeDirectory, volume: Volume, progress: Callable[[float], None]) -> None:
+def flatten(
+    site: Site,
+    locked: Callable[[], AbstractContextManager[VolumeDirectory]],
+    volumes: Sequence[Volume],
+    busy: Callable[[Sequence[Sidecar]], list[StorkitError]],
+) -> None:
+    """Make volumes stand on nothing, one after the other (storkit.core.contracts.pools). `locked` holds the lock of
+    their directory; `busy` says why volumes are in use."""
+    with ExitStack() as stack:
+        with locked() as directory:
+            todo = [sidecar for sidecar in directory.known(volumes) if sidecar.backing]
+            raise_problems(busy(todo))
+            for sidecar in todo:
+                stack.enter_context(_owned(site, directory, sidecar.volume))
+        # To write a whole disk takes long: the directory is free for others, what is written is this command's.
+        for number, sidecar in enumerate(todo):
+            name, before = sidecar.volume.name, number
+
+            def progress(part: float, name: str = name, before: int = before) -> None:
+                site.progress((before + part) / len(todo), f"flattening {name}")
+
+            _write(directory, sidecar.volume, progress)
+            with locked():
+                _publish(directory, *directory.known([sidecar.volume]))
+
+
+@contextmanager
+def _owned(site: Site, directory: VolumeDirectory, volume: Volume) -> Iterator[None]:
+    """A volume that nobody else uses, deletes or makes anew meanwhile; what was not finished is gone afterwards."""
+    what, holder = f"volume {volume.name}", f"flatten of {volume.name} (pid {os.getpid()})"
+    with ExitStack() as stack:
+        stack.callback(locks.acquire(locks.use_lock(site.run, volume.uuid), what, holder=holder).release)
+        stack.callback(locks.acquire(directory.claim(volume.name), what, holder=holder).release)
+        stack.callback(directory.discard, volume.name, mine=True)
+        yield
+
+
+def _write(directory: VolumeDirectory, volume: Volume, progress: Callable[[float], None]) -> None:
     """Write the whole disk of an overlay under its `making` name, durable. Nothing to do if its file is whole already.
 
     Raises Conflict: no room, or what it stands on is damaged; NotFound: that is gone.
@@ -40,8 +80,8 @@ def write(directory: VolumeDirectory, volume: Volume, progress: Callable[[float]
         os.close(descriptor)
 
 
-def publish(directory: VolumeDirectory, sidecar: Sidecar) -> None:
-    """Put what `write` has made in the overlay's place. The directory's lock must be held."""
+def _publish(directory: VolumeDirectory, sidecar: Sidecar) -> None:
+    """Put what `_write` has made in the overlay's place. The directory's lock must be held."""
     volume = sidecar.volume
     making = directory.making(volume.name, volume.format)
     if making.exists():

@@ -126,24 +126,9 @@ class FilePool(KeepsGuests):
         return self._found(volumes)
 
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
-        with ExitStack() as stack:
-            with self._locked("flatten") as directory:
-                todo = [sidecar for sidecar in directory.known(volumes) if sidecar.backing]
-                raise_problems(self._busy(todo, "flattened"))
-                for sidecar in todo:
-                    for lock in self._claim_own(directory, "flatten", sidecar.volume):
-                        stack.callback(lock.release)
-                    stack.callback(directory.discard, sidecar.volume.name, mine=True)
-            # To write a whole disk takes long: the directory is free for others, what is written is this command's.
-            for number, sidecar in enumerate(todo):
-                name, before = sidecar.volume.name, number
-
-                def progress(part: float, name: str = name, before: int = before) -> None:
-                    self.site.progress((before + part) / len(todo), f"flattening {name}")
-
-                flattening.write(directory, sidecar.volume, progress)
-                with self._locked("flatten"):
-                    flattening.publish(directory, *directory.known([sidecar.volume]))
+        flattening.flatten(
+            self.site, lambda: self._locked("flatten"), volumes, lambda todo: self._busy(todo, "flattened")
+        )
         return self._found(volumes)
 
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
@@ -422,16 +407,6 @@ class FilePool(KeepsGuests):
                 directory.discard(volume.name)
             raise
         return held
-
-    def _claim_own(self, directory: VolumeDirectory, verb: str, volume: Volume) -> list[locks.Lock]:
-        """Locks on a volume that is there, and on the names of what is made in its place."""
-        what, holder = f"volume {volume.name}", f"{verb} of {volume.name} (pid {os.getpid()})"
-        use = locks.acquire(locks.use_lock(self.site.run, volume.uuid), what, holder=holder)
-        try:
-            return [use, locks.acquire(directory.claim(volume.name), what, holder=holder)]
-        except BaseException:
-            use.release()
-            raise
 
     def _by_copy(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> None:
         made = [replace(origin, volume=derived(origin, volume, origin.volume.format, "copy")) for volume in todo]

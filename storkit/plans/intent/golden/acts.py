@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,33 +14,11 @@ from storkit.core.model import Volume
 from storkit.guests.fleets import record
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.golden import versions
-from storkit.plans.intent.golden.versions import Version
+from storkit.plans.intent.golden.versions import ImageVersion, Version
 
 if TYPE_CHECKING:
     from storkit.plans.intent.golden.building import BuildWish, Built
     from storkit.plans.plan import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class ImageVersion:
-    """A version of a golden image, where it comes from, and who uses it."""
-
-    image: str
-    version: int
-    volume: Volume
-    newest: bool
-    source: str
-    """What it was made from: a version as NAME@2, or a volume's name; empty: nothing that is still there."""
-    clones: list[str] = field(default_factory=list)
-    """The volumes that were cloned from it, and are still there."""
-    needed: list[str] = field(default_factory=list)
-    """Those whose bytes stand on its own, versions of images among them."""
-    fleets: list[str] = field(default_factory=list)
-    """The fleets of this machine that are made of it."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.image}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,7 @@ from storkit.plans.intent.fleets import members as present
 from storkit.plans.intent.fleets.acts import FleetActs
 from storkit.plans.intent.fleets.making import FleetWish
 from storkit.plans.intent.golden import sealing, versions
-from storkit.plans.intent.golden.acts import ImageVersion
-from storkit.plans.intent.golden.versions import Version
+from storkit.plans.intent.golden.versions import ImageVersion, Version
 from storkit.plans.intent.making import Bytes, clone_format, made, must_be_free, new_volume
 from storkit.plans.plan import Plan, Stages
 from storkit.plans.verb import step
@@ -49,7 +48,6 @@ from storkit.plans.verbs.volumes import CloneVolume, FlattenVolumes
 from storkit.system import locks
 from storkit.system.files import make_private
 
-TIMEOUT = 1800.0
 _RUN = (
     'f=$(mktemp /root/storkit.XXXXXX) && cat >"$f" && chmod 700 "$f" || exit 255; '
     '"$f" 2>&1 </dev/null; s=$?; rm -f "$f"; exit $s'
@@ -75,7 +73,7 @@ class BuildWish:
     initrd: str = ""
     cmdline: str = ""
     settings: Sequence[str] = ()
-    timeout: float = TIMEOUT
+    timeout: float = 1800.0
     """Seconds from its start to the end of the script."""
     keep: bool = False
     """Leave the clone as it is where the script fails."""

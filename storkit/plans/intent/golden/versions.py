@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storkit.core.errors import Conflict, NotFound, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
@@ -33,6 +33,28 @@ class Version:
     @property
     def shown(self) -> str:
         return f"{self.image}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageVersion:
+    """A version of a golden image, where it comes from, and who uses it."""
+
+    image: str
+    version: int
+    volume: Volume
+    newest: bool
+    source: str
+    """What it was made from: a version as NAME@2, or a volume's name; empty: nothing that is still there."""
+    clones: list[str] = field(default_factory=list)
+    """The volumes that were cloned from it, and are still there."""
+    needed: list[str] = field(default_factory=list)
+    """Those whose bytes stand on its own, versions of images among them."""
+    fleets: list[str] = field(default_factory=list)
+    """The fleets of this machine that are made of it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.image}@{self.version}"
 
 
 def split(name: str) -> tuple[str, int]:

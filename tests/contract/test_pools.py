@@ -297,6 +297,17 @@ def test_relabel_seals_an_image_and_nothing_else(pool: Pool) -> None:
     write(back, 1)
 
 
+def test_a_sealed_image_keeps_its_checksum_and_what_it_is_said_to_be_made_of(pool: Pool) -> None:
+    image = golden(pool)
+    checksum, origin = f"sha256:{'0a' * 32}", str(uuid4())
+    (sealed,) = pool.relabel([replace(image, checksum=checksum, origin=origin)])
+    assert sealed == replace(image, checksum=checksum, origin=origin) and pool.find(["golden"]) == [sealed]
+    assert pool.relabel([sealed]) == [sealed]
+    (clone,) = pool.clone(sealed, [new("clone")])
+    assert (clone.checksum, clone.origin) == ("", sealed.uuid)
+    assert pool.relabel([image]) == [image]
+
+
 def test_delete_knows_volumes_by_uuid_and_is_all_or_none(pool: Pool) -> None:
     one, two, three = pool.create([new("one"), new("two"), new("three")])
     with pytest.raises(Conflict, match="another one"):

@@ -56,7 +56,7 @@ class Build:
     uuid: Uuid
     """Of that volume, which is made in the end."""
     recipe: Hex
-    """SHA-256 of what it is made from and by."""
+    """SHA-256 of what it is made from, in the words of who has asked for it, and of its script."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,8 @@ def build(
     fleets = FleetActs(coordinator)
     with _locked(coordinator, image):
         name = fleet_name(image)
-        recipe = hashlib.sha256(f"{source.uuid}\0{wish.script}".encode()).hexdigest()
+        # As it was asked for: once the version is there, the newest one is another.
+        recipe = hashlib.sha256(f"{wish.source}\0{wish.script}".encode()).hexdigest()
         if name in record.names(directory) and (ready := _end(coordinator, fleets, name, image, recipe)):
             return Built(show(f"{ready.pool}/{Version(*versions.split(ready.name), ready).shown}")[0], "")
         number = sealing.next_number(coordinator, image, source.pool)

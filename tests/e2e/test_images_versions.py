@@ -126,6 +126,16 @@ def test_a_version_is_verified_and_a_changed_one_is_named(world: World) -> None:
     assert "no checksum was kept" in world.storkit("image", "verify", "old").stdout
 
 
+def test_an_older_version_is_not_taken_for_one_that_is_damaged(world: World) -> None:
+    version(world, 1)
+    sidecar = Path(version(world, 2)["volume"]["path"]).with_suffix(".json")
+    sidecar.write_text("{")
+    for words in (("volume", "clone", "golden", "web"), ("image", "prune", "golden"), ("image", "verify", "golden")):
+        assert "golden.v2" in world.storkit(*words, ok=9).stderr
+    world.storkit("volume", "clone", "golden@1", "web")
+    assert starts_with(world, "web") == 1
+
+
 def test_what_is_sealed_is_written_no_more(world: World) -> None:
     world.guest("web")
     refused = world.storkit("image", "seal", "web", ok=5)

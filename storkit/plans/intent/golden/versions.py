@@ -105,6 +105,8 @@ def of(coordinator: Coordinator, name: str) -> list[Version]:
     if len(pools) > 1:
         hint = f"write {' or '.join(f'{pool}/{name}' for pool in pools)}"
         raise Conflict(f"image {image} is in pool {' and in pool '.join(pools)}", hint)
+    if not number:
+        _refuse_damaged(coordinator, image, pools)
     if not found:
         raise_problems([*survey.silent.values(), *survey.failed.values()])  # it may be there
         survey.refuse_damaged([volume_name(image, number or 1)])
@@ -132,7 +134,14 @@ def source(coordinator: Coordinator, name: str, stays: str = "") -> Volume:
     versions = among(coordinator.survey.volumes(None, pools), own)
     if len({version.volume.pool for version in versions}) > 1:
         of(coordinator, name)
+    _refuse_damaged(coordinator, own, [version.volume.pool for version in versions])
     return versions[-1].volume if versions else coordinator.survey.volume(name)
+
+
+def _refuse_damaged(coordinator: Coordinator, image: str, pools: Iterable[str]) -> None:
+    """Raise Unsafe if one of an image's versions is damaged: it may be the newest, and no older one is taken for it."""
+    there = [name for pool, name in coordinator.survey.damaged if pool in pools and split(name)[0] == image]
+    coordinator.survey.refuse_damaged(there)
 
 
 def _pools(coordinator: Coordinator, place: str) -> list[PoolConfig] | None:

@@ -24,7 +24,7 @@ from storkit.core.errors import (
     UsageError,
     raise_problems,
 )
-from storkit.core.imagefiles import FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
+from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
@@ -141,6 +141,23 @@ def lay(site: Site, volume: Volume, inside: Inside, files: list[FileToLay]) -> l
 
     at_hand([volume])
     return changing.lay(site, volume, inside, files)
+
+
+def put_back(site: Site, volumes: list[Volume], inside: Inside, paths: list[str]) -> None:
+    """Give files of the first of two volumes the content that they have in the second."""
+    from storkit.tech.files import changing
+
+    at_hand(volumes)
+    volume, source = volumes
+    changing.put_back(site, volume, source, inside, paths)
+
+
+def examine(site: Site, volume: Volume) -> Examined:
+    """All bytes of a volume that nobody writes, and the files that they are in."""
+    from storkit.tech.files import examining
+
+    at_hand([volume])
+    return examining.examine(site, volume)
 
 
 def write_in(site: Site, volumes: list[Volume], pieces: dict[str, list[Piece]]) -> None:

@@ -31,7 +31,17 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Adoptable, Damaged, Existing, PoolContent, Usage, Volume, VolumeHold, check_name
+from storkit.core.model import (
+    Adoptable,
+    Damaged,
+    Existing,
+    PoolContent,
+    Usage,
+    Volume,
+    VolumeHold,
+    check_name,
+    relabelled,
+)
 from storkit.system import locks, openers
 from storkit.system.block import blockdevice, udev
 from storkit.tech.files import volumefile
@@ -138,6 +148,10 @@ class Lvm(KeepsGuests):
                         self._resize(lock, group, old, volume.size)
             return self._these(tools.read(self._vg), volumes)
 
+    def flatten(self, volumes: list[Volume]) -> list[Volume]:
+        """As the contract says; no volume here stands on another. Thin ones share chunks, which their pool counts."""
+        return self._known(tools.read(self._vg), volumes)
+
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
@@ -147,7 +161,7 @@ class Lvm(KeepsGuests):
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
             commands = []
             for volume, old in zip(volumes, known, strict=True):
-                command = tools.change_tags(old, replace(old, kind=volume.kind, made=volume.made))
+                command = tools.change_tags(old, relabelled(old, volume))
                 if group.lvs[old.name].readonly != (volume.kind != "disk"):
                     command += ["--permission", "r" if volume.kind != "disk" else "rw"]
                 if command:
@@ -155,7 +169,7 @@ class Lvm(KeepsGuests):
             after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
         found = self._these(after, volumes)
         for volume, now in zip(volumes, found, strict=True):
-            if (volume.kind, volume.made) != (now.kind, now.made):
+            if now != relabelled(now, volume):
                 raise Conflict(f"volume {volume.name} could not be relabelled: {said}", f"lvs {self._vg}")
         return found
 
@@ -496,4 +510,6 @@ class Lvm(KeepsGuests):
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="")
+    return replace(
+        volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="", checksum=""
+    )

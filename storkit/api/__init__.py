@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from storkit.plans.intent.fleets.entering import Entrance as Entrance
     from storkit.plans.intent.fleets.entering import Said as Said
     from storkit.plans.intent.fleets.making import FleetWish as FleetWish
+    from storkit.plans.intent.golden.acts import Verified as Verified
+    from storkit.plans.intent.golden.building import BuildWish as BuildWish
+    from storkit.plans.intent.golden.building import Built as Built
+    from storkit.plans.intent.golden.versions import ImageVersion as ImageVersion
     from storkit.plans.intent.guests import GuestEntry as GuestEntry
     from storkit.plans.intent.hosts import Overview as Overview
     from storkit.plans.intent.moving.draining import DrainWish as DrainWish
@@ -94,6 +98,10 @@ _PLACES = {
     "FleetMember": "storkit.plans.intent.fleets.acts",
     "Entrance": "storkit.plans.intent.fleets.entering",
     "Said": "storkit.plans.intent.fleets.entering",
+    "ImageVersion": "storkit.plans.intent.golden.versions",
+    "Verified": "storkit.plans.intent.golden.acts",
+    "BuildWish": "storkit.plans.intent.golden.building",
+    "Built": "storkit.plans.intent.golden.building",
     "GuestEntry": "storkit.plans.intent.guests",
     "Overview": "storkit.plans.intent.hosts",
     "DrainWish": "storkit.plans.intent.moving.draining",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.attachments import AttachmentActs
     from storkit.plans.intent.fences import FenceActs
     from storkit.plans.intent.fleets.acts import FleetActs
+    from storkit.plans.intent.golden.acts import ImageActs
     from storkit.plans.intent.guests import GuestActs
     from storkit.plans.intent.hosts import HostActs
     from storkit.plans.intent.journals import PlanActs
@@ -83,6 +84,13 @@ class Storkit:
         from storkit.plans.intent.fleets.acts import FleetActs
 
         return self._each_a_call(FleetActs(self._coordinator))
+
+    @cached_property
+    def images(self) -> ImageActs:
+        """Versions of golden images."""
+        from storkit.plans.intent.golden.acts import ImageActs
+
+        return self._each_a_call(ImageActs(self._coordinator))
 
     @cached_property
     def migrate(self) -> MigrationActs:

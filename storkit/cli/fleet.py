@@ -116,7 +116,7 @@ def _count(names: list[str]) -> str:
 
 def _data(view: FleetView) -> dict[str, Any]:
     data: dict[str, Any] = codec.dump(view.fleet)
-    for key in ("laid", "base", "width", "made"):
+    for key in ("laid", "base", "width", "made", "build"):
         del data[key]
     return {**data, "members": codec.dump(view.members), "unset": view.unset}
 

@@ -115,6 +115,10 @@ def resize(session: Session, options: Namespace) -> None:
     session.result([{**codec.dump(done.volume), "guests": done.guests}], _made_lines([done.volume], "resized"))
 
 
+def flatten(session: Session, options: Namespace) -> None:
+    _report(session, session.site.volumes.flatten(options.names), "stands on no other volume")
+
+
 def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": session.site.volumes.delete(options.names, options.force)})
 

@@ -47,7 +47,9 @@ LONG: Mapping[str, float] = {
     "delete": 900.0,
     # They say how far they are, but not while the file system writes what is left to the disk.
     "fill": 1800.0,
+    "flatten": 1800.0,
     "export_image": 1800.0,
+    "examine": 1800.0,
     "import_tree": 1800.0,
 }
 

@@ -31,11 +31,11 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "facts source marked unlock",
     },
     STORAGE: {
-        "pool": "create import_tree clone snapshot resize relabel hold release delete adoptable adopt disown",
+        "pool": "create import_tree clone snapshot resize flatten relabel hold release delete adoptable adopt disown",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
-        "images": "inspect fill export_image look_inside lay write_in",
+        "images": "inspect fill export_image look_inside lay put_back examine write_in",
         "host": "declare_off withdraw_off",
         # A port that is opened, and one that is tried, are more than a look.
         "agent": "lock epoch mark unmark listen unlisten reach",

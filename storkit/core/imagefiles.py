@@ -38,6 +38,16 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Examined:
+    """What all bytes of a volume are, and what is wrong with the files that hold them."""
+
+    checksum: Line
+    """`sha256:HEX` of the bytes as a guest reads them; empty: they cannot be read."""
+    damage: list[Words] = field(default_factory=list)
+    """What `qemu-img check` says is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inside:
     """What was found in a disk image that makes one machine another than its clones."""
 

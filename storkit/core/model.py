@@ -5,7 +5,7 @@ Every record is plain data with a JSON form (storkit.core.codec). Sizes are byte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from storkit.core.identities import (
@@ -109,7 +109,7 @@ class Volume:
     origin: MaybeUuid = ""
     """The UUID of the volume this one was cloned or snapshotted from."""
     made: Line = ""
-    """How it came to be: created, imported, reflink, overlay, copy."""
+    """How it came to be: created, imported, reflink, overlay, copy, flattened."""
     created: Line = ""
     hold: VolumeHold | None = None
     """The sleep of its guest; None: nobody sleeps on it."""
@@ -117,6 +117,13 @@ class Volume:
     """No right to write it has had a smaller number than this (see Export.generation): that of its last hold."""
     was: Line = ""
     """Of a volume that was adopted: where its bytes lay before, to which they are given back; empty: it was made."""
+    checksum: Line = ""
+    """`sha256:HEX` of an image's bytes as a guest reads them, when it was sealed; empty: none was taken."""
+
+
+def relabelled(old: Volume, new: Volume) -> Volume:
+    """A volume with what a relabel changes of it."""
+    return replace(old, kind=new.kind, made=new.made, origin=new.origin, checksum=new.checksum)
 
 
 @dataclass(frozen=True, slots=True)

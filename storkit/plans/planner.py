@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storkit.core import codec, registry
+from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.holds import all_held, held
 from storkit.core.inventory import Inventory
@@ -17,9 +17,8 @@ from storkit.plans.plan import Hold, Plan, Stages
 from storkit.plans.survey import by_host, by_server
 from storkit.plans.verb import step
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
-from storkit.plans.verbs.exports import CutOff, ExportVolumes, GrowExports, SetWriters, UnexportVolumes
+from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
-from storkit.plans.verbs.guests import GrowGuest
 from storkit.plans.verbs.volumes import (
     AdoptVolumes,
     CloneVolume,
@@ -28,6 +27,7 @@ from storkit.plans.verbs.volumes import (
     DisownVolumes,
     ExportImage,
     FillVolume,
+    FlattenVolumes,
     ImportTree,
     RelabelVolumes,
     ResizeVolumes,
@@ -90,12 +90,12 @@ def release(volumes: list[Volume], exports: list[Export], inventory: Inventory) 
 def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: Inventory) -> Plan:
     """Make a volume, fill it from an image, and only then give it its kind."""
     target, stages = f"pool:{volume.pool}", Stages()
-    empty = _with(volume, kind="disk", made="importing")
+    empty = with_changed(volume, kind="disk", made="importing")
     stages.then(
         step(CreateVolumes([empty]), volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}")
     )
     stages.then(step(FillVolume(empty, **source), volume.host, "images", f"copy {source['source']} into {volume.name}"))
-    final = _with(volume, kind=kind, made="imported")
+    final = with_changed(volume, kind=kind, made="imported")
     what = "seal" if kind == "image" else "publish"
     stages.then(step(RelabelVolumes([final]), volume.host, target, f"{what} {volume.name}"))
     return finish_plan(f"import {source['source']} as {volume.name}", stages, [], inventory)
@@ -152,41 +152,20 @@ def resize(volume: Volume, size: int, shrink: bool, exports: list[Export], inven
     raise_problems(held(volume, "resized"))
     stages = Stages()
     title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(size)}"
-    resized = _with(volume, size=size)
+    resized = with_changed(volume, size=size)
     stages.then(step(ResizeVolumes([resized], shrink), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(title, stages, locks_of([volume]), inventory)
 
 
-def grow(volume: Volume, size: int, hosts: list[str], guests: list[tuple[str, str, str]], inventory: Inventory) -> Plan:
-    """Make a volume larger under those who have it. `hosts` have it attached; `guests` have it open: each one's name,
-    its host, and the target of its hypervisor.
-
-    A raw one gets longer first. A qcow2 image is made larger by the QEMU that has it open: its server's, or the guest's
-    own where the transport shows it as a file.
-    """
-    raise_problems(held(volume, "resized"))
-    stages, larger, target = Stages(), _with(volume, size=size), inventory.transport(volume.pool)
-    said = f"{volume.name} from {format_size(volume.size)} to {format_size(size)}"
-    resize = step(ResizeVolumes([larger], served=True), volume.host, f"pool:{volume.pool}", f"resize {said}")
-    told = [
-        step(GrowGuest(name, volume.uuid, size), host, hypervisor, f"let guest {name} see {volume.name} larger")
-        for name, host, hypervisor in guests
-    ]
-    guests_own = volume.format == "qcow2" and not registry.transport(target.partition(":")[2]).locks_images
-    if guests_own:
-        stages.then(*told)
-    if volume.format != "qcow2" or guests_own:
-        stages.then(resize)
-    stages.then(step(GrowExports([larger]), volume.host, target, f"serve {said}"))
+def flatten(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
+    """Let volumes that no host has stand on no other one."""
+    raise_problems(exported(volumes, exports, inventory))
+    stages = Stages()
     stages.then(
-        *(step(AttachVolumes([larger]), host, target, f"let {host} see {volume.name} larger", peer=volume.host)
-          for host in hosts)
+        *(step(FlattenVolumes(group), group[0].host, f"pool:{pool}", f"flatten {names_of(group)}")
+          for pool, group in by_pool(volumes).items())
     )  # fmt: skip
-    if not guests_own:
-        stages.then(*told)
-    if volume.format == "qcow2" and not guests_own:
-        stages.then(resize)
-    return finish_plan(f"resize {said}, in use", stages, locks_of([volume]), inventory)
+    return finish_plan(f"flatten {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
 
 def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -> Plan:
@@ -413,5 +392,5 @@ def by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
     return groups
 
 
-def _with(volume: Volume, **changes: Any) -> Volume:
+def with_changed(volume: Volume, **changes: Any) -> Volume:
     return codec.load(Volume, {**codec.dump(volume), **changes})

@@ -266,6 +266,43 @@ def test_resize_grows_and_shrinks_only_when_told(pool: Pool) -> None:
     assert pool.find(["disk"]) == [again]
 
 
+def test_a_flat_clone_reads_as_before_and_outlives_its_source(pool: Pool) -> None:
+    image = golden(pool)
+    one, two = pool.clone(image, [new("one"), new("two", 2 * SIZE)])
+    write(one, 9, MIB)
+    lock = in_use(pool, two)
+    if two.made == "overlay":
+        with pytest.raises(Conflict, match="in use"):
+            pool.flatten([one, two])
+    lock.release()
+    flat = pool.flatten([one, two, image])
+    assert [(each.uuid, each.size, each.kind, each.origin) for each in flat] == [
+        (each.uuid, each.size, each.kind, each.origin) for each in (one, two, image)
+    ]
+    assert pool.flatten(flat) == flat
+    pool.delete([image])
+    one, two = pool.find(["one", "two"])
+    assert holds(one, 7) and holds(one, 9, MIB) and holds(one, 7, SIZE - MIB)
+    assert holds(two, 7) and holds(two, 0, MIB, SIZE - 2 * MIB) and holds(two, 7, SIZE - MIB) and holds(two, 0, SIZE)
+    write(one, 3)
+    assert holds(one, 3) and holds(two, 7)
+    with pytest.raises(NotFound):
+        pool.flatten([new("none")])
+    with pytest.raises(Conflict, match="another one"):
+        pool.flatten([replace(one, uuid=str(uuid4()))])
+
+
+def test_a_flat_image_still_carries_its_clones(pool: Pool) -> None:
+    image = golden(pool)
+    (base,) = pool.relabel([replace(pool.clone(image, [new("base")])[0], kind="image", made="prepared")])
+    (member,) = pool.clone(base, [new("member")])
+    write(member, 2)
+    (flat,) = pool.flatten([base])
+    assert flat.kind == "image"
+    pool.delete([image])
+    assert holds(flat, 7) and holds(member, 2) and holds(member, 7, SIZE - MIB)
+
+
 def test_relabel_seals_an_image_and_nothing_else(pool: Pool) -> None:
     disk, other = pool.create([new("disk", made="importing"), new("other")])
     (image,) = pool.relabel([replace(disk, kind="image", made="imported")])
@@ -277,6 +314,17 @@ def test_relabel_seals_an_image_and_nothing_else(pool: Pool) -> None:
     lock.release()
     (back,) = pool.relabel([replace(image, kind="disk")])
     write(back, 1)
+
+
+def test_a_sealed_image_keeps_its_checksum_and_what_it_is_said_to_be_made_of(pool: Pool) -> None:
+    image = golden(pool)
+    checksum, origin = f"sha256:{'0a' * 32}", str(uuid4())
+    (sealed,) = pool.relabel([replace(image, checksum=checksum, origin=origin)])
+    assert sealed == replace(image, checksum=checksum, origin=origin) and pool.find(["golden"]) == [sealed]
+    assert pool.relabel([sealed]) == [sealed]
+    (clone,) = pool.clone(sealed, [new("clone")])
+    assert (clone.checksum, clone.origin) == ("", sealed.uuid)
+    assert pool.relabel([image]) == [image]
 
 
 def test_delete_knows_volumes_by_uuid_and_is_all_or_none(pool: Pool) -> None:

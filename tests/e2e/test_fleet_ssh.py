@@ -21,6 +21,18 @@ def machines() -> Iterator[World]:
         yield world
 
 
+def test_versions_of_an_image_of_a_host_over_ssh(machines: World) -> None:
+    fleets.golden(machines)
+    first = machines.storkit("--json", "image", "seal", "debian").json
+    machines.storkit("volume", "clone", "debian@1", "work")
+    machines.storkit("volume", "flatten", "work")
+    second = machines.storkit("--json", "image", "seal", "work", "debian").json
+    assert (second["name"], second["source"]) == ("debian@2", "work")
+    assert second["volume"]["checksum"] == first["volume"]["checksum"] != ""
+    assert machines.storkit("--json", "image", "verify", "debian").json["compared"]
+    assert machines.storkit("--json", "image", "prune", "debian").json["deleted"] == ["debian@1"]
+
+
 def test_members_of_hosts_over_ssh(machines: World) -> None:
     fleets.golden(machines)
     made = fleets.create(machines, 2, "--on", "a", "b", "--start").json

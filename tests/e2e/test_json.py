@@ -164,6 +164,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("volume", "clone", "golden", "g", "other")
     storkit("volume", "snapshot", "data", "kept")
     storkit("volume", "resize", "data", "2MiB")
+    storkit("volume", "flatten", "other")
     storkit("volume", "export", "data", "data.img")
     storkit("volume", "list")
     storkit("pool", "list")
@@ -239,6 +240,12 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("guest", "adopt", "--config", "own.cfg")
     storkit("guest", "release", "own")
     storkit("volume", "import", str(disk), "golden", "--golden")
+    storkit("image", "seal", "golden")
+    storkit("image", "seal", "golden", "golden")
+    storkit("image", "list")
+    storkit("image", "show", "golden@2")
+    storkit("image", "verify", "golden")
+    storkit("image", "prune", "golden")
     fleet = ("--image", "golden", "--count", "1", "--memory", "16MiB")
     storkit("fleet", "create", "ci", *fleet)
     storkit("fleet", "list")
@@ -251,7 +258,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("fleet", "destroy", "ci")
     storkit("fleet", "sweep")
     checked = storkit.checked  # type: ignore[attr-defined]
-    of_a_guest_with_ssh = {"fleet run", "fleet wait"}  # tests/e2e/test_fleet_debian.py
+    of_a_guest_with_ssh = {"fleet run", "fleet wait", "image build"}  # test_fleet_debian.py, test_image_build.py
     of_this_machine = {"hooks install", "hooks status", "hooks remove"}  # tests/e2e/test_hooks_installed.py
     assert shapes().keys() - checked == {"plan resume", "plan rollback", *of_a_guest_with_ssh, *of_this_machine}
 

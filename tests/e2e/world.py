@@ -86,25 +86,28 @@ class World:
         options = ["--inventory", str(self.inventory), "--state", str(self.directory / "coordinator")]
         return [*options, *(str(word) for word in words)]
 
-    def storkit(self, *words: object, ok: int | None = 0, argv: list[str] | None = None) -> Done:
-        """Run a command, in a fork unless `argv` names a program; `ok` is the status it must have, None for any."""
+    def storkit(
+        self, *words: object, ok: int | None = 0, argv: list[str] | None = None, patience: float = 120.0
+    ) -> Done:
+        """Run a command, in a fork unless `argv` names a program; `ok` is the status it must have, None for any.
+        `patience`: seconds that it may take."""
         if argv is None and (forks := the_forks()).fit(self.environment):
-            done = Done(*forks.run(self.words(*words), self.environment, scaled(120)))
+            done = Done(*forks.run(self.words(*words), self.environment, scaled(patience)))
         else:
             program = subprocess.run(
                 [*(argv or self.argv), *self.words(*words)],
-                capture_output=True, text=True, env=self.environment, timeout=scaled(120), check=False,
+                capture_output=True, text=True, env=self.environment, timeout=scaled(patience), check=False,
             )  # fmt: skip
             done = Done(program.returncode, program.stdout, program.stderr)
         if ok is not None:
             assert done.status == ok, f"storkit {' '.join(map(str, words))}: {done.status}\n{done.stderr}"
         return done
 
-    def killed(self, point: str, *words: object) -> Done:
+    def killed(self, point: str, *words: object, patience: float = 120.0) -> Done:
         """Run a command that is killed at a point of its journal (tests.e2e.killed), if it comes to it."""
         forks = the_forks()
         assert forks.fit(self.environment)
-        return Done(*forks.run(self.words(*words), self.environment, scaled(120), point))
+        return Done(*forks.run(self.words(*words), self.environment, scaled(patience), point))
 
     def popen(self, *words: object) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -280,6 +280,23 @@ def test_a_full_disk_leaves_no_half_volume(tmp_path: Path, kind: str, format: st
         assert len(pool.clone(image, [new("c1"), new("c2")])) == 2
 
 
+def test_where_there_is_no_room_a_clone_stays_an_overlay(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with mounted("tmpfs", place, 24 * MIB):
+        pool = pool_at(place, "qcow2", tmp_path)
+        (clone,) = pool.clone(golden(pool, 3), [new("c")])
+        before, room = listing(pool), os.statvfs(place)
+        with (place / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - 2 * MIB)
+        with pytest.raises(Conflict, match="no space left"):
+            pool.flatten([clone])
+        assert listing(pool) == sorted([*before, "filler"]) and pool.find(["c"]) == [clone]
+        (place / "filler").unlink()
+        (flat,) = pool.flatten([clone])
+        assert flat.made == "flattened" and disk(Path(flat.path), "qcow2")[: 3 * MIB] == b"\7" * 3 * MIB
+
+
 def test_little_room_is_warned_of(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

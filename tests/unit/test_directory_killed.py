@@ -96,6 +96,30 @@ def test_changes_killed_at_any_point_can_be_finished(pool: Directory, size: int)
         assert listing(finished) == ["v.json", f"v.{now.format}"]
 
 
+def test_flattening_killed_at_any_point_can_be_finished(shm: Path) -> None:
+    pool = pool_at(shm / "pool", "qcow2")
+    image = golden(pool)
+    clones = pool.clone(image, [new("a"), new("b", 2 * SIZE)])
+    found = states(pool, lambda: pool.flatten(clones))
+    after = listing(pool)
+    assert len(found) > 8
+    for state in found:
+        finished = killed(pool, state)
+        for volume in finished.find(["a", "b"]):
+            assert disk(Path(volume.path), volume.format)[: 2 * MIB] == b"\7" * MIB + b"\0" * MIB
+        finished.flatten(clones)
+        assert listing(finished) == after
+        finished.delete([image])
+        for volume in finished.find():
+            assert disk(Path(volume.path), volume.format)[: 2 * MIB] == b"\7" * MIB + b"\0" * MIB
+            assert volume.made == "flattened"
+
+        # Or not finished: it stands on the image until it is, and nothing is left of the other file.
+        again = killed(pool, state)
+        again.create([])
+        assert listing(again) == after
+
+
 def test_a_copy_under_way_holds_its_names_until_it_is_killed(shm: Path) -> None:
     pool = pool_at(shm / "pool")
     image = golden(pool)

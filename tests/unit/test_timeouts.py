@@ -35,6 +35,7 @@ SAID = {
     "cli/commands/fleets.py: timeout": "a person says it",
     "plans/intent/fleets/acts.py: timeout": "a person says it",
     "core/contracts/hypervisors.py: timeout": "a person says it",
+    "plans/intent/golden/building.py: timeout": "a person says it",
     "plans/intent/guests.py: timeout": "a person says it",
     "plans/intent/moving/draining.py: timeout": "a person says it",
     "cli/commands/hosts.py: timeout": "a person says it",

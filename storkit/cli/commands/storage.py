@@ -127,6 +127,13 @@ COMMANDS = (
     ),
     Command(
         "volume",
+        "flatten",
+        "let clones stand on no other volume, so that what they were cloned from can be deleted",
+        "volume:flatten",
+        (arg("names", help="the volumes", nargs="+", **VOLUME),),
+    ),
+    Command(
+        "volume",
         "delete",
         "delete volumes",
         "volume:delete",

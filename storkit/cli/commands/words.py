@@ -20,6 +20,7 @@ NOUNS = {
     "host": "the machines",
     "pool": "where volumes are made",
     "volume": "make, copy, import and delete disks",
+    "image": "versions of golden images: build, seal, verify and prune them",
     "guest": "define, render, start and stop guests",
     "fleet": "many guests of one image, each a machine of its own",
     "migrate": "move a running guest, with its disk's right to write",

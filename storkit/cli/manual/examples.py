@@ -66,6 +66,9 @@ EXAMPLES = {
         ("storkit volume resize web +5GiB", "Five GiB more than it has."),
         ("storkit volume resize web 10GiB --shrink --shrink", "Cut off all that lies beyond 10 GiB."),
     ),
+    "volume flatten": (
+        ("storkit volume flatten web", "Give web all its bytes: it needs the image debian no longer."),
+    ),
     "volume delete": (
         ("storkit volume delete web-before-upgrade", "Delete one volume for good."),
         ("storkit volume delete web db --force", "Delete these two, though defined guests name them."),
@@ -75,6 +78,21 @@ EXAMPLES = {
         ("storkit volume list --pool fast", "Those of pool fast."),
     ),
     "volume show": (("storkit volume show web", "Its size, UUID and pool, who has it attached and who may write."),),
+    "image list": (("storkit image list", "Each version of each golden image, its clones and its fleets."),),
+    "image show": (
+        ("storkit image show debian", "All versions of the image."),
+        ("storkit image show debian@3", "Version 3 alone."),
+    ),
+    "image verify": (("storkit image verify debian@3", "See whether its bytes are those that were sealed."),),
+    "image seal": (
+        ("storkit image seal web debian", "A copy of web, which nobody writes now, is the next version of debian."),
+        ("storkit image seal template", "Nobody writes template from now on: it is version 1 of itself."),
+    ),
+    "image build": (
+        ("storkit image build debian --script update.sh", "Boot a clone of debian, update it, and seal it."),
+        ("storkit image build web --from debian@3 --script web.sh", "The first version of another image."),
+    ),
+    "image prune": (("storkit image prune debian --keep 2", "Delete what nobody uses, but for the newest two."),),
     "attach": (
         ("storkit attach web --on b", "Host b gets /dev/storkit/web, and may write it."),
         ("storkit attach web --on b --read-only", "Host b gets it while another host writes it."),

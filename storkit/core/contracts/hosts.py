@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from storkit.core.host import Claim, Declared, Drained, Facts, Listening, Locked
 from storkit.core.identities import (
+    AbsolutePath,
     ClientName,
     Count,
     HostName,
@@ -17,7 +18,7 @@ from storkit.core.identities import (
     Word,
     Words,
 )
-from storkit.core.imagefiles import FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
+from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
 from storkit.core.model import Volume
 
 if TYPE_CHECKING:
@@ -87,6 +88,24 @@ class ImageVerbs(ABC):
         Raises:
             Unsafe: its file system cannot be changed, or it is an image and lacks one of them.
             Conflict: it is in use, or there is no room in it.
+        """
+
+    @abstractmethod
+    def put_back(self, volumes: list[Volume], inside: Inside, paths: list[AbsolutePath]) -> None:
+        """Give files of the first of two volumes, which nobody uses, the content that they have in the second; those
+        that it does not have, or that are no text, are removed.
+
+        Raises:
+            Unsafe: a file system of them cannot be changed, or read.
+            Conflict: the first is in use.
+        """
+
+    @abstractmethod
+    def examine(self, volume: Volume) -> Examined:
+        """Read all of a volume that nobody writes, and check the files that its bytes are in.
+
+        Raises:
+            Conflict: somebody uses it, or there is no room for its bytes beside it (an overlay is made whole).
         """
 
     @abstractmethod

@@ -94,8 +94,18 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
+    def flatten(self, volumes: list[Volume]) -> list[Volume]:
+        """Make existing volumes stand on no other one's bytes; what they read as stays. Those that do are left as they
+        are. Each is done by itself, whole or not at all; called again it goes on. Not for volumes in use.
+
+        Raises:
+            Conflict: a volume is in use, or there is no room.
+        """
+
+    @abstractmethod
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
-        """Set the kind, and `made`, of existing volumes; nobody can write an image from then on."""
+        """Set the kind, `made`, the origin and the checksum of existing volumes; nobody can write an image from then
+        on."""
 
     @abstractmethod
     def hold(self, volumes: list[Volume]) -> list[Volume]:

@@ -16,6 +16,7 @@ from storkit.core.guest import Boot, Nic
 from storkit.core.identities import (
     Count,
     GuestName,
+    Hex,
     HostName,
     Line,
     MaybeUuid,
@@ -49,6 +50,17 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """The version of a golden image that a fleet's only member is to become."""
+
+    version: VolumeName
+    uuid: Uuid
+    """Of that volume, which is made in the end."""
+    recipe: Hex
+    """SHA-256 of what it is made from, in the words of who has asked for it, and of its script."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """Guests of one image. Sizes in bytes."""
 
@@ -78,6 +90,7 @@ class Fleet:
     laid: list[Laid] = field(default_factory=list)
     made: dict[GuestName, Made] = field(default_factory=dict)
     """Members to what is theirs, written before that is made."""
+    build: Build | None = None
     created: Line = ""
     expires: Line = ""
     """When `fleet sweep` destroys it (ISO 8601, UTC); empty: never."""
@@ -182,7 +195,7 @@ def save(directory: Path, fleet: Fleet) -> Path:
     file = path(directory, fleet.name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        data = {key: value for key, value in codec.dump(fleet).items() if value not in ("", [], {})}
+        data = {key: value for key, value in codec.dump(fleet).items() if value not in ("", [], {}, None)}
         write_atomic(file, tomli_w.dumps(data), 0o644)
     except OSError as error:
         raise explain(error, file) from error

@@ -82,7 +82,7 @@ _SINCE_2 = {
     ("resize", "served"),
 }
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
-_OF_VOLUMES = ("hold", "generation", "was")
+_OF_VOLUMES = ("hold", "generation", "was", "checksum")
 _RECORDS_SINCE_2 = {
     "clients": ("told",),
     "volumes": _OF_VOLUMES,

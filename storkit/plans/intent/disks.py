@@ -28,15 +28,24 @@ def readable(coordinator: Coordinator, pools: Iterable[str], problems: list[Stor
     return guests
 
 
+def having(coordinator: Coordinator, volumes: list[Volume], problems: list[StorkitError]) -> dict[str, list[str]]:
+    """The guests that have each volume as a disk, by its UUID; files that may name one, and cannot be read, are added
+    to `problems`."""
+    guests = readable(coordinator, [volume.pool for volume in volumes], problems)
+    found = {}
+    for volume in volumes:
+        as_disk = Disk(volume.name, uuid=volume.uuid)
+        found[volume.uuid] = [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]
+    return found
+
+
 def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str, but: Collection[str] = ()) -> None:
     """Raise what speaks against volumes being no more (`verb`: delete, release): the guests that have them, and files
     that may name them. `but`: guests that go with them."""
     problems: list[StorkitError] = []
-    guests = readable(coordinator, [volume.pool for volume in volumes], problems)
+    found = having(coordinator, volumes, problems)
     for volume in volumes:
-        as_disk = Disk(volume.name, uuid=volume.uuid)
-        having = [guest.name for guest in guests if any(_same(as_disk, disk) for disk in _disks(guest))]
-        if owners := [name for name in having if name not in but]:
+        if owners := [name for name in found[volume.uuid] if name not in but]:
             hint = f"storkit guest delete {owners[0]}; or, to let it lose its disk: storkit volume {verb} --force"
             named = f"guest {owners[0]}" if len(owners) == 1 else f"guests {', '.join(owners)}"
             problems.append(Conflict(f"volume {volume.name} is a disk of {named}", f"{hint} {volume.name}"))

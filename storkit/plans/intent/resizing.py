@@ -10,6 +10,7 @@ from storkit.core.guest import Guest
 from storkit.core.model import Export, Volume
 from storkit.core.units import format_size, parse_size
 from storkit.plans import planner
+from storkit.plans.guests import growing
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import readable
@@ -64,7 +65,7 @@ def _grow(coordinator: Coordinator, volume: Volume, size: int, exports: list[Exp
         view = views.guest_view(coordinator, guest.name)
         view.known()
         guests += [(guest.name, host, view.target) for host in view.running]
-    return planner.grow(volume, size, hosts, guests, coordinator.inventory)
+    return growing.grow(volume, size, hosts, guests, coordinator.inventory)
 
 
 def _guests_of(coordinator: Coordinator, volume: Volume) -> list[Guest]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
@@ -137,7 +138,8 @@ class VolumeActs:
         return images.pour(self._coordinator, name, stream, format, compress)
 
     def clone(self, source: str, names: Sequence[str], size: Bytes | None = None) -> list[Volume]:
-        """Make clones of a volume, in its own pool. `size`: at least the source's, which is the default."""
+        """Make clones of a volume, in its own pool: of the newest version of a golden image, or of the one that NAME@3
+        names. `size`: at least the source's, which is the default."""
         names = several(names)
         problems: list[StorkitError] = []
         wanted = 0
@@ -154,8 +156,9 @@ class VolumeActs:
 
         def build() -> Plan:
             from storkit.plans import planner
+            from storkit.plans.intent.golden import versions
 
-            volume = self._survey.volume(source)
+            volume = versions.source(self._coordinator, source)
             if not clones:
                 must_be_free(self._coordinator, names)
             if wanted and wanted < volume.size:
@@ -200,6 +203,18 @@ class VolumeActs:
         from storkit.plans.intent import resizing
 
         return resizing.resize(self._coordinator, name, size, cut_off)
+
+    def flatten(self, names: Sequence[str]) -> list[Volume]:
+        """Let volumes that no host has stand on no other one: what they were cloned from can be deleted then."""
+        names = several(names)
+
+        def build() -> Plan:
+            from storkit.plans import planner
+
+            volumes = self._survey.find_all(names)
+            return planner.flatten(volumes, self._survey.exports(volumes), self._coordinator.inventory)
+
+        return codec.load(list[Volume], self._coordinator.change(build).of("flatten"), strict=False)
 
     def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
         """Delete volumes that no host has, and, without `force`, no guest; their own names."""

@@ -24,6 +24,7 @@ from storkit.plans.verbs.guests import (
     UndefineGuest,
     WakeGuest,
 )
+from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
@@ -44,6 +45,7 @@ from storkit.plans.verbs.volumes import (
     DisownVolumes,
     ExportImage,
     FillVolume,
+    FlattenVolumes,
     ImportTree,
     RelabelVolumes,
     ResizeVolumes,
@@ -52,12 +54,12 @@ from storkit.plans.verbs.volumes import (
 
 _ALL: tuple[type[Verb[Any]], ...] = (
     CreateVolumes, AdoptVolumes, DisownVolumes, ImportTree, CloneVolume, SnapshotVolume, FillVolume, RelabelVolumes,
-    ResizeVolumes, DeleteVolumes, ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters, AttachVolumes,
-    DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest, SendGuest,
-    ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest, ReleaseVolumes,
-    GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
-    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, DrainHost, UndrainHost,
-    GrowExports, GrowGuest,
+    ResizeVolumes, FlattenVolumes, DeleteVolumes, ExportImage, ExportVolumes, UnexportVolumes, CutOff, SetWriters,
+    AttachVolumes, DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest,
+    SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
+    ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
+    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
+    DrainHost, UndrainHost, GrowExports, GrowGuest,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

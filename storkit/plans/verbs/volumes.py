@@ -160,6 +160,17 @@ class ResizeVolumes(BlindVerb):
 
 
 @dataclass(frozen=True)
+class FlattenVolumes(BlindVerb):
+    """Volumes that stand on no other. Nothing to undo: they read as they did."""
+
+    verb: ClassVar[str] = "flatten"
+    volumes: list[Volume]
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).flatten(self.volumes)
+
+
+@dataclass(frozen=True)
 class DeleteVolumes(BlindVerb):
     """Nothing brings the bytes back."""
 

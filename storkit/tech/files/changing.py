@@ -32,17 +32,25 @@ _AT_ONCE = 8
 
 def look(site: Site, volume: Volume) -> Inside:
     """What is in a volume (storkit.images.look_inside)."""
-    with _shared(site, volume), _raw(site, volume) as descriptor:
+    with shared(site, volume), raw(site, volume) as descriptor:
         return ext4.look(descriptor, volume.size)
 
 
 def lay(site: Site, volume: Volume, inside: Inside, laid: Sequence[FileToLay]) -> list[Laid]:
     """Lay files in a volume (storkit.images.lay). An image is never changed: it has what was laid before it was one."""
     if volume.kind != "disk":
-        with _raw(site, volume) as descriptor:
+        with raw(site, volume) as descriptor:
             return ext4.lay(descriptor, inside, laid, write=False)
-    with _own(site, [volume]), _raw(site, volume, write=True) as descriptor:
+    with _own(site, [volume]), raw(site, volume, write=True) as descriptor:
         return ext4.lay(descriptor, inside, laid, write=True)
+
+
+def put_back(site: Site, volume: Volume, source: Volume, inside: Inside, paths: Sequence[str]) -> None:
+    """Give files of a volume back what they are in another (storkit.images.put_back)."""
+    with shared(site, source), raw(site, source) as old:
+        wanted = ext4.read(old, inside, paths)
+    with _own(site, [volume]), raw(site, volume, write=True) as descriptor:
+        ext4.lay(descriptor, inside, wanted, write=True)
 
 
 def write_in(site: Site, volumes: Sequence[Volume], pieces: Mapping[str, Sequence[Piece]]) -> None:
@@ -115,7 +123,7 @@ def _bytes(piece: Piece) -> bytes:
 
 
 @contextmanager
-def _raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
+def raw(site: Site, volume: Volume, write: bool = False) -> Iterator[int]:
     """A volume as an open raw disk; `write`: what is written into it is the volume's once the context ends well."""
     path = Path(volume.path)
     if not volume.path or volume.kind == "tree":
@@ -191,7 +199,7 @@ def _own(site: Site, volumes: Sequence[Volume]) -> Iterator[None]:
 
 
 @contextmanager
-def _shared(site: Site, volume: Volume) -> Iterator[None]:
+def shared(site: Site, volume: Volume) -> Iterator[None]:
     if volume.kind != "disk":
         yield
         return

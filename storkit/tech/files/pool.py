@@ -19,11 +19,11 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume
+from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
-from storkit.tech.files import adopting, clonefile, resizing, volumefile
+from storkit.tech.files import adopting, clonefile, flattening, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
@@ -129,6 +129,12 @@ class FilePool(KeepsGuests):
                     resizing.resize(directory, sidecar, volume.size)
         return self._found(volumes)
 
+    def flatten(self, volumes: list[Volume]) -> list[Volume]:
+        flattening.flatten(
+            self.site, lambda: self._locked("flatten"), volumes, lambda todo: self._busy(todo, "flattened")
+        )
+        return self._found(volumes)
+
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("relabel") as directory:
             known = directory.known(volumes)
@@ -144,7 +150,7 @@ class FilePool(KeepsGuests):
             for volume, sidecar in zip(volumes, known, strict=True):
                 files.change_mode(directory.data(volume.name, sidecar.volume.format), volumefile.mode(volume))
             changed = [
-                replace(sidecar, volume=replace(sidecar.volume, kind=volume.kind, made=volume.made))
+                replace(sidecar, volume=relabelled(sidecar.volume, volume))
                 for volume, sidecar in zip(volumes, known, strict=True)
             ]
             directory.write([now for now, was in zip(changed, known, strict=True) if now != was])
@@ -464,7 +470,7 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="")
+    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="", checksum="")
     return replace(named, format=format, made=made, created=volume.created or now)
 
 

@@ -235,7 +235,9 @@ class VolumeDirectory:
         for uuid, names in users.items():
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             message = f"volume {bases[uuid]} cannot be {what}: {shown} stand{'s' if len(names) == 1 else ''} on it"
-            problems.append(Conflict(message, f"delete them first: storkit volume delete {' '.join(names[:5])}"))
+            few = " ".join(names[:5])
+            hint = f"delete them first: storkit volume delete {few}; or: storkit volume flatten {few}"
+            problems.append(Conflict(message, hint))
         return problems
 
     def write(self, sidecars: Sequence[Sidecar]) -> None:

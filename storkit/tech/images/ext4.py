@@ -144,6 +144,30 @@ def lay(descriptor: int, inside: Inside, files: Sequence[FileToLay], write: bool
     return laid
 
 
+def read(descriptor: int, inside: Inside, paths: Sequence[str]) -> list[FileToLay]:
+    """Files of an open raw disk, as they would be laid in another; absent are those that are not there, or are no
+    text, as a random seed."""
+    asked = [FileToLay(path, "") for path in paths]
+    with _contents(asked, empty=True) as copies:
+        questions = [
+            word for path, copy in zip(paths, copies, strict=True) for word in (f"stat {path}", f"dump {path} {copy}")
+        ]
+        answers = _ask(descriptor, inside.offset, questions, copies.descriptors)
+        contents = [os.pread(copy, os.fstat(copy).st_size, 0) for copy in copies.descriptors]
+    found = []
+    for path, stat, content in zip(paths, answers[::2], contents, strict=True):
+        mode = re.search(r"Type: regular\s+Mode:\s+([0-7]+)", stat)
+        try:
+            found.append(FileToLay(path, content.decode(), int(mode[1], 8) & 0o7777) if mode else _gone(path))
+        except UnicodeDecodeError:
+            found.append(_gone(path))
+    return found
+
+
+def _gone(path: str) -> FileToLay:
+    return FileToLay(path, "", absent=True)
+
+
 def _write(descriptor: int, inside: Inside, files: Sequence[FileToLay]) -> None:
     _refuse_odd(descriptor, inside, files)
     wanted = [file for file in files if not file.absent]

@@ -155,7 +155,7 @@ def tags_of(volume: Volume) -> dict[str, str]:
     tags = {"uuid": volume.uuid, "kind": volume.kind, "size": str(volume.size), "made": volume.made}
     tags |= {"created": volume.created} | ({"origin": volume.origin} if volume.origin else {})
     tags |= {"generation": str(volume.generation)} if volume.generation else {}
-    tags |= {"was": volume.was} if volume.was else {}
+    tags |= {key: value for key, value in (("was", volume.was), ("checksum", volume.checksum)) if value}
     return tags | ({"hold": json.dumps(codec.dump(volume.hold))} if volume.hold else {})
 
 
@@ -194,7 +194,7 @@ def volume_of(lv: LogicalVolume, missing: Sequence[str] = ()) -> Volume:
     return Volume(
         lv.name, tags["uuid"], size, kind=kind, format="raw", origin=tags.get("origin", ""),  # type: ignore[arg-type]
         made=tags["made"], created=tags["created"], hold=_hold(lv), generation=int(tags.get("generation", 0)),
-        was=tags.get("was", ""),
+        was=tags.get("was", ""), checksum=tags.get("checksum", ""),
     )  # fmt: skip
 
 
@@ -223,6 +223,7 @@ _VALUES = {
     "made": re.compile(".*"),
     "created": re.compile(".*"),
     "generation": re.compile("[0-9]{1,18}", re.ASCII),
+    "checksum": re.compile("(sha256:[0-9a-f]{64})?", re.ASCII),
     "was": re.compile(r"(/dev/[A-Za-z0-9_.+-]+/[A-Za-z0-9_.+-]+)?", re.ASCII),
 }
 _UNSAID = {"generation": "0"}

@@ -23,7 +23,7 @@ _TRY = scaled(10.0)
 _GET_IN = scaled(60.0)
 """Seconds that ssh has to get into a member that is up."""
 _AGAIN = 0.5
-_LOST = 255
+LOST = 255
 """ssh's own exit status where it did not get in (ssh(1), EXIT STATUS)."""
 USER = "root"
 
@@ -110,13 +110,14 @@ def entrances(
     ]
 
 
-def run(doors: Sequence[Entrance], command: Sequence[str], timeout: float) -> list[Said]:
-    """Run a command in members at the same time. Its words are one text for a shell there, as ssh(1) has it."""
+def run(doors: Sequence[Entrance], command: Sequence[str], timeout: float, stdin: str = "") -> list[Said]:
+    """Run a command in members at the same time. Its words are one text for a shell there, as ssh(1) has it; `stdin`
+    is what each reads."""
     if not command:
         raise UsageError("no command is given", "storkit fleet run NAME -- hostname")
     check_seconds(timeout)
     with ThreadPoolExecutor(min(_AT_ONCE, len(doors))) as pool:
-        return list(pool.map(lambda door: _run(door, command, timeout, _GET_IN), doors))
+        return list(pool.map(lambda door: _run(door, command, timeout, _GET_IN, stdin), doors))
 
 
 def wait(doors: Sequence[Entrance], timeout: float) -> None:
@@ -125,8 +126,12 @@ def wait(doors: Sequence[Entrance], timeout: float) -> None:
     end = time.monotonic() + timeout
     problems: list[StorkitError] = []
 
+    def tried(door: Entrance) -> Said:
+        within = min(_TRY, max(1.0, end - time.monotonic()))
+        return _run(door, ["true"], 2 * within, within)
+
     def answers(door: Entrance) -> None:
-        while (said := _run(door, ["true"], 2 * _TRY, _TRY)).status:
+        while (said := tried(door)).status:
             if time.monotonic() >= end:
                 reason = said.stderr.strip().splitlines()[-1:] or ["it says nothing"]
                 message = f"{door.member} does not let ssh in after {timeout:g} seconds: {reason[0]}"
@@ -139,14 +144,14 @@ def wait(doors: Sequence[Entrance], timeout: float) -> None:
     raise_problems(problems)
 
 
-def _run(door: Entrance, command: Sequence[str], timeout: float, within: float) -> Said:
+def _run(door: Entrance, command: Sequence[str], timeout: float, within: float, stdin: str = "") -> Said:
     argv = door.argv(*command, within=within)
     try:
-        done = run_program(argv, ok=range(256), timeout=timeout, package="openssh-client")
+        done = run_program(argv, ok=range(256), timeout=timeout, stdin=stdin or None, package="openssh-client")
     except TimedOut:
-        return Said(door.member, _LOST, "", f"it did not end within {timeout:g} seconds")
+        return Said(door.member, LOST, "", f"it did not end within {timeout:g} seconds")
     except CommandFailed as error:
-        return Said(door.member, _LOST, "", error.stderr)
+        return Said(door.member, LOST, "", error.stderr)
     return Said(door.member, done.status, done.stdout, done.stderr)
 
 

@@ -26,7 +26,7 @@ from storkit.core.imagefiles import Inside, Laid
 from storkit.core.model import Volume
 from storkit.guests import clone as clones
 from storkit.guests.fleets import identity, keys, record, seed
-from storkit.guests.fleets.record import LONGEST_NAME, MOST, Fleet, Made
+from storkit.guests.fleets.record import LONGEST_NAME, MOST, Build, Fleet, Made
 from storkit.guests.limits import card_problems
 from storkit.plans import migration, planner
 from storkit.plans.guests import running
@@ -36,6 +36,7 @@ from storkit.plans.intent.disks import refuse_to_lose
 from storkit.plans.intent.fleets import members as present
 from storkit.plans.intent.fleets import unmaking
 from storkit.plans.intent.fleets.members import Found
+from storkit.plans.intent.golden import versions
 from storkit.plans.intent.kept import checkout, sources
 from storkit.plans.intent.making import Bytes, clone_format, in_bytes, must_be_free, new_volume
 from storkit.plans.plan import Plan, Stages, Step
@@ -69,18 +70,21 @@ class FleetWish:
     though it was not found; none: not at all."""
     ttl: str = ""
     """How long the fleet lives: 30m, 2h, 1d; empty: until it is destroyed."""
+    build: Build | None = None
+    """The version of an image that its member is to become."""
 
 
 def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish) -> Fleet:
     """Make a fleet, or what is missing of it; its record."""
     _check(name, wish)
-    image = coordinator.survey.volume(wish.image)
+    old = record.load(directory, name) if name in record.names(directory) else None
+    # A fleet that is there stays with the version that it was made of.
+    image = versions.source(coordinator, wish.image, old.image if old else "")
     if image.kind != "image":
         raise Conflict(
             f"volume {image.name} is a {image.kind}, and no golden image: its clones would be of what it is by then",
             f"storkit volume import --golden FILE NAME, or storkit volume clone {image.name} NEW for one guest",
         )
-    old = record.load(directory, name) if name in record.names(directory) else None
     fleet = _wanted(coordinator, name, wish, image, old)
     if old:
         record.refuse_change(old, fleet)
@@ -242,7 +246,7 @@ def _wanted(coordinator: Coordinator, name: str, wish: FleetWish, image: Volume,
         name, str(uuid4()), image.name, image.uuid, image.pool, wish.count, max(2, len(str(wish.count))),
         in_bytes(wish.memory), wish.vcpus, wish.hypervisor or coordinator.inventory.defaults.hypervisor, hosts, boot,
         wish.bridge,
-        list(wish.settings), created=datetime.now(UTC).isoformat(timespec="seconds"),
+        list(wish.settings), build=wish.build, created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     if old is not None:
         if fleet.width > old.width:

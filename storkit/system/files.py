@@ -43,6 +43,19 @@ def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
     return descriptor
 
 
+def set_length(path: Path, size: int) -> None:
+    """Make a regular file longer or shorter, in bytes. Raises as `open_plain`.
+
+    Not by a descriptor that may write: to get one without waiting is refused (EAGAIN) while an NFS client of this host
+    has a delegation of the file, which is called back for it.
+    """
+    descriptor = open_plain(path, os.O_PATH)
+    try:
+        os.truncate(f"/proc/self/fd/{descriptor}", size)
+    finally:
+        os.close(descriptor)
+
+
 def is_device(path: Path) -> bool:
     """Whether a volume is a block device, such as LVM's; a link to one in a pool's directory is none.
 

@@ -36,10 +36,8 @@ OTHER = "5b0c4f0e-6f0c-4f6e-9d0a-0d4a0d0f4b11"
 
 
 def test_the_disks_of_a_domain() -> None:
-    """What `virsh domblklist` of libvirt 9.0 prints."""
-    text = """ Target   Source
----------------------------------------
- vda      /dev/storkit/web
+    """What `virsh --quiet domblklist` of libvirt 9.0 prints."""
+    text = """ vda      /dev/storkit/web
  sda      -
  hdc      /srv/a b.iso
 

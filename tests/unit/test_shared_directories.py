@@ -357,3 +357,17 @@ def test_a_directory_of_the_systems_is_not_closed(tmp_path: Path, monkeypatch: p
         with pytest.raises(Unsafe, match="the system's own"):
             files.make_private(path)
     assert own.stat().st_mode & 0o7777 == 0o755
+
+
+def test_only_a_file_gets_another_length(tmp_path: Path) -> None:
+    """A link is not followed, and a FIFO not waited for."""
+    file, link, fifo = tmp_path / "file", tmp_path / "link", tmp_path / "fifo"
+    file.write_bytes(b"x")
+    link.symlink_to(file)
+    os.mkfifo(fifo)
+    files.set_length(file, 4096)
+    assert file.read_bytes() == b"x" + bytes(4095)
+    for other in (link, fifo, tmp_path):
+        with pytest.raises(Unsafe):
+            files.set_length(other, 0)
+    assert file.stat().st_size == 4096

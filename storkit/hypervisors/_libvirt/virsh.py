@@ -50,7 +50,7 @@ class State:
 
 def parse_blocks(text: str) -> list[tuple[str, str]]:
     """`virsh domblklist`: the disks of a domain, each by its target, and where it is (a path, an export's name)."""
-    rows = [line.split(maxsplit=1) for line in text.splitlines()[2:]]
+    rows = [line.split(maxsplit=1) for line in text.splitlines()]
     return [(row[0], row[1].strip()) for row in rows if len(row) == 2]
 
 

@@ -58,13 +58,7 @@ def resize(path: Path, format: str, size: int, shrink: bool = False) -> None:
     if now == size:
         return
     if format == "raw":
-        # Not by a descriptor that may write: to get one, without waiting, is refused where an NFS client of this host
-        # has a delegation of the file, which is called back now.
-        descriptor = files.open_plain(path, os.O_PATH)
-        try:
-            os.truncate(f"/proc/self/fd/{descriptor}", size)
-        finally:
-            os.close(descriptor)
+        files.set_length(path, size)
         return
     option = ["--shrink"] if shrink and size < now else []
     run(

@@ -14,6 +14,11 @@ from tests.guestkit import bootsector
 pytestmark = pytest.mark.e2e
 
 MIB = 1 << 20
+POINTS = [
+    pytest.param(f"{when}:{number}", marks=[] if when == "after" else [pytest.mark.slow])
+    for number in (2, 3, 4, 5)
+    for when in ("before", "after")
+]
 
 
 def seen(world: World, host: str) -> int:
@@ -64,7 +69,7 @@ def test_under_its_guest(world: World, request: pytest.FixtureRequest) -> None:
 
 
 @each_format
-@pytest.mark.parametrize("point", [f"{when}:{number}" for number in (2, 3, 4, 5) for when in ("before", "after")])
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_step_it_is_resumed(world: World, point: str) -> None:
     world.guest()
     world.storkit("guest", "start", "g", "--on", "b")

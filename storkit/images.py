@@ -16,7 +16,6 @@ from pathlib import Path
 
 from storkit.core.backend import Site
 from storkit.core.errors import (
-    Conflict,
     NotFound,
     StorkitError,
     Unsafe,
@@ -28,9 +27,8 @@ from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, I
 from storkit.core.model import Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
-from storkit.system.block import blockdevice
 from storkit.tech.athand import at_hand
-from storkit.tech.files import streams, volumefile
+from storkit.tech.files import refilling, streams
 from storkit.tech.files.sidecar import SPOOL, rename_new
 from storkit.tech.images import checksums, exporting, headers, qemuimg, unpack
 
@@ -73,7 +71,6 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     if not volume.path:
         raise UsageError(f"volume {volume.name} has no path on {site.host}", "its pool cannot be filled from an image")
     at_hand([volume])
-    target = Path(volume.path)
     lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="image import")
     try:
         with _opened(source) as (path, file):
@@ -86,12 +83,19 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
                 info = _fill_unpacked(site, volume, path, kind, format, max_size or headers.MAX_SIZE)
             else:
                 info = inspect(site, source, format, checksum, max_size)
-                _convert_in(site, volume, target, path, info)
+                _convert_in(site, volume, path, info)
             if _fingerprint(file) != before:
                 raise Unsafe(f"{path} was changed while it was imported", "import it again when nobody writes it")
     finally:
         lock.release(remove=True)
     return info
+
+
+def refill(site: Site, volumes: list[Volume]) -> None:
+    """Give the first of two volumes, which must be marked as importing, the content of the second."""
+    at_hand(volumes)
+    volume, source = volumes
+    refilling.refill(site, volume, source)
 
 
 def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", compress: bool = False) -> ImageFile:
@@ -288,39 +292,14 @@ def _fill_unpacked(site: Site, volume: Volume, path: Path, kind: str, format: st
                 problem.message = problem.message.replace(str(spool), str(path))
                 problem.args = (problem.message,)
             raise
-        _convert_in(site, volume, Path(volume.path), spool, info)
+        _convert_in(site, volume, spool, info)
     return replace(info, source=str(path), compression=kind, file_size=path.stat().st_size)
 
 
-def _convert_in(site: Site, volume: Volume, target: Path, source: Path, info: ImageInfo) -> None:
+def _convert_in(site: Site, volume: Volume, source: Path, info: ImageInfo) -> None:
     if volume.size < info.virtual_size:
         raise _too_small(volume, format_size(info.virtual_size))
-    arguments = ["-n", "--target-image-opts", "-S", "64k"]
-    source_node = qemuimg.node(info.format, source, alone=True)
-
-    def progress(part: float) -> None:
-        site.progress(part, f"importing {volume.name}")
-
-    if not files.is_device(target):
-        free = os.statvfs(target.parent)
-        if info.required > free.f_bavail * free.f_frsize:
-            needed = format_size(info.required)
-            raise Conflict(f"no room for {volume.name}: it takes {needed}", f"free some: df -h {target.parent}")
-        # Emptied first, by storkit: what an attempt before this one left would show through.
-        descriptor = files.open_plain(target, os.O_RDWR)
-        try:
-            volumefile.make_empty(descriptor, volume.format, volume.size)
-            into = qemuimg.target_options(volume.format, Path(files.by_descriptor(descriptor)))
-            arguments += ["--target-is-zero", source_node, into]
-            qemuimg.convert(arguments, volume.size, target, progress, [descriptor])
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return
-    arguments += [source_node, qemuimg.target_options(volume.format, target)]
-    qemuimg.convert(arguments, volume.size, target, progress)
-    with blockdevice.opened(str(target)) as device:
-        os.fsync(device)
+    refilling.write(site, volume, qemuimg.node(info.format, source, alone=True), info.required, "importing")
 
 
 @contextmanager

@@ -119,6 +119,13 @@ def flatten(session: Session, options: Namespace) -> None:
     _report(session, session.site.volumes.flatten(options.names), "stands on no other volume")
 
 
+def restore(session: Session, options: Namespace) -> None:
+    done = session.site.volumes.restore(options.name, options.snapshot, options.discard)
+    text = _made_lines([done.volume], f"as it was in {options.snapshot}")
+    text += f"\nwhat it was before is kept as {done.kept}" if done.kept else ""
+    session.result([{**codec.dump(done.volume), "kept": done.kept}], text)
+
+
 def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": session.site.volumes.delete(options.names, options.force)})
 

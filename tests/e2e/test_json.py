@@ -163,6 +163,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("volume", "import", "boot.img", "golden", "--golden")
     storkit("volume", "clone", "golden", "g", "other")
     storkit("volume", "snapshot", "data", "kept")
+    storkit("volume", "restore", "data", "kept", "--discard")
     storkit("volume", "resize", "data", "2MiB")
     storkit("volume", "flatten", "other")
     storkit("volume", "export", "data", "data.img")

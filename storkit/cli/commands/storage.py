@@ -111,6 +111,17 @@ COMMANDS = (
     ),
     Command(
         "volume",
+        "restore",
+        "set a volume back to what it was when a snapshot of it was made",
+        "volume:restore",
+        (
+            A_VOLUME,
+            arg("snapshot", help="the snapshot", metavar="SNAPSHOT", complete="volumes"),
+            arg("--discard", help="do not keep what it is now as another snapshot", action="store_true"),
+        ),
+    ),
+    Command(
+        "volume",
         "resize",
         "give a volume another size",
         "volume:resize",

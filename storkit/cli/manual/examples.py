@@ -61,6 +61,10 @@ EXAMPLES = {
     "volume snapshot": (
         ("storkit volume snapshot web web-before-upgrade", "Keep web as it is now, under a second name."),
     ),
+    "volume restore": (
+        ("storkit volume restore web web-monday", "Set a disk back; what it is now is kept as another snapshot."),
+        ("storkit volume restore web web-monday --discard", "What it is now is lost."),
+    ),
     "volume resize": (
         ("storkit volume resize web 40GiB", "Grow the disk, also of a running guest; it grows its file system itself."),
         ("storkit volume resize web +5GiB", "Five GiB more than it has."),

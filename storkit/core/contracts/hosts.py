@@ -60,6 +60,17 @@ class ImageVerbs(ABC):
         """
 
     @abstractmethod
+    def refill(self, volumes: list[Volume]) -> None:
+        """Give the first of two volumes, which must be marked as importing, the content of the second; it starts anew
+        when called again. What lies beyond that reads as zeros.
+
+        Raises:
+            Conflict: no room, or the first is in use.
+            Unsafe: it is not marked.
+            UsageError: it is smaller than the second.
+        """
+
+    @abstractmethod
     def export_image(self, volume: Volume, file: Line, format: Word = "qcow2", compress: bool = False) -> ImageFile:
         """Write a volume to a new image file, whole or not at all.
 

@@ -30,6 +30,7 @@ from storkit.plans.lookup import parts
 if TYPE_CHECKING:  # who only looks at volumes plans nothing, and needs nothing that plans
     from storkit.plans.intent.adopting.volumes import Released
     from storkit.plans.intent.resizing import Resized
+    from storkit.plans.intent.restoring import Restored
     from storkit.plans.plan import Plan
 
 
@@ -195,6 +196,13 @@ class VolumeActs:
             return planner.snapshot(volume, kept[0], self._coordinator.inventory)
 
         return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def restore(self, name: str, snapshot: str, discard: bool = False) -> Restored:
+        """Set a volume that no host has back to what it was when a snapshot of it was made; its UUID and its name stay.
+        What it is now is kept as another snapshot, unless that is to be discarded."""
+        from storkit.plans.intent import restoring
+
+        return restoring.restore(self._coordinator, name, snapshot, discard)
 
     def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Resized:
         """Give a volume another size: `+5GiB` is that much more. A larger one also while it is in use; whether its

@@ -40,6 +40,7 @@ from storkit.plans.verbs.sleeping import (
 from storkit.plans.verbs.volumes import (
     AdoptVolumes,
     CloneVolume,
+    CloseVolume,
     CreateVolumes,
     DeleteVolumes,
     DisownVolumes,
@@ -47,6 +48,7 @@ from storkit.plans.verbs.volumes import (
     FillVolume,
     FlattenVolumes,
     ImportTree,
+    RefillVolume,
     RelabelVolumes,
     ResizeVolumes,
     SnapshotVolume,
@@ -59,7 +61,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
     ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
-    DrainHost, UndrainHost, GrowExports, GrowGuest,
+    DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -129,6 +129,19 @@ class FillVolume(BlindVerb):
 
 
 @dataclass(frozen=True)
+class RefillVolume(BlindVerb):
+    """A volume that is marked as importing gets the content of another. Nothing brings back what it had."""
+
+    verb: ClassVar[str] = "refill"
+    undoable = False
+    volume: Volume
+    source: Volume
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).images.refill([self.volume, self.source])
+
+
+@dataclass(frozen=True)
 class RelabelVolumes(Verb[list[Volume]]):
     """Another kind, or another word for how they were made."""
 
@@ -143,6 +156,15 @@ class RelabelVolumes(Verb[list[Volume]]):
 
     def undo(self, run: Run, step: Step, before: list[Volume]) -> None:
         run.on(step.host).pool(step.target).relabel(before)
+
+
+@dataclass(frozen=True)
+class CloseVolume(RelabelVolumes):
+    """Volumes are marked, so that nothing uses them while their content is written over. That is not taken back: by
+    then it may be neither the old nor the new one."""
+
+    verb: ClassVar[str] = "close"
+    undoable = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def test_its_guests_are_started_and_it_writes_nothing_more(world: World) -> None
     refused = world.storkit("host", "evacuate", "a", ok=5).stderr
     assert "host a answers" in refused and "next: storkit host drain a" in refused
     world.inventory.write_text(SILENT)
+    assert "next: if it has died: storkit host evacuate a" in world.storkit("host", "drain", "a", ok=7).stderr
     plan = world.storkit("-n", "host", "evacuate", "a", *TO)
     assert "fence a at s" in plan.stdout and plan.stderr.count("would be started on") == 3
     done = world.storkit("--json", "host", "evacuate", "a", *TO, "--first", "g3").json

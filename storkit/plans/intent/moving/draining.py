@@ -10,6 +10,7 @@ from functools import partial
 
 from storkit.core.errors import (
     Conflict,
+    HostUnreachable,
     NotFound,
     StorkitError,
     Unsupported,
@@ -77,7 +78,10 @@ def drain(coordinator: Coordinator, host: str, wish: DrainWish) -> Emptied:
     source = coordinator.host(host)
     check_seconds(wish.timeout)
     check_at_once(wish.at_once)
-    coordinator.connections.to(source)  # where it is silent, nothing can be moved from it
+    try:
+        coordinator.connections.to(source)
+    except HostUnreachable as error:  # nothing can be moved from it
+        raise HostUnreachable(error.message, f"if it has died: storkit host evacuate {source}") from error
     hosts = destinations(coordinator, source, wish.to)
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     planned = Stages()

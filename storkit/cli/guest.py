@@ -152,7 +152,11 @@ def stop(session: Session, options: Namespace) -> None:
 
 
 def delete(session: Session, options: Namespace) -> None:
-    session.site.guests.delete(options.name)
+    try:
+        session.site.guests.delete(options.name)
+    except NotFound:
+        if not options.if_exists:
+            raise
     session.result({"deleted": options.name})
 
 

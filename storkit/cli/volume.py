@@ -21,7 +21,8 @@ STANDARD = "-"
 
 
 def create(session: Session, options: Namespace) -> None:
-    _report(session, [session.site.volumes.create(options.name, options.size, options.pool or "")], "created")
+    volume = session.site.volumes.create(options.name, options.size, options.pool or "", options.if_missing)
+    _report(session, [volume], "created")
 
 
 def adopt(session: Session, options: Namespace) -> None:
@@ -127,7 +128,7 @@ def restore(session: Session, options: Namespace) -> None:
 
 
 def delete(session: Session, options: Namespace) -> None:
-    session.result({"deleted": session.site.volumes.delete(options.names, options.force)})
+    session.result({"deleted": session.site.volumes.delete(options.names, options.force, options.if_exists)})
 
 
 def list_(session: Session, options: Namespace) -> None:

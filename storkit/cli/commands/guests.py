@@ -1,6 +1,18 @@
 """Commands for guests and their migrations."""
 
-from storkit.cli.commands.words import A_GUEST, AT_ONCE, GUEST, HOST, REMOVABLE, SOME_GUESTS, TO, VOLUME, Command, arg
+from storkit.cli.commands.words import (
+    A_GUEST,
+    AT_ONCE,
+    GUEST,
+    HOST,
+    IF_EXISTS,
+    REMOVABLE,
+    SOME_GUESTS,
+    TO,
+    VOLUME,
+    Command,
+    arg,
+)
 
 COMMANDS = (
     Command(
@@ -190,7 +202,9 @@ COMMANDS = (
         (A_GUEST, arg("--force", help="also what opens more of its host than before", action="store_true")),
     ),
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
-    Command("guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST,)),
+    Command(
+        "guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST, IF_EXISTS)
+    ),
     Command(
         "migrate",
         "run",

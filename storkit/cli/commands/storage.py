@@ -1,6 +1,6 @@
 """Commands for pools, volumes and attachments."""
 
-from storkit.cli.commands.words import A_POOL, A_VOLUME, FORMATS, HOST, ON, POOL, VOLUME, Command, arg
+from storkit.cli.commands.words import A_POOL, A_VOLUME, FORMATS, HOST, IF_EXISTS, ON, POOL, VOLUME, Command, arg
 
 COMMANDS = (
     Command("pool", "list", "list the pools and how full they are", "host:pools", ()),
@@ -21,6 +21,7 @@ COMMANDS = (
             arg("name", help="the new volume's name", metavar="NAME"),
             arg("size", help="its size: 512MiB, 10G, 1.5T (powers of 1024); 10GB is of 1000", metavar="SIZE"),
             POOL,
+            arg("--if-missing", help="one of this name and size that is there is as good", action="store_true"),
         ),
     ),
     Command(
@@ -151,6 +152,7 @@ COMMANDS = (
         (
             arg("names", help="the volumes", nargs="+", **VOLUME),
             arg("--force", help="also disks of guests that are defined", action="store_true"),
+            IF_EXISTS,
         ),
     ),
     Command("volume", "list", "list the volumes", "volume:list_", (POOL,)),

@@ -45,6 +45,7 @@ POOL = arg("--pool", help="the pool (default: the inventory's)", metavar="POOL",
 ON = arg("--on", help="the host", required=True, **HOST)
 TO = arg("--to", help="the destination: a host's name or URL", required=True, **HOST)
 AT_ONCE = arg("--at-once", help="how many guests move at the same time (default: 2)", type=int, default=2, metavar="N")
+IF_EXISTS = arg("--if-exists", help="one that is not there is as good as deleted", action="store_true")
 ACCEPT = arg(
     "--file", help="the file that says what this host accepts (default: /etc/storkit/accept.toml)", metavar="FILE"
 )

@@ -74,6 +74,7 @@ EXAMPLES = {
         ("storkit volume flatten web", "Give web all its bytes: it needs the image debian no longer."),
     ),
     "volume delete": (
+        ("storkit volume delete web --if-exists", "For a script: gone already is as good."),
         ("storkit volume delete web-before-upgrade", "Delete one volume for good."),
         ("storkit volume delete web db --force", "Delete these two, though defined guests name them."),
     ),

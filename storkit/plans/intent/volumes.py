@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from storkit.core import codec
-from storkit.core.errors import StorkitError, UsageError, collected, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
+from storkit.core.inventory import PoolConfig
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
 from storkit.core.units import format_size
 from storkit.plans.intent.coordinator import Coordinator
@@ -64,8 +65,9 @@ class VolumeActs:
         self._coordinator = coordinator
         self._survey = coordinator.survey
 
-    def create(self, name: str, size: Bytes, pool: str = "") -> Volume:
-        """Make an empty volume. `pool`: the inventory's default if none is named."""
+    def create(self, name: str, size: Bytes, pool: str = "", if_missing: bool = False) -> Volume:
+        """Make an empty volume. `pool`: the inventory's default if none is named. `if_missing`: one of this name and
+        size that is there, in this pool, is as good."""
         problems: list[StorkitError] = []
         with collected(problems):
             bytes_ = in_bytes(size)
@@ -75,6 +77,9 @@ class VolumeActs:
             check_name("volume", name)
         raise_problems(problems)
 
+        if if_missing and (there := self._there(name, config, bytes_)):
+            return there
+
         def build() -> Plan:
             from storkit.plans import planner
 
@@ -82,6 +87,17 @@ class VolumeActs:
             return planner.create([new_volume(config, name, bytes_)], self._coordinator.inventory)
 
         return made(self._coordinator, self._coordinator.change(build))[0]
+
+    def _there(self, name: str, pool: PoolConfig, size: int) -> Volume | None:
+        """The disk of this name, pool and size; None: there is no volume of that name. Raises Conflict: another is."""
+        try:
+            found = self._survey.volume(name)
+        except NotFound:
+            return None
+        if (found.pool, found.size, found.kind) == (pool.name, size, "disk") and found.made != "importing":
+            return found
+        what = f"{found.kind} of {format_size(found.size)} in pool {found.pool}"
+        raise Conflict(f"volume {name} exists already, and is another: a {what}", f"storkit volume show {name}")
 
     def adopt(self, place: str | Path, name: str = "", *, host: str = "", pool: str = "") -> Volume:
         """Make a volume of what is there, and copy nothing. `place`: the path of a file or of a device, or VG/LV, on
@@ -224,9 +240,14 @@ class VolumeActs:
 
         return codec.load(list[Volume], self._coordinator.change(build).of("flatten"), strict=False)
 
-    def delete(self, names: Sequence[str], force: bool = False) -> list[str]:
-        """Delete volumes that no host has, and, without `force`, no guest; their own names."""
+    def delete(self, names: Sequence[str], force: bool = False, if_exists: bool = False) -> list[str]:
+        """Delete volumes that no host has, and, without `force`, no guest; their own names. `if_exists`: those that
+        are not there are as good as deleted; that they are not must be known of every host."""
         names = several(names)
+        if if_exists:
+            names = [name for name in names if self._exists(name)]
+            if not names:
+                return []
 
         def build() -> Plan:
             from storkit.plans import planner
@@ -242,6 +263,13 @@ class VolumeActs:
         for name in gone:
             self._survey.hints.drop(name)
         return gone
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._survey.volume(name)
+        except NotFound:
+            return False
+        return True
 
     def listing(self, pool: str = "") -> Listing:
         """The volumes of a pool, or of all that answer."""

@@ -155,7 +155,10 @@ class Lvm(KeepsGuests):
     def relabel(self, volumes: list[Volume]) -> list[Volume]:
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
-            changed = [old for volume, old in zip(volumes, known, strict=True) if volume.kind != old.kind]
+            both = list(zip(volumes, known, strict=True))
+            changed = [
+                old for volume, old in both if volume.kind != old.kind or volume.made == checks.IMPORTING != old.made
+            ]
             group = self._settled(group, changed)
             problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])

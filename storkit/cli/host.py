@@ -73,24 +73,28 @@ def drain(session: Session, options: Namespace) -> int:
 
 
 def evacuate(session: Session, options: Namespace) -> int:
-    """10 if guests run nowhere."""
+    """10 if guests were not started, or the host was not cut off everywhere."""
     from storkit.api import EvacuationWish
 
     wish = EvacuationWish(options.to, options.first, options.confirmed_off)
     done = session.site.hosts.evacuate(options.host, wish)
     for each in done.left:
         output.explain(each.error)
+    for problem in done.problems:
+        output.explain(problem)
     data = {
         "host": done.host,
+        "problems": [problem.to_json() for problem in done.problems],
         "lost": codec.dump(done.lost),
         "started": [{"guest": guest, "host": host} for guest, host in done.started.items()],
         "left": [{"guest": each.guest, "error": each.error.to_json()} for each in done.left],
     }
-    lines = [f"{done.host} is cut off, until storkit unfence {done.host}"]
+    cut = "is not cut off everywhere" if done.problems else f"is cut off, until storkit unfence {done.host}"
+    lines = [f"{done.host} {cut}"]
     lines += [f"{guest} runs on {host}" for guest, host in done.started.items()]
-    lines += [f"{each.guest} runs nowhere" for each in done.left]
+    lines += [f"{each.guest} was not started" for each in done.left]
     session.result(data, "\n".join(lines))
-    return StepFailed.exit_code if done.left else 0
+    return StepFailed.exit_code if done.left or done.problems else 0
 
 
 def undrain(session: Session, options: Namespace) -> None:
@@ -167,7 +171,7 @@ def status(session: Session, options: Namespace) -> int:
         return _checked(session, found)
     rows = [(held.volume, held.home, held.client, held.right, held.there) for held in found.holdings]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
-    parts += found.others
+    parts += found.others + found.doubled
     parts += [
         f"host {host} takes no guests: {said.by} drains it since {said.since}" for host, said in found.drained.items()
     ]
@@ -201,7 +205,7 @@ def _checked(session: Session, found: Overview) -> int:
     critical = [f"host {host} does not answer" for host in site.silent if host not in site.off]
     critical += [f"host {host} cannot say all: {in_a_line(error)}" for (host, _), error in site.unread.items()]
     critical += [f"pool {pool} cannot be looked at: {in_a_line(error)}" for pool, error in site.failed.items()]
-    critical += found.others
+    critical += found.others + found.doubled
     critical += [f"guest {state.name} is paused on {state.host}: {state.reason}" for state in found.paused]
     critical += [
         f"{export.volume} is not served to {export.client} by {home}"

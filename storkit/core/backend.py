@@ -237,6 +237,8 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     moves: ClassVar[bool] = True
     """Whether a running guest can leave its process: by live migration, or into a file."""
+    reconnects: ClassVar[bool] = True
+    """Whether its guests wait for an NBD server of QEMU's that has ended their connection, and connect again."""
     keeps: ClassVar[bool] = False
     """Whether it keeps the configurations of guests itself, whoever made them."""
 

@@ -93,6 +93,7 @@ class Libvirt(Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "libvirt"
+    reconnects = False
     keeps: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(tools={"virsh": PACKAGE})
     Settings: ClassVar[type] = LibvirtSettings

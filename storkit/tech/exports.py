@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol
 
@@ -125,14 +125,24 @@ class HomeExports(ABC, Generic[G]):
             raise_problems(problems)
             before = [grant.volume.size for grant in grants]
             _sized(grants, (uuids[grant.volume.uuid].size for grant in grants))
+            # Saved first: what is cut short now, `restore` ends as well.
+            self._grants.save(grants)
             try:
                 self._enlarge(grants)
             except StorkitError:
-                _sized(grants, before)
-                self._give(grants)  # whoever has one waits for it
+                self._give_somehow(grants, before)
                 raise
-            self._grants.save(grants)
             self._give(grants)
+
+    def _give_somehow(self, grants: Sequence[G], before: Sequence[int]) -> None:
+        """Serve volumes again, whose clients wait, as large as they are by now: as they were before, or as wanted."""
+        wanted = [grant.volume.size for grant in grants]
+        for sizes in (before, wanted):
+            _sized(grants, sizes)
+            self._grants.save(grants)
+            with suppress(StorkitError):
+                return self._give(grants)
+        return None
 
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         uuids = [volume.uuid for volume in volumes]

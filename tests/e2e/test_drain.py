@@ -174,6 +174,16 @@ def test_killed_it_is_repeated(world: World, point: str) -> None:
     intact(world, *GUESTS)
 
 
+@pytest.mark.parametrize("to", ["b", "c"])
+def test_a_move_that_was_cut_short_is_ended_where_guests_may_go(world: World, to: str) -> None:
+    """It was on its way to b: it goes on if b may take guests, and is given up otherwise; either way it is told."""
+    world.killed("after:12", "migrate", "run", "g1", "--to", "b")
+    moved = world.storkit("--json", "host", "drain", "a", "--to", to).json["moved"]
+    assert sorted(each["guest"] for each in moved) == [*GUESTS]
+    assert {name: [*where] for name, where in places(world).items()} == {name: [to] for name in GUESTS}
+    intact(world, *GUESTS)
+
+
 def test_it_is_interrupted_and_repeated(world: World) -> None:
     running = world.popen("-v", "host", "drain", "a", *TO)
     assert running.stderr is not None

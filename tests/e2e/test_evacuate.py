@@ -66,7 +66,7 @@ def test_a_guest_that_can_start_nowhere_keeps_no_other(world: World) -> None:
     assert list(left(refused)) == ["g2"] and "900TiB" in left(refused)["g2"]
     remembered(world, "g2", "16MiB")
     done = world.storkit("--json", "host", "evacuate", "a", *TO).json
-    assert [each["guest"] for each in done["started"]] == ["g1", "g3", "g2"] and done["left"] == []
+    assert [each["guest"] for each in done["started"]] == ["g2"] and done["left"] == []
 
 
 def test_a_move_that_its_death_has_cut_short(world: World) -> None:
@@ -76,6 +76,33 @@ def test_a_move_that_its_death_has_cut_short(world: World) -> None:
     done = world.storkit("--json", "host", "evacuate", "a", *TO).json
     assert sorted(each["guest"] for each in done["started"]) == [*GUESTS]
     assert [plan for plan in world.storkit("--json", "plan", "list").json if plan["status"] == "interrupted"] == []
+
+
+def test_one_that_cannot_be_cut_off_everywhere_is_said_so(make_world: Callable[..., World]) -> None:
+    """A storage host is silent as well: what others serve is started, and it is named, status 10."""
+    two = INVENTORY + '[hosts.t]\nurl = "local:t"\n[pools.other]\nhost = "t"\n'
+    world = make_world(inventory=two)
+    world.guest("g1")
+    world.storkit("guest", "start", "g1", "--on", "a")
+    world.storkit("volume", "create", "v", "1MiB", "--pool", "other")
+    world.storkit("attach", "v", "--on", "a")
+    world.inventory.write_text(
+        two.replace('"local:a"', '"ssh://127.0.0.8:1"').replace('"local:t"', '"ssh://127.0.0.9:1"')
+    )
+    refused = world.storkit("--json", "host", "evacuate", "a", *TO, ok=10)
+    assert [each["guest"] for each in refused.json["started"]] == ["g1"] and len(refused.json["problems"]) == 1
+    assert "host t cannot be reached" in refused.stderr and "fence a" in refused.stderr
+    assert "host t cannot be reached" in world.storkit("host", "evacuate", "a", *TO, ok=10).stderr
+    world.storkit("guest", "stop", "g1", "--force")
+    world.inventory.write_text(two.replace('"local:a"', '"ssh://127.0.0.8:1"'))
+    done = world.storkit("--json", "host", "evacuate", "a", *TO).json
+    assert done["started"] == [] and [each["volume"] for each in done["lost"]] == ["v"], "g1 was stopped on purpose"
+
+
+def test_after_a_fence_it_says_that_nothing_is_known(world: World) -> None:
+    world.inventory.write_text(SILENT)
+    world.storkit("fence", "a")
+    assert "an earlier fence is not known here" in world.storkit("host", "evacuate", "a", *TO).stderr
 
 
 def test_what_no_storage_can_cut_off_takes_a_person_s_word(make_world: Callable[..., World]) -> None:

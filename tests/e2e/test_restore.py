@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from storkit.system.timeouts import scaled
 from tests.e2e.world import World, each_format
 
 pytestmark = pytest.mark.e2e
@@ -101,3 +105,46 @@ def test_a_backup_of_a_snapshot_is_restored_whatever_happens_meanwhile(made: Wor
     write(made, 4)
     made.storkit("volume", "import", file, "restored")
     assert holds(made, 1, "restored") and holds(made, 4)
+
+
+def test_a_disk_that_another_program_has_open_is_not_written_over(made: World) -> None:
+    """It was started by hand, and storkit knows nothing of it."""
+    path, format = where(made, "v")
+    argv = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-monitor", "none", "-S"]
+    node = f"driver={format},node-name=v,file.driver=file,file.filename={path}"
+    process = subprocess.Popen([*argv, "-blockdev", node])
+    try:
+        wait_for(lambda: str(path) in " ".join(opened(process.pid)))
+        refused = made.storkit("volume", "restore", "v", "monday", "--discard", ok=5).stderr
+        assert ("open" in refused and "nothing was changed" in refused) or "put back" in refused, refused
+    finally:
+        process.kill()
+        process.wait()
+    assert holds(made, 2) and made.storkit("--json", "volume", "show", "v").json["made"] == "created"
+
+
+def opened(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(entry.readlink()))
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + scaled(20)
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_larger_disk_is_never_cut_before_it_is_whole(made: World) -> None:
+    """Killed anywhere, and the plan given up: what can be used is the old disk, or the new one."""
+    made.storkit("volume", "resize", "v", "3MiB")
+    write(made, 3)
+    for point in ("after:2", "after:4"):
+        made.killed(point, "volume", "restore", "v", "monday", "--discard")
+        shown = made.storkit("--json", "volume", "show", "v").json
+        assert shown["made"] == "importing" or (shown["size"] == 3 * MIB and holds(made, 3, size=3 * MIB)), point
+    made.storkit("volume", "restore", "v", "monday", "--discard")
+    assert made.storkit("--json", "volume", "show", "v").json["size"] == MIB and holds(made, 1)

@@ -15,7 +15,9 @@ from storkit.core.model import ALIVE, Export, Volume, check_name, guest_client
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator, Planned, Ran
 from storkit.plans.intent.kept import sources
+from storkit.plans.intent.moving import unfinished
 from storkit.plans.plan import Plan, Step
+from storkit.tech.grants import host_slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class FenceActs:
 
         self._as_far_as_it_goes(build, problems)
         raise_problems(problems)
+        if not coordinator.planning:
+            unfinished.records(coordinator.state).forget([host_slug(name)])
         return name
 
     def _must_be_granted(self, host: str) -> None:

@@ -19,7 +19,7 @@ from storkit.core.errors import (
 )
 from storkit.core.host import Drained
 from storkit.core.identities import several
-from storkit.core.model import Attachment, Export, GuestState, Usage, VolumeHold, guest_of
+from storkit.core.model import ALIVE, Attachment, Export, GuestState, Usage, VolumeHold, guest_of
 from storkit.plans.intent.coordinator import Coordinator
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Overview:
     """What there is to be said of how full the pools are."""
     drained: dict[str, Drained]
     """The hosts that take no guests, and whose word says so."""
+    doubled: list[str]
+    """Guests that run on several hosts, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +186,14 @@ class HostActs:
             survey.declared_off()
         plans = [plan for plan in PlanActs(coordinator).listing() if plan.open]
         held = self._held(exports, attachments)
-        paused = self._paused(homes | clients)
+        states = self._states(homes | clients)
+        paused = [state for state in states if state.reason]
         usages = survey.usage()
         asleep = [Asleep(name, usage.pool, hold) for usage in usages for name, hold in usage.held.items()]
         others = self._others(exports)
         warnings, drained = coordinator.said_of(usages), survey.drained(everyone, homes | clients)
-        return Overview(exports, attachments, held, others, paused, asleep, plans, warnings, drained)
+        doubled = _doubled(states)
+        return Overview(exports, attachments, held, others, paused, asleep, plans, warnings, drained, doubled)
 
     def drain(self, host: str, wish: DrainWish | None = None) -> Emptied:
         """Keep new guests off a host, and move those away that it runs, each by a plan of its own. Called again it goes
@@ -253,7 +257,8 @@ class HostActs:
         unread = (export.client, f"transport:{export.transport}") in self._survey.unread
         return states[0] if states else "unknown" if unread else "not attached"
 
-    def _paused(self, needed: Collection[str]) -> list[GuestState]:
+    def _states(self, needed: Collection[str]) -> list[GuestState]:
+        """What the hosts say of guests."""
         from storkit.plans.intent.kept import sources
 
         problems = list[StorkitError]()
@@ -268,5 +273,13 @@ class HostActs:
                 states = self._survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True, needed=needed)
             except Unsupported:  # the list of guests says so
                 continue
-            found += [state for there in states.values() for state in there if state.reason]
+            found += [state for there in states.values() for state in there]
         return found
+
+
+def _doubled(states: Sequence[GuestState]) -> list[str]:
+    alive: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        if state.status in ALIVE:
+            alive.setdefault((state.name, state.uuid), []).append(state.host)
+    return [f"guest {name} runs on {' and '.join(hosts)}" for (name, _), hosts in alive.items() if len(hosts) > 1]

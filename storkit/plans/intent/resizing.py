@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from storkit.core import codec
-from storkit.core.errors import StorkitError, UsageError, in_a_line
+from storkit.core import codec, registry
+from storkit.core.backend import Hypervisor
+from storkit.core.errors import Conflict, StorkitError, UsageError, in_a_line, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import Export, Volume
 from storkit.core.units import format_size, parse_size
@@ -61,11 +62,34 @@ def _grow(coordinator: Coordinator, volume: Volume, size: int, exports: list[Exp
     """The plan for a volume that somebody has. Given again, it goes through every step again."""
     hosts = hosts_of([export for export in exports if export.uuid == volume.uuid])
     guests: list[tuple[str, str, str]] = []
+    problems: list[StorkitError] = []
     for guest in _guests_of(coordinator, volume):
         view = views.guest_view(coordinator, guest.name)
         view.known()
         guests += [(guest.name, host, view.target) for host in view.running]
+        if view.running:
+            problems += _unable(coordinator, volume, guest, view.running[0])
+    raise_problems(problems)
     return growing.grow(volume, size, hosts, guests, coordinator.inventory)
+
+
+def _unable(coordinator: Coordinator, volume: Volume, guest: Guest, host: str) -> list[StorkitError]:
+    """Why a volume cannot become larger under a guest that runs: it would lose writes, or nobody could do it."""
+    hypervisor = registry.hypervisor(guest.hypervisor)
+    own = registry.transport(coordinator.inventory.transport(volume.pool).partition(":")[2])
+    attached = coordinator.survey.attachments([host], [volume]).get(host, [])
+    hint = f"storkit guest stop {guest.name}, then give the command again"
+    if not hypervisor.reconnects and any(each.source.kind == "network" for each in attached):
+        message = (
+            f"guest {guest.name} under {guest.hypervisor} does not wait for its NBD server, which has to begin anew"
+        )
+        return [Conflict(message, hint)]
+    if volume.format == "qcow2" and not own.locks_images and hypervisor.grow is Hypervisor.grow:
+        message = (
+            f"guest {guest.name} has the image of {volume.name} open, and {guest.hypervisor} cannot make it larger"
+        )
+        return [Conflict(message, hint)]
+    return []
 
 
 def _guests_of(coordinator: Coordinator, volume: Volume) -> list[Guest]:

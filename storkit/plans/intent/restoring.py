@@ -66,18 +66,24 @@ def _strange(volume: Volume, source: Volume) -> list[StorkitError]:
 
 def _plan(coordinator: Coordinator, volume: Volume, source: Volume, kept: list[Volume]) -> Plan:
     stages, pool = Stages(), f"pool:{volume.pool}"
-    closed = with_changed(volume, size=source.size, made=IMPORTING)
+    larger, smaller = max(volume.size, source.size), source.size < volume.size
+    closed = with_changed(volume, size=larger, made=IMPORTING)
     for each in kept:
         stages.then(step(SnapshotVolume([each], volume), volume.host, pool, f"keep {volume.name} as {each.name}"))
-    if volume.size != source.size:
-        title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(source.size)}"
-        stages.then(step(ResizeVolumes([with_changed(volume, size=source.size)], True), volume.host, pool, title))
+    title = f"resize {volume.name} from {format_size(volume.size)} to {format_size(source.size)}"
+    if larger > volume.size:
+        stages.then(step(ResizeVolumes([with_changed(volume, size=larger)]), volume.host, pool, title))
+    shrink = step(
+        ResizeVolumes([with_changed(closed, size=source.size, made=RESTORED)], True), volume.host, pool, title
+    )
     title = f"keep {volume.name} from being used while it is written over"
     stages.then(step(CloseVolume([closed]), volume.host, pool, title))
     title = f"write {source.name} over {volume.name}"
     stages.then(step(RefillVolume(closed, source), volume.host, "images", title))
     opened = with_changed(closed, made=RESTORED)
     stages.then(step(RelabelVolumes([opened]), volume.host, pool, f"let {volume.name} be used"))
+    if smaller:  # at the end: until then whatever it holds is whole, the old or the new
+        stages.then(shrink)
     title = f"restore {volume.name} from {source.name}"
     holds = locks_of([volume]) + locks_of([source], shared=True)
     return finish_plan(title, stages, holds, coordinator.inventory)

@@ -66,6 +66,12 @@ class GrowExports(BlindVerb):
     def act(self, run: Run, step: Step) -> None:
         run.on(step.host).transport(step.target).grow(self.volumes)
 
+    def by_hand(self, step: Step) -> str:
+        return "; ".join(f"storkit volume resize {volume.name} {volume.size}B" for volume in self.volumes)
+
+    def again(self, step: Step) -> str:
+        return self.by_hand(step)
+
 
 @dataclass(frozen=True)
 class UnexportVolumes(_Exported):

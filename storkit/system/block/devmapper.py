@@ -23,7 +23,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsupported, UsageError, raise_problems
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
 from storkit.core.units import SECTOR
 from storkit.system.block import dmioctl, udev
 from storkit.system.run import TIMEOUT, run
@@ -282,11 +291,23 @@ def _named(wanted: Sequence[Wanted]) -> list[MappedNode]:
     """The nodes as they are now, each with its path: whoever made one may have been killed before udevd came to it."""
     there = {node.name: node for node in find()}
     found = [there[node.name] for node in wanted if node.name in there]
-    if any(not Path(node.path).exists() for node in found):
+    if any(not _leads(node) for node in found):
         udev.settle()
-        if missing := [node.name for node in found if not Path(node.path).exists()]:
+        if missing := [node.name for node in found if not _leads(node)]:
             _dmsetup(["mknodes", *missing])  # udevd was not there, or its events were lost
+    raise_problems(
+        [Unsafe(f"{node.path} leads to another device than its node", "udevadm trigger -s block") for node in found
+         if not _leads(node)]
+    )  # fmt: skip
     return found
+
+
+def _leads(node: MappedNode) -> bool:
+    """Whether a node's path leads to it: a link may be missing still, or be that of an earlier node."""
+    try:
+        return os.minor(os.stat(node.path).st_rdev) == int(node.device.removeprefix("/dev/dm-"))
+    except FileNotFoundError:
+        return False
 
 
 def _differs(wanted: Wanted, there: MappedNode) -> list[StorkitError]:

@@ -141,10 +141,11 @@ class FilePool(KeepsGuests):
             problems: list[StorkitError] = []
             pairs = [(volume, sidecar.volume) for volume, sidecar in zip(volumes, known, strict=True)]
             problems += holds.all_held(holds.relabelled(pairs), "relabelled")
-            changing = [
-                sidecar for volume, sidecar in zip(volumes, known, strict=True) if volume.kind != sidecar.volume.kind
-            ]
+            both = list(zip(volumes, known, strict=True))
+            changing = [sidecar for volume, sidecar in both if volume.kind != sidecar.volume.kind]
+            closing = [sidecar for volume, sidecar in both if volume.made == IMPORTING != sidecar.volume.made]
             problems += self._busy(changing, "made another kind of volume")
+            problems += self._busy(closing, "written over")
             problems += directory.needed(changing, "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):

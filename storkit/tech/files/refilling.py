@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, Unsafe, UsageError
+from storkit.core.errors import Conflict, Unsafe, UsageError, raise_problems
 from storkit.core.model import Volume
 from storkit.core.units import format_size
 from storkit.system import files, locks
 from storkit.system.block import blockdevice
+from storkit.system.qemu import imagelocks
+from storkit.tech import strangers
 from storkit.tech.files import volumefile
 from storkit.tech.images import qemuimg
 
@@ -28,6 +30,10 @@ def refill(site: Site, volume: Volume, source: Volume) -> None:
     use = locks.use_lock(site.run, volume.uuid)
     lock = locks.acquire(use, f"volume {volume.name}", holder=f"restore from {source.name}")
     try:
+        raise_problems([each.refuse(site.host) for each in strangers.find(site.run, [volume])])
+        if not files.is_device(Path(volume.path)):
+            with imagelocks.held([Path(volume.path)], f"volume {volume.name}", writes=True, deadline=0.0):
+                pass  # no other QEMU has it: qemu-img sees that only when the file is empty
         required = qemuimg.required(Path(source.path), source.format)
         write(site, volume, qemuimg.node(source.format, source.path), required, f"restoring from {source.name} to")
     finally:
@@ -44,8 +50,8 @@ def write(site: Site, volume: Volume, source: str, required: int, what: str) -> 
         site.progress(part, f"{what} {volume.name}")
 
     if not files.is_device(target):
-        free = os.statvfs(target.parent)
-        if required > free.f_bavail * free.f_frsize:
+        room = os.statvfs(target.parent)
+        if required > room.f_bavail * room.f_frsize + volumefile.allocated(target):
             needed = format_size(required)
             raise Conflict(f"no room for {volume.name}: it takes {needed}", f"free some: df -h {target.parent}")
         # Emptied first, by storkit: what an attempt before this one left would show through.

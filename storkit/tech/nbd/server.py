@@ -203,16 +203,19 @@ class VolumeServer:
     async def enlarge(self) -> None:
         """End the exports, which keep the size that they began with, and make the image as large as the volume if it is
         smaller. No request of an export is under way then."""
+        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            await self._enlarge(monitor)
+
+    async def _enlarge(self, monitor: qmp.Monitor) -> None:
         import asyncio
 
-        async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
-            for name in sorted(await self._live(monitor), reverse=True):
-                await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
-                await self._delete(monitor, name)
-            node, size = await self._image(monitor)
-            if size < self.volume.size:  # an export shares its node with nobody who does this
-                wanted = {"node-name": node, "size": self.volume.size}
-                await monitor.execute("block_resize", wanted, timeout=_QMP_TIMEOUT)
+        for name in sorted(await self._live(monitor), reverse=True):
+            await asyncio.to_thread(self._front(name.split(".")[1]).stop, kill=True)
+            await self._delete(monitor, name)
+        node, size = await self._image(monitor)
+        if size < self.volume.size:  # an export shares its node with nobody who does this
+            wanted = {"node-name": node, "size": self.volume.size}
+            await monitor.execute("block_resize", wanted, timeout=_QMP_TIMEOUT)
 
     def _dies(self) -> bool:
         """Whether the daemon, which has closed its monitor, ends. The kernel closes its files one by one; the lock goes
@@ -229,6 +232,8 @@ class VolumeServer:
         Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
         """
         async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
+            if (await self._image(monitor))[1] < self.volume.size:
+                await self._enlarge(monitor)  # what made it larger was cut short
             node, live = await self._node(monitor), await self._live(monitor)
             for name, client in self._granted().items():
                 if name not in live:
@@ -258,7 +263,7 @@ class VolumeServer:
         if size != self.volume.size:
             raise Conflict(
                 f"{self.volume.path} holds {size} bytes, and volume {self.volume.name} has {self.volume.size}",
-                "storkit volume show " + self.volume.name,
+                f"storkit volume resize {self.volume.name} {size}B",
             )
         return name
 

@@ -8,21 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from storkit.core import codec
 from storkit.core.errors import (
     Conflict,
     HostUnreachable,
     NotFound,
+    ServiceUnreachable,
+    StepFailed,
     StorkitError,
+    TimedOut,
     Unsupported,
     in_a_line,
+    together,
 )
 from storkit.core.identities import check_at_once, check_seconds
-from storkit.core.model import ALIVE, GuestState
+from storkit.core.model import ALIVE, GuestState, MigrationResult
 from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.journals import PlanActs
 from storkit.plans.intent.kept import sources
 from storkit.plans.intent.moving.choosing import Leaving, destinations, in_order
-from storkit.plans.intent.moving.migrations import run_one
+from storkit.plans.intent.moving.migrations import MigrationActs, run_one
 from storkit.plans.intent.moving.outcomes import Migrated
 from storkit.plans.intent.moving.several import AT_ONCE, move
 from storkit.plans.intent.running import starting
@@ -94,7 +99,7 @@ def drain(coordinator: Coordinator, host: str, wish: DrainWish) -> Emptied:
     _in_turn(planned, lambda: coordinator.change(build))
     emptied = Emptied(source)
     if not coordinator.planning:
-        _go_on(coordinator, source)
+        _go_on(coordinator, source, hosts, emptied)
     for _ in range(1 if coordinator.planning else _LOOKS):
         leaving = _in_order(coordinator, _running(coordinator, source, emptied), wish, emptied)
         if not leaving:
@@ -168,16 +173,24 @@ def _move(
             _stays(emptied, each.guest, each.error)
 
 
-def _go_on(coordinator: Coordinator, source: str) -> None:
-    """Go on with moves from a host that were cut short before, here; with those that nothing keeps from it."""
+def _go_on(coordinator: Coordinator, source: str, hosts: Sequence[str], emptied: Emptied) -> None:
+    """End the moves from a host that were cut short before, here: those to a host that may take guests by going on, the
+    others by what is true of the guest. What cannot be ended now is warned of."""
     plans = PlanActs(coordinator)
     for entry in plans.listing():
         record = entry.record
         if not record or record.end or record.running or not record.started:
             continue
-        if any(each.verb == "send" and each.host == source for each in record.plan.steps):
+        for each in record.plan.steps:
+            if each.verb != "send" or each.host != source:
+                continue
+            guest = str(each.args["name"])
             try:
-                plans.resume(entry.id)
+                if each.peer in hosts:
+                    moved = codec.load(MigrationResult, plans.resume(entry.id)[each.id], guest, strict=False)
+                    emptied.moved.append(Migrated(guest, each.peer, entry.id, [], moved, []))
+                else:
+                    MigrationActs(coordinator).cleanup(guest)
             except StorkitError as error:
                 coordinator.warn(f"plan {entry.id} ({record.plan.title}): {in_a_line(error)}")
             finally:
@@ -186,12 +199,14 @@ def _go_on(coordinator: Coordinator, source: str) -> None:
 
 def _shut_down(coordinator: Coordinator, host: str, timeout: float, emptied: Emptied) -> None:
     for each in list(emptied.left):
+        if any(isinstance(one, (HostUnreachable, ServiceUnreachable, TimedOut, StepFailed)) for one in each.error.each):
+            continue  # it could move, but for a fault that may pass
         try:
             starting.stop(coordinator, [each.guest], host, False, timeout)
         except NotFound:
             continue
         except StorkitError as error:
-            emptied.left[emptied.left.index(each)] = Stays(each.guest, error)
+            emptied.left[emptied.left.index(each)] = Stays(each.guest, together([each.error, error]))
         else:
             emptied.left.remove(each)
             emptied.shut_down.append(each.guest)

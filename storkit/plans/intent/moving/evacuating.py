@@ -7,26 +7,27 @@ dead writes nothing any more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from storkit.core.errors import Conflict, StorkitError, collected, raise_problems, together
 from storkit.core.guest import Guest
-from storkit.core.identities import HostName, Uuid, several
+from storkit.core.identities import several
 from storkit.core.model import Export
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator, Planned
 from storkit.plans.intent.fences import FenceActs
 from storkit.plans.intent.journals import PlanActs
 from storkit.plans.intent.kept import sources
+from storkit.plans.intent.moving import unfinished
 from storkit.plans.intent.moving.choosing import Leaving, Shares, destinations, in_order
 from storkit.plans.intent.moving.migrations import MigrationActs
 from storkit.plans.intent.running import starting
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Stages
 from storkit.plans.planner import finish_plan
-from storkit.tech.grants import check_host_slug, host_slug
-from storkit.tech.records import RecordFiles
+from storkit.tech.grants import host_slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,8 @@ class Evacuated:
     started: dict[str, str] = field(default_factory=dict)
     """Guest to the host that it was started on, or that it was found to run on."""
     left: list[NotStarted] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """What a host had when it was cut off, until its guests run elsewhere: a command that is repeated finds no exports
-    to tell by any more."""
-
-    host: HostName
-    volumes: list[Uuid]
+    problems: list[StorkitError] = field(default_factory=list)
+    """Where it could not be cut off, and why."""
 
 
 def evacuate(coordinator: Coordinator, host: str, wish: EvacuationWish) -> Evacuated:
@@ -81,7 +75,7 @@ def evacuate(coordinator: Coordinator, host: str, wish: EvacuationWish) -> Evacu
         message = f"host {source} answers: what it runs can be moved away live"
         raise Conflict(message, f"storkit host drain {source}; if it is sick: storkit fence {source}")
     hosts = destinations(coordinator, source, wish.to)
-    records = RecordFiles(coordinator.state / "evacuations", Unfinished, "the record of an evacuation", check_host_slug)
+    records = unfinished.records(coordinator.state)
     fences = FenceActs(coordinator)
     volumes = {export.uuid for export in _writable(coordinator, source)}
     volumes |= {tree.uuid for tree, _ in fences.roots(source)[0]}
@@ -92,18 +86,27 @@ def evacuate(coordinator: Coordinator, host: str, wish: EvacuationWish) -> Evacu
     if coordinator.planning:
         _plan(coordinator, source, wish, guests, hosts)
     if volumes:
-        records.save({host_slug(source): Unfinished(source, sorted(volumes))})
+        records.save({host_slug(source): unfinished.Unfinished(source, sorted(volumes))})
     lost: list[Export] = []
     with collected(problems):
         lost += fences.fence(source, wish.confirmed_off).lost
-    done = Evacuated(source, lost)
+    done = Evacuated(source, lost, problems=problems)
+    if problems and not known and volumes == {export.uuid for export in _writable(coordinator, source)}:
+        records.forget([host_slug(source)])  # it was cut off nowhere, and has all that it had
+        raise together(problems)
+    if not (volumes or lost):
+        coordinator.warn(
+            f"{source} had no disk any more: what it lost by an earlier fence is not known here, and such guests are"
+            f" started by name: storkit guest start NAME --on HOST"
+        )
     guests = _guests_of(coordinator, source, volumes | {export.uuid for export in lost})
     _start_all(coordinator, guests, hosts, wish.first, done)
-    if problems and not done.started:
-        raise together(problems)
-    for problem in problems:
-        coordinator.warn(f"{source}: {problem.message}")
-    if not done.left and not problems:
+    # What has been started is not to be started again when the command is repeated, and somebody has stopped it since.
+    left = {each.guest for each in done.left}
+    still = {uuid for guest in sources.everybody(coordinator, []) if guest.name in left for uuid in _disks(guest)}
+    if still:
+        records.save({host_slug(source): unfinished.Unfinished(source, sorted(still))})
+    else:
         records.forget([host_slug(source)])
     return done
 
@@ -174,6 +177,10 @@ def _start_one(coordinator: Coordinator, one: Leaving, shares: Shares, host: str
             problems += [each for each in error.each if str(each) not in map(str, problems)]
             host = shares.take(one, tried)
         else:
+            return
+    with suppress(StorkitError):
+        if (view := views.guest_view(coordinator, one.name)).running:  # somebody else was quicker
+            done.started[one.name] = view.running[0]
             return
     done.left.append(NotStarted(one.name, together([*problems, *shares.why_not(one, tried)])))
 

@@ -31,7 +31,7 @@ accel = "tcg"
 """
 GUESTS = ("g1", "g2", "g3")
 TO = ("--to", "b", "--to", "c")
-OTHERS = ("after:2", "after:20", "after:44")
+OTHERS = ("before:1", "after:2", "after:12", "after:20", "after:44")
 
 
 @pytest.fixture
@@ -162,9 +162,7 @@ def test_its_word_is_damaged(world: World) -> None:
     world.storkit("migrate", "run", "g1", "--to", "b")
 
 
-@pytest.mark.parametrize(
-    "point", ["before:1", "after:12", "after:30", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)]
-)
+@pytest.mark.parametrize("point", ["after:30", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def test_killed_it_is_repeated(world: World, point: str) -> None:
     world.killed(point, "host", "drain", "a", *TO, "--at-once", "1")
     world.storkit("host", "drain", "a", *TO)

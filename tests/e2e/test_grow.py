@@ -68,7 +68,6 @@ def test_under_its_guest(world: World, request: pytest.FixtureRequest) -> None:
     assert world.leftovers() == [] and sizes(world) == {13 * MIB}
 
 
-@each_format
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_step_it_is_resumed(world: World, point: str) -> None:
     world.guest()

@@ -12,7 +12,7 @@ from tests.lab.world import SIZE, Storage, World, each, worlds
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("combination", each(worlds(), ["iscsi-qemu"]))
+@pytest.mark.parametrize("combination", each(worlds(), []))
 def test_under_its_guest(lab: Lab, tmp_path: Path, combination: tuple[Storage, str]) -> None:
     world = World(lab, tmp_path, *combination)
     world.define()

@@ -125,13 +125,12 @@ class HomeExports(ABC, Generic[G]):
             raise_problems(problems)
             before = [grant.volume.size for grant in grants]
             _sized(grants, (uuids[grant.volume.uuid].size for grant in grants))
-            # Saved first: what is cut short now, `restore` ends as well.
-            self._grants.save(grants)
             try:
                 self._enlarge(grants)
             except StorkitError:
                 self._give_somehow(grants, before)
                 raise
+            self._grants.save(grants)
             self._give(grants)
 
     def _give_somehow(self, grants: Sequence[G], before: Sequence[int]) -> None:

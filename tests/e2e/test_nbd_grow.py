@@ -59,7 +59,7 @@ def test_a_server_that_cannot_is_as_it_was(served: tuple[Any, Volume, Volume], m
 
 
 @pytest.mark.parametrize("when", ["ended", "enlarged"])
-def test_what_was_cut_short_is_ended_by_restore(
+def test_what_was_cut_short_is_served_again_and_ended_by_the_same_verb(
     served: tuple[Any, Volume, Volume], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The exports have been ended, and nobody has given them again: their clients wait."""
@@ -82,8 +82,13 @@ def test_what_was_cut_short_is_ended_by_restore(
         patch.setattr(VolumeServer, "_enlarge", killed)
         with pytest.raises(Killed):
             home.grow([larger])
-    home.restore()
-    assert served_size(home, volume) == larger.size
+    if when == "ended":
+        home.restore()
+        assert served_size(home, volume) == volume.size
+    else:
+        with pytest.raises(Conflict) as refused:
+            home.restore()
+        assert refused.value.hint == f"storkit volume resize v {larger.size}B"
     home.grow([larger])
     assert served_size(home, volume) == larger.size
 

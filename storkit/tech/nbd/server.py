@@ -232,8 +232,6 @@ class VolumeServer:
         Raises Conflict: the image has another size than the volume. TimedOut, Lost: the daemon hangs or has died.
         """
         async with qmp.connect(self._monitor, timeout=_QMP_TIMEOUT) as monitor:
-            if (await self._image(monitor))[1] < self.volume.size:
-                await self._enlarge(monitor)  # what made it larger was cut short
             node, live = await self._node(monitor), await self._live(monitor)
             for name, client in self._granted().items():
                 if name not in live:

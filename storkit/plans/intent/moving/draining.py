@@ -86,7 +86,8 @@ def drain(coordinator: Coordinator, host: str, wish: DrainWish) -> Emptied:
     try:
         coordinator.connections.to(source)
     except HostUnreachable as error:  # nothing can be moved from it
-        raise HostUnreachable(error.message, f"if it has died: storkit host evacuate {source}") from error
+        error.hint = f"if it has died: storkit host evacuate {source}"
+        raise
     hosts = destinations(coordinator, source, wish.to)
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     planned = Stages()

@@ -134,7 +134,7 @@ class CannedHosts:
                  "allocated": SIZE}  # fmt: skip
         self.answer(name, "pool.capacity", usage)
         for nothing in ("lock", "transport.find_exports", "transport.find_attachments", "hypervisor.find",
-                        "host.find_off"):  # fmt: skip
+                        "host.find_off", "host.find_drained"):  # fmt: skip
             self.answer(name, nothing, [])
         self.answer(name, "marked", True)
         self.answer(name, "pool.kept", {"guests": [], "damaged": []})

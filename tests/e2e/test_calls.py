@@ -134,6 +134,8 @@ def test_status(site: storkit.api.Storkit, calls: list[str]) -> None:
         "b transport:nbd find_attachments",
         KEPT,
         "a pool:default capacity",
+        "a host find_drained",
+        "b host find_drained",
     ]
 
 
@@ -152,6 +154,7 @@ def test_a_guest_that_moves(site: storkit.api.Storkit, calls: list[str], tmp_pat
         *LOOK,
         "a hypervisor:qemu find",
         "b hypervisor:qemu find",
+        "b host find_drained",
         KEPT,
         "b hypervisor:qemu check",
         "a hypervisor:qemu fingerprint",
@@ -163,4 +166,4 @@ def test_a_guest_that_moves(site: storkit.api.Storkit, calls: list[str], tmp_pat
         KEPT,
     ]
     counted = [call for call in moved if not call.endswith("evidence")]  # again where the guest has just written
-    assert (len(started), len(counted)) == (23, 48)
+    assert (len(started), len(counted)) == (24, 49)

@@ -117,7 +117,7 @@ class MigrationActs:
                     f"guest {what.name} is {what.places[destination]} on {destination}",
                     f"storkit migrate cleanup {what.name}",
                 )
-            refuse_drained(coordinator, destination)
+            refuse_drained(coordinator, destination, what.guest)
             refreshing.refuse(what, what.edited, "that would not move with it")
             sources.refuse_unseen(coordinator, what.guest, what.all_volumes, destination)
             sources.refuse_old(coordinator, what.guest, what.all_volumes)

@@ -91,7 +91,7 @@ class SleepActs:
             saved = self._saved(what, hold, here, there)
             found.append(Woken(guest, here, saved.paused))
             what = replace(what, machine=saved.machine)
-            refuse_drained(coordinator, here)
+            refuse_drained(coordinator, here, what.guest)
             sources.refuse_unseen(coordinator, what.guest, what.all_volumes, here)
             hypervisor = coordinator.connections.to(here).hypervisor(what.target)
             unfit = coordinator.once((here, "check", _guest(what)), lambda: hypervisor.check(_guest(what)))

@@ -80,7 +80,7 @@ def _memory_before(subjects: Sequence[tuple[GuestView, str]], subject: GuestView
 
 def _refuse_unfit(coordinator: Coordinator, what: GuestView, host: str, before: int) -> None:
     """Raise what keeps a guest from being started on a host. `before`: the memory that others will have taken there."""
-    refuse_drained(coordinator, host)
+    refuse_drained(coordinator, host, what.guest)
     refreshing.refuse(what, what.edited, "that would not be what is started")
     sources.refuse_unseen(coordinator, what.guest, what.all_volumes, host)
     sources.refuse_old(coordinator, what.guest, what.all_volumes)

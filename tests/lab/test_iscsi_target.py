@@ -40,6 +40,8 @@ def login(client: Host, home: Home, n: int) -> str:
         "password_in": chap["files"]["mutual-secret"],
     }.items():
         client.run([*node, "-o", "update", "-n", f"node.session.auth.{key}", "-v", value])
+    # A machine that is busy for longer than the 5 s that a ping may take must not end the session under a test.
+    client.run([*node, "-o", "update", "-n", "node.conn[0].timeo.noop_out_interval", "-v", "0"])
     client.run([*node, "--login"])
     device = f"/dev/disk/by-path/ip-{offer['portals'][0]}-iscsi-{offer['name']}-lun-0"
     client.wait_for(lambda: client.run(["test", "-b", device], check=False).status == 0, device)

@@ -21,6 +21,9 @@ def thin_pool(host: Host) -> None:
     NBD.make(host)
     host.run(["modprobe", "dm-thin-pool"])
     host.run(["lvcreate", "-q", "--type", "thin-pool", "-L", "128M", "-n", "thin", "vg"])
+    # A pool that has had a volume keeps a device-mapper node which a new one has not.
+    host.run(["lvcreate", "-q", "-V", "16M", "-n", "first", "--thinpool", "thin", "vg"])
+    host.run(["lvremove", "-q", "-f", "vg/first"])
 
 
 THIN = replace(NBD, name="nbd-thin", pool_settings={"vg": "vg", "thinpool": "thin"}, make=thin_pool)

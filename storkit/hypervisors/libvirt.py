@@ -38,6 +38,7 @@ from storkit.core.model import (
 )
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
+from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._libvirt import adopting, domainlog, host, saving
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.domain import Domain
@@ -57,7 +58,7 @@ from storkit.hypervisors._machine import (
     refuse_shutdown,
     with_secrets,
 )
-from storkit.hypervisors._qemu.definition import RECORD, Definition
+from storkit.hypervisors._qemu.definition import Definition
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import make_private, write_atomic
 from storkit.system.timeouts import scaled

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,10 +42,10 @@ from storkit.core.model import (
 )
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
+from storkit.hypervisors._embedded import RECORD, Embedded
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
-    end_command,
     file_problems,
     fingerprint,
     force_command,
@@ -57,7 +56,7 @@ from storkit.hypervisors._machine import (
     stop_command,
 )
 from storkit.hypervisors._qemu import definition as definitions
-from storkit.hypervisors._qemu import host, neighbours
+from storkit.hypervisors._qemu import host, ports
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system.addresses import address_problem, own_address
@@ -91,7 +90,7 @@ class QemuSettings:
     """True: guests' memory may cross the network unencrypted."""
 
 
-class Qemu(Hypervisor):
+class Qemu(Embedded[Definition], Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "qemu"
@@ -161,14 +160,6 @@ class Qemu(Hypervisor):
         definition = Definition(guest, disks, pinned, self._accel(guest), guest.machine)
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return str(definitions.save(directory, definition, here, templates, secrets or {}))
-
-    def undefine(self, name: str) -> None:
-        check_name("guest", name)
-        here = self._process(name)
-        if here.alive():
-            raise Conflict(f"guest {name} has a process here", end_command(name, self._status(here)))
-        here.forget()
-        shutil.rmtree(self._directory(name), ignore_errors=True)
 
     def start(self, name: str) -> GuestState:
         self._check_disks(name)
@@ -302,7 +293,7 @@ class Qemu(Hypervisor):
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
 
     def forwarded(self, guests: list[str]) -> dict[str, int]:
-        found = {name: neighbours.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}
+        found = {name: ports.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}
         return {name: port for name, port in found.items() if port}
 
     def cancel(self, name: str) -> None:
@@ -383,9 +374,6 @@ class Qemu(Hypervisor):
         if taken and not self._process(name).alive():
             raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
 
-    def _taken(self, guest: Guest) -> list[str]:
-        return neighbours.taken(self.site, guest, self._names(None))
-
     def _launch(self, here: Process, arguments: str) -> bool:
         """Start the process with the arguments of a file; False if it lives already."""
         from storkit.guests.render import read_args
@@ -411,8 +399,8 @@ class Qemu(Hypervisor):
     def _status(self, here: Process) -> GuestStatus:
         return ask([here])[here.name].status
 
-    def _one(self, name: str) -> GuestState:
-        return self.find([name])[0]
+    def _status_of(self, name: str) -> GuestStatus:
+        return self._status(self._process(name))
 
     def _state(self, definition: Definition, answer: Answer) -> GuestState:
         guest = definition.guest
@@ -431,7 +419,7 @@ class Qemu(Hypervisor):
 
     def _machine(self, guest: Guest, machine: str) -> str:
         """The versioned machine type: the one demanded, the one pinned before, or what the record's stands for now."""
-        recorded = (self._directory(guest.name) / definitions.RECORD).exists()
+        recorded = (self._directory(guest.name) / RECORD).exists()
         before = self._definition(guest.name) if recorded else None
         return definitions.machine_type(self.site, self.settings.binary, guest, machine, before)
 
@@ -444,20 +432,8 @@ class Qemu(Hypervisor):
             return None
         return migration.Tls(self.settings.migration_tls, self.settings.migration_tls_dir)
 
-    def _directory(self, name: str) -> Path:
-        return self.site.state.absolute() / "qemu" / name
-
     def _process(self, name: str) -> Process:
         return process(self.site, check_name("guest", name))
 
-    def _names(self, guests: list[str] | None) -> Iterable[str]:
-        base = self.site.state / "qemu"
-        if guests is None:
-            guests = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-        return [name for name in guests if (base / check_name("guest", name) / definitions.RECORD).exists()]
-
-    def _definition(self, name: str) -> Definition:
-        try:
-            return definitions.load(self._directory(check_name("guest", name)))
-        except FileNotFoundError:
-            raise NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}") from None
+    def _load(self, directory: Path) -> Definition:
+        return definitions.load(directory)

@@ -11,11 +11,9 @@ RUN/uml-HASH/                  lock, pid file, management console (see _uml/kern
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +22,6 @@ from storkit.core.backend import Hypervisor, Needs, path_setting, program_settin
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
-    NotFound,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -45,9 +42,9 @@ from storkit.core.model import (
     check_name,
 )
 from storkit.core.units import format_size
+from storkit.hypervisors._embedded import Embedded
 from storkit.hypervisors._machine import (
     PRESS_AGAIN,
-    end_command,
     file_problems,
     force_command,
     look_command,
@@ -55,7 +52,6 @@ from storkit.hypervisors._machine import (
     refuse_retire,
     refuse_shutdown,
     stop_command,
-    taken_disks,
 )
 from storkit.hypervisors._uml import definition as definitions
 from storkit.hypervisors._uml import disks as shown
@@ -78,7 +74,7 @@ class UmlSettings:
     """A directory whose uml/guest.args.j2 is taken instead of the one that comes with storkit."""
 
 
-class Uml(Hypervisor):
+class Uml(Embedded[UmlDefinition], Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "uml"
@@ -98,7 +94,7 @@ class Uml(Hypervisor):
 
     def find(self, guests: list[str] | None = None) -> list[GuestState]:
         known = {name: self._definition(name) for name in self._names(guests)}
-        answers = ask(self._kernel(name) for name in known)
+        answers = ask(self._process(name) for name in known)
         return [self._state(definition.guest, answers[name]) for name, definition in known.items()]
 
     def check(self, guest: Guest, arrives: bool = False) -> list[str]:
@@ -116,7 +112,7 @@ class Uml(Hypervisor):
             found.append(f"the console's directory {Path(guest.console).parent} is missing or not writable here")
         found += _route_problems(guest)
         found += self._taken(guest)
-        if not self._kernel(guest.name).alive():
+        if not self._process(guest.name).alive():
             found += memory_problems(guest)
             found += _room_problems(guest)
         return found
@@ -124,7 +120,7 @@ class Uml(Hypervisor):
     def define(self, guest: Guest, disks: list[DiskSource], machine: str = "", secrets: Secrets = None) -> str:
         check_name("guest", guest.name)
         directory = self._directory(guest.name)
-        here = self._kernel(guest.name)
+        here = self._process(guest.name)
         if here.alive():
             before = self._definition(guest.name)
             if (before.guest, before.disks) == (guest, disks):
@@ -136,17 +132,9 @@ class Uml(Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return str(definitions.save(directory, UmlDefinition(guest, disks), here, templates))
 
-    def undefine(self, name: str) -> None:
-        check_name("guest", name)
-        here = self._kernel(name)
-        if here.alive():
-            raise Conflict(f"guest {name} has a process here", end_command(name, self._status(here)))
-        here.forget()
-        shutil.rmtree(self._directory(name), ignore_errors=True)
-
     def start(self, name: str) -> GuestState:
         definition = self._definition(name)
-        here = self._kernel(name)
+        here = self._process(name)
         if (taken := self._taken(definition.guest)) and not here.alive():
             raise Unsafe(f"guest {name} cannot be here: {'; '.join(taken)}", look_command(name))
         deadline = time.monotonic() + START_TIMEOUT
@@ -163,7 +151,7 @@ class Uml(Hypervisor):
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
         check_name("guest", name)
-        here = self._kernel(name)
+        here = self._process(name)
         if not here.alive():
             return here.forget()
         if force:
@@ -196,7 +184,7 @@ class Uml(Hypervisor):
         return end_of(self._directory(name) / definitions.LOG, *console)
 
     def retire(self, name: str) -> None:
-        here = self._kernel(check_name("guest", name))
+        here = self._process(check_name("guest", name))
         if here.alive():
             refuse_retire(name, self._status(here))
         here.forget()
@@ -242,27 +230,11 @@ class Uml(Hypervisor):
             message = f"boot.kernel {guest.boot.kernel} is not this host's User-Mode Linux, {self.settings.binary}"
             raise Unsupported(message, "leave boot.kernel out, or set binary of hypervisors.uml")
 
-    def _taken(self, guest: Guest) -> list[str]:
-        """Which disks of a guest others have that are alive here."""
-        mine = [disk.uuid for disk in guest.disks if disk.uuid]
-        found: list[str] = []
-        for name in self._names(None):
-            text = ""
-            with suppress(OSError):
-                text = (self._directory(name) / definitions.RECORD).read_text(errors="replace")
-            here = self._kernel(name)
-            if name != guest.name and any(uuid in text for uuid in mine) and here.alive():
-                found += taken_disks(guest, self._definition(name).guest, self._status(here))
-        return found
-
     def _status(self, here: Kernel) -> GuestStatus:
         return ask([here])[here.name]
 
-    def _one(self, name: str) -> GuestState:
-        found = self.find([name])
-        if not found:
-            raise self._not_defined(name)
-        return found[0]
+    def _status_of(self, name: str) -> GuestStatus:
+        return self._status(self._process(name))
 
     def _state(self, guest: Guest, status: GuestStatus) -> GuestState:
         return GuestState(
@@ -271,30 +243,15 @@ class Uml(Hypervisor):
             host=self.site.host,
             hypervisor=self.name,
             status=status,
-            pid=self._kernel(guest.name).pid(),
+            pid=self._process(guest.name).pid(),
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
         )
 
-    def _directory(self, name: str) -> Path:
-        return self.site.state.absolute() / "uml" / name
-
-    def _kernel(self, name: str) -> Kernel:
+    def _process(self, name: str) -> Kernel:
         return kernel(self.site, check_name("guest", name))
 
-    def _names(self, guests: list[str] | None) -> Iterable[str]:
-        base = self.site.state / "uml"
-        if guests is None:
-            guests = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-        return [name for name in guests if (base / check_name("guest", name) / definitions.RECORD).exists()]
-
-    def _definition(self, name: str) -> UmlDefinition:
-        try:
-            return definitions.load(self._directory(check_name("guest", name)))
-        except FileNotFoundError:
-            raise self._not_defined(name) from None
-
-    def _not_defined(self, name: str) -> StorkitError:
-        return NotFound(f"guest {name} is not defined on {self.site.host}", f"storkit guest start {name}")
+    def _load(self, directory: Path) -> UmlDefinition:
+        return definitions.load(directory)
 
 
 def _stays(name: str) -> StorkitError:

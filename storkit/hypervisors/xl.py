@@ -43,6 +43,7 @@ from storkit.core.model import (
 from storkit.guests.limits import xen_type
 from storkit.hypervisors import _door as door
 from storkit.hypervisors import _saved as memory
+from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._machine import (
     PRESS_AGAIN,
     differences,
@@ -56,7 +57,7 @@ from storkit.hypervisors._machine import (
     resume_command,
     with_secrets,
 )
-from storkit.hypervisors._qemu.definition import RECORD, Definition
+from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
 from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, silent
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv

@@ -13,12 +13,12 @@ from storkit.core.backend import Site
 from storkit.core.errors import Unsupported
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource, Secret
+from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._machine import DEFAULT_MACHINE
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import make_private, read_json, write_atomic
 
-RECORD = "guest.json"
 START = "args"
 RECEIVE = "args.incoming"
 LOG = "log"

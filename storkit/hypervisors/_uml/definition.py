@@ -9,11 +9,11 @@ from pathlib import Path
 from storkit.core import codec
 from storkit.core.guest import Guest
 from storkit.core.model import DiskSource
+from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._uml import disks
 from storkit.hypervisors._uml.kernel import UMID, Kernel
 from storkit.system.files import make_private, read_json, write_atomic
 
-RECORD = "guest.json"
 START = "args"
 LOG = "log"
 """What the guest's processes have said since its last start, and its console where the record names no file for it."""

@@ -24,7 +24,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
-from storkit.core.model import Volume
+from storkit.core.model import IMPORTING, Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.tech.athand import at_hand
@@ -66,7 +66,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     What lies beyond the image's end reads as zeros. Raises as `inspect`, and Conflict: no room, or the volume is in
     use; Unsafe: the file was changed meanwhile, or the volume is not one that is being imported.
     """
-    if volume.made != "importing":
+    if volume.made != IMPORTING:
         raise Unsafe(f"volume {volume.name} is not being imported: its content is not written over", "use a new name")
     if not volume.path:
         raise UsageError(f"volume {volume.name} has no path on {site.host}", "its pool cannot be filled from an image")

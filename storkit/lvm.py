@@ -32,6 +32,7 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import KeptGuest
 from storkit.core.model import (
+    IMPORTING,
     Adoptable,
     Damaged,
     Existing,
@@ -156,9 +157,7 @@ class Lvm(KeepsGuests):
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
             both = list(zip(volumes, known, strict=True))
-            changed = [
-                old for volume, old in both if volume.kind != old.kind or volume.made == checks.IMPORTING != old.made
-            ]
+            changed = [old for volume, old in both if volume.kind != old.kind or volume.made == IMPORTING != old.made]
             group = self._settled(group, changed)
             problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])

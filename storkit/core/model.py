@@ -293,6 +293,8 @@ class DiskSource:
         return f"{scheme}://{host}:{self.port}/{self.export}"
 
 
+IMPORTING = "importing"
+"""`made` of a volume whose content is not yet, or not wholly, in it: nothing uses it."""
 ATTACHED = "attached"
 
 

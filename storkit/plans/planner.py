@@ -10,7 +10,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.holds import all_held, held
 from storkit.core.inventory import Inventory
-from storkit.core.model import Existing, Export, Volume
+from storkit.core.model import IMPORTING, Existing, Export, Volume
 from storkit.core.units import format_size
 from storkit.plans.journal import new_id
 from storkit.plans.plan import Hold, Plan, Stages
@@ -90,7 +90,7 @@ def release(volumes: list[Volume], exports: list[Export], inventory: Inventory) 
 def import_image(volume: Volume, source: dict[str, Any], kind: str, inventory: Inventory) -> Plan:
     """Make a volume, fill it from an image, and only then give it its kind."""
     target, stages = f"pool:{volume.pool}", Stages()
-    empty = with_changed(volume, kind="disk", made="importing")
+    empty = with_changed(volume, kind="disk", made=IMPORTING)
     stages.then(
         step(CreateVolumes([empty]), volume.host, target, f"allocate {format_size(volume.size)} for {volume.name}")
     )

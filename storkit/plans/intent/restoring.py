@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from storkit.core.errors import Conflict, StorkitError, raise_problems
 from storkit.core.holds import held
-from storkit.core.model import Volume
+from storkit.core.model import IMPORTING, Volume
 from storkit.core.units import format_size
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator
@@ -17,7 +17,7 @@ from storkit.plans.planner import finish_plan, locks_of, with_changed
 from storkit.plans.verb import step
 from storkit.plans.verbs.volumes import CloseVolume, RefillVolume, RelabelVolumes, ResizeVolumes, SnapshotVolume
 
-IMPORTING, RESTORED = "importing", "restored"
+RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Volume, check_name
+from storkit.core.model import IMPORTING, Attachment, Damaged, Export, Volume, check_name
 from storkit.core.units import format_size
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.making import (
@@ -94,7 +94,7 @@ class VolumeActs:
             found = self._survey.volume(name)
         except NotFound:
             return None
-        if (found.pool, found.size, found.kind) == (pool.name, size, "disk") and found.made != "importing":
+        if (found.pool, found.size, found.kind) == (pool.name, size, "disk") and found.made != IMPORTING:
             return found
         what = f"{found.kind} of {format_size(found.size)} in pool {found.pool}"
         raise Conflict(f"volume {name} exists already, and is another: a {what}", f"storkit volume show {name}")

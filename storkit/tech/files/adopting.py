@@ -27,11 +27,11 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.identities import check_name, check_path, check_uuid
-from storkit.core.model import Adoptable, Existing, Volume
+from storkit.core.model import IMPORTING, Adoptable, Existing, Volume
 from storkit.core.units import SECTOR
 from storkit.system import files, ownership
 from storkit.tech import occupied
-from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume, rename_new
+from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume, rename_new
 from storkit.tech.files.volumefile import FORMATS
 from storkit.tech.images import headers, qcow2
 

@@ -19,13 +19,13 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
+from storkit.core.model import IMPORTING, Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
 from storkit.tech.files import adopting, clonefile, flattening, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
-from storkit.tech.files.sidecar import IMPORTING, VERSION, Sidecar, VolumeDirectory, other_volume
+from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
 from storkit.tech.keptguests import KeepsGuests
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe, UsageError, raise_problems
-from storkit.core.model import Volume
+from storkit.core.model import IMPORTING, Volume
 from storkit.core.units import format_size
 from storkit.system import files, locks
 from storkit.system.block import blockdevice
@@ -22,7 +22,7 @@ from storkit.tech.images import qemuimg
 
 def refill(site: Site, volume: Volume, source: Volume) -> None:
     """Give a volume the content of another one (storkit.images.refill)."""
-    if volume.made != "importing":
+    if volume.made != IMPORTING:
         raise Unsafe(f"volume {volume.name} is in use: its content is not written over", "storkit volume restore")
     if volume.size < source.size:
         message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {source.name}"

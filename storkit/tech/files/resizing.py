@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from storkit.core import holds
 from storkit.core.errors import Conflict, StorkitError
-from storkit.core.model import Volume
+from storkit.core.model import IMPORTING, Volume
 from storkit.core.units import exact_size, format_size
 from storkit.tech.files import volumefile
-from storkit.tech.files.sidecar import IMPORTING, Sidecar, VolumeDirectory
+from storkit.tech.files.sidecar import Sidecar, VolumeDirectory
 
 
 def problems(directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrink: bool) -> list[StorkitError]:

@@ -28,8 +28,6 @@ from storkit.tech.files import volumefile
 from storkit.tech.files.volumefile import FORMATS
 
 VERSION = 1
-IMPORTING = "importing"
-"""`made` of a volume whose image is not yet, or not wholly, in it."""
 SPOOL = "spool"
 """The extension of an image being unpacked for the volume of that name."""
 _LEFTOVER = re.compile(

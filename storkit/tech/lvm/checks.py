@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 
 from storkit.core.errors import Conflict, StorkitError, UsageError
-from storkit.core.model import Volume
+from storkit.core.model import IMPORTING, Volume
 from storkit.core.units import exact_size, format_size, parse_size
 from storkit.tech.files import volumefile
 from storkit.tech.lvm.tools import BATCH, LogicalVolume, VolumeGroup, tag, tags_of
 
-IMPORTING = "importing"
 """`made` of a volume whose image is not yet, or not wholly, in it."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _RESERVED = re.compile(

@@ -32,7 +32,6 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import KeptGuest
 from storkit.core.model import (
-    IMPORTING,
     Adoptable,
     Damaged,
     Existing,
@@ -41,6 +40,7 @@ from storkit.core.model import (
     Volume,
     VolumeHold,
     check_name,
+    closed,
     relabelled,
 )
 from storkit.system import locks, openers
@@ -157,7 +157,7 @@ class Lvm(KeepsGuests):
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
             both = list(zip(volumes, known, strict=True))
-            changed = [old for volume, old in both if volume.kind != old.kind or volume.made == IMPORTING != old.made]
+            changed = [old for volume, old in both if volume.kind != old.kind or (closed(volume) and not closed(old))]
             group = self._settled(group, changed)
             problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
@@ -512,6 +512,4 @@ class Lvm(KeepsGuests):
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(
-        volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="", checksum=""
-    )
+    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, was="", checksum="")

@@ -127,6 +127,17 @@ def restore(session: Session, options: Namespace) -> None:
     session.result([{**codec.dump(done.volume), "kept": done.kept}], text)
 
 
+def move(session: Session, options: Namespace) -> None:
+    done = session.site.volumes.move(options.name, options.to, options.keep, options.rate)
+    volume = done.volume
+    text = f"{volume.name}: in pool {volume.pool} of host {volume.host}"
+    text += f", no longer in {done.was}" if done.was else " already"
+    lines = [output.shown(text)]
+    lines += [f"what was there is kept as {done.kept}"] if done.kept else []
+    data = {**codec.dump(volume), "was_in": done.was, "kept": done.kept, "digest": done.digest}
+    session.result([data], "\n".join(lines))
+
+
 def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": session.site.volumes.delete(options.names, options.force, options.if_exists)})
 

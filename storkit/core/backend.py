@@ -162,7 +162,7 @@ class Pool(Backend, PoolVerbs):
     def texts(self, volumes: list[Uuid], generation: int = 0) -> list[KeptGuest]:
         raise self._keeps_none()
 
-    def keep(self, guests: list[KeptGuest]) -> None:
+    def keep(self, guests: list[KeptGuest], carried: bool = False) -> None:
         raise self._keeps_none()
 
     def unkeep(self, guests: list[KeptGuest]) -> None:

@@ -35,7 +35,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
-        "images": "inspect fill refill export_image look_inside lay put_back examine write_in",
+        "images": "inspect fill refill pull digest export_image look_inside lay put_back examine write_in",
         "host": "declare_off withdraw_off",
         # A port that is opened, and one that is tried, are more than a look.
         "agent": "lock epoch mark unmark listen unlisten reach",

@@ -121,6 +121,14 @@ class Volume:
     """`sha256:HEX` of an image's bytes as a guest reads them, when it was sealed; empty: none was taken."""
 
 
+def closed(volume: Volume) -> str:
+    """Why nothing uses a volume now, in a few words; empty: it is what its name says."""
+    return {
+        IMPORTING: f"the import of volume {volume.name} has not ended",
+        MOVING: f"volume {volume.name} is being moved to another pool",
+    }.get(volume.made, "")
+
+
 def relabelled(old: Volume, new: Volume) -> Volume:
     """A volume with what a relabel changes of it."""
     return replace(old, kind=new.kind, made=new.made, origin=new.origin, checksum=new.checksum)
@@ -295,6 +303,9 @@ class DiskSource:
 
 IMPORTING = "importing"
 """`made` of a volume whose content is not yet, or not wholly, in it: nothing uses it."""
+MOVING = "moving"
+"""`made` of a volume that has been copied to another pool, while it is made sure that the copy is the same: nothing
+uses it, and it is the disk until the copy is open."""
 ATTACHED = "attached"
 
 

@@ -101,6 +101,7 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "relabel"): (ONE, [VOLUME]),
     ("pool", "hold"): ({"volumes": [HELD]}, [HELD]),
     ("pool", "release"): ({"volumes": [HELD], "hold": UUID}, [{**HELD, "hold": None}]),
+    ("images", "digest"): ({"volume": VOLUME}, "blocks-sha256:00"),
     ("pool", "adoptable"): ({"found": [FOUND]}, [ADOPTABLE]),
     ("pool", "adopt"): ({**ONE, "found": [FOUND]}, [VOLUME]),
     ("pool", "disown"): (ONE, ["/p/web.raw"]),

@@ -196,8 +196,12 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def keep(self, guests: list[KeptGuest]) -> None:
+    def keep(self, guests: list[KeptGuest], carried: bool = False) -> None:
         """Keep a new generation of each of these guests, durable; the last ten are there. All or none.
+
+        Args:
+            guests: the generations.
+            carried: another pool kept them, and their volumes have come from there: the first may have any number.
 
         Raises:
             Conflict: the generation is not the one that follows the newest, since somebody else has kept one; another

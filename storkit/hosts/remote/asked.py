@@ -291,6 +291,7 @@ WORDS = frozenset(
         ("host", "drain"),
         ("host", "find_drained"),
         ("host", "find_off"),
+        ("images", "digest"),
         ("images", "examine"),
         ("images", "export_image"),
         ("images", "fill"),

@@ -26,6 +26,15 @@ from storkit.plans.verbs.guests import (
 )
 from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
+from storkit.plans.verbs.relocating import (
+    CarryGuests,
+    CopyVolume,
+    DigestVolume,
+    DropCopy,
+    OpenCopy,
+    PlaceCopy,
+    SameDigest,
+)
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
     EndSaved,
@@ -61,7 +70,8 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
     ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
-    DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume,
+    DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

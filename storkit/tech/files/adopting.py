@@ -27,7 +27,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.identities import check_name, check_path, check_uuid
-from storkit.core.model import IMPORTING, Adoptable, Existing, Volume
+from storkit.core.model import Adoptable, Existing, Volume, closed
 from storkit.core.units import SECTOR
 from storkit.system import files, ownership
 from storkit.tech import occupied
@@ -290,8 +290,8 @@ def _kept(volume: Volume, data: Path) -> list[StorkitError]:
     if volume.kind == "tree":
         hint = f"its files are in {data}: cp -a, then storkit volume delete {volume.name}"
         return [Unsupported(f"volume {volume.name} is a tree, which is not given back", hint)]
-    if volume.made == IMPORTING:
-        return [Conflict(f"the import of volume {volume.name} has not ended", "storkit plan list")]
+    if why := closed(volume):
+        return [Conflict(why, "storkit plan list")]
     old = Path(volume.was) if volume.was else data
     if _same(old, data) or not os.path.lexists(data):
         return []

@@ -19,7 +19,18 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import IMPORTING, Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
+from storkit.core.model import (
+    IMPORTING,
+    Adoptable,
+    Damaged,
+    Existing,
+    Finding,
+    PoolContent,
+    Usage,
+    Volume,
+    closed,
+    relabelled,
+)
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
@@ -143,9 +154,9 @@ class FilePool(KeepsGuests):
             problems += holds.all_held(holds.relabelled(pairs), "relabelled")
             both = list(zip(volumes, known, strict=True))
             changing = [sidecar for volume, sidecar in both if volume.kind != sidecar.volume.kind]
-            closing = [sidecar for volume, sidecar in both if volume.made == IMPORTING != sidecar.volume.made]
+            closing = [sidecar for volume, sidecar in both if closed(volume) and not closed(sidecar.volume)]
             problems += self._busy(changing, "made another kind of volume")
-            problems += self._busy(closing, "written over")
+            problems += self._busy(closing, "closed")
             problems += directory.needed(changing, "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
@@ -344,9 +355,8 @@ class FilePool(KeepsGuests):
             if 0 < volume.size < old.size:
                 message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
                 problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
-        if old.made == IMPORTING:
-            hint = "wait for the import, or run it again: storkit plan list"
-            problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
+        if why := closed(old):
+            problems.append(Conflict(why, "wait for that, or run it again: storkit plan list"))
         if volumefile.disk_size(directory.data(old.name, old.format), old.format) != old.size:
             hint = f"run it again: storkit volume resize {old.name} SIZE"
             problems.append(Conflict(f"a resize of volume {old.name} was interrupted", hint))
@@ -471,7 +481,7 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="", checksum="")
+    named = replace(volume, host="", pool="", path="", hold=None, was="", checksum="")
     return replace(named, format=format, made=made, created=volume.created or now)
 
 

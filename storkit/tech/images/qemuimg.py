@@ -94,9 +94,10 @@ def _refuse_half_cluster(path: Path, format: str) -> None:
         raise UsageError(f"{path} is truncated: its last data ends at {end}, and it has {size} bytes", hint)
 
 
-def required(path: Path, format: str) -> int:
-    """About how many bytes the content of an image takes, without its holes (`qemu-img measure -O qcow2`)."""
-    argv = ["measure", "--output=json", "-O", "qcow2", node(format, path, alone=True)]
+def required(shown: str, objects: Sequence[str] = ()) -> int:
+    """About how many bytes the content of a node takes, without its holes (`qemu-img measure -O qcow2`). `objects`: the
+    words for what it names."""
+    argv = ["measure", "--output=json", "-O", "qcow2", *objects, shown]
     return int(json.loads(_limited(argv, seconds=600).stdout)["required"])
 
 

@@ -149,6 +149,29 @@ class Lvm(KeepsGuests):
                         self._resize(lock, group, old, volume.size)
             return self._these(tools.read(self._vg), volumes)
 
+    def rename(self, volumes: list[Volume], names: list[str]) -> list[Volume]:
+        with self._batches.locked("rename") as (lock, group):
+            pairs = [(each, name) for each, name in zip(volumes, names, strict=True) if not self._is(group, each, name)]
+            known = self._known(group, [volume for volume, _ in pairs])
+            group = self._settled(group, known)
+            problems = holds.all_held(known, "renamed")
+            for old, (_, name) in zip(known, pairs, strict=True):
+                problems += checks.request_problems(replace(old, name=check_name("volume", name)), self._vg)
+                problems += self._in_use(group, old, "renamed") + checks.needed(group, old.name, "renamed")
+                if there := group.lvs.get(name):
+                    problems.append(self._in_the_way(group, there))
+            raise_problems(problems)
+            commands = [["lvrename", self._vg, old.name, name] for old, (_, name) in zip(known, pairs, strict=True)]
+            after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
+        if not all(self._is(after, volume, name) for volume, name in pairs):
+            raise Conflict(f"{', '.join(each.name for each in known)} could not be renamed: {said}", f"lvs {self._vg}")
+        return self._these(after, [replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)])
+
+    def _is(self, group: VolumeGroup, volume: Volume, name: str) -> bool:
+        """Whether a volume has this name."""
+        lv = group.lvs.get(name)
+        return lv is not None and self._is_ours(group, lv) and lv.tags.get("uuid") == volume.uuid
+
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         """As the contract says; no volume here stands on another. Thin ones share chunks, which their pool counts."""
         return self._known(tools.read(self._vg), volumes)

@@ -151,6 +151,11 @@ def stop(session: Session, options: Namespace) -> None:
     session.result(one_or_all([{"guest": name, "status": "stopped"} for name in names], options.names), text)
 
 
+def rename(session: Session, options: Namespace) -> None:
+    guest = session.site.guests.rename(options.name, options.new)
+    session.result({"guest": guest.name, "was": options.name}, output.shown(f"{guest.name}: {options.name} until now"))
+
+
 def delete(session: Session, options: Namespace) -> None:
     try:
         session.site.guests.delete(options.name)

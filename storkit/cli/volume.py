@@ -138,6 +138,10 @@ def move(session: Session, options: Namespace) -> None:
     session.result([data], "\n".join(lines))
 
 
+def rename(session: Session, options: Namespace) -> None:
+    _report(session, [session.site.volumes.rename(options.name, options.new)], f"{options.name} until now")
+
+
 def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": session.site.volumes.delete(options.names, options.force, options.if_exists)})
 

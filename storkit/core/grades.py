@@ -31,7 +31,8 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "facts source marked unlock",
     },
     STORAGE: {
-        "pool": "create import_tree clone snapshot resize flatten relabel hold release delete adoptable adopt disown",
+        "pool": "create import_tree clone snapshot resize rename flatten relabel hold release delete "
+        "adoptable adopt disown",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",

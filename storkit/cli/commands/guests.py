@@ -203,6 +203,13 @@ COMMANDS = (
     ),
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command(
+        "guest",
+        "rename",
+        "give a guest that does not run another name",
+        "guest:rename",
+        (A_GUEST, arg("new", help="the new name", metavar="NEW")),
+    ),
+    Command(
         "guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST, IF_EXISTS)
     ),
     Command(

@@ -135,6 +135,13 @@ COMMANDS = (
     ),
     Command(
         "volume",
+        "rename",
+        "give a volume another name, also in the records of the guests that have it",
+        "volume:rename",
+        (A_VOLUME, arg("new", help="the new name", metavar="NEW")),
+    ),
+    Command(
+        "volume",
         "resize",
         "give a volume another size",
         "volume:resize",

@@ -94,6 +94,15 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
+    def rename(self, volumes: list[Volume], names: list[VolumeName]) -> list[Volume]:
+        """Give existing volumes these names, in the same order; all else of them stays. Called again, with the volumes
+        as they were, it goes on.
+
+        Raises:
+            Conflict: a name is taken, a volume is in use or held, or others find its bytes by its name.
+        """
+
+    @abstractmethod
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         """Make existing volumes stand on no other one's bytes; what they read as stays. Those that do are left as they
         are. Each is done by itself, whole or not at all; called again it goes on. Not for volumes in use.

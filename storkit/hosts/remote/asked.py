@@ -80,6 +80,12 @@ def _made(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[
     yield from _each(result, args["volumes"], ("uuid", "uuid"), ("name", "name"))
 
 
+def _renamed(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, pool=pool, host=host)
+    wanted = [{"uuid": each["uuid"], "name": name} for each, name in zip(args["volumes"], args["names"], strict=True)]
+    yield from _each(result, wanted, ("uuid", "uuid"), ("name", "name"))
+
+
 def _held(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _made(host, pool, args, result)
     for record, asked in zip(result, args["volumes"], strict=False):
@@ -252,6 +258,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "clone"): _made,
     ("pool", "snapshot"): _made,
     ("pool", "resize"): _made,
+    ("pool", "rename"): _renamed,
     ("pool", "flatten"): _made,
     ("pool", "relabel"): _made,
     ("pool", "hold"): _held,

@@ -150,6 +150,12 @@ class GuestActs:
         """As `stop`, for many guests in one plan, all at the same time."""
         starting.stop(self._coordinator, several(names), host, force, timeout)
 
+    def rename(self, name: str, new: str) -> Guest:
+        """Give a guest that is stopped another name; its UUID, its volumes and their names stay."""
+        from storkit.plans.intent.relocating import renaming
+
+        return renaming.rename_guest(self._coordinator, name, new)
+
     def delete(self, name: str) -> None:
         """Forget a guest that is stopped, and have its pool forget it; its volumes stay."""
         guest = self.load(name)

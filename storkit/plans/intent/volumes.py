@@ -228,6 +228,12 @@ class VolumeActs:
 
         return relocating.move(self._coordinator, name, to, keep, rate)
 
+    def rename(self, name: str, new: str) -> Volume:
+        """Give a volume that no host has another name, and have the guests that it is a disk of name it so."""
+        from storkit.plans.intent.relocating import renaming
+
+        return renaming.rename_volume(self._coordinator, name, new)
+
     def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Resized:
         """Give a volume another size: `+5GiB` is that much more. A larger one also while it is in use; whether its
         guests see it before their next start is in the result. `cut_off`: also a smaller one, whatever is at its

@@ -59,6 +59,7 @@ from storkit.plans.verbs.volumes import (
     ImportTree,
     RefillVolume,
     RelabelVolumes,
+    RenameVolumes,
     ResizeVolumes,
     SnapshotVolume,
 )
@@ -71,7 +72,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
     ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
-    DigestVolume, SameDigest, CarryGuests, OpenCopy,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -1,4 +1,4 @@
-"""A digest of what a volume holds that is the same wherever and however its bytes lie, and that costs nothing for holes.
+"""A digest of what a volume holds: the same wherever and however its bytes lie, and it costs nothing for holes.
 
 Blocks of zeros are left out, whether they are holes, were written, or are unallocated in an image; so an empty disk of
 a terabyte is done at once, and two copies of one disk agree in whatever format each is.

@@ -19,6 +19,7 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
+from storkit.core.identities import check_name
 from storkit.core.model import (
     IMPORTING,
     Adoptable,
@@ -34,7 +35,7 @@ from storkit.core.model import (
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
 from storkit.tech import strangers
-from storkit.tech.files import adopting, clonefile, flattening, resizing, volumefile
+from storkit.tech.files import adopting, clonefile, flattening, renaming, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
@@ -139,6 +140,29 @@ class FilePool(KeepsGuests):
                         stack.callback(locks.acquire(use, f"volume {volume.name}").release)
                     resizing.resize(directory, sidecar, volume.size)
         return self._found(volumes)
+
+    def rename(self, volumes: list[Volume], names: list[str]) -> list[Volume]:
+        with self._locked("rename") as directory:
+            there = {each.volume.name: each for each in directory.select([*names, *(each.name for each in volumes)])}
+            todo: list[tuple[Sidecar, str]] = []
+            problems: list[StorkitError] = []
+            with os.scandir(self.path) as entries:
+                present = {entry.name for entry in entries}
+            for volume, name in zip(volumes, names, strict=True):
+                if (new := there.get(check_name("volume", name))) and new.volume.uuid == volume.uuid:
+                    continue
+                with collected(problems):
+                    (old,) = directory.known([volume])
+                    todo.append((old, name))
+                if way := f"volume {name} exists already in {self.path}" if new else directory.taken(name, present):
+                    problems.append(Conflict(way, "choose another name"))
+            renamed = [old for old, _ in todo]
+            problems += self._busy(renamed, "renamed") + directory.needed(renamed, "renamed")
+            problems += holds.all_held((each.volume for each in renamed), "renamed")
+            raise_problems(problems)
+            for old, name in todo:
+                renaming.rename(directory, old.volume.name, name)
+        return self._found([replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)])
 
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         flattening.flatten(

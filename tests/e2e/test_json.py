@@ -176,6 +176,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("guest", "clone", "g", "h", "--set", "disks.0.volume=other")
     Path("i.args").write_text("qemu-system-x86_64 -name i -m 64 -drive file=/dev/vg/i,if=virtio,format=raw\n")
     storkit("guest", "import", "i.args", "--disk", "/dev/vg/i=data")
+    storkit("guest", "move", "h", "--to", "a")
     storkit("guest", "rename", "h", "h2")
     storkit("guest", "rename", "h2", "h")
     storkit("guest", "start", "g")

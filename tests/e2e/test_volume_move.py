@@ -113,3 +113,83 @@ def test_killed_anywhere_it_is_one_disk_and_is_mended(moving: World, point: int)
         assert moving.storkit("--json", "guest", "show", "g").json["kept"]["generation"] == 1
         moving.storkit("volume", "move", "g", "--to", "default")
         assert len(copies(moving, "g")) == 1
+
+
+def test_a_guest_goes_with_its_disk_and_starts_from_the_new_place(moving: World) -> None:
+    """No edit is needed, by whoever keeps its files, nor by whoever has none."""
+    moving.guest()
+    moving.storkit("guest", "start", "g")
+    path = Path(moving.storkit("--json", "volume", "show", "g").json["path"])
+    moving.wait_for_writes(path, 0)
+    for words in (("volume", "move", "g", "--to", "far"), ("guest", "move", "g", "--to", "b")):
+        refused = moving.storkit(*words, ok=5).stderr
+        assert "nothing was changed" in refused or "--stop" in refused
+    moving.storkit("guest", "stop", "g", "--force")
+    before = moving.disk().read_bytes()
+    moving.storkit("volume", "move", "g", "--to", "thick")
+    assert moving.disk().read_bytes() == before
+    done = moving.storkit("--json", "guest", "move", "g", "--to", "b", "--start").json
+    assert done["host"] == "b" and done["volumes"] == [{"volume": "g", "pool": "far", "was_in": "thick"}]
+    assert moving.running() == ["b"] and len(copies(moving, "g")) == 1
+    moving.storkit("guest", "stop", "g", "--force")
+    assert moving.disk().read_bytes() != before, "it has written there"
+    (moving.directory / "guests" / "g.toml").unlink()
+    assert moving.storkit("--json", "guest", "list").json[0]["name"] == "g"
+    moving.storkit("guest", "move", "g", "--to", "a", "--pool", "thick")
+    moving.storkit("guest", "start", "g")
+    assert moving.running() == ["a"]
+    moving.storkit("guest", "stop", "g", "--force")
+
+
+def test_what_is_refused_changes_nothing(moving: World) -> None:
+    moving.storkit("volume", "create", "v", "1MiB")
+    moving.storkit("volume", "create", "w", "1MiB", "--pool", "far")
+    for words, status, why in (
+        (("v", "--to", "none"), 4, "none"),
+        (("x", "--to", "far"), 4, "x"),
+        (("v", "--to", "far", "--rate", "5B"), 2, "few"),
+    ):
+        assert why in moving.storkit("volume", "move", *words, ok=status).stderr
+    moving.storkit("attach", "v", "--on", "a", "--read-only")
+    assert "is exported to a" in moving.storkit("volume", "move", "v", "--to", "far", ok=5).stderr
+    moving.storkit("detach", "v", "--on", "a")
+    stranger = moving.directory / "b" / "volumes" / "v.qcow2"
+    stranger.write_text("somebody's")
+    assert "in the way" in moving.storkit("volume", "move", "v", "--to", "far", ok=5).stderr
+    assert stranger.read_text() == "somebody's"
+    stranger.unlink()
+    assert "copy v from pool default to pool far" in moving.storkit("-n", "volume", "move", "v", "--to", "far").stdout
+    assert {each["pool"] for each in moving.storkit("--json", "volume", "list").json} == {"default", "far"}
+
+
+def test_golden_images_and_snapshots_move_and_a_snapshot_stays(moving: World) -> None:
+    moving.storkit("volume", "create", "v", "1MiB")
+    fill(moving, "v", 3)
+    (done,) = moving.storkit("--json", "volume", "move", "v", "--to", "far", "--keep", "--rate", "100MiB").json
+    assert done["kept"].startswith("v.before-") and holds(moving, done["kept"], 3) and holds(moving, "v", 3)
+    (kept,) = moving.storkit("--json", "volume", "move", done["kept"], "--to", "far").json
+    assert kept["kind"] == "snapshot"
+    fill(moving, "v", 4)
+    moving.storkit("volume", "restore", "v", kept["name"], "--discard")
+    assert holds(moving, "v", 3), "in the pool of its disk again, it is restored"
+
+    image = moving.directory / "golden.img"
+    image.write_bytes(bytes([9]) * MIB)
+    moving.storkit("volume", "import", image, "golden", "--golden", "--pool", "far")
+    moving.storkit("volume", "clone", "golden", "c")
+    refused = moving.storkit("volume", "move", "golden", "--to", "default", ok=5).stderr
+    assert "c stands on it" in refused and "volume flatten c" in refused
+    moving.storkit("volume", "move", "c", "--to", "thick")
+    (done,) = moving.storkit("--json", "volume", "move", "golden", "--to", "default").json
+    assert done["kind"] == "image" and holds(moving, "golden", 9) and holds(moving, "c", 9)
+    assert moving.storkit("--json", "image", "verify", "golden", ok=None).status in (0, 3, 5)
+
+
+def test_the_same_storage_under_two_names_is_not_taken_for_two(moving: World) -> None:
+    text = moving.inventory.read_text()
+    moving.inventory.write_text(text + f'[pools.same]\nhost = "b"\npath = "{moving.directory}/a/volumes"\n')
+    moving.storkit("volume", "create", "v", "1MiB", "--pool", "default", ok=None)
+    before = [each["pool"] for each in moving.storkit("--json", "volume", "list").json]
+    moving.storkit("volume", "move", "default/v", "--to", "same", ok=None)
+    assert [each["pool"] for each in moving.storkit("--json", "volume", "list").json] == before
+    assert len(copies(moving, "v")) == 1

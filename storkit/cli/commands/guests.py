@@ -204,6 +204,20 @@ COMMANDS = (
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
     Command(
         "guest",
+        "move",
+        "move a guest's disks to a pool of another host, and the guest with them",
+        "guest:move",
+        (
+            A_GUEST,
+            TO,
+            arg("--pool", help="a pool of that host (default: its only one)", metavar="POOL", complete="pools"),
+            arg("--stop", help="shut it down before if it runs, and start it there afterwards", action="store_true"),
+            arg("--start", help="start it there afterwards", action="store_true"),
+            arg("--rate", help="copy no more than this in a second: 50MiB", metavar="SIZE"),
+        ),
+    ),
+    Command(
+        "guest",
         "rename",
         "give a guest that does not run another name",
         "guest:rename",

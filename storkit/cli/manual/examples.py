@@ -167,6 +167,10 @@ EXAMPLES = {
     "guest diff": (("storkit guest diff web", "What was changed in guests/, and is not kept yet."),),
     "guest refresh": (("storkit guest refresh web", "After virsh edit web: what it says is kept, and moves with it."),),
     "guest edit": (("storkit guest edit web", "Open its texts in $EDITOR; what is wrong with them is refused."),),
+    "guest move": (
+        ("storkit guest move web --to b", "Its disks go to b's pool; it is started there when somebody does."),
+        ("storkit guest move web --to b --stop", "It runs: shut it down, move its disks, start it on b."),
+    ),
     "guest rename": (("storkit guest rename web shop", "Another name; its volumes keep theirs."),),
     "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
     "fleet create": (

@@ -97,6 +97,11 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
     return Moved(now, was, kept[0].name if kept else "", digests[0] if digests else "")
 
 
+def refuse(coordinator: Coordinator, volume: Volume, pool: PoolConfig) -> None:
+    """Raise what keeps a volume from going to a pool, whoever has it now."""
+    raise_problems(_refused(coordinator, volume, pool, None) if volume.pool != pool.name else [])
+
+
 def _refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, twin: Volume | None) -> list[StorkitError]:
     """Why a volume cannot go to a pool."""
     problems = held(volume, "moved")

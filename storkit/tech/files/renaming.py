@@ -1,6 +1,6 @@
 """Another name for a volume that is a file: a change of two files, which a kill at any moment leaves to be finished.
 
-What is to be done is on the disk first, as NAME.rename with files.PARTIAL: whoever changes the directory next does it
+What is to be done is on the disk first, as NAME.rename: whoever changes the directory next does it
 (`VolumeDirectory.sweep`), and who only looks takes the new name for it as soon as that is there.
 """
 
@@ -14,7 +14,6 @@ from typing import Protocol
 from storkit.core.errors import StorkitError, Unsafe, UsageError
 from storkit.core.identities import check_name
 from storkit.system import files
-from storkit.system.files import PARTIAL
 
 RENAME = "rename"
 
@@ -32,7 +31,7 @@ class NamedFiles(Protocol):
 
 def intent(directory: Path, name: str) -> Path:
     """The file that says that a volume gets another name."""
-    return directory / f"{name}.{RENAME}{PARTIAL}"
+    return directory / f"{name}.{RENAME}"
 
 
 def new_name(directory: Path, name: str) -> str:

@@ -30,8 +30,9 @@ from storkit.tech.files.volumefile import FORMATS
 VERSION = 1
 SPOOL = "spool"
 """The extension of an image being unpacked for the volume of that name."""
-_EXTENSIONS = (*FORMATS, "json", SPOOL, renaming.RENAME)
-_LEFTOVER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})\.({'|'.join(_EXTENSIONS)}){re.escape(PARTIAL)}", re.ASCII)
+_NAME = r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})"
+_LEFTOVER = re.compile(rf"{_NAME}\.({'|'.join((*FORMATS, 'json', SPOOL))}){re.escape(PARTIAL)}", re.ASCII)
+_RENAMING = re.compile(rf"{_NAME}\.{renaming.RENAME}({re.escape(PARTIAL)})?", re.ASCII)
 _LOCK = ".storkit.lock"
 _FEW = 4
 """Up to this many volumes are flushed one by one; syncfs(2) would wait for everyone's writes."""
@@ -312,9 +313,13 @@ class VolumeDirectory:
     def sweep(self) -> None:
         """Remove what commands that were killed left. The directory's lock must be held."""
         with os.scandir(self.path) as entries:
-            matches = [match for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))]
-        for name in {match[1] for match in matches if match[2] == renaming.RENAME}:
-            renaming.finish(self, name)
+            names = [entry.name for entry in entries]
+        for match in filter(None, map(_RENAMING.fullmatch, names)):
+            if match[2]:
+                (self.path / match[0]).unlink(missing_ok=True)
+            else:
+                renaming.finish(self, match[1])
+        matches = filter(None, map(_LEFTOVER.fullmatch, names))
         for name in {match[1] for match in matches}:
             self.discard(name)
 

@@ -96,7 +96,8 @@ def test_changes_killed_at_any_point_can_be_finished(pool: Directory, size: int)
         assert listing(finished) == ["v.json", f"v.{now.format}"]
 
 
-def test_renaming_killed_at_any_point_is_one_volume_and_can_be_finished_and_undone(pool: Directory) -> None:
+def test_renaming_killed_at_any_point_is_one_volume_and_can_be_finished_and_undone(shm: Path) -> None:
+    pool = pool_at(shm / "pool")
     image = golden(pool)
     (volume,) = pool.clone(image, [new("old")])
     before = listing(pool)

@@ -9,6 +9,7 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.model import closed
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def show(session: Session, options: Namespace) -> None:
     }
     lines = [(key, data[key]) for key in ("name", "uuid", "kind", "format", "pool", "host", "path", "made", "created")]
     lines.insert(2, ("size", format_size(found.volume.size)))
+    if why := closed(found.volume):
+        lines.append(("closed", f"{why}: nothing uses it"))
     if hold := found.volume.hold:
         lines.append(
             ("held", f"guest {hold.name} sleeps since {hold.since}, saved on {hold.host} {hold.file}".rstrip())

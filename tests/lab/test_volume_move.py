@@ -11,12 +11,14 @@ from tests.lab.world import VOLUMES, World, storage
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-MORE = f"""
+THIN = """
 [pools.thin]
 host = "s"
 type = "lvm"
 vg = "vg"
 thinpool = "thin"
+"""
+NEAR = f"""
 [pools.near]
 host = "a"
 type = "directory"
@@ -42,10 +44,10 @@ os.close(descriptor)
 
 
 class Several(World):
-    """A thick and a thin pool of logical volumes on s, and one of files on a."""
+    """A pool on s, and one of files on a; of logical volumes, a thick and a thin one."""
 
     def inventory(self) -> str:
-        return super().inventory() + MORE
+        return super().inventory() + (THIN if self.storage.pool == "lvm" else "") + NEAR
 
 
 def test_from_pool_to_pool(lab: Lab, tmp_path: Path) -> None:
@@ -70,3 +72,18 @@ def test_from_pool_to_pool(lab: Lab, tmp_path: Path) -> None:
     assert world.storkit("volume", "show", "w")["uuid"] == before["uuid"]
     world.storkit("volume", "delete", "w")
     assert world.s.run(["lvs", "--noheadings", "-o", "lv_name", "vg"]).stdout.split() == ["thin"]
+
+
+def test_from_nfs_and_back(lab: Lab, tmp_path: Path) -> None:
+    """The new home mounts the file, which is exported to it alone, for reading."""
+    world = Several(lab, tmp_path, storage("nfs"))
+    world.a.run(["mkdir", "-p", "-m", "700", VOLUMES])
+    world.storkit("volume", "create", "v", "16MiB")
+    world.s.python(CODE, f"{VOLUMES}/v.raw", "write")
+    for pool in ("near", "default"):
+        (done,) = world.storkit("volume", "move", "v", "--to", pool)
+        assert done["pool"] == pool and [each["pool"] for each in world.storkit("volume", "list")] == [pool]
+    assert world.s.python(CODE, f"{VOLUMES}/v.raw", "read").strip() == "True"
+    world.storkit("volume", "delete", "v")
+    left = world.left()
+    assert not left, "\n".join(left)

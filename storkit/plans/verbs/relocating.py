@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from storkit.core.errors import Unsafe
+from storkit.core.errors import Unsafe, Unsupported, raise_problems
 from storkit.core.guest import KeptGuest
 from storkit.core.identities import Count, Line
 from storkit.core.model import IMPORTING, MOVING, Volume
@@ -118,8 +118,15 @@ class CarryGuests(BlindVerb):
 
     def act(self, run: Run, step: Step) -> list[Count]:
         old, new = run.on(step.peer).pool(self.source), run.on(step.host).pool(step.target)
+        try:
+            kept = old.kept([self.volume.uuid])
+        except Unsupported:  # a pool of a kind that keeps none
+            return []
+        raise_problems([Unsafe(each.message, each.hint) for each in kept.damaged])
+        generation = max([each.generation for each in kept.guests], default=0)
+        if not generation:
+            return []
         there = max([each.generation for each in new.kept([self.volume.uuid]).guests], default=0)
-        generation = max([each.generation for each in old.kept([self.volume.uuid]).guests], default=0)
         found: list[KeptGuest] = []
         while generation > there and (texts := old.texts([self.volume.uuid], generation)):
             found[:0] = texts

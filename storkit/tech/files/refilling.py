@@ -76,7 +76,7 @@ def write(
     `required`: the bytes that this takes; `objects`: the words for what the node names; `rate`: bytes a second at most,
     0: as many as there can be. Raises Conflict: there is no room."""
     target = Path(volume.path)
-    arguments = ["-n", "--target-image-opts", "-S", "64k", *objects, *(["-r", str(rate)] if rate else [])]
+    arguments = ["-n", "--target-image-opts", "-S", "64k", *objects]
 
     def progress(part: float) -> None:
         site.progress(part, f"{what} {volume.name}")
@@ -91,11 +91,15 @@ def write(
         try:
             volumefile.make_empty(descriptor, volume.format, volume.size)
             into = qemuimg.target_options(volume.format, Path(files.by_descriptor(descriptor)))
-            qemuimg.convert([*arguments, "--target-is-zero", source, into], volume.size, target, progress, [descriptor])
+            qemuimg.convert(
+                [*arguments, "--target-is-zero", source, into], volume.size, target, progress, [descriptor], rate
+            )
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         return
-    qemuimg.convert([*arguments, source, qemuimg.target_options(volume.format, target)], volume.size, target, progress)
+    qemuimg.convert(
+        [*arguments, source, qemuimg.target_options(volume.format, target)], volume.size, target, progress, rate=rate
+    )
     with blockdevice.opened(str(target)) as device:
         os.fsync(device)

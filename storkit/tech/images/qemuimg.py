@@ -102,10 +102,15 @@ def required(shown: str, objects: Sequence[str] = ()) -> int:
 
 
 def convert(
-    arguments: Sequence[str], size: int, target: Path, progress: Callable[[float], None], opened: Sequence[int] = ()
+    arguments: Sequence[str],
+    size: int,
+    target: Path,
+    progress: Callable[[float], None],
+    opened: Sequence[int] = (),
+    rate: int = 0,
 ) -> None:
     """`qemu-img convert`. `progress` gets the fraction done. It does not flush: the caller must (fsync(2)).
-    `opened` are descriptors that `arguments` name.
+    `opened` are descriptors that `arguments` name; `rate`: bytes a second at most, 0: no limit.
 
     Raises Conflict: no room; CommandFailed.
     """
@@ -114,11 +119,11 @@ def convert(
         if match := re.search(r"\(([0-9.]+)/100%\)", line):
             progress(float(match[1]) / 100)
 
-    argv = ["qemu-img", "convert", "-p", *arguments]
+    argv = ["qemu-img", "convert", "-p", *(["-r", str(rate)] if rate else []), *arguments]
     try:
         for descriptor in opened:
             os.set_inheritable(descriptor, True)
-        limit = scaled(3600) + size / (4 << 20)
+        limit = scaled(3600) + size / min(4 << 20, rate or 4 << 20)
         run(argv, package="qemu-utils", timeout=limit, on_line=on_line, pass_fds=opened)
     except CommandFailed as error:
         if "No space left" in error.stderr:

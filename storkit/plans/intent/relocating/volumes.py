@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from storkit.core import registry
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.holds import held
 from storkit.core.inventory import PoolConfig
@@ -27,6 +26,7 @@ from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.golden import versions
 from storkit.plans.intent.making import Bytes, in_bytes, new_volume
+from storkit.plans.lookup import disk_of
 from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, finish_plan, locks_of
 from storkit.plans.verb import step
@@ -66,10 +66,11 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
     kept: list[Volume] = []
 
     def build() -> Plan:
-        volume = coordinator.survey.volume(name)
+        named = coordinator.survey.volume(name)
+        both = [each for each in coordinator.survey.volumes([named.name]) if each.uuid == named.uuid]
+        volume = disk_of(both) or named  # POOL/NAME may be what a move that was cut short has left
         found[:] = [volume]
-        others = [each for each in coordinator.survey.volumes([volume.name]) if each.uuid == volume.uuid]
-        others = [each for each in others if each.pool != volume.pool]
+        others = [each for each in both if each.pool != volume.pool]
         if volume.pool == pool.name:
             return _tidy(coordinator, volume, others)
         twin = next((each for each in others if each.pool == pool.name), None)
@@ -115,9 +116,6 @@ def _refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, twin: V
         problems.append(Conflict(message, "storkit pool list"))
     if volume.kind != "disk":
         problems += _needed(coordinator, volume)
-    own = registry.transport(coordinator.inventory.transport(pool.name).partition(":")[2])
-    if not own.formats & {"raw", "qcow2"}:
-        problems.append(Unsupported(f"what serves pool {pool.name} serves no disks", "storkit pool list"))
     return problems
 
 

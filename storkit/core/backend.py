@@ -19,7 +19,7 @@ from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
-from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
+from storkit.core.identities import ClientName, Count, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
 from storkit.core.model import (
     Adoptable,
     Attachment,
@@ -203,6 +203,8 @@ class Transport(Backend, TransportVerbs):
     """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
+    beside: ClassVar[bool] = False
+    """Whether it serves a raw volume that its guest's own process has open since before it was a volume."""
 
     def doors(self) -> list[Door]:
         return []
@@ -241,11 +243,13 @@ class Hypervisor(Backend, HypervisorVerbs):
     """Whether its guests wait for an NBD server of QEMU's that has ended their connection, and connect again."""
     keeps: ClassVar[bool] = False
     """Whether it keeps the configurations of guests itself, whoever made them."""
+    takes_running: ClassVar[bool] = False
+    """Whether it can take a guest that somebody else has started, and of which it keeps no configuration."""
 
     def strangers(self) -> list[Words]:
         return []
 
-    def original(self, name: GuestName) -> Original:
+    def original(self, name: GuestName, process: Count = 0) -> Original:
         raise self._keeps_none()
 
     def edited(self, name: GuestName) -> list[Original]:

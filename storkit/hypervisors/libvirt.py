@@ -188,7 +188,7 @@ class Libvirt(Hypervisor):
     def strangers(self) -> list[str]:
         return adopting.strangers(self._virsh)
 
-    def original(self, name: str) -> Original:
+    def original(self, name: str, process: int = 0) -> Original:
         return adopting.original(self._virsh, name)
 
     def edited(self, name: str) -> list[Original]:

@@ -76,6 +76,7 @@ COMMANDS = (
                 "--local", help="a TARGET that each host has of its own", action="append", default=[], metavar="TARGET"
             ),
             arg("--config", help="the guest's configuration file, of a hypervisor that keeps none", metavar="FILE"),
+            arg("--pid", help="the QEMU that runs the guest, where its -name does not tell", type=int, default=0),
         ),
     ),
     Command(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.identities import (
+    Count,
     GuestName,
     Line,
     MaybeAddress,
@@ -80,8 +81,12 @@ class HypervisorVerbs(BackendVerbs):
         """Name the guests that the hypervisor keeps, and storkit does not know."""
 
     @abstractmethod
-    def original(self, name: GuestName) -> Original:
-        """Say how the hypervisor keeps a guest that storkit does not know; nothing is changed.
+    def original(self, name: GuestName, process: Count = 0) -> Original:
+        """Say how the hypervisor keeps, or runs, a guest that storkit does not know; nothing is changed.
+
+        Args:
+            name: the guest's.
+            process: the one that runs it, where the name does not tell; 0: it is found by the name.
 
         Raises:
             NotFound: there is none of that name.
@@ -108,7 +113,8 @@ class HypervisorVerbs(BackendVerbs):
         """As `define`, for a guest that the hypervisor keeps and storkit does not know: its name and UUID are in the
         record, and its configuration is the record's document. Called again it goes on.
 
-        One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start.
+        One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start, none
+        where nobody else may open what it has open.
 
         Raises:
             Conflict: it was started since it was looked at, or its memory was saved.

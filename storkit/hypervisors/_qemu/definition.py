@@ -18,6 +18,7 @@ from storkit.hypervisors._machine import DEFAULT_MACHINE
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import make_private, read_json, write_atomic
+from storkit.system.qemu.storagedaemon import listening_sockets
 
 START = "args"
 RECEIVE = "args.incoming"
@@ -97,6 +98,7 @@ def _render(
         pidfile=str(process.pidfile),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
+        listening=frozenset(listening_sockets()),
         secrets=str(directory),
     )
     text = render(definition.guest, definition.disks, "qemu", place, templates)

@@ -32,6 +32,9 @@ class AdoptedGuest:
 
     guest: Guest
     disks: list[AdoptedDisk]
+    runs: bool = False
+    alone: bool = False
+    """Its own process has disks open that nobody else may open as long as it lives."""
 
     @property
     def volumes(self) -> list[Volume]:
@@ -55,11 +58,11 @@ def adopt(adopted: Sequence[AdoptedGuest], host: str, keep: Sequence[Step], inve
           for pool, group in by_pool(volumes).items())
     )  # fmt: skip
     stages.then(*keep)
-    kept = [each for each in adopted if registry.hypervisor(each.guest.hypervisor).keeps]
-    if there := [volume for each in kept for volume in each.volumes]:
+    taken = [each for each in adopted if each.runs or registry.hypervisor(each.guest.hypervisor).keeps]
+    if there := [volume for each in taken if not each.alone for volume in each.volumes]:
         written = [volume for volume in there if not disks[volume.uuid].readonly]
         add_attach(stages, there, host, {host} if written else None, inventory, written=written)
-        stages.then(*(_take(each, host, inventory) for each in kept))
+    stages.then(*(_take(each, host, inventory) for each in taken))
     names = [each.guest.name for each in adopted]
     title = f"adopt {', '.join(names) if len(names) < 4 else f'{len(names)} guests'} on {host}"
     return finish_plan(title, stages, locks_of(volumes), inventory)
@@ -85,7 +88,6 @@ def release(subject: GuestView, keeps: bool, forget: Sequence[Step], inventory: 
 
 
 def _take(adopted: AdoptedGuest, host: str, inventory: Inventory) -> Step:
-    guest = adopted.guest
-    transports = [inventory.transport(volume.pool) for volume in adopted.volumes]
-    verb = TakeGuest(guest, adopted.volumes, transports)
+    guest, volumes = adopted.guest, [] if adopted.alone else adopted.volumes
+    verb = TakeGuest(guest, volumes, [inventory.transport(volume.pool) for volume in volumes])
     return step(verb, host, f"hypervisor:{guest.hypervisor}", f"take {guest.name} on {host}")

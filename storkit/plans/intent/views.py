@@ -39,6 +39,7 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str, beside: Iterabl
         guest, volumes, exports, places, coordinator.inventory, machine, _shared(coordinator, guest, volumes), has,
         root, root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
         [host for host, state in states.items() if state.edited],
+        {host: state.pinned for host, state in states.items() if state.pinned},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from storkit.core.backend import Hypervisor
 from storkit.core.errors import (
     NOTHING_CHANGED,
     PUT_BACK,
+    CommandFailed,
     Conflict,
     NotFound,
     StorkitError,
@@ -24,7 +25,7 @@ from storkit.core.errors import (
 from storkit.core.guest import Guest
 from storkit.core.identities import check_name, several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Existing, Secret, Volume
+from storkit.core.model import Adoptable, Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
 from storkit.plans.guests import adopting
@@ -51,6 +52,8 @@ class AdoptionWish:
     """What else they open, of which each host has its own."""
     config: str | Path | None = None
     """The guest's configuration, of a hypervisor that keeps none."""
+    process: int = 0
+    """The one that runs the guest, where it cannot be found by its name; 0: it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class _Found:
     secrets: Mapping[str, Secret]
     processes: Sequence[int] = ()
     """Its own, which have its disks open, if it runs."""
+    pinned: str = ""
+    """Why it could not leave its host before its next stop."""
 
 
 class _NewVolumes:
@@ -103,6 +108,7 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
             must_be_free(coordinator, [disk.volume.name for each in adopted for disk in each.disks])
         guests[:] = [each.guest for each in adopted]
         refuse_to_share(coordinator, *guests)
+        _warn(coordinator, adopted, found)
         if not coordinator.planning:
             for guest, one in zip(guests, found, strict=True):
                 secrets.keep(coordinator.state, guest.uuid, one.secrets)
@@ -176,6 +182,8 @@ def _refuse_contradictions(names: Sequence[str], wish: AdoptionWish) -> None:
         )
     if not names and not wish.every and not wish.config:
         problems.append(UsageError("no guest is named", "storkit guest adopt NAME, or --all"))
+    if wish.process and (len(names) != 1 or wish.config or wish.every):
+        problems.append(UsageError("--pid is the process of one guest that runs", "storkit guest adopt NAME --pid PID"))
     if wish.config and len(names) > 1:
         problems.append(UsageError("a configuration is that of one guest", "name one"))
     if wish.disks and (wish.every or len(names) > 1):
@@ -189,19 +197,55 @@ def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: Adop
         return [_from_file(Path(wish.config), names)]
     found: list[_Found] = []
     problems: list[StorkitError] = []
-    for kind in sorted(each for each in registry.names(Hypervisor) if registry.hypervisor(each).keeps):  # type: ignore[type-abstract]
-        hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
-        for name in hypervisor.strangers() if wish.every else names:
-            with collected(problems):
-                seen = hypervisor.original(check_name("guest", name))
-                if seen.status != "stopped" and not seen.processes:  # an agent of the version before
-                    raise Conflict(f"guest {name} is {seen.status} on {where}", f"virsh shutdown {name}, then again")
-                _refuse_large(seen.document, f"{name} on {where}")
-                found.append(_Found(name, kind, seen.document, f"{name} on {where}", seen.secrets, seen.processes))
+    known = {kind: registry.hypervisor(kind) for kind in registry.names(Hypervisor)}  # type: ignore[type-abstract]
+    keeping = sorted(kind for kind, each in known.items() if each.keeps and not wish.process)
+    running = sorted(kind for kind, each in known.items() if each.takes_running and not wish.every)
+    if wish.every:
+        to = coordinator.connections.to(where)
+        wanted = [(name, [kind]) for kind in keeping for name in to.hypervisor(f"hypervisor:{kind}").strangers()]
+    else:
+        wanted = [(name, [*keeping, *running]) for name in names]
+    for name, kinds in wanted:
+        with collected(problems):
+            found.append(_one(coordinator, where, name, kinds, wish.process))
     raise_problems(problems)
     if not found:
         raise NotFound(f"host {where} has no guest that storkit does not know", "storkit guest list")
     return found
+
+
+def _one(coordinator: Coordinator, where: str, name: str, kinds: Sequence[str], process: int) -> _Found:
+    """A guest as the first of these hypervisors has it that knows it. Raises what the first says, if none does."""
+    unknown: list[StorkitError] = []
+    for kind in kinds:
+        hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
+        try:
+            wanted = check_name("guest", name)
+            seen = hypervisor.original(wanted, process) if process else hypervisor.original(wanted)
+        except (NotFound, Unsupported, CommandFailed) as error:  # it need not be there, or be started
+            unknown.append(error)
+            continue
+        if seen.status != "stopped" and not seen.processes:  # an agent of the version before
+            raise Conflict(f"guest {name} is {seen.status} on {where}", f"virsh shutdown {name}, then again")
+        place = f"{name} on {where}"
+        _refuse_large(seen.document, place)
+        return _Found(name, kind, seen.document, place, seen.secrets, seen.processes, seen.pinned)
+    raise unknown[0]
+
+
+def _warn(coordinator: Coordinator, adopted: Sequence[AdoptedGuest], found: Sequence[_Found]) -> None:
+    """Say what storkit does not have in its hands as long as a guest's own process runs."""
+    for each, one in zip(adopted, found, strict=True):
+        if each.alone:
+            names = ", ".join(disk.volume.name for disk in each.disks)
+            coordinator.warn(
+                f"guest {one.name} cannot move before its next stop: {names}: its QEMU alone may have them open"
+            )
+        elif one.pinned:
+            coordinator.warn(f"guest {one.name} cannot move before its next stop: {one.pinned}")
+        elif each.runs:
+            until = "until it has moved or stopped, nothing keeps that process from writing them"
+            coordinator.warn(f"guest {one.name} goes on with the disks that its process has open: {until}")
 
 
 def _from_file(file: Path, names: Sequence[str]) -> _Found:
@@ -245,6 +289,7 @@ def _read(
         order = [disk.target for disk in bound]
     pools = candidates(coordinator, where, "")
     made: list[AdoptedDisk] = []
+    alone = False
     for target in order or places:
         source = places[target].source
         assert source is not None
@@ -252,8 +297,8 @@ def _read(
         with collected(problems):
             check_name("volume", names[target])
             config, seen = choose(coordinator, existing, pools)
-            if found.processes:
-                _refuse_while_it_runs(coordinator, config, found, target)
+            if found.processes and not _beside(coordinator, config, found, target, seen):
+                alone = True
             volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))
             made.append(AdoptedDisk(volume, existing, places[target].readonly))
     raise_problems(problems)
@@ -269,16 +314,20 @@ def _read(
         hint = "storkit guest import its configuration, each disk as a volume: --disk TARGET=VOLUME"
         problems.append(Unsupported(f"guest {found.name} has no disk that it writes", hint))
     raise_problems(problems)
-    return AdoptedGuest(guest, made)
+    return AdoptedGuest(guest, made, bool(found.processes), alone)
 
 
-def _refuse_while_it_runs(coordinator: Coordinator, config: PoolConfig, found: _Found, target: str) -> None:
-    """Raise Conflict if a disk cannot be served as long as its guest's own process has it open."""
+def _beside(coordinator: Coordinator, config: PoolConfig, found: _Found, target: str, seen: Adoptable) -> bool:
+    """Whether a disk can be served as long as its guest's own process has it open. Raises Conflict: it cannot, and the
+    guest's hypervisor keeps a definition that would be wrong until then."""
     transport = coordinator.inventory.transport(config.name).partition(":")[2]
-    if registry.transport(transport).locks_images:
-        message = f"guest {found.name} runs, and its disk {target} is open in a QEMU that is not {transport}'s"
-        hint = f"virsh shutdown {found.name}, then again; or have iscsi serve pool {config.name}"
-        raise Conflict(message, hint)
+    if seen.format == "raw" and registry.transport(transport).beside:
+        return True
+    if not registry.hypervisor(found.kind).keeps:
+        return False
+    what = f"{transport} cannot serve it beside that" if seen.format == "raw" else f"its format is {seen.format}"
+    message = f"guest {found.name} runs, its own process has its disk {target} open, and {what}"
+    raise Conflict(message, f"virsh shutdown {found.name}, then again")
 
 
 def _same(adopted: Sequence[AdoptedGuest], known: Sequence[Guest]) -> list[StorkitError]:

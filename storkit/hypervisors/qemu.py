@@ -174,7 +174,8 @@ class Qemu(Embedded[Definition], Hypervisor):
         machine = adopting.machine(guest, self.site.run) or self._machine(guest, "")
         directory = self._directory(check_name("guest", guest.name))
         definition = Definition(guest, disks, machine, self._accel(guest), guest.machine)
-        adopting.take(self.site, self._process(guest.name), directory, definition)
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        adopting.take(self.site, self._process(guest.name), directory, definition, templates, secrets)
         return str(directory / RECORD)
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:

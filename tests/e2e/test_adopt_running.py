@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from storkit.system.qemu import qmp
+from storkit.system.timeouts import scaled
 from tests.e2e.world import REST, World
 from tests.guestkit import bootsector
 
@@ -24,7 +29,7 @@ def world(make_world: Callable[..., World]) -> World:
 class ByHand:
     """An administrator's QEMU, of a name of its own: others run on this machine."""
 
-    def __init__(self, world: World, *more: str, format: str = "raw", memory: str = MEMORY, qmp: bool = True) -> None:
+    def __init__(self, world: World, format: str = "raw", memory: str = MEMORY, monitor: bool = True) -> None:
         self.world, self.name = world, f"hand-{world.directory.name[-24:]}"
         images = world.directory / "images"
         images.mkdir()
@@ -40,8 +45,12 @@ class ByHand:
         self.inode = self.disk.stat().st_ino
         words = ["-name", f"guest={self.name},debug-threads=on", "-M", "pc,accel=tcg", "-m", memory, "-display", "none"]
         words += ["-drive", f"file={self.disk},format={format},if=virtio,cache=none", "-nic", "none"]
-        words += ["-qmp", f"unix:{self.socket},server=on,wait=off"] * qmp
-        self.process = subprocess.Popen(["qemu-system-x86_64", *words, *more], stdin=subprocess.DEVNULL)
+        words += ["-qmp", f"unix:{self.socket},server=on,wait=off"] * monitor
+        self.process = subprocess.Popen(["qemu-system-x86_64", *words], stdin=subprocess.DEVNULL)
+        end = time.monotonic() + scaled(20.0)
+        while monitor and not self.socket.exists():
+            assert self.process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
 
     def __enter__(self) -> ByHand:
         return self
@@ -80,3 +89,103 @@ def test_it_is_adopted_as_it_runs_and_moves_away_and_back(world: World) -> None:
         assert bootsector.verify(disk).clean
         world.storkit("guest", "release", name)
         assert own.disk.stat().st_ino == own.inode and world.leftovers() == []
+
+
+def test_one_whose_disk_nobody_else_may_open_moves_after_its_next_stop(world: World) -> None:
+    with ByHand(world, format="qcow2") as own:
+        name = own.name
+        done = world.storkit("guest", "adopt", name, "--pid", own.process.pid)
+        assert "cannot move before its next stop: its own process alone may have" in done.stderr
+        assert world.status(name)["places"] == {"a": "running"}
+        for words in (("migrate", "run", name, "--to", "b"), ("migrate", "prepare", name, "--to", "b")):
+            refused = world.storkit(*words, ok=3).stderr
+            assert f"guest {name} stays on a until its next stop: its disks are open in its QEMU" in refused
+            assert f"storkit guest stop {name}" in refused
+        assert world.storkit("attach", name, "--on", "b", ok=None).status == 5
+        assert world.storkit("guest", "start", name, "--on", "b", ok=None).status == 5
+        assert "qmp" not in refused and own.process.poll() is None
+        world.storkit("guest", "stop", name, "--force")
+        own.process.wait(30)
+        world.storkit("guest", "start", name, "--on", "a")
+        world.storkit("migrate", "run", name, "--to", "b")
+        world.storkit("guest", "stop", name, "--force")
+        world.storkit("guest", "release", name)
+        assert own.disk.stat().st_ino == own.inode and world.leftovers() == []
+
+
+def test_what_its_process_lacks_is_said(world: World) -> None:
+    """A monitor; one that somebody holds; memory that its emulator moves without a loss."""
+    with ByHand(world, memory="16M") as own:
+        with socket.socket(socket.AF_UNIX) as held:
+            held.connect(str(own.socket))
+            assert held.recv(4096)
+            held.sendall(b'{"execute": "qmp_capabilities"}\n')
+            said = world.storkit("--dry-run", "guest", "adopt", own.name).stderr
+            assert "cannot move before its next stop: its QEMU's monitor cannot be had" in said
+        done = world.storkit("guest", "adopt", own.name)
+        assert "loses writes to memory of whole 256 KiB" in done.stderr
+        assert "stays on a until its next stop" in world.storkit("migrate", "run", own.name, "--to", "b", ok=3).stderr
+        own.process.terminate()
+        own.process.wait()
+        assert world.status(own.name)["places"] == {}
+        world.storkit("guest", "release", own.name)
+        assert own.disk.stat().st_ino == own.inode and world.leftovers() == []
+    own.socket.unlink(missing_ok=True)
+    own.disk.rename(own.disk.with_name("kept.raw"))
+    (world.directory / "images").rename(world.directory / "before")
+    with ByHand(world, monitor=False) as own:
+        done = world.storkit("guest", "adopt", own.name)
+        assert "has no monitor for programs (-qmp unix:PATH" in done.stderr
+        refused = world.storkit("guest", "stop", own.name, ok=3).stderr
+        assert "started without a monitor" in refused and "--force" in refused
+        assert world.storkit("--json", "guest", "list").json[0]["places"] == {"a": "running"}
+        world.storkit("guest", "stop", own.name, "--force")
+        own.process.wait(30)
+        assert world.status(own.name)["places"] == {}
+
+
+def test_what_is_no_guest_of_the_administrators_is_refused(world: World) -> None:
+    with ByHand(world) as own:
+        refused = world.storkit("guest", "adopt", "g", "--pid", os.getpid(), ok=2).stderr
+        assert f"process {os.getpid()} is no QEMU here" in refused
+        assert "is the QEMU of" in world.storkit("guest", "adopt", "g", "--pid", own.process.pid, ok=2).stderr
+        assert "--pid is the process of one guest" in world.storkit("guest", "adopt", "--pid", 4711, ok=2).stderr
+        other = world.directory / "other.raw"
+        other.write_bytes(bytes(1 << 20))
+        node = {"driver": "file", "filename": str(other), "node-name": "new"}
+        qmp.call(own.socket, "blockdev-add", node)
+        said = world.storkit("guest", "adopt", own.name, ok=5).stderr
+        assert f"writes {other}, which its arguments do not have" in said
+        qmp.call(own.socket, "blockdev-del", {"node-name": "new"})
+        moved = own.disk.rename(own.disk.with_name("away.raw"))
+        own.disk.write_bytes(bytes(2 << 20))
+        said = world.storkit("guest", "adopt", own.name, ok=5).stderr
+        assert f"does not have {own.disk} open" in said
+        moved.rename(own.disk)
+        assert own.process.poll() is None and own.disk.stat().st_ino == own.inode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mend", ["resume", "rollback"])
+@pytest.mark.parametrize("number", range(1, 13))
+def test_killed_anywhere(world: World, number: int, mend: str) -> None:
+    """While it is adopted, and while it moves."""
+    with ByHand(world) as own:
+        name = own.name
+        for words in (("guest", "adopt", name, "--disk", "vda=g"), ("migrate", "run", name, "--to", "b")):
+            cut = world.killed(f"after:{number}", *words)
+            if cut.status == 0:
+                continue
+            (plan,) = [each["id"] for each in world.storkit("--json", "plan", "list").json if each["open"]]
+            world.storkit("plan", mend, plan)
+            if mend == "rollback" and words[0] == "guest":
+                assert own.disk.stat().st_ino == own.inode and world.leftovers() == []
+                world.storkit(*words)
+            elif mend == "rollback":
+                assert world.status(name)["places"] == {"a": "running"}
+                world.storkit(*words)
+        disk = Path(world.storkit("--json", "volume", "show", "g").json["path"])
+        assert (world.status(name)["places"], world.status(name)["writers"]) == ({"b": "running"}, ["b"])
+        world.wait_for_writes(disk, bootsector.last_record(disk))
+        world.storkit("guest", "stop", name, "--force")
+        assert bootsector.verify(disk).clean

@@ -22,7 +22,7 @@ from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, UsageError, collected, raise_problems
 from storkit.core.guest import Guest
-from storkit.core.model import GuestStatus, Original, Secret, check_name
+from storkit.core.model import GuestStatus, Original, Secret, Secrets, check_name
 from storkit.guests import document
 from storkit.guests.command import Pair, command, pairs
 from storkit.guests.documents import launch
@@ -30,7 +30,7 @@ from storkit.guests.documents.edits import DocumentDisk
 from storkit.guests.documents.options import read
 from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._qemu.adopted import Adopted
-from storkit.hypervisors._qemu.definition import Definition
+from storkit.hypervisors._qemu.definition import Definition, save
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, STATUS, Process
 from storkit.system import openers
 from storkit.system.files import make_private, write_atomic
@@ -87,9 +87,11 @@ def written(words: Sequence[str]) -> str:
     return " \\\n  ".join(lines) + "\n"
 
 
-def take(site: Site, process: Process, directory: Path, definition: Definition) -> None:
-    """Know a guest by its process, which was noted when its disks were adopted. Its arguments for the next start are
-    written when it is defined for that. The note comes first: with the record alone it would be taken for stopped."""
+def take(
+    site: Site, process: Process, directory: Path, definition: Definition, templates: list[Path], secrets: Secrets
+) -> None:
+    """Know a guest by its process, which was noted when its disks were adopted. The note comes first: with the record
+    alone it would be taken for stopped. Without its disks it is defined anew before it starts."""
     guest = definition.guest
     written_to = [openers.earlier(site.run, disk.uuid) for disk in guest.disks if not disk.readonly]
     pids = frozenset.intersection(*written_to) if written_to else frozenset()
@@ -105,6 +107,9 @@ def take(site: Site, process: Process, directory: Path, definition: Definition) 
     note = Adopted(pid, openers.started(pid), monitor, inode, pinned)
     make_private(process.directory)
     write_atomic(process.note, json.dumps(codec.dump(note)) + "\n")
+    if len(definition.disks) == len(guest.disks):
+        save(directory, definition, process, templates, secrets or {})
+        return
     make_private(directory)
     write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
 

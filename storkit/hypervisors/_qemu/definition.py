@@ -94,7 +94,7 @@ def _render(
         machine=definition.machine,
         incoming=incoming,
         daemonize=True,
-        qmp=str(process.monitor),
+        qmp=str(process.own_monitor),
         pidfile=str(process.pidfile),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
@@ -107,7 +107,7 @@ def _render(
     log = str(directory / LOG)
     added = [
         "-chardev",
-        f"socket,id=storkit-move,path={quote_option(process.migration)},server=on,wait=off",
+        f"socket,id=storkit-move,path={quote_option(process.own_migration)},server=on,wait=off",
         "-mon",
         "chardev=storkit-move,mode=control",
         # A `%` there is a template, which has no quoting.

@@ -84,17 +84,26 @@ class Process(GuestProcess):
     @property
     def monitor(self) -> Path:
         """For whoever asks or commands."""
-        return self._socket("qmp")
+        return self._adopted_socket() or self.own_monitor
 
     @property
     def migration(self) -> Path:
         """A monitor of its own for the command that watches a migration: a monitor serves one client at a time. A
         process that was adopted has one for all."""
-        return self._socket("move")
+        return self._adopted_socket() or self.own_migration
 
-    def _socket(self, name: str) -> Path:
+    @property
+    def own_monitor(self) -> Path:
+        """Of a process that storkit starts, as `own_migration`."""
+        return self.directory / "qmp"
+
+    @property
+    def own_migration(self) -> Path:
+        return self.directory / "move"
+
+    def _adopted_socket(self) -> Path | None:
         found = self.adopted
-        return (found.socket() if found else None) or self.directory / name
+        return found.socket() if found else None
 
     @property
     def incoming(self) -> Path:
@@ -147,9 +156,8 @@ class Process(GuestProcess):
         self.forget()
 
     def _sweep(self) -> None:
-        for path in (self.incoming, self.pidfile, self.arriving, self.saving, self.note):
-            path.unlink(missing_ok=True)
-        for path in (self.monitor, self.migration):
+        mine = (self.own_monitor, self.own_migration, self.incoming, self.pidfile, self.arriving, self.saving)
+        for path in (self.note, *mine):
             path.unlink(missing_ok=True)
 
 

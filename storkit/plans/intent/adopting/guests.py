@@ -89,6 +89,7 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
     _refuse_contradictions(names, wish)
     where = coordinator.host(wish.host) if wish.host else pool_of(coordinator, "").host
     volumes, guests, apart = _NewVolumes(), list[Guest](), list[str]()
+    warnings: list[str] = []
 
     def build() -> Plan:
         found = _look(coordinator, where, names, wish)
@@ -107,9 +108,11 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
         if not guests:
             must_be_free(coordinator, [disk.volume.name for each in adopted for disk in each.disks])
         guests[:] = [each.guest for each in adopted]
+        warnings[:] = filter(None, map(_warning, adopted, found))
         refuse_to_share(coordinator, *guests)
-        _warn(coordinator, adopted, found)
-        if not coordinator.planning:
+        if coordinator.planning:
+            _warn(coordinator, warnings)
+        else:
             for guest, one in zip(guests, found, strict=True):
                 secrets.keep(coordinator.state, guest.uuid, one.secrets)
             apart[:] = [guest.uuid for guest, one in zip(guests, found, strict=True) if one.secrets]
@@ -123,6 +126,7 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
             for uuid in apart:
                 secrets.forget(coordinator.state, uuid)
         raise
+    _warn(coordinator, warnings)
     for guest in guests:
         files.save(coordinator.guests, guest, generation=1)
     return guests
@@ -233,19 +237,21 @@ def _one(coordinator: Coordinator, where: str, name: str, kinds: Sequence[str], 
     raise unknown[0]
 
 
-def _warn(coordinator: Coordinator, adopted: Sequence[AdoptedGuest], found: Sequence[_Found]) -> None:
-    """Say what storkit does not have in its hands as long as a guest's own process runs."""
-    for each, one in zip(adopted, found, strict=True):
-        if each.alone:
-            names = ", ".join(disk.volume.name for disk in each.disks)
-            coordinator.warn(
-                f"guest {one.name} cannot move before its next stop: {names}: its QEMU alone may have them open"
-            )
-        elif one.pinned:
-            coordinator.warn(f"guest {one.name} cannot move before its next stop: {one.pinned}")
-        elif each.runs:
-            until = "until it has moved or stopped, nothing keeps that process from writing them"
-            coordinator.warn(f"guest {one.name} goes on with the disks that its process has open: {until}")
+def _warn(coordinator: Coordinator, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        coordinator.warn(warning)
+
+
+def _warning(adopted: AdoptedGuest, found: _Found) -> str:
+    """What storkit does not have in its hands as long as a guest's own process runs."""
+    names = ", ".join(disk.volume.name for disk in adopted.disks)
+    if adopted.alone:
+        why = f"its own process alone may have {names} open until then"
+        return f"guest {found.name} cannot move before its next stop: {why}"
+    if found.pinned:
+        return f"guest {found.name} cannot move before its next stop: {found.pinned}"
+    until = "until it has moved or stopped, nothing keeps that process from writing them"
+    return f"guest {found.name} goes on with {names} as its process has them open: {until}" if adopted.runs else ""
 
 
 def _from_file(file: Path, names: Sequence[str]) -> _Found:

@@ -24,7 +24,6 @@ from storkit.core.model import (
     Adoptable,
     Attachment,
     Credential,
-    DiskSource,
     Existing,
     Export,
     Finding,
@@ -36,7 +35,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest, KeptGuest, KeptHere
+    from storkit.core.guest import Guest, KeptGuest, KeptHere, TakenGuest
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -249,7 +248,7 @@ class Hypervisor(Backend, HypervisorVerbs):
     def strangers(self) -> list[Words]:
         return []
 
-    def original(self, name: GuestName, process: Count = 0) -> Original:
+    def originals(self, names: list[GuestName], process: Count = 0) -> list[Original]:
         raise self._keeps_none()
 
     def edited(self, name: GuestName) -> list[Original]:
@@ -258,7 +257,7 @@ class Hypervisor(Backend, HypervisorVerbs):
     def note(self, guest: Guest, seen: Words, secrets: Secrets = None) -> None:
         raise self._keeps_none()
 
-    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
+    def take(self, taken: list[TakenGuest]) -> list[Line]:
         raise self._keeps_none()
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:

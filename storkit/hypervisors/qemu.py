@@ -26,7 +26,7 @@ from storkit.core.errors import (
     Unsafe,
     UsageError,
 )
-from storkit.core.guest import Guest
+from storkit.core.guest import Guest, TakenGuest
 from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -163,12 +163,15 @@ class Qemu(Embedded[Definition], Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return str(definitions.save(directory, definition, here, templates, secrets or {}))
 
-    def original(self, name: str, process: int = 0) -> Original:
+    def originals(self, names: list[str], process: int = 0) -> list[Original]:
         from storkit.hypervisors._qemu import adopting
 
-        return adopting.original(name, process)
+        return [adopting.original(name, process) for name in names]
 
-    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
+    def take(self, taken: list[TakenGuest]) -> list[str]:
+        return [self._take(each.guest, each.disks, each.secrets) for each in taken]
+
+    def _take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets) -> str:
         from storkit.hypervisors._qemu import adopting
 
         machine = adopting.machine(guest, self.site.run) or self._machine(guest, "")

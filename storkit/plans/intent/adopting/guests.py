@@ -4,6 +4,7 @@ back."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +17,7 @@ from storkit.core.errors import (
     CommandFailed,
     Conflict,
     NotFound,
+    Problems,
     StorkitError,
     Unsupported,
     UsageError,
@@ -28,10 +30,11 @@ from storkit.core.inventory import PoolConfig
 from storkit.core.model import Adoptable, Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
+from storkit.guests.documents.edits import DocumentDisk
 from storkit.plans.guests import adopting
 from storkit.plans.guests.adopting import AdoptedDisk, AdoptedGuest
 from storkit.plans.intent import disks, views
-from storkit.plans.intent.adopting.volumes import candidates, choose
+from storkit.plans.intent.adopting.volumes import Candidate, candidates, choose_all
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.kept import keeping, refreshing, sources
@@ -97,11 +100,12 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
         adopted: list[AdoptedGuest] = []
         known = sources.everybody(coordinator, [], needed=())
         taken = {*files.names(coordinator.guests), *(guest.name for guest in known)}
+        looked = _looked(coordinator, found, where, wish)
         for each in found:
             with collected(problems):
                 if each.name in taken:
                     raise Conflict(f"guest {each.name} exists already", f"storkit guest show {each.name}")
-                adopted.append(_read(coordinator, each, where, wish, volumes))
+                adopted.append(_read(coordinator, each, wish, volumes, looked))
         problems += _same(adopted, known)
         problems += _twice(adopted)
         raise_problems(problems)
@@ -201,40 +205,58 @@ def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: Adop
         return [_from_file(Path(wish.config), names)]
     found: list[_Found] = []
     problems: list[StorkitError] = []
+    to = coordinator.connections.to(where)
     known = {kind: registry.hypervisor(kind) for kind in registry.names(Hypervisor)}  # type: ignore[type-abstract]
     keeping = sorted(kind for kind, each in known.items() if each.keeps and not wish.process)
     running = sorted(kind for kind, each in known.items() if each.takes_running and not wish.every)
     if wish.every:
-        to = coordinator.connections.to(where)
-        wanted = [(name, [kind]) for kind in keeping for name in to.hypervisor(f"hypervisor:{kind}").strangers()]
+        for kind in keeping:
+            with collected(problems):
+                if strangers := to.hypervisor(f"hypervisor:{kind}").strangers():
+                    found += _ask(coordinator, where, kind, strangers)
     else:
-        wanted = [(name, [*keeping, *running]) for name in names]
-    for name, kinds in wanted:
         with collected(problems):
-            found.append(_one(coordinator, where, name, kinds, wish.process))
+            found = _of_names(coordinator, where, names, [*keeping, *running], wish.process)
     raise_problems(problems)
     if not found:
         raise NotFound(f"host {where} has no guest that storkit does not know", "storkit guest list")
     return found
 
 
-def _one(coordinator: Coordinator, where: str, name: str, kinds: Sequence[str], process: int) -> _Found:
-    """A guest as the first of these hypervisors has it that knows it. Raises what the first says, if none does."""
+def _of_names(
+    coordinator: Coordinator, where: str, names: Sequence[str], kinds: Sequence[str], process: int
+) -> list[_Found]:
+    """Guests as the first of these hypervisors has them that knows them all; each by itself if none does. Raises what
+    the first says of those that none knows."""
     unknown: list[StorkitError] = []
     for kind in kinds:
-        hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
         try:
-            wanted = check_name("guest", name)
-            seen = hypervisor.original(wanted, process) if process else hypervisor.original(wanted)
-        except (NotFound, Unsupported, CommandFailed) as error:  # it need not be there, or be started
+            return _ask(coordinator, where, kind, names, process)
+        except (NotFound, Unsupported, CommandFailed, Problems) as error:  # it need not be there, or be started
+            if not all(isinstance(each, NotFound | Unsupported | CommandFailed) for each in error.each):
+                raise
             unknown.append(error)
-            continue
-        if seen.status != "stopped" and not seen.processes:  # an agent of the version before
-            raise Conflict(f"guest {name} is {seen.status} on {where}", f"virsh shutdown {name}, then again")
-        place = f"{name} on {where}"
+    if len(names) == 1:
+        raise unknown[0]
+    problems: list[StorkitError] = []
+    found: list[_Found] = []
+    for name in names:
+        with collected(problems):
+            found += _of_names(coordinator, where, [name], kinds, process)
+    raise_problems(problems)
+    return found
+
+
+def _ask(coordinator: Coordinator, where: str, kind: str, names: Sequence[str], process: int = 0) -> list[_Found]:
+    """Guests as a hypervisor has them, all at once."""
+    hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
+    wanted = [check_name("guest", name) for name in names]
+    found: list[_Found] = []
+    for seen in hypervisor.originals(wanted, process):
+        place = f"{seen.name} on {where}"
         _refuse_large(seen.document, place)
-        return _Found(name, kind, seen.document, place, seen.secrets, seen.processes, seen.pinned)
-    raise unknown[0]
+        found.append(_Found(seen.name, kind, seen.document, place, seen.secrets, seen.processes, seen.pinned))
+    return found
 
 
 def _warn(coordinator: Coordinator, warnings: Sequence[str]) -> None:
@@ -276,16 +298,34 @@ def _refuse_large(text: str, where: str) -> None:
         raise UsageError(f"{where} is too large for a guest's document", "make it shorter")
 
 
-def _read(
-    coordinator: Coordinator, found: _Found, where: str, wish: AdoptionWish, volumes: _NewVolumes
-) -> AdoptedGuest:
-    """A guest with its disks, each at the pool that takes it. Raises all that speaks against it."""
-    said = document.read(found.kind, found.text, found.where)
-    places = {
-        each.target: each
+def _existing(found: _Found, wish: AdoptionWish) -> dict[str, tuple[DocumentDisk, Existing]]:
+    """The disks of a guest that are to become volumes, by their targets."""
+    return {
+        each.target: (
+            each,
+            Existing(each.source.path, each.source.format, in_guest=True, processes=list(found.processes)),
+        )
         for each in document.find_disks(found.kind, found.text)
         if each.mapped and each.source and each.source.path and not {each.target, each.place} & set(wish.local)
     }
+
+
+def _looked(coordinator: Coordinator, found: Sequence[_Found], where: str, wish: AdoptionWish) -> dict[str, Candidate]:
+    """What the pools of the host say of all disks of these guests, by their places."""
+    wanted: list[Existing] = []
+    for each in found:
+        with suppress(StorkitError):  # which is said of the guest by itself
+            wanted += [existing for _, existing in _existing(each, wish).values()]
+    return choose_all(coordinator, wanted, candidates(coordinator, where, ""))
+
+
+def _read(
+    coordinator: Coordinator, found: _Found, wish: AdoptionWish, volumes: _NewVolumes, looked: Mapping[str, Candidate]
+) -> AdoptedGuest:
+    """A guest with its disks, each at the pool that takes it. Raises all that speaks against it."""
+    said = document.read(found.kind, found.text, found.where)
+    disks = _existing(found, wish)
+    places = {target: each for target, (each, _) in disks.items()}
     names = {target: _name(found.name, target, each.place, len(places), wish) for target, each in places.items()}
     problems: list[StorkitError] = []
     kept: list[str] = []
@@ -293,16 +333,13 @@ def _read(
     with collected(problems):
         bound, kept = document.adopted(found.kind, found.text, names, wish.local, found.where)
         order = [disk.target for disk in bound]
-    pools = candidates(coordinator, where, "")
     made: list[AdoptedDisk] = []
     alone = False
     for target in order or places:
-        source = places[target].source
-        assert source is not None
-        existing = Existing(source.path, source.format, in_guest=True, processes=list(found.processes))
+        existing = disks[target][1]
         with collected(problems):
             check_name("volume", names[target])
-            config, seen = choose(coordinator, existing, pools)
+            config, seen = looked[existing.place].chosen()
             if found.processes and not _beside(coordinator, config, found, target, seen):
                 alone = True
             volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))

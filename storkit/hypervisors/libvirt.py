@@ -234,16 +234,15 @@ class Libvirt(Hypervisor):
             self._write(Definition(guest, each.disks, offer.machine, offer.virttype, guest.machine), each.secrets)
             files[guest.uuid] = self._guests.directory(guest.name) / XML
         try:
-            defined = self._virsh.define(files)
+            self._virsh.define(files)
         except StorkitError:
             has = {domain.uuid for domain in map(domains.read, self._virsh.kept(list(files))) if domain.ours}
             for uuid in files.keys() - has:
                 if records[uuid] is None:
                     shutil.rmtree(files[uuid].parent)
             raise
-        for each in wanted:
-            if each.guest.document:
-                write_atomic(files[each.guest.uuid].parent / WRITTEN, defined[each.guest.uuid])
+        for text in self._virsh.kept([each.guest.uuid for each in wanted if each.guest.document]):
+            write_atomic(files[domains.read(text).uuid].parent / WRITTEN, text)
         return [str(files[each.guest.uuid]) for each in wanted]
 
     def _write(self, definition: Definition, secrets: Secrets) -> None:
@@ -325,8 +324,9 @@ class Libvirt(Hypervisor):
         known, to = self._one(name), parse_route(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", look_command(name))
-        xml = self._guests.directory(name) / "moving.xml"
-        return self._source(known).send(to, limits, xml, moved=known.status == "migrated")
+        directory = self._guests.directory(name)
+        defined = (directory / XML).read_text()
+        return self._source(known).send(to, limits, directory / "moving.xml", defined, known.status == "migrated")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)

@@ -77,6 +77,11 @@ def _original(
         return Original(name, text, status, secrets)
     if domains.places(text) != _running(live, name, uuid):
         raise _other_disks(name)
+    if kept := domains.cached(text):
+        # libvirt does not migrate it: it knows no storage whose hosts share a cache.
+        message = f"domain {name} runs, and writes the file of its disk {', '.join(kept)} through the page cache"
+        hint = "shut its guest down, and adopt it then; or give its disk cache='none', and start it anew"
+        raise Conflict(message, hint)
     return Original(name, text, status, secrets, [_process(virsh, name, uuid)])
 
 

@@ -109,20 +109,18 @@ class Virsh:
         """What those of these domains that exist would be started with the next time, passwords included."""
         return split_documents(self.batch([_kept(uuid) for uuid in uuids])) if uuids else []
 
-    def define(self, files: Mapping[str, Path]) -> dict[str, str]:
-        """Define domains, by their UUIDs, by these files, all in one process; what libvirt would start each with then.
+    def define(self, files: Mapping[str, Path]) -> None:
+        """Define domains that are to have storkit's mark, by their UUIDs, by these files, all in one process.
 
         Raises CommandFailed: it does not take one. Others may be defined then.
         """
-        commands = [f"define {shlex.quote(str(file))} --validate" for file in files.values()]
-        if len(files) == 1:
-            self("define", *map(str, files.values()), "--validate")  # which says why not
-            commands = []
-        found = split_documents(self.batch([*commands, *map(_kept, files)], timeout=TIMEOUT))
-        texts = {domain.uuid: text for text in found if (domain := domains.read(text)).ours}
-        for uuid in files.keys() - texts:
-            self.define({uuid: files[uuid]})
-        return texts
+        left = dict(files)
+        if len(files) > 1:
+            commands = [f"define {shlex.quote(str(file))} --validate" for file in files.values()]
+            found = map(domains.read, split_documents(self.batch([*commands, *map(_kept, files)], timeout=TIMEOUT)))
+            left = {uuid: files[uuid] for uuid in files.keys() - {domain.uuid for domain in found if domain.ours}}
+        for file in left.values():
+            self("define", str(file), "--validate")  # which says why not
 
     def states(self) -> dict[str, State]:
         """The state of every domain, by UUID."""

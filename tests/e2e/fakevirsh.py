@@ -81,6 +81,8 @@ def main() -> int:
     words = sys.argv[1:]
     while words[0].startswith("-"):
         words = words[2:] if words[0] == "-c" else words[1:]
+    with (PLACE / "calls").open("a") as calls:
+        print(*words, file=calls)
     batch = words[0].split("; ") if len(words) == 1 else []
     return max(command(shlex.split(each)) for each in batch) if batch else command(words)
 

@@ -97,7 +97,10 @@ def places(xml: str) -> dict[str, tuple[str, ...]]:
 
 def cached(xml: str) -> list[str]:
     """The files among a domain's disks that its QEMU writes through the page cache of its host, by their targets."""
-    disks = [disk for disk in _parse(xml).findall("devices/disk") if disk.get("type") == "file"]
+    disks = [
+        disk for disk in _parse(xml).findall("devices/disk")
+        if disk.get("type") == "file" and disk.get("device", "disk") == "disk" and disk.find("readonly") is None
+    ]  # fmt: skip
     modes = {_target(disk): [driver.get("cache") for driver in disk.findall("driver")] for disk in disks}
     return [target for target, said in modes.items() if not any(mode in ("none", "directsync") for mode in said)]
 

@@ -168,7 +168,7 @@ def test_what_is_no_guest_of_the_administrators_is_refused(world: World) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mend", ["resume", "rollback"])
-@pytest.mark.parametrize("number", range(1, 19))
+@pytest.mark.parametrize("number", range(19))
 def test_killed_anywhere(world: World, number: int, mend: str) -> None:
     """While it is adopted, and while it moves."""
     with ByHand(world) as own:
@@ -177,7 +177,9 @@ def test_killed_anywhere(world: World, number: int, mend: str) -> None:
             plan = kill(world, f"after:{number}", *words)
             if not plan:
                 continue
-            world.storkit("plan", mend, plan)
+            if world.storkit("plan", mend, plan, ok=None).status:
+                assert "has ended (completed)" in world.storkit("plan", mend, plan, ok=9).stderr
+                continue
             if mend == "rollback" and words[0] == "guest":
                 assert own.disk.stat().st_ino == own.inode
                 assert [each for each in world.leftovers() if not each.startswith(f"{own.process.pid}:")] == []

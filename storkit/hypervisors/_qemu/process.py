@@ -106,6 +106,11 @@ class Process(GuestProcess):
         return found.socket() if found else None
 
     @property
+    def console(self) -> Path:
+        """The guest's first serial port, both ways; one client at a time, as all of QEMU's sockets."""
+        return self.directory / "console"
+
+    @property
     def incoming(self) -> Path:
         return self.directory / "in"
 
@@ -156,8 +161,8 @@ class Process(GuestProcess):
         self.forget()
 
     def _sweep(self) -> None:
-        mine = (self.own_monitor, self.own_migration, self.incoming, self.pidfile, self.arriving, self.saving)
-        for path in (self.note, *mine):
+        mine = (self.own_monitor, self.own_migration, self.console, self.incoming, self.pidfile, self.arriving)
+        for path in (self.note, *mine, self.saving):
             path.unlink(missing_ok=True)
 
 

@@ -119,7 +119,7 @@ def adopt(
         _move(directory, sidecar)
     for sidecar in [*begun, *(each for each, _ in todo)]:
         if sidecar.volume.uuid in opened:
-            _leave_link(directory, sidecar)
+            _keep_old_name(directory, sidecar)
 
 
 def disown(directory: VolumeDirectory, volumes: Sequence[Volume], refusals: Sequence[StorkitError] = ()) -> list[str]:
@@ -144,20 +144,26 @@ def disown(directory: VolumeDirectory, volumes: Sequence[Volume], refusals: Sequ
     return places
 
 
-def remove_link(directory: VolumeDirectory, volume: Volume) -> None:
-    """Remove what leads from a volume's old place to its file; nothing is fine."""
-    old = Path(volume.was)
-    with suppress(OSError):
-        if volume.was and old.readlink() == directory.data(volume.name, volume.format):
-            old.unlink()
+def remove_old_name(directory: VolumeDirectory, volume: Volume) -> None:
+    """Remove the name that a volume's file had before, if it has it still."""
+    if _has_old_name(directory, volume):
+        Path(volume.was).unlink()
 
 
-def _leave_link(directory: VolumeDirectory, sidecar: Sidecar) -> None:
-    """Let the old place of a file lead to it: QEMU, which has it open, opens it anew by its name when it lets go of its
-    right to write (`auto-read-only` of its block nodes), and does not let go where it finds nothing."""
+def _keep_old_name(directory: VolumeDirectory, sidecar: Sidecar) -> None:
+    """Let a file have its old name as well: QEMU, which has it open, opens it anew by that when it lets go of its right
+    to write (`auto-read-only` of its block nodes), and does not let go where it finds nothing. A symbolic link would
+    not do: its user may not enter the pool's directory."""
     old, data = Path(sidecar.volume.was), directory.data(sidecar.volume.name, sidecar.volume.format)
     if not _same(old, data) and not os.path.lexists(old):
-        old.symlink_to(data)
+        old.hardlink_to(data)
+
+
+def _has_old_name(directory: VolumeDirectory, volume: Volume) -> bool:
+    old, data = Path(volume.was), directory.data(volume.name, volume.format)
+    with suppress(OSError):
+        return bool(volume.was) and not _same(old, data) and os.path.samestat(old.lstat(), data.lstat())
+    return False
 
 
 def _path(existing: Existing) -> Path:
@@ -293,7 +299,7 @@ def _give_back(directory: VolumeDirectory, sidecar: Sidecar) -> None:
     """Bring a file to its old place, then remove the sidecar."""
     data = directory.data(sidecar.volume.name, sidecar.volume.format)
     old = Path(sidecar.volume.was) if sidecar.volume.was else data
-    remove_link(directory, sidecar.volume)
+    remove_old_name(directory, sidecar.volume)
     if not _same(old, data) and os.path.lexists(data):
         rename_new(data, old)
         files.sync_directory(old.parent)
@@ -316,7 +322,7 @@ def _kept(volume: Volume, data: Path) -> list[StorkitError]:
     old = Path(volume.was) if volume.was else data
     if _same(old, data) or not os.path.lexists(data):
         return []
-    if os.path.lexists(old) and not (old.is_symlink() and old.readlink() == data):
+    if os.path.lexists(old) and not os.path.samestat(old.lstat(), data.lstat()):
         return [Conflict(f"{old}, where volume {volume.name} was, is taken", f"move it away: mv {old} ...")]
     if not old.parent.is_dir():
         return [NotFound(f"the directory {old.parent}, where volume {volume.name} was, is gone", f"mkdir {old.parent}")]

@@ -217,10 +217,11 @@ class FilePool(KeepsGuests):
             problems += self._busy(gone, "deleted") + holds.all_held((each.volume for each in gone), "deleted")
             problems += directory.needed(gone, "deleted")
             raise_problems(problems)
+            for sidecar in gone:
+                adopting.remove_old_name(directory, sidecar.volume)
             # Overlays go before what they stand on.
             directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
             for sidecar in gone:
-                adopting.remove_link(directory, sidecar.volume)
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
         openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))

@@ -19,14 +19,6 @@ from storkit.system.files import write_atomic
 from storkit.system.qemu import imagelocks
 
 WORDS = ["/usr/bin/qemu-system-x86_64", "-name", "guest=g,debug-threads=on", "-S", "-append", "a 'b' \"c\" $d", "/x y"]
-    "/usr/bin/qemu-system-x86_64",
-    "-name",
-    "guest=g,debug-threads=on",
-    "-S",
-    "-append",
-    "a 'b' \"c\" $d",
-    "/x y.img",
-]
 
 
 def test_its_arguments_are_a_command_that_says_the_same() -> None:

@@ -30,7 +30,9 @@ def world(make_world: Callable[..., World]) -> World:
 class ByHand:
     """An administrator's QEMU, of a name of its own: others run on this machine."""
 
-    def __init__(self, world: World, format: str = "raw", memory: str = MEMORY, monitor: bool = True) -> None:
+    def __init__(
+        self, world: World, *more: str, format: str = "raw", memory: str = MEMORY, monitor: bool = True
+    ) -> None:
         self.world, self.name = world, f"hand-{world.directory.name[-24:]}"
         images = world.directory / "images"
         images.mkdir()
@@ -47,7 +49,7 @@ class ByHand:
         words = ["-name", f"guest={self.name},debug-threads=on", "-M", "pc,accel=tcg", "-m", memory, "-display", "none"]
         words += ["-drive", f"file={self.disk},format={format},if=virtio,cache=none", "-nic", "none"]
         words += ["-qmp", f"unix:{self.socket},server=on,wait=off"] * monitor
-        self.process = subprocess.Popen(["qemu-system-x86_64", *words], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(["qemu-system-x86_64", *words, *more], stdin=subprocess.DEVNULL)
         end = time.monotonic() + scaled(20.0)
         while monitor and not self.socket.exists():
             assert self.process.poll() is None and time.monotonic() < end
@@ -112,6 +114,32 @@ def test_one_whose_disk_nobody_else_may_open_moves_after_its_next_stop(world: Wo
         world.storkit("guest", "stop", name, "--force")
         world.storkit("guest", "release", name)
         assert own.disk.stat().st_ino == own.inode and world.leftovers() == []
+
+
+def test_its_uefi_variables_are_a_volume_that_moves_with_it(world: World) -> None:
+    """With any firmware, and any bytes in the flash memory that it may write (pflash)."""
+    firmware = Path("/usr/share/seabios/bios-256k.bin")
+    if not firmware.exists():
+        pytest.skip("seabios is not installed")
+    variables, flash = world.directory / "vars.fd", os.urandom(64 << 10)
+    variables.write_bytes(flash)
+    variables.chmod(0o600)
+    more = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={firmware}"]
+    with ByHand(world, *more, "-drive", f"if=pflash,unit=1,format=raw,file={variables}") as own:
+        name = own.name
+        world.storkit("guest", "adopt", name, "--disk", "vda=g", "--disk", "nvram=vars")
+        world.storkit("migrate", "run", name, "--to", "b")
+        own.process.wait(30)
+        (started,) = [line for line in world.processes() if f"-name guest={name}" in line]
+        assert str(variables) not in started and str(firmware) in started
+        disk = Path(world.storkit("--json", "volume", "show", "g").json["path"])
+        world.wait_for_writes(disk, bootsector.last_record(disk))
+        kept = world.storkit("--json", "volume", "show", "vars").json
+        assert kept["writers"] == ["b"] and Path(kept["path"]).read_bytes() == flash
+        world.storkit("guest", "stop", name, "--force")
+        assert bootsector.verify(disk).clean and Path(kept["path"]).read_bytes() == flash
+        world.storkit("guest", "release", name)
+        assert variables.read_bytes() == flash
 
 
 def test_what_its_process_lacks_is_said(world: World) -> None:

@@ -226,7 +226,7 @@ def _status(said: str) -> GuestStatus | None:
 
 def _other_disks(name: str, pid: int, disks: Sequence[DocumentDisk], said: _Said) -> Iterator[StorkitError]:
     """What a process has open otherwise than its arguments say: disks come and go by a monitor."""
-    named = {os.path.realpath(each.source.path) for each in disks if each.source and each.source.path}
+    named = {os.path.realpath(each.place) for each in disks if each.place.startswith("/")}
     hint = "its arguments are all that would be known of it at its next start: start it with those that it has now"
     for place in sorted({os.path.realpath(each) for each in said.opened} - named):
         yield Conflict(f"the QEMU of guest {name} (pid {pid}) writes {place}, which its arguments do not have", hint)

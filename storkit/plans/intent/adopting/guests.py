@@ -31,6 +31,7 @@ from storkit.core.model import Adoptable, Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
 from storkit.guests.documents.edits import DocumentDisk
+from storkit.guests.draft import path_source
 from storkit.plans.guests import adopting
 from storkit.plans.guests.adopting import AdoptedDisk, AdoptedGuest
 from storkit.plans.intent import disks, views
@@ -236,8 +237,8 @@ def _of_names(
             if not all(isinstance(each, NotFound | Unsupported | CommandFailed) for each in error.each):
                 raise
             unknown.append(error)
-    if len(names) == 1:
-        raise unknown[0]
+    if len(names) == 1:  # that a hypervisor is not installed says nothing of its guests
+        raise next((each for each in unknown if not isinstance(each, Unsupported)), unknown[0])
     problems: list[StorkitError] = []
     found: list[_Found] = []
     for name in names:
@@ -299,15 +300,15 @@ def _refuse_large(text: str, where: str) -> None:
 
 
 def _existing(found: _Found, wish: AdoptionWish) -> dict[str, tuple[DocumentDisk, Existing]]:
-    """The disks of a guest that are to become volumes, by their targets."""
-    return {
-        each.target: (
-            each,
-            Existing(each.source.path, each.source.format, in_guest=True, processes=list(found.processes)),
-        )
-        for each in document.find_disks(found.kind, found.text)
-        if each.mapped and each.source and each.source.path and not {each.target, each.place} & set(wish.local)
-    }
+    """The disks of a guest that are to become volumes, by their targets; its UEFI variables, which are raw, are one."""
+    disks: dict[str, tuple[DocumentDisk, Existing]] = {}
+    for each in document.find_disks(found.kind, found.text):
+        variables = each.kind == "nvram" and each.place.startswith("/")
+        source = path_source(each.place, "raw") if variables else each.source
+        if each.mapped and source and source.path and not {each.target, each.place} & set(wish.local):
+            processes = list(found.processes)
+            disks[each.target] = each, Existing(source.path, source.format, in_guest=True, processes=processes)
+    return disks
 
 
 def _looked(coordinator: Coordinator, found: Sequence[_Found], where: str, wish: AdoptionWish) -> dict[str, Candidate]:

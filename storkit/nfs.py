@@ -106,7 +106,6 @@ class Nfs(HomeSide):
     """NFS by the kernel's server and client."""
 
     name = "nfs"
-    beside = True
     needs = Needs(
         tools={"exportfs": nfs_server.PACKAGE, "mount.nfs": nfs_attach.PACKAGE}, modules=("nfsd", "nfs", "nfsv4")
     )

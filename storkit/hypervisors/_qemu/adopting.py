@@ -102,7 +102,7 @@ def take(
     said = _ask(pid, pairs(command(guest.document).arguments))
     pinned = _pinned(guest.document, said)
     if len(definition.disks) < len(guest.disks):
-        pinned = "its disks are open in its QEMU, with tables that no second one may change (qcow2)"
+        pinned = "its disks are open in its QEMU, beside which nobody else may have them open"
     monitor, inode = (str(said.monitor), said.monitor.stat().st_ino) if said.monitor else ("", 0)
     note = Adopted(pid, openers.started(pid), monitor, inode, pinned)
     make_private(process.directory)

@@ -138,6 +138,8 @@ class Pool(Backend, PoolVerbs):
     """Whether `snapshot` works."""
     transport: ClassVar[str] = ""
     """The transport of this pool's volumes unless the inventory says otherwise; empty: its default."""
+    devices: ClassVar[bool] = False
+    """Whether its volumes are block devices; otherwise they are files."""
     overlays: ClassVar[bool] = False
     """Whether a clone can be a file that stands on its source's (qcow2)."""
 
@@ -202,8 +204,8 @@ class Transport(Backend, TransportVerbs):
     """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
-    beside: ClassVar[bool] = False
-    """Whether it serves a raw volume that its guest's own process has open since before it was a volume."""
+    beside: ClassVar[frozenset[Literal["file", "device"]]] = frozenset()
+    """Which raw volumes it serves that a guest's own process has open since before they were volumes."""
 
     def doors(self) -> list[Door]:
         return []

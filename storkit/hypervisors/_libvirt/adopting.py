@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsupported, collected, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, collected, raise_problems
 from storkit.core.guest import Guest
 from storkit.core.model import GuestStatus, Original, Secrets, check_name
 from storkit.guests import document
@@ -163,7 +163,7 @@ def _running(live: Mapping[str, Places], name: str, uuid: str) -> Places:
 
 
 def _process(virsh: Virsh, name: str, uuid: str) -> int:
-    """The QEMU of a domain that runs. Raises Unsupported: libvirt does not say which it is."""
+    """The QEMU of a domain that runs. Raises Conflict: libvirt does not say which it is."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
     directory = Path("/run/libvirt/qemu") if virsh.uri.endswith("/system") else runtime / "libvirt/qemu/run"
     with suppress(OSError, ValueError):
@@ -171,7 +171,7 @@ def _process(virsh: Virsh, name: str, uuid: str) -> int:
         if uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     message = f"domain {name} runs, and which process it is cannot be seen in {directory / name}.pid"
-    raise Unsupported(message, f"virsh shutdown {name}, then again")
+    raise Conflict(message, f"virsh shutdown {name}, then again")
 
 
 def _status(seen: DomainListing, uuid: str) -> GuestStatus:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from storkit.core import registry
@@ -365,7 +366,8 @@ def _beside(coordinator: Coordinator, config: PoolConfig, found: _Found, target:
     """Whether a disk can be served as long as its guest's own process has it open. Raises Conflict: it cannot, and the
     guest's hypervisor keeps a definition that would be wrong until then."""
     transport = coordinator.inventory.transport(config.name).partition(":")[2]
-    if seen.format == "raw" and registry.transport(transport).beside:
+    kind: Literal["device", "file"] = "device" if registry.pool(config.type).devices else "file"
+    if seen.format == "raw" and kind in registry.transport(transport).beside:
         return True
     if not registry.hypervisor(found.kind).keeps:
         return False

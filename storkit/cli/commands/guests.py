@@ -65,7 +65,7 @@ COMMANDS = (
     Command(
         "guest",
         "adopt",
-        "take guests that libvirt, or a configuration file, has already, with their disks as they are",
+        "take guests that libvirt, a running QEMU or a configuration file has, with their disks as they are",
         "guest:adopt",
         (
             arg("names", help="the guests, as their hypervisor calls them", nargs="*", metavar="NAME"),

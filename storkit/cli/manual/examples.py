@@ -120,9 +120,8 @@ EXAMPLES = {
         ("storkit guest import /etc/xen/web.cfg --name web2", "Take an xl configuration over under another name."),
     ),
     "guest adopt": (
-        ("storkit guest adopt shop --on a", "Its libvirt domain and its disks are storkit's, and stay where they are."),
+        ("storkit guest adopt shop --on a", "Its libvirt domain, or its QEMU, and its disks are storkit's now."),
         ("storkit guest adopt --all --on a --local hda", "All domains of host a, whose cdroms stay its own."),
-        ("storkit guest adopt mail --pid 4711 --on a", "A QEMU that runs there, with its disks; it goes on as it is."),
         ("storkit guest adopt mail --config /etc/xen/mail.cfg --on a", "A Xen guest, by its own configuration."),
     ),
     "guest release": (("storkit guest release shop", "Give it back: its domain has its own disks again."),),

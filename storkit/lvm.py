@@ -81,6 +81,7 @@ class Lvm(KeepsGuests):
     """Logical volumes of one volume group."""
 
     name: ClassVar[str] = "lvm"
+    devices = True
     transport: ClassVar[str] = "iscsi"
     needs: ClassVar[Needs] = Needs(
         tools={"lvm": "lvm2", "dmsetup": "dmsetup", "thin_check": "thin-provisioning-tools"},

@@ -51,7 +51,9 @@ def define(session: Session, options: Namespace) -> None:
 def adopt(session: Session, options: Namespace) -> None:
     from storkit.api import AdoptionWish
 
-    wish = AdoptionWish(options.on or "", options.all, _volumes(options.disk), options.local, options.config)
+    wish = AdoptionWish(
+        options.on or "", options.all, _volumes(options.disk), options.local, options.config, options.pid
+    )
     guests = session.site.guests.adopt(options.names, wish)
     lines = (f"{guest.name}: {', '.join(disk.volume for disk in guest.disks)}" for guest in guests)
     session.result(codec.dump(guests), output.shown("\n".join(lines)))

@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"may_leave", "adoptable", "strangers", "original", "edited"}
+    | {"may_leave", "adoptable", "strangers", "originals", "edited"}
     | {"look_exports", "look_attachments", "ready", "doors", "saved"}
 )
 

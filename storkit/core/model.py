@@ -369,6 +369,8 @@ class Original:
     before: Words = ""
     """Of a guest of storkit's that somebody has changed: what the hypervisor had made of what storkit gave it, in the
     form of `document` (Hypervisor.edited)."""
+    pinned: Words = ""
+    """Why one that runs could not leave its host before its next stop; empty: it could."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))
@@ -396,6 +398,8 @@ class GuestState:
     moves it away, where the destination may run it by now."""
     edited: bool = False
     """Somebody has changed its configuration there since storkit wrote it (Hypervisor.edited)."""
+    pinned: Words = ""
+    """Why it cannot leave the host before its next stop; empty: it can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ _MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
 """Targets that are no backends, and where their verbs are: functions whose first argument is the site."""
 
 
-SECRET_VERBS = frozenset({"offers", "credential", "enter", "original", "edited"})
+SECRET_VERBS = frozenset({"offers", "credential", "enter", "originals", "edited"})
 """Verbs whose results hold credentials: never journalled, only passed on to where they are needed."""
 
 

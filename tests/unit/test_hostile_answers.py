@@ -127,15 +127,15 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "fingerprint"): ({"guest": {}}, {"qemu": "7.2"}),
     ("hypervisor", "define"): ({}, "/run/g.xml"),
     ("hypervisor", "strangers"): ({}, ["web"]),
-    ("hypervisor", "original"): (
-        {"name": "g"},
-        {"name": "g", "document": "<domain/>", "status": "stopped", "secrets": {"storkit-secret-1": "x"}},
+    ("hypervisor", "originals"): (
+        {"names": ["g"]},
+        [{"name": "g", "document": "<domain/>", "status": "stopped", "secrets": {"storkit-secret-1": "x"}}],
     ),
     ("hypervisor", "edited"): (
         {"name": "g"},
         [{"name": "g", "document": "<domain/>", "status": "running", "secrets": {"storkit-secret-1": "x"}}],
     ),
-    ("hypervisor", "take"): ({}, "/run/g.xml"),
+    ("hypervisor", "take"): ({}, ["/run/g.xml"]),
     ("hypervisor", "credential"): ({"name": "g"}, OFFER["credential"]),
     ("hypervisor", "send"): ({"name": "g", "uri": "x"}, RESULT),
     ("hypervisor", "save"): ({"name": "g", "saved": SAVED}, SAVED),

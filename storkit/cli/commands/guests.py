@@ -65,7 +65,7 @@ COMMANDS = (
     Command(
         "guest",
         "adopt",
-        "take guests that libvirt, or a configuration file, has already, with their disks as they are",
+        "take guests that libvirt, a running QEMU or a configuration file has, with their disks as they are",
         "guest:adopt",
         (
             arg("names", help="the guests, as their hypervisor calls them", nargs="*", metavar="NAME"),
@@ -76,6 +76,7 @@ COMMANDS = (
                 "--local", help="a TARGET that each host has of its own", action="append", default=[], metavar="TARGET"
             ),
             arg("--config", help="the guest's configuration file, of a hypervisor that keeps none", metavar="FILE"),
+            arg("--pid", help="the QEMU that runs the guest, where its -name does not tell", type=int, default=0),
         ),
     ),
     Command(

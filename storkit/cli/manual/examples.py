@@ -128,7 +128,7 @@ EXAMPLES = {
         ("storkit guest import /etc/xen/web.cfg --name web2", "Take an xl configuration over under another name."),
     ),
     "guest adopt": (
-        ("storkit guest adopt shop --on a", "Its libvirt domain and its disks are storkit's, and stay where they are."),
+        ("storkit guest adopt shop --on a", "Its libvirt domain, or its QEMU, and its disks are storkit's now."),
         ("storkit guest adopt --all --on a --local hda", "All domains of host a, whose cdroms stay its own."),
         ("storkit guest adopt mail --config /etc/xen/mail.cfg --on a", "A Xen guest, by its own configuration."),
     ),

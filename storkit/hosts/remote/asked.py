@@ -192,8 +192,9 @@ def _start(host: str, hypervisor: str, args: Record, result: Record) -> Iterator
     yield from _told([result], host=host, hypervisor=hypervisor, name=args["name"])
 
 
-def _original(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
-    yield from _told([result], name=args["name"])
+def _originals(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
+    if [each["name"] for each in result] != list(args["names"]):
+        yield "other guests than were asked for"
 
 
 def _edited(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
@@ -290,7 +291,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "find"): _guests,
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
-    ("hypervisor", "original"): _original,
+    ("hypervisor", "originals"): _originals,
     ("hypervisor", "edited"): _edited,
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,

@@ -20,7 +20,7 @@ from storkit.plans.verbs.guests import (
     KeepGuests,
     StartGuest,
     StopGuest,
-    TakeGuest,
+    TakeGuests,
     UndefineGuest,
     WakeGuest,
 )
@@ -70,7 +70,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     AttachVolumes, DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest,
     SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
-    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
+    ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
     DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes,
 )  # fmt: skip

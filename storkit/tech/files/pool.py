@@ -33,7 +33,7 @@ from storkit.core.model import (
     relabelled,
 )
 from storkit.core.units import exact_size, format_size
-from storkit.system import files, locks
+from storkit.system import files, locks, openers
 from storkit.tech import strangers
 from storkit.tech.files import adopting, clonefile, flattening, renaming, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
@@ -220,7 +220,9 @@ class FilePool(KeepsGuests):
         with self._locked("adopt") as directory:
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
-        return self._found(volumes)
+        volumes = self._found(volumes)
+        openers.note_earlier(self.site.run, zip(volumes, found, strict=True))
+        return volumes
 
     def disown(self, volumes: list[Volume]) -> list[str]:
         if not self._exists():
@@ -231,7 +233,9 @@ class FilePool(KeepsGuests):
             refusals = holds.all_held(own, "given back")
             refusals += [problem for volume in own for problem in self._in_use(volume, "given back")]
             places = adopting.disown(directory, volumes, refusals)
-        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
+        self._forget(gone)
+        openers.forget_earlier(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -248,11 +252,14 @@ class FilePool(KeepsGuests):
             problems += self._busy(gone, "deleted") + holds.all_held((each.volume for each in gone), "deleted")
             problems += directory.needed(gone, "deleted")
             raise_problems(problems)
+            for sidecar in gone:
+                adopting.remove_old_name(directory, sidecar.volume)
             # Overlays go before what they stand on.
             directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
+        openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})

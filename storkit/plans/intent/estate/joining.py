@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import storkit
-from storkit.core.errors import Conflict, HostUnreachable, StorkitError, UsageError, raise_problems
+from storkit.core.errors import Conflict, StorkitError, UsageError, raise_problems
 from storkit.core.identities import check_host, several
 from storkit.core.inventory import HostConfig, parse
 from storkit.core.model import ALIVE
@@ -148,8 +148,8 @@ def _has(coordinator: Coordinator, name: str) -> list[StorkitError]:
     ]
     seen = look(coordinator)
     if name in coordinator.survey.silent and name not in coordinator.survey.off:
-        message = f"host {name} does not answer: what it runs and has is not known"
-        problems.append(HostUnreachable(message, f"storkit fence {name}; then try again with --confirmed-off"))
+        why = coordinator.survey.silent[name]
+        problems.append(type(why)(why.message, f"storkit fence {name}, with --confirmed-off if it is; then try again"))
     for group in seen.exports.values():
         for export in group:
             if export.client == name:

@@ -17,7 +17,7 @@ from storkit.core.backend import Site
 from storkit.core.model import Client
 from storkit.core.errors import StorkitError
 from storkit.core.model import Volume
-from storkit.tech.iscsi import target, aptpl, configfs, savefile
+from storkit.tech.iscsi import target, aptpl, lio, savefile
 from storkit.tech.iscsi.exports import IscsiExports
 from storkit.tech.iscsi.names import IscsiSettings
 ADDRESS, SIZE, UUIDS = sys.argv[1:4]

@@ -14,7 +14,7 @@ WALK = """
 PLACES = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
 def nothing_left():
     import subprocess
-    names = [p.name for p in configfs.CORE.glob("iblock_*")] + [p.name for p in configfs.FABRIC.glob("iqn*")]
+    names = [p.name for p in lio.CORE.glob("iblock_*")] + [p.name for p in lio.FABRIC.glob("iqn*")]
     nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
     grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
     saved = json.loads((savefile.directory() / "saveconfig.json").read_text())

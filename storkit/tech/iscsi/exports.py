@@ -36,7 +36,7 @@ from storkit.system.block import devmapper
 from storkit.system.block.blockdevice import device_size
 from storkit.tech.athand import at_hand
 from storkit.tech.exports import HomeExports
-from storkit.tech.iscsi import configfs, savefile, target
+from storkit.tech.iscsi import lio, savefile, target
 from storkit.tech.iscsi.homenode import LocalNodes, export_node, wanted_export
 from storkit.tech.iscsi.names import (
     Chapped,
@@ -65,7 +65,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
         self._local = LocalNodes(site)
 
     def _lock(self, uuids: Iterable[str]) -> AbstractContextManager[None]:
-        return configfs.lock()
+        return lio.lock()
 
     def _extend(
         self,
@@ -81,7 +81,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
         if remote:
             with collected(problems):
                 portals = own_portals(self.site, self.settings)
-                configfs.prepare(savefile.directory())
+                lio.prepare(savefile.directory())
                 savefile.check()
         at_hand(volumes)
         grants: list[IscsiGrant] = []
@@ -140,7 +140,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
     def _take(self, grants: Sequence[IscsiGrant], force: bool = False) -> None:
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
-        running = configfs.FABRIC.is_dir()
+        running = lio.FABRIC.is_dir()
         _all(
             lambda: savefile.save(units) if units else None,
             lambda: target.take(units) if running else None,
@@ -153,7 +153,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
 
     def _give(self, grants: Sequence[IscsiGrant]) -> None:
         if offered := [grant for grant in grants if grant.remote()]:
-            configfs.prepare(savefile.directory())
+            lio.prepare(savefile.directory())
             if missing := [grant for grant in offered if not target.stands(_unit(grant))]:
                 devmapper.create([wanted_export(grant.volume) for grant in missing])
             target.bring([_unit(grant) for grant in offered])
@@ -247,7 +247,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
     # The home host's own attachments.
 
     def attach_here(self, offers: list[Offer]) -> list[Attachment]:
-        with configfs.lock():
+        with lio.lock():
             grants, problems = self._grants.find(offer.uuid for offer in offers)
             raise_problems(problems)
             attached = self._local.attach(offers, grants)
@@ -255,7 +255,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
         return attached
 
     def detach_here(self, volumes: list[Volume]) -> None:
-        with configfs.lock():
+        with lio.lock():
             self._local.detach(volumes)
             self._note(self._grants.find(volume.uuid for volume in volumes)[0], False)
 

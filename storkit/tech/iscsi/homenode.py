@@ -21,7 +21,7 @@ from storkit.system.block.blockdevice import device_size
 from storkit.system.block.devmapper import Wanted
 from storkit.tech.attachments import check_offsets, point_at, state
 from storkit.tech.iscsi import target
-from storkit.tech.iscsi.configfs import FABRIC
+from storkit.tech.iscsi.lio import FABRIC
 from storkit.tech.iscsi.names import IscsiGrant, identity, naa, stated
 
 ROLE = "local"

@@ -1,16 +1,20 @@
-"""The home host as a client of itself: a device-mapper node over the volume's device, beside the target's own.
+"""Rights to write as tables of device-mapper nodes at the home host; and its own node, by which it is its own client.
 
-Its guest comes through no initiator, so the target's access lists do not bind it. Its right is the node's table: with
-it `linear`, without it the device for reading and an error for every write (devmapper.refuse_writes). The swap suspends
-the node, which waits until all that was written has reached the device; what comes later meets the new table, also
-through a descriptor that has long been open. A read-only table would not do: until Linux 6.5 the block layer only warns
-of a write to a read-only device, and lets it through.
+The home host's guest comes through no server, so no server's access lists bind it: it has a node over the volume's
+device, beside the server's own. With the right its table is `linear`, without it the device for reading and an error
+for every write (devmapper.refuse_writes). The swap suspends the node, which waits until all that was written has
+reached the device; what comes later meets the new table, also through a descriptor that has long been open. A read-only
+table would not do: until Linux 6.5 the block layer only warns of a write to a read-only device, and lets it through.
+
+A server without rights of its own is given a node of this kind for each client as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic
 
 from storkit.core.backend import Site, refuse_broken
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
@@ -18,34 +22,88 @@ from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, 
 from storkit.system import files
 from storkit.system.block import devmapper, fingerprint, holders, reading
 from storkit.system.block.blockdevice import device_size
-from storkit.system.block.devmapper import Wanted
+from storkit.system.block.devmapper import MappedNode, Wanted
 from storkit.tech.attachments import check_offsets, point_at, state
-from storkit.tech.iscsi import target
-from storkit.tech.iscsi.lio import FABRIC
-from storkit.tech.iscsi.names import IscsiGrant, identity, naa, stated
+from storkit.tech.grants import G, VolumeGrant
 
 ROLE = "local"
-EXPORT_ROLE = "export"
-"""The node that the target has open; so both can be open at once, each for itself."""
+
+Stated = tuple[str, list[str] | None]
+"""An identity, and the reservation keys, that a server states."""
 
 
-def export_node(volume: Volume) -> str:
-    return devmapper.node_name(volume.name, EXPORT_ROLE)
+class RightNodes(ABC, Generic[G]):
+    """Nodes whose tables are their clients' rights to write."""
+
+    readonly = True
+    """Whether the nodes of images and snapshots are read-only devices: not for a server that opens none."""
+
+    @abstractmethod
+    def _nodes(self, grant: G, there: Mapping[str, MappedNode]) -> Iterator[tuple[str, str]]:
+        """Client and role of each node that this grant may have; of one that it does not name, the client is empty.
+        `there` are those of storkit's that there are, by their UUID."""
+
+    def allow(self, grants: Sequence[G], *, giving: bool = True) -> None:
+        """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
+        there = {node.uuid: node for node in devmapper.find()} if grants else {}
+        guarded: list[Wanted] = []
+        cut: list[Wanted] = []
+        for grant in grants:
+            for client, role in self._nodes(grant, there):
+                if devmapper.node_uuid(grant.volume.uuid, role) in there and (giving or not may_write(grant, client)):
+                    wanted = self._wanted(grant, client, role)
+                    (guarded if client in grant.clients else cut).append(wanted)
+        if guarded:
+            devmapper.swap(guarded)
+        if cut:  # nothing that this host's cache holds for the disk is written any more
+            devmapper.swap(cut, flush=False)
+
+    def _wanted(self, grant: G, client: str, role: str) -> Wanted:
+        volume = grant.volume
+        name, uuid = devmapper.node_name(volume.name, role), devmapper.node_uuid(volume.uuid, role)
+        if client not in grant.clients:
+            return Wanted(name, uuid, devmapper.error(volume.size))
+        if may_write(grant, client):
+            return Wanted(name, uuid, devmapper.linear(volume.path, volume.size))
+        table = devmapper.refuse_writes(volume.path, volume.size)
+        return Wanted(name, uuid, table, self.readonly and volume.kind != "disk")
 
 
-def wanted_export(volume: Volume) -> Wanted:
-    """The target's node over a volume's device. Raises NotFound: the device is not there."""
-    name, uuid = export_node(volume), devmapper.node_uuid(volume.uuid, EXPORT_ROLE)
-    return Wanted(name, uuid, devmapper.linear(volume.path, volume.size), volume.kind != "disk")
+def may_write(grant: VolumeGrant, client: str) -> bool:
+    return client in grant.clients and client in grant.writers and grant.volume.kind == "disk"
 
 
-class LocalNodes:
-    """The home host's own attachments."""
+def writable(node: MappedNode) -> bool:
+    """Whether a node lets writes through."""
+    return not node.readonly and " linear " in node.table
 
-    def __init__(self, site: Site) -> None:
+
+def place(node: MappedNode) -> tuple[str, str]:
+    """The device and the offset that a node of one line stands on."""
+    words = node.table.split()
+    return (words[3], words[4]) if len(words) > 4 else ("", "")
+
+
+class LocalNodes(RightNodes[G]):
+    """The home host's own attachments by one transport."""
+
+    def __init__(
+        self,
+        site: Site,
+        transport: str,
+        identity: Callable[[str], str],
+        served: Callable[[G, MappedNode, Mapping[str, MappedNode]], Stated],
+    ) -> None:
+        """`identity`: what the transport's servers have to state of the volume with a UUID. `served`: what they do
+        state; raises Unsafe for one that does not stand on the bytes of this host's own node, which it is given with
+        all nodes of storkit's by their UUID."""
         self.site = site
+        self._transport, self._identity, self._served = transport, identity, served
 
-    def attach(self, offers: Sequence[Offer], grants: Sequence[IscsiGrant]) -> list[Attachment]:
+    def _nodes(self, grant: G, there: Mapping[str, MappedNode]) -> Iterator[tuple[str, str]]:
+        yield self.site.host, ROLE
+
+    def attach(self, offers: Sequence[Offer], grants: Sequence[G]) -> list[Attachment]:
         """Make nodes and stable paths. What may be written is what the grants say now, whatever the offer said then."""
         found = {grant.volume.uuid: grant for grant in grants}
         there = {node.uuid: node for node in devmapper.find()}
@@ -54,7 +112,7 @@ class LocalNodes:
             problems += self._refused(offer, found.get(offer.uuid), there)
         raise_problems(problems)
         mine = [found[offer.uuid] for offer in offers]
-        wanted = [self._wanted(grant) for grant in mine]
+        wanted = [self._wanted(grant, self.site.host, ROLE) for grant in mine]
         if new := [node for node in wanted if node.uuid not in there]:
             devmapper.create(new)
         self.allow(mine)
@@ -63,15 +121,13 @@ class LocalNodes:
         known = {attachment.uuid: attachment for attachment in self.find([offer.uuid for offer in offers])}
         return [known[offer.uuid] for offer in offers]
 
-    def _refused(
-        self, offer: Offer, grant: IscsiGrant | None, there: dict[str, devmapper.MappedNode]
-    ) -> Iterable[StorkitError]:
+    def _refused(self, offer: Offer, grant: G | None, there: Mapping[str, MappedNode]) -> Iterable[StorkitError]:
         check_name("volume", offer.volume)
         if grant is None or self.site.host not in grant.clients:
             hint = f"storkit attach {offer.volume} --on {self.site.host}"
             yield NotFound(f"volume {offer.volume} is not exported to host {self.site.host}", hint)
             return
-        if grant.volume.name != offer.volume or offer.identity != identity(grant.volume.uuid):
+        if grant.volume.name != offer.volume or offer.identity != self._identity(grant.volume.uuid):
             message = f"the offer of volume {offer.volume} is for another disk: {offer.identity}"
             yield Unsafe(message, f"storkit volume show {offer.volume}")
         if offer.size != grant.volume.size or device_size(grant.volume.path) < offer.size:
@@ -102,14 +158,14 @@ class LocalNodes:
         nodes = devmapper.of_role(ROLE).items()
         return [self._attachment(uuid, node) for uuid, node in nodes if chosen is None or uuid in chosen]
 
-    def _attachment(self, uuid: str, node: devmapper.MappedNode) -> Attachment:
+    def _attachment(self, uuid: str, node: MappedNode) -> Attachment:
         path, where = str(self.path(node.volume)), state(self._fault(node))
         disk = DiskSource("block", path)
         return Attachment(
-            node.volume, uuid, self.site.host, "iscsi", path, disk, node.size, _writable(node), where
+            node.volume, uuid, self.site.host, self._transport, path, disk, node.size, writable(node), where
         )  # fmt: skip
 
-    def _fault(self, node: devmapper.MappedNode) -> str:
+    def _fault(self, node: MappedNode) -> str:
         """Why a node does not work; empty if it does, as far as the kernel tells."""
         path = self.path(node.volume)
         if node.table.endswith(" error"):
@@ -122,58 +178,32 @@ class LocalNodes:
             return f"{path} leads elsewhere" if path.is_symlink() or path.exists() else f"{path} is gone"
         return ""
 
-    def allow(self, grants: Iterable[IscsiGrant], *, giving: bool = True) -> None:
-        """Give the nodes that exist the tables that these grants call for; without `giving`, only take rights away."""
-        mine = [grant for grant in grants if Path(self._node(grant.volume.name)).exists()]
-        there = {node.uuid for node in devmapper.find()} if mine else set()
-        guarded: list[Wanted] = []
-        cut: list[Wanted] = []
-        for grant in mine:
-            wanted = self._wanted(grant)
-            if wanted.uuid in there and (giving or not self._may_write(grant)):
-                (guarded if self.site.host in grant.clients else cut).append(wanted)
-        if guarded:
-            devmapper.swap(guarded)
-        if cut:  # nothing that this host's cache holds for the disk is written any more
-            devmapper.swap(cut, flush=False)
-
-    def restore(self, grants: Sequence[IscsiGrant]) -> None:
+    def restore(self, grants: Sequence[G]) -> None:
         """Make the nodes and paths again that these grants say were attached."""
         mine = [grant for grant in grants if self._attached(grant)]
         if not mine:
             return
         there = {node.uuid for node in devmapper.find()}
-        if new := [node for node in map(self._wanted, mine) if node.uuid not in there]:
+        wanted = [self._wanted(grant, self.site.host, ROLE) for grant in mine]
+        if new := [node for node in wanted if node.uuid not in there]:
             devmapper.create(new)
         self.allow(mine)
         for grant in mine:
             self._link(grant.volume.name)
 
-    def evidence(self, grant: IscsiGrant, offsets: list[int] | None) -> Evidence:
-        """What this host sees of its own node, past its cache.
-
-        Where the volume has a target, its node has to stand on the same bytes of the same device as this one.
-        """
+    def evidence(self, grant: G, offsets: list[int] | None) -> Evidence:
+        """What this host sees of its own node, past its cache; and what the volume's servers state of it."""
         volume = grant.volume
         nodes = {node.uuid: node for node in devmapper.find()}
         node = nodes[devmapper.node_uuid(volume.uuid, ROLE)]
         refuse_broken([self._attachment(volume.uuid, node)])
-        exported = nodes.get(devmapper.node_uuid(volume.uuid, EXPORT_ROLE))
-        seen = target.observe(grant.iqn) if grant.iqn and FABRIC.is_dir() else None
-        serial, keys = volume.uuid, None
-        if seen is not None and seen.backstore is not None:
-            serial = seen.serial
-            if exported is None or exported.path != seen.device or _below(exported) != _below(node):
-                message = f"the target of volume {volume.name} does not stand on the device of {node.path}"
-                raise Unsafe(message, f"dmsetup table {node.name} {export_node(volume)}")
-            keys = sorted(set(target.registrations(seen.backstore).values()))
+        said, keys = self._served(grant, node, nodes)
         check_offsets(node.size, offsets)
         ranges = fingerprint.wanted(volume.uuid, node.size, offsets)
         try:
             blocks = fingerprint.digests(ranges, reading.read(node.path, ranges).blocks)
         except OSError as error:
             raise Conflict(f"{node.path} cannot be read: {error.strerror}", f"dmsetup table {node.name}") from error
-        said = stated(naa(serial), serial)
         return Evidence(volume.name, self.site.host, said, node.size, blocks, keys=keys)
 
     def path(self, volume: str) -> Path:
@@ -186,27 +216,5 @@ class LocalNodes:
     def _link(self, volume: str) -> None:
         point_at(files.make_private(self.site.dev) / volume, self._node(volume))
 
-    def _attached(self, grant: IscsiGrant) -> bool:
+    def _attached(self, grant: G) -> bool:
         return self.site.host in grant.clients and grant.clients[self.site.host].attached
-
-    def _may_write(self, grant: IscsiGrant) -> bool:
-        return self.site.host in grant.clients and self.site.host in grant.writers and grant.volume.kind == "disk"
-
-    def _wanted(self, grant: IscsiGrant) -> Wanted:
-        volume = grant.volume
-        name, uuid = devmapper.node_name(volume.name, ROLE), devmapper.node_uuid(volume.uuid, ROLE)
-        if self.site.host not in grant.clients:
-            return Wanted(name, uuid, devmapper.error(volume.size))
-        if self._may_write(grant):
-            return Wanted(name, uuid, devmapper.linear(volume.path, volume.size))
-        return Wanted(name, uuid, devmapper.refuse_writes(volume.path, volume.size), volume.kind != "disk")
-
-
-def _writable(node: devmapper.MappedNode) -> bool:
-    return not node.readonly and " linear " in node.table
-
-
-def _below(node: devmapper.MappedNode) -> tuple[str, str]:
-    """The device and the offset that a node of one line stands on."""
-    words = node.table.split()
-    return (words[3], words[4]) if len(words) > 4 else ("", "")

@@ -26,7 +26,7 @@ from storkit.tech.attachments import Attaching, Detaching
 from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
 from storkit.tech.nvme import controllers
 from storkit.tech.nvme.controllers import Controller
-from storkit.tech.nvme.names import Keys, NvmeSettings, host_nqn, identity, portal, subsystem_nqn
+from storkit.tech.nvme.names import HOST, Keys, NvmeSettings, identity, is_host, portal, subsystem_nqn
 from storkit.tech.records import RecordFiles
 
 
@@ -77,7 +77,9 @@ class NvmeAttachments(MappedAttachments):
 
     def _refused(self, offer: Offer, known: Offer | None) -> Iterator[StorkitError]:
         yield from self._refused_name(offer)
-        if offer.name != subsystem_nqn(offer.uuid, offer.client) or offer.identity != identity(offer.uuid):
+        known_name = offer.name == subsystem_nqn(offer.uuid, offer.client)
+        known_host = is_host(offer.options.get(HOST, ""), offer.uuid, offer.client)
+        if not known_name or not known_host or offer.identity != identity(offer.uuid):
             message = f"the offer of volume {offer.volume} is for another subsystem or disk: {offer.name}"
             yield Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is")
         if not offer.portals:
@@ -154,7 +156,7 @@ class NvmeAttachments(MappedAttachments):
                 silent.append(f"{text}: {reason}")
                 continue
             try:
-                controllers.connect(record.name, host_nqn(record.uuid, record.client), address, port, _keys(record))
+                controllers.connect(record.name, record.options[HOST], address, port, _keys(record))
                 have.add((address, port))
             except StorkitError as error:
                 refused.append(error)

@@ -114,7 +114,7 @@ def find(nqn: str = "") -> list[Controller]:
     found = []
     for path in sorted(CONTROLLERS.glob("nvme*")):
         named = _read(path / "subsysnqn")
-        if named == nqn or (not nqn and named.startswith(f"{PREFIX}:")):
+        if named.startswith(f"{PREFIX}:") and nqn in ("", named):
             where = dict(word.partition("=")[::2] for word in _read(path / "address").split(","))
             service = where.get("trsvcid", "")
             port = int(service) if service.isdecimal() else 0

@@ -6,6 +6,7 @@ client's, beside the home host's own, and a right is that node's table (storkit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from storkit.tech.grants import host_slug
 from storkit.tech.homenode import RightNodes, Stated, place, writable
 from storkit.tech.nvme import target
 from storkit.tech.nvme.names import (
+    HOST,
     PORT,
     TRANSPORT,
     TRUSTED,
@@ -30,7 +32,6 @@ from storkit.tech.nvme.names import (
     NvmeClientGrant,
     NvmeGrant,
     NvmeSettings,
-    host_nqn,
     identity,
     portal,
     subsystem_nqn,
@@ -145,8 +146,11 @@ class NvmeExports(BlockExports[NvmeGrant]):
         for client in clients:
             known = grant.clients.get(client.name)
             if known is None or known.same_machine != client.same_machine:
-                keys = None if client.same_machine or self.settings.trusted_network else Keys()
-                grant.clients[client.name] = NvmeClientGrant(client.same_machine, keys=keys)
+                granted = NvmeClientGrant(client.same_machine)
+                if not client.same_machine:
+                    granted.instance = os.urandom(4).hex()
+                    granted.keys = None if self.settings.trusted_network else Keys()
+                grant.clients[client.name] = granted
         return grant
 
     def _take(self, grants: Sequence[NvmeGrant], force: bool = False) -> None:
@@ -187,7 +191,7 @@ class NvmeExports(BlockExports[NvmeGrant]):
                     right = mine.get(volume.uuid, right)
                 else:
                     node = nodes.get(devmapper.node_uuid(volume.uuid, _role(client)))
-                    live = node is not None and _runs(volume.uuid, client)
+                    live = node is not None and _runs(grant, client)
                     where = ", ".join(grant.portals)
                     right = writable(node) if node is not None and live else right
                 exports.append(
@@ -204,16 +208,19 @@ class NvmeExports(BlockExports[NvmeGrant]):
         nqn = subsystem_nqn(volume.uuid, client)
         node = devmapper.of_role(_role(client)).get(volume.uuid)
         seen = target.observe(nqn)
-        if node is None or seen is None or not _shows(seen, volume.uuid, client):
+        if node is None or seen is None or not _shows(seen, grant.host(client)):
             message = f"the NVMe target of volume {volume.name} does not run on host {self.site.host}"
             raise ServiceUnreachable(message, f"storkit host restore {self.site.host}")
         credential: Credential | None = None
         if granted.keys is not None:
-            user, keys = host_nqn(volume.uuid, client), granted.keys
-            credential = Credential("chap", user, keys.host, {"controller": keys.controller})
+            keys = granted.keys
+            credential = Credential("chap", grant.host(client), keys.host, {"controller": keys.controller})
         address, port = portal(grant.portals[0])
         common = (volume.name, volume.uuid, device_size(seen.device), client, TRANSPORT, nqn, said, writable(node))
-        return Offer(*common, server=address, port=port, portals=grant.portals, credential=credential)
+        return Offer(
+            *common, server=address, port=port, portals=grant.portals, options={HOST: grant.host(client)},
+            credential=credential,
+        )  # fmt: skip
 
     def _reaches(self, grant: NvmeGrant, client: str) -> bool:
         return client in grant.clients or target.observe(subsystem_nqn(grant.volume.uuid, client)) is not None
@@ -255,7 +262,7 @@ def _subsystems(grant: NvmeGrant) -> list[Subsystem]:
     return [
         Subsystem(
             subsystem_nqn(volume.uuid, client),
-            host_nqn(volume.uuid, client),
+            grant.host(client),
             volume.uuid,
             devmapper.node_path(devmapper.node_name(volume.name, _role(client))),
             grant.clients[client].keys,
@@ -265,11 +272,11 @@ def _subsystems(grant: NvmeGrant) -> list[Subsystem]:
     ]
 
 
-def _runs(uuid: str, client: str) -> bool:
-    seen = target.observe(subsystem_nqn(uuid, client))
-    return seen is not None and _shows(seen, uuid, client)
+def _runs(grant: NvmeGrant, client: str) -> bool:
+    seen = target.observe(subsystem_nqn(grant.volume.uuid, client))
+    return seen is not None and _shows(seen, grant.host(client))
 
 
-def _shows(seen: SeenSubsystem, uuid: str, client: str) -> bool:
-    """Whether a client can attach by it."""
-    return bool(seen.identity) and seen.linked and host_nqn(uuid, client) in seen.hosts
+def _shows(seen: SeenSubsystem, host: str) -> bool:
+    """Whether a client of that name can attach by it."""
+    return bool(seen.identity) and seen.linked and host in seen.hosts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import uuid as uuids
 import zlib
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import ClassVar
 
 from storkit.core.backend import WORD, word_setting
 from storkit.core.errors import UsageError, raise_problems
-from storkit.core.identities import ClientName, Line
+from storkit.core.identities import ClientName, Line, Word
 from storkit.core.model import Secret, Volume
 from storkit.tech import portals
 from storkit.tech.grants import host_slug
@@ -19,6 +20,8 @@ from storkit.tech.grants import host_slug
 TRANSPORT = "nvme"
 PREFIX = "nqn.2026-11.org.storkit"
 PORT = 4420
+HOST = "host"
+"""The option of an offer that is the NQN of its client."""
 NAMESPACE = 1
 """The namespace of every subsystem that is a volume."""
 TRUSTED = "unencrypted and unauthenticated"
@@ -54,10 +57,16 @@ def subsystem_nqn(uuid: str, client: str) -> str:
     return f"{PREFIX}:{uuid}:{host_slug(client)}"
 
 
-def host_nqn(uuid: str, client: str) -> str:
-    """The name by which a client asks for one volume: the kernel's target keeps a key for each name of a host, so each
-    volume has a key of its own."""
-    return f"{PREFIX}:host.{host_slug(client)}:{uuid}"
+def host_nqn(uuid: str, client: str, instance: str) -> str:
+    """The name by which a client asks for one volume. The kernel's target keeps a key for each name of a host, so each
+    volume has a key of its own; and no two exports share one, so that a host which was cut off, and still holds writes
+    of then, never finds its way to what it was given later."""
+    return f"{PREFIX}:host.{host_slug(client)}:{uuid}:{instance}"
+
+
+def is_host(nqn: str, uuid: str, client: str) -> bool:
+    """Whether a client asks for that volume by this name, in any export of it."""
+    return re.fullmatch(re.escape(host_nqn(uuid, client, "")) + "[0-9a-f]{8}", nqn) is not None
 
 
 def host_id(nqn: str) -> str:
@@ -100,10 +109,12 @@ class NvmeClientGrant:
     """One client's grant."""
 
     same_machine: bool
+    instance: Word = ""
+    """Of this export, in the name of its host; empty for the home host itself, which comes through no controller."""
     attached: bool = False
     """The home host's own attachment, which it has to have again after a reboot."""
     keys: Keys | None = None
-    """None for the home host itself, which comes through no controller, and on a trusted network."""
+    """None for the home host itself, and on a trusted network."""
 
 
 @dataclass(slots=True)
@@ -120,6 +131,10 @@ class NvmeGrant:
     """Where clients reach the home host, by number."""
     epoch: int = 0
     generation: int = 0
+
+    def host(self, client: str) -> str:
+        """The NQN of a client of this volume."""
+        return host_nqn(self.volume.uuid, client, self.clients[client].instance)
 
     def remote(self) -> list[str]:
         """The clients that come over the network."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,14 @@ def of_volume(uuid: str) -> list[str]:
     return sorted(name for name in configfs.entries(SUBSYSTEMS) if name.startswith(f"{PREFIX}:{uuid}:"))
 
 
+def _forbid(subsystem: Path, hosts: Iterable[str]) -> None:
+    """Let hosts in no more, and forget their names, which are of this subsystem alone."""
+    for host in hosts:
+        (subsystem / "allowed_hosts" / host).unlink(missing_ok=True)
+        if host.startswith(f"{PREFIX}:host."):
+            configfs.rmdir(HOSTS / host)
+
+
 def _links(nqn: str) -> Iterator[Path]:
     for number in configfs.entries(PORTS):
         link = PORTS / number / "subsystems" / nqn
@@ -175,6 +183,7 @@ def _make(wanted: Subsystem) -> None:
             ("enable", "1"),
         ):
             configfs.write(namespace / name, value)
+    _forbid(wanted.path, [name for name in configfs.entries(wanted.path / "allowed_hosts") if name != wanted.host])
     allowed = wanted.path / "allowed_hosts" / wanted.host
     if not allowed.is_symlink():
         allowed.symlink_to(host)
@@ -248,10 +257,7 @@ def remove(nqns: Sequence[str]) -> None:
     hide(nqns)
     for nqn in nqns:
         path = SUBSYSTEMS / nqn
-        for host in configfs.entries(path / "allowed_hosts"):
-            (path / "allowed_hosts" / host).unlink(missing_ok=True)
-            if host.startswith(f"{PREFIX}:"):
-                configfs.rmdir(HOSTS / host)
+        _forbid(path, configfs.entries(path / "allowed_hosts"))
         for number in configfs.entries(path / "namespaces"):
             namespace = path / "namespaces" / number
             configfs.put(namespace / "enable", "0")

@@ -58,6 +58,13 @@ class RightNodes(ABC, Generic[G]):
         if cut:  # nothing that this host's cache holds for the disk is written any more
             devmapper.swap(cut, flush=False)
 
+    def make(self, nodes: Iterable[tuple[G, str, str]]) -> None:
+        """Have the nodes that there are not yet, by grant, client and role, with their rights."""
+        there = {node.uuid for node in devmapper.find()}
+        wanted = [self._wanted(*node) for node in nodes]
+        if missing := [node for node in wanted if node.uuid not in there]:
+            devmapper.create(missing)
+
     def _wanted(self, grant: G, client: str, role: str) -> Wanted:
         volume = grant.volume
         name, uuid = devmapper.node_name(volume.name, role), devmapper.node_uuid(volume.uuid, role)
@@ -111,13 +118,7 @@ class LocalNodes(RightNodes[G]):
         for offer in offers:
             problems += self._refused(offer, found.get(offer.uuid), there)
         raise_problems(problems)
-        mine = [found[offer.uuid] for offer in offers]
-        wanted = [self._wanted(grant, self.site.host, ROLE) for grant in mine]
-        if new := [node for node in wanted if node.uuid not in there]:
-            devmapper.create(new)
-        self.allow(mine)
-        for grant in mine:
-            self._link(grant.volume.name)
+        self._bring([found[offer.uuid] for offer in offers])
         known = {attachment.uuid: attachment for attachment in self.find([offer.uuid for offer in offers])}
         return [known[offer.uuid] for offer in offers]
 
@@ -181,14 +182,13 @@ class LocalNodes(RightNodes[G]):
     def restore(self, grants: Sequence[G]) -> None:
         """Make the nodes and paths again that these grants say were attached."""
         mine = [grant for grant in grants if self._attached(grant)]
-        if not mine:
-            return
-        there = {node.uuid for node in devmapper.find()}
-        wanted = [self._wanted(grant, self.site.host, ROLE) for grant in mine]
-        if new := [node for node in wanted if node.uuid not in there]:
-            devmapper.create(new)
-        self.allow(mine)
-        for grant in mine:
+        if mine:
+            self._bring(mine)
+
+    def _bring(self, grants: Sequence[G]) -> None:
+        self.make([(grant, self.site.host, ROLE) for grant in grants])
+        self.allow(grants)
+        for grant in grants:
             self._link(grant.volume.name)
 
     def evidence(self, grant: G, offsets: list[int] | None) -> Evidence:

@@ -11,11 +11,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe
+from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe, UsageError
 from storkit.core.model import Attachment, DiskSource, Offer, Volume
 from storkit.system.block import devmapper, reading
 from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
 from storkit.system.openers import only_killed
+from storkit.tech import portals
 from storkit.tech.attachments import Attaching, Attachments
 
 ROLE = "attached"
@@ -41,6 +42,12 @@ class MappedAttachments(Attachments[Offer]):
             if node.volume == offer.volume and uuid != offer.uuid:
                 hint = f"storkit detach {offer.volume} --on {self.site.host}"
                 yield Conflict(f"another volume {offer.volume}, {uuid}, is attached on {self.site.host}", hint)
+
+    def _refused_portals(self, offer: Offer, port: int) -> Iterator[StorkitError]:
+        """The offer names no place to connect to, or nonsense; `port` is the transport's."""
+        if not offer.portals:
+            yield UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status")
+        yield from portals.problems(offer.portals, port, self.transport)
 
     def _ours(self, target: str, name: str, uuid: str, record: Offer | None) -> bool:
         return target == node_path(node_name(name, ROLE))

@@ -22,7 +22,6 @@ from storkit.core.errors import (
     ServiceUnreachable,
     StorkitError,
     Unsafe,
-    UsageError,
     raise_problems,
 )
 from storkit.core.identities import check_secret
@@ -37,6 +36,7 @@ from storkit.tech.attachments import Attaching, Detaching
 from storkit.tech.iscsi import attached, initiator, sessiondisk
 from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import (
+    PORT,
     Chapped,
     IscsiSettings,
     identity,
@@ -105,13 +105,7 @@ class IscsiAttachments(MappedAttachments):
         if not is_target(offer.name, offer.uuid) or offer.identity != identity(offer.uuid):
             message = f"the offer of volume {offer.volume} is for another target or disk: {offer.name}"
             yield Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is")
-        if not offer.portals:
-            yield UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status")
-        for text in offer.portals:
-            try:
-                portal(text)
-            except UsageError as error:
-                yield error
+        yield from self._refused_portals(offer, PORT)
 
     # attach
 

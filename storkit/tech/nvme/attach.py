@@ -26,7 +26,7 @@ from storkit.tech.attachments import Attaching, Detaching
 from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
 from storkit.tech.nvme import controllers
 from storkit.tech.nvme.controllers import Controller
-from storkit.tech.nvme.names import HOST, Keys, NvmeSettings, identity, is_host, portal, subsystem_nqn
+from storkit.tech.nvme.names import HOST, PORT, Keys, NvmeSettings, identity, is_host, portal, subsystem_nqn
 from storkit.tech.records import RecordFiles
 
 
@@ -82,13 +82,7 @@ class NvmeAttachments(MappedAttachments):
         if not known_name or not known_host or offer.identity != identity(offer.uuid):
             message = f"the offer of volume {offer.volume} is for another subsystem or disk: {offer.name}"
             yield Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is")
-        if not offer.portals:
-            yield UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status")
-        for text in offer.portals:
-            try:
-                portal(text)
-            except UsageError as error:
-                yield error
+        yield from self._refused_portals(offer, PORT)
 
     # attach
 

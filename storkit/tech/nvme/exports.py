@@ -56,13 +56,6 @@ class ClientNodes(RightNodes[NvmeGrant]):
             if uuid.startswith(begin) and (role := _ROLE + uuid.removeprefix(begin)) not in known:
                 yield "", role
 
-    def make(self, grants: Iterable[NvmeGrant]) -> None:
-        """Have the nodes that there are not yet, with their rights."""
-        there = {node.uuid for node in devmapper.find()}
-        wanted = [self._wanted(grant, client, _role(client)) for grant in grants for client in grant.remote()]
-        if missing := [node for node in wanted if node.uuid not in there]:
-            devmapper.create(missing)
-
     def remove(self, grants: Iterable[NvmeGrant]) -> None:
         """Remove the nodes of clients that these grants do not name; nobody has them open."""
         there = {node.uuid: node for node in devmapper.find()}
@@ -165,7 +158,7 @@ class NvmeExports(BlockExports[NvmeGrant]):
     def _give(self, grants: Sequence[NvmeGrant]) -> None:
         if offered := [grant for grant in grants if grant.remote()]:
             target.prepare()
-            self._clients.make(offered)
+            self._clients.make((grant, client, _role(client)) for grant in offered for client in grant.remote())
             self._clients.allow(offered)
             target.make([each for grant in offered for each in _subsystems(grant)])
         self._local.allow(grants)

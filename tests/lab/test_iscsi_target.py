@@ -267,7 +267,7 @@ rts.RDMCPStorageObject("memory", 4 << 20)
 NAMED = """
 from storkit.tech.iscsi import others
 before = sorted(str(path) for path in lio.TARGET.rglob("*"))
-found = others.findings(site, IscsiSettings())
+found = others.findings(site, Settings())
 assert sorted(str(path) for path in lio.TARGET.rglob("*")) == before
 show([[each.message, each.hint, each.warning] for each in found])
 print(refused(home.set_writers, [volume(3)], ["s"]))

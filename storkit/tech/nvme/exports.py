@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, collected
+from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, collected, raise_problems
 from storkit.core.model import Client, Credential, Export, Offer, Volume
 from storkit.system.block import devmapper
 from storkit.system.block.blockdevice import device_size
@@ -150,8 +150,11 @@ class NvmeExports(BlockExports[NvmeGrant]):
         # Who goes is shown nothing any more before its writes fail: a guest there waits, should its host come back.
         gone = [nqn for grant in grants for nqn in target.of_volume(grant.volume.uuid) if nqn not in _names(grant)]
         target.hide(gone)
-        self._clients.allow(grants, giving=False)
-        self._local.allow(grants, giving=False)
+        problems: list[StorkitError] = []
+        for nodes in (self._clients, self._local):
+            with collected(problems):
+                nodes.allow(grants, giving=False)
+        raise_problems(problems)  # what its device has not given back, the target would wait for
         target.remove(gone)
         self._clients.remove(grants)
 

@@ -263,10 +263,11 @@ def _hang_up(record: Offer) -> None:
 
 
 def _flush(here: _Connected) -> None:
-    """Write what this host's page cache holds. Raises ServiceUnreachable: the disk does not take it; one whose target
-    refuses its writes keeps nothing."""
+    """Write what this host's page cache holds. Raises ServiceUnreachable: the disk has not taken it, and yet takes
+    what comes next. One that takes nothing is one whose right is gone: its target refuses a flush like a write.
+    """
     assert here.node is not None
-    if (error := flush(here.node)) is not None and any(path.alive for path in controllers.find(here.record.name)):
+    if (error := flush(here.node)) is not None and flush(here.node) is None:
         message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
         raise ServiceUnreachable(message, "storkit status") from error
 

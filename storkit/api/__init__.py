@@ -115,6 +115,8 @@ _PLACES = {
     "Woken": "storkit.plans.intent.running.sleeping",
     "Listing": "storkit.plans.intent.volumes",
     "VolumeView": "storkit.plans.intent.volumes",
+    "ConsoleDoor": "storkit.plans.intent.running.entering",
+    "GuestAddress": "storkit.plans.intent.running.entering",
     "GuestView": "storkit.plans.migration",
     "Plan": "storkit.plans.plan",
     "Step": "storkit.plans.plan",

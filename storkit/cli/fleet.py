@@ -87,6 +87,12 @@ def ssh(session: Session, options: Namespace) -> None:
     os.execvp(argv[0], argv)
 
 
+def console(session: Session, options: Namespace) -> None:
+    from storkit.cli.guest import enter
+
+    enter(session, session.site.fleets.member(options.member))
+
+
 def inventory(session: Session, options: Namespace) -> None:
     doors = session.site.fleets.doors(options.name)
     data = _ansible(options.name, doors)

@@ -36,7 +36,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest, KeptGuest, KeptHere
+    from storkit.core.guest import Console, Guest, KeptGuest, KeptHere
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -296,6 +296,10 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def messages(self, name: GuestName) -> Words:
         return ""
+
+    def console(self, name: GuestName) -> Console:
+        message = f"hypervisor {self.name} lets nobody in at the console of guest {name}"
+        raise Unsupported(message, f"what it says: storkit guest show {name}")
 
     def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:
         return {}

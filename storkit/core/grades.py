@@ -28,7 +28,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "hypervisor": "ready find forwarded",
         "images": "",
         "host": "find_off find_drained",
-        "agent": "facts source marked unlock",
+        "agent": "facts source marked unlock neighbours",
     },
     STORAGE: {
         "pool": "create import_tree clone snapshot resize flatten relabel hold release delete adoptable adopt disown",
@@ -46,7 +46,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "host": "drain undrain",
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define strangers original edited note take give_back undefine start stop "
-        "receive credential send resume wake messages grow cancel retire save unsave saved load spend",
+        "console receive credential send resume wake messages grow cancel retire save unsave saved load spend",
     },
     HOOK: {"hook": "enter woken may_leave leave hold"},
 }

@@ -135,6 +135,16 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class Console:
+    """How a person gets at the serial console of a guest, on the host where it runs."""
+
+    kind: Literal["socket", "program"]
+    """A Unix socket, which has the console's bytes in both directions; or a program for a terminal."""
+    words: list[Line]
+    """The socket's path, or the program and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeptGuest:
     """What a pool keeps of a guest beside the first volume that it writes: one generation of its record and document.
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from storkit.core.identities import ClientName, Count, HostName, Line, MaybeAddress, Port, Words
+from storkit.core.identities import ClientName, Count, HostName, Line, Mac, MaybeAddress, Port, Words
 from storkit.core.model import Finding
 
 SYSTEM_STATE = Path("/var/lib/storkit")
@@ -120,6 +121,16 @@ class Drained:
     """Who said so, and from where."""
     since: Line
     """When, in UTC, by the clock of the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An IP address that a host has seen a network card with."""
+
+    mac: Mac
+    address: MaybeAddress
+    seen: Literal["neighbour", "lease"]
+    """In the kernel's neighbour table, or as a lease of a DHCP server of the host's."""
 
 
 def config_directory() -> Path:

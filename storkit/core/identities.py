@@ -22,6 +22,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 _ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", re.ASCII)
 _PORTAL = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_][A-Za-z0-9_.%-]*)(:[0-9]{1,5})?", re.ASCII)
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]*", re.ASCII)
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
@@ -237,6 +238,8 @@ Word = Annotated[str, Check(_matches(_WORD, "word"), empty=True)]
 """Letters, digits and `._+-`: the name of a technology, a format, a machine type."""
 Line = Annotated[str, Check(check_line)]
 """One line of text without control characters."""
+Mac = Annotated[str, Check(_matches(_MAC, "MAC address"))]
+"""In lower case, with colons."""
 Hex = Annotated[str, Check(_matches(_HEX, "hexadecimal number"))]
 Decimal = Annotated[str, Check(_matches(_DECIMAL, "offset"))]
 Words = Annotated[str, Check(_check_words)]

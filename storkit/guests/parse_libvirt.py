@@ -140,12 +140,22 @@ def _device(found: GuestDraft, element: ET.Element) -> None:
             source = element.find("source")
             found.console = source.get("path", "") if source is not None else ""
             _rest(found, element, "serial", {"source", "target"})
+        case "serial" | "console" if element.get("type") == "pty" and _is_first_port(element):
+            _rest(found, element, element.tag, {"target"})  # every guest of the template has one
         case "console" if found.console and element.get("type") == "file":
             pass
         case "controller" if element.get("type") == "scsi" and element.get("model") == "virtio-scsi":
             pass
         case _:
             found.warn(f"devices/{_shown(element)} is not kept")
+
+
+def _is_first_port(element: ET.Element) -> bool:
+    """Whether it is the machine's own first serial port, or the console that libvirt makes of it."""
+    target = element.find("target")
+    if target is None:
+        return True
+    return target.get("port", "0") == "0" and target.get("type", "serial") in ("serial", "isa-serial")
 
 
 def _disk(found: GuestDraft, element: ET.Element) -> None:

@@ -18,6 +18,8 @@ class Place:
     """QEMU: start without running, to receive the guest by live migration."""
     daemonize: bool = False
     qmp: str = ""
+    console: str = ""
+    """The socket of the serial console; empty: none, and its output goes to the record's file alone."""
     """QEMU: the monitor's socket."""
     pidfile: str = ""
     reconnect_delay: int = 300

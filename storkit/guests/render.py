@@ -194,6 +194,7 @@ def _place_problems(place: Place) -> list[StorkitError]:
     texts = [
         place.machine,
         place.qmp,
+        place.console,
         place.pidfile,
         place.uml_dir,
         place.umid,

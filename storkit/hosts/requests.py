@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from storkit.core.contracts.hosts import AgentVerbs
-from storkit.core.host import Claim, Facts, Listening, Locked, changes
+from storkit.core.host import Claim, Facts, Listening, Locked, Neighbour, changes
 from storkit.hosts.guard import Guard
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class HostRequests(AgentVerbs):
         from storkit.system.sourcefilter import source_towards
 
         return source_towards(towards)
+
+    def neighbours(self, macs: list[str]) -> list[Neighbour]:
+        from storkit.hosts.neighbours import seen
+
+        return seen(macs)
 
     def listen(self, target: str) -> Listening:
         from storkit.hosts.doors import Doors

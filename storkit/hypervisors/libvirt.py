@@ -22,7 +22,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.guest import Guest
+from storkit.core.guest import Console, Guest
 from storkit.core.identities import Count, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -375,6 +375,12 @@ class Libvirt(Hypervisor):
 
     def spend(self, name: str, guest: str, file: str = "") -> None:
         memory.spend(memory.place(self.site, name, file), not file, name, guest)
+
+    def console(self, name: str) -> Console:
+        known = self._one(name)
+        if not self._guests.active(known):
+            raise NotFound(f"guest {name} does not run here", look_command(name))
+        return Console("program", ["virsh", "-c", self.settings.uri, "console", known.uuid])
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

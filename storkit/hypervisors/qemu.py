@@ -24,9 +24,10 @@ from storkit.core.errors import (
     StorkitError,
     TimedOut,
     Unsafe,
+    Unsupported,
     UsageError,
 )
-from storkit.core.guest import Guest
+from storkit.core.guest import Console, Guest
 from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -291,6 +292,16 @@ class Qemu(Embedded[Definition], Hypervisor):
         from storkit.hypervisors._qemu import growing
 
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
+
+    def console(self, name: str) -> Console:
+        here = self._process(check_name("guest", name))
+        if not here.alive():
+            raise NotFound(f"guest {name} does not run here", look_command(name))
+        if not here.console.exists():
+            # Its document says where its console is, or it was started by a storkit that gave it none.
+            message = f"guest {name} runs without a console of storkit's"
+            raise Unsupported(message, "one without a document has it from its next start on")
+        return Console("socket", [str(here.console)])
 
     def forwarded(self, guests: list[str]) -> dict[str, int]:
         found = {name: ports.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}

@@ -26,7 +26,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.guest import Guest
+from storkit.core.guest import Console, Guest
 from storkit.core.identities import Port, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -364,6 +364,11 @@ class Xl(Hypervisor):
 
     def spend(self, name: str, guest: str, file: str = "") -> None:
         memory.spend(memory.place(self.site, name, file), not file, name, guest)
+
+    def console(self, name: str) -> Console:
+        if (found := self._one(name)).first is None:
+            raise NotFound(f"guest {name} does not run here", look_command(name))
+        return Console("program", ["xl", "console", found.name])
 
     def messages(self, name: str) -> str:
         """What xl said of the guest's arrival here."""

@@ -86,6 +86,8 @@ def test_every_command_has_its_shape_on_the_page() -> None:
     commands = {f"{command.noun} {command.verb}".strip() for command in COMMANDS}
     assert shapes().keys() == {name for name in commands if not name.startswith("hook ")} - {
         "completion",
+        "fleet console",
+        "guest console",
         "fleet ssh",
         "names",
         "agent",
@@ -253,6 +255,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("fleet", "start", "ci")
     storkit("fleet", "reset", "ci", "ci-01")
     storkit("fleet", "inventory", "ci")
+    storkit("guest", "address", "ci-01")
     storkit("fleet", "stop", "ci", "--force")
     storkit("fleet", "replace", "ci", "ci-01")
     storkit("fleet", "show", "ci")

@@ -105,7 +105,6 @@ def test_a_libvirt_domain() -> None:
         "bus usb becomes virtio",
         "target (dev=vnet3)",
         "devices/interface (type=network)",
-        "devices/serial (type=pty)",
         "devices/graphics",
         "seclabel",
     ],

@@ -88,6 +88,10 @@ COMMANDS = (
         ),
     ),
     Command(
+        "fleet", "console", "put a member's serial console on this terminal; Ctrl-] leaves it", "fleet:console",
+        (arg("member", help="the member", metavar="MEMBER", complete="guests"),),
+    ),
+    Command(
         "fleet",
         "inventory",
         "print how to get into its members: for Ansible, or for ssh",

@@ -133,6 +133,16 @@ COMMANDS = (
             arg("--timeout", help="wait this long for it (default: 60)", type=float, default=60.0, metavar="SECONDS"),
         ),
     ),
+    Command(
+        "guest",
+        "console",
+        "put a running guest's serial console on this terminal; Ctrl-] leaves it",
+        "guest:console",
+        (A_GUEST,),
+    ),
+    Command(
+        "guest", "address", "list the addresses at which running guests can be reached", "guest:address", (SOME_GUESTS,)
+    ),
     Command("guest", "resume", "let a paused guest go on, whose disk was full or failed", "guest:resume", (A_GUEST,)),
     Command(
         "guest",

@@ -148,6 +148,11 @@ EXAMPLES = {
         ("storkit guest restore web /srv/shared/web.memory --on b", "On another host, which reads the file there."),
     ),
     "guest discard": (("storkit guest discard web --force", "Its memory is lost; start it as after a power cut."),),
+    "guest console": (("storkit guest console web", "It does not boot: see what it says. Ctrl-] leaves it."),),
+    "guest address": (
+        ("storkit guest address web", "As far as its host has seen it."),
+        ("storkit guest address 'ci-*' --json", "For a script."),
+    ),
     "guest resume": (("storkit guest resume web", "Its disk has room again: let it go on."),),
     "guest list": (("storkit guest list", "Every guest, and the host that runs it."),),
     "guest show": (("storkit guest show web", "Its disks, memory and network cards, and where it runs."),),
@@ -185,6 +190,7 @@ EXAMPLES = {
         ("storkit fleet run web --on web-03 -- 'apt-get update && apt-get -y upgrade'", "A shell's text in one."),
     ),
     "fleet ssh": (("storkit fleet ssh web-03", "A shell in a member; its host key is known already."),),
+    "fleet console": (("storkit fleet console web-03", "Its serial console; Ctrl-] leaves it."),),
     "fleet inventory": (
         ("storkit fleet inventory web > web.yml", "For Ansible: ansible-playbook -i web.yml site.yml."),
         ("storkit fleet inventory web --ssh > web.ssh", "For ssh: ssh -F web.ssh web-03."),

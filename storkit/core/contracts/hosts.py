@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from storkit.core.host import Claim, Declared, Drained, Facts, Listening, Locked
+from storkit.core.host import Claim, Declared, Drained, Facts, Listening, Locked, Neighbour
 from storkit.core.identities import (
     AbsolutePath,
     ClientName,
     Count,
     HostName,
     Line,
+    Mac,
     MaybeAddress,
     Port,
     Uuid,
@@ -216,6 +217,11 @@ class AgentVerbs(ABC):
     @abstractmethod
     def source(self, towards: Line) -> MaybeAddress:
         """Say which IP address the host's connections to an address come from; empty: there is no way to it."""
+
+    @abstractmethod
+    def neighbours(self, macs: list[Mac]) -> list[Neighbour]:
+        """Say which IP addresses the host has seen network cards with: its neighbours, and whom its DHCP servers have
+        given a lease. Nobody is asked for it: a card that was silent is not there."""
 
     @abstractmethod
     def listen(self, target: Line) -> Listening:

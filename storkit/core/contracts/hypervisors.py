@@ -29,7 +29,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest
+    from storkit.core.guest import Console, Guest
 
 
 class HypervisorVerbs(BackendVerbs):
@@ -258,6 +258,15 @@ class HypervisorVerbs(BackendVerbs):
     @abstractmethod
     def messages(self, name: GuestName) -> Words:
         """Say what the hypervisor said of the guest since it was last started here: why a migration did not arrive."""
+
+    @abstractmethod
+    def console(self, name: GuestName) -> Console:
+        """Say how a person gets at a guest's serial console here; nothing is changed.
+
+        Raises:
+            NotFound: it does not run here.
+            Unsupported: it has none that takes input, or the hypervisor gives nobody in.
+        """
 
     @abstractmethod
     def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:

@@ -211,6 +211,14 @@ def _forwarded(host: str, hypervisor: str, args: Record, result: Record) -> Iter
         yield f"guest {name!r}, which was not asked for"
 
 
+def _console(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    words = result["words"]
+    if result["kind"] == "socket" and (len(words) != 1 or not words[0].startswith("/") or ":" in words[0]):
+        yield f"{words!r} for the path of a socket"
+    if not words:
+        yield "no program for a console"
+
+
 # Images
 
 
@@ -281,6 +289,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "save"): _saved,
     ("hypervisor", "saved"): _saved,
     ("hypervisor", "forwarded"): _forwarded,
+    ("hypervisor", "console"): _console,
     ("images", "lay"): _laid,
     ("hook", "enter"): _entered,
     ("hook", "may_leave"): _named,

@@ -51,6 +51,26 @@ def ssh_argv(url: str, command: str = "storkit agent") -> list[str]:
     return [*argv, "--", parts.hostname or "", command]
 
 
+def forwarding_argv(url: str, near: str, far: str) -> list[str]:
+    """The ssh command line that leads from a Unix socket of this machine to one of another. It says `.` on standard
+    output when `near` is there, and ends when its standard input does not matter any more: it has to be ended."""
+    options = [
+        "-N",
+        "-oLogLevel=INFO",
+        "-oExitOnForwardFailure=yes",
+        "-oPermitLocalCommand=yes",
+        "-oLocalCommand=echo .",
+    ]
+    ssh, *rest = ssh_argv(url)
+    return [ssh, *options, "-L", f"{near}:{far}", *rest[:-1]]
+
+
+def terminal_argv(url: str, words: Sequence[str]) -> list[str]:
+    """The ssh command line that runs a program of another machine on this terminal."""
+    argv = ssh_argv(url, shlex.join(words))
+    return ["-tt" if word == "-T" else word for word in argv]
+
+
 _ASKED = {
     "lock": "lock what the command changes",
     "unlock": "unlock what the command has changed",
@@ -60,6 +80,7 @@ _ASKED = {
     "unmark": "note that a plan has ended",
     "facts": "say what it is",
     "source": "say where it comes from",
+    "neighbours": "say whom it has seen",
     "listen": "listen as {target} does",
     "unlisten": "listen no more",
     "reach": "connect to {address} port {port}",

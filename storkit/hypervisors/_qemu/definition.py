@@ -95,6 +95,7 @@ def _render(
         daemonize=True,
         qmp=str(process.monitor),
         pidfile=str(process.pidfile),
+        console=str(process.console),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
         secrets=str(directory),

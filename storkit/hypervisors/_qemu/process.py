@@ -67,6 +67,11 @@ class Process(GuestProcess):
         return self.directory / "move"
 
     @property
+    def console(self) -> Path:
+        """The guest's first serial port, both ways; one client at a time, as all of QEMU's sockets."""
+        return self.directory / "console"
+
+    @property
     def incoming(self) -> Path:
         return self.directory / "in"
 
@@ -117,7 +122,15 @@ class Process(GuestProcess):
         self.forget()
 
     def _sweep(self) -> None:
-        for path in (self.monitor, self.migration, self.incoming, self.pidfile, self.arriving, self.saving):
+        for path in (
+            self.monitor,
+            self.migration,
+            self.console,
+            self.incoming,
+            self.pidfile,
+            self.arriving,
+            self.saving,
+        ):
             path.unlink(missing_ok=True)
 
 

@@ -30,7 +30,8 @@ from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.kept import checkout, keeping, refreshing, sources
 from storkit.plans.intent.kept.checkout import Difference, GuestKept
 from storkit.plans.intent.making import clone_format, clone_kind, must_be_free, new_volume
-from storkit.plans.intent.running import starting
+from storkit.plans.intent.running import entering, starting
+from storkit.plans.intent.running.entering import ConsoleDoor, GuestAddress
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Plan
 
@@ -129,6 +130,14 @@ class GuestActs:
     def start_all(self, names: Sequence[str], host: str = "") -> dict[str, str]:
         """As `start`, for many guests in one plan; the host of each."""
         return starting.start(self._coordinator, dict.fromkeys(several(names), host))
+
+    def console(self, name: str) -> ConsoleDoor:
+        """Where the console of a guest is that runs. Raises Conflict: it does not; Unsupported: it has none."""
+        return entering.console(self._coordinator, name)
+
+    def addresses(self, names: Sequence[str]) -> list[GuestAddress]:
+        """Where guests can be reached, as far as their hosts know; nothing of one that does not run."""
+        return entering.addresses(self._coordinator, names)
 
     def resume(self, name: str) -> tuple[str, bool]:
         """Let a guest go on that stands still; its host, and whether it stood still."""

@@ -175,10 +175,18 @@ class FleetActs:
     def enter(self, member: str) -> Entrance:
         """How ssh gets into a member, of whatever fleet. Raises NotFound, Conflict: it does not run."""
         self._refuse_to_plan("a shell in a member")
+        return self.doors(self._fleet_of(member), [member])[0]
+
+    def member(self, name: str) -> str:
+        """The guest that is this member, of whatever fleet. Raises NotFound."""
+        self._fleet_of(name)
+        return name
+
+    def _fleet_of(self, member: str) -> str:
         fleet = next((name for name in self.names() if member in self.load(name).members), "")
         if not fleet:
             raise NotFound(f"no fleet has a member {member!r}", "storkit fleet list")
-        return self.doors(fleet, [member])[0]
+        return fleet
 
     def _refuse_to_plan(self, what: str) -> None:
         if self._coordinator.planning:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ MODULES = ("nvmet", "nvmet_tcp")
 LOCK = Path("/run/storkit/nvmet.lock")
 """One for the machine: all storkit processes share its kernel's target, whatever directory their host's state is in."""
 LOCK_WAIT = scaled(600.0)
-_PROBE = f"{PREFIX}:probe"
 _FIRST_PORT, _PORTS, _TRIES = 0x4000, 0x4000, 8
 """Ports have numbers for names: storkit's begin here, and follow from what they listen on."""
 _EVERYWHERE = ("0.0.0.0", "::")
@@ -91,7 +91,7 @@ def prepare() -> None:
 
 def authenticates() -> bool:
     """Whether this kernel's target asks hosts for keys (NVME_TARGET_AUTH): a host's entry has files for them then."""
-    probe = HOSTS / _PROBE
+    probe = HOSTS / f"{PREFIX}:probe.{os.getpid()}-{threading.get_ident()}"  # several processes may ask
     probe.mkdir(exist_ok=True)
     try:
         return (probe / "dhchap_key").exists()

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from storkit.plans.intent.adopting.volumes import Released as Released
     from storkit.plans.intent.attachments import Attached as Attached
     from storkit.plans.intent.definitions import GuestWish as GuestWish
+    from storkit.plans.intent.drift.audit import Drift as Drift
+    from storkit.plans.intent.drift.overview import Overview as Overview
+    from storkit.plans.intent.drift.sweep import Swept as Swept
     from storkit.plans.intent.fences import Fenced as Fenced
     from storkit.plans.intent.fleets.acts import FleetMember as FleetMember
     from storkit.plans.intent.fleets.acts import FleetView as FleetView
@@ -51,7 +54,6 @@ if TYPE_CHECKING:
     from storkit.plans.intent.golden.building import Built as Built
     from storkit.plans.intent.golden.versions import ImageVersion as ImageVersion
     from storkit.plans.intent.guests import GuestEntry as GuestEntry
-    from storkit.plans.intent.hosts import Overview as Overview
     from storkit.plans.intent.moving.draining import DrainWish as DrainWish
     from storkit.plans.intent.moving.draining import Emptied as Emptied
     from storkit.plans.intent.moving.evacuating import Evacuated as Evacuated
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from storkit.plans.intent.moving.migrations import GuestRights as GuestRights
     from storkit.plans.intent.moving.outcomes import Migrated as Migrated
     from storkit.plans.intent.moving.outcomes import Move as Move
+    from storkit.plans.intent.running.entering import ConsoleDoor as ConsoleDoor
+    from storkit.plans.intent.running.entering import GuestAddress as GuestAddress
     from storkit.plans.intent.running.sleeping import Slept as Slept
     from storkit.plans.intent.running.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
@@ -102,8 +106,10 @@ _PLACES = {
     "Verified": "storkit.plans.intent.golden.acts",
     "BuildWish": "storkit.plans.intent.golden.building",
     "Built": "storkit.plans.intent.golden.building",
+    "Drift": "storkit.plans.intent.drift.audit",
+    "Swept": "storkit.plans.intent.drift.sweep",
     "GuestEntry": "storkit.plans.intent.guests",
-    "Overview": "storkit.plans.intent.hosts",
+    "Overview": "storkit.plans.intent.drift.overview",
     "DrainWish": "storkit.plans.intent.moving.draining",
     "Emptied": "storkit.plans.intent.moving.draining",
     "Evacuated": "storkit.plans.intent.moving.evacuating",

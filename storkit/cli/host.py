@@ -15,7 +15,7 @@ from storkit.core.units import format_size
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from storkit.api import Acceptance, Overview
+    from storkit.api import Acceptance, Drift, Overview
 
 
 def list_(session: Session, options: Namespace) -> None:
@@ -230,6 +230,43 @@ def _checked(session: Session, found: Overview) -> int:
     why = "; ".join([*critical, *warning]) or f"{count} exports"
     session.result(data, output.shown(f"{word}: {why}"))
     return level
+
+
+def audit(session: Session, options: Namespace) -> int:
+    found = session.site.hosts.audit()
+    session.result([_drift(each) for each in found], "\n".join(map(_told, found)) or "nothing differs")
+    return 1 if found else 0
+
+
+def sweep(session: Session, options: Namespace) -> int:
+    orphans = [each for each in session.site.hosts.audit() if each.orphan]
+    if not orphans:
+        session.result([], "no orphans")
+        return 0
+    if not options.yes:
+        session.result([{**_drift(each), "removed": False} for each in orphans], "\n".join(map(_told, orphans)))
+        session.say("nothing was removed: to have these commands carried out, say --yes")
+        return 0
+    done = session.site.hosts.sweep(orphans)
+    data = [
+        {**_drift(one.orphan), "removed": one.error is None, **({"error": one.error.to_json()} if one.error else {})}
+        for one in done
+    ]
+    lines = [
+        f"{one.orphan.name}: {in_a_line(one.error)}" if one.error else f"removed: {one.orphan.name}, {one.orphan.what}"
+        for one in done
+    ]
+    session.result(data, output.shown("\n".join(lines)))
+    return 10 if any(one.error for one in done) else 0
+
+
+def _drift(each: Drift) -> dict[str, object]:
+    data: dict[str, object] = codec.dump(each)
+    return data
+
+
+def _told(each: Drift) -> str:
+    return output.shown(f"{each.kind} {each.name}: {each.what}" + (f"\n  mend: {each.mend}" if each.mend else ""))
 
 
 def agent(options: Namespace) -> int:

@@ -65,13 +65,17 @@ def image(world: World) -> World:
     return world
 
 
-def test_a_version_is_what_a_script_has_made_of_another(image: World) -> None:
+@pytest.mark.slow
+def test_a_script_that_fails_may_leave_its_machine_and_begins_anew(image: World) -> None:
     failed = build(image, "echo one; echo two; exit 3", "--keep", ok=6)
     assert "the script on debian-build-01 failed with status 3: two\n  | one\n" in failed.stderr
     assert "storkit fleet ssh debian-build-01" in failed.stderr
     shown = image.storkit("fleet", "ssh", "debian-build-01", "--", "hostname", argv=image.argv)
     assert shown.stdout == "debian-build-01\n"
-    # The same command begins anew.
+    assert build(image, "true").json["name"] == "debian@2"
+
+
+def test_a_version_is_what_a_script_has_made_of_another(image: World) -> None:
     made = build(image, SCRIPT).json
     assert (made["name"], made["source"], made["newest"]) == ("debian@2", "debian@1", True)
     assert made["output"] == "it is done\nand complained\n"

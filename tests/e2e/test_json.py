@@ -30,6 +30,7 @@ from storkit.core.model import (
     VolumeHold,
     VolumeKind,
 )
+from storkit.plans.intent.drift.audit import Drift
 from storkit.plans.plan import Hold, Plan, Step
 from tests.guestkit import bootsector
 
@@ -41,6 +42,7 @@ RECORDS: dict[str, Any] = {
     "Usage": Usage,
     "Export": Export,
     "Attachment": Attachment,
+    "Drift": Drift,
     "DiskSource": DiskSource,
     "Guest": Guest,
     "KeptGuest": KeptGuest,
@@ -263,8 +265,15 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("fleet", "sweep")
     checked = storkit.checked  # type: ignore[attr-defined]
     of_a_guest_with_ssh = {"fleet run", "fleet wait", "image build"}  # test_fleet_debian.py, test_image_build.py
+    of_orphans = {"audit", "sweep"}  # tests/e2e/test_audit.py
     of_this_machine = {"hooks install", "hooks status", "hooks remove"}  # tests/e2e/test_hooks_installed.py
-    assert shapes().keys() - checked == {"plan resume", "plan rollback", *of_a_guest_with_ssh, *of_this_machine}
+    assert shapes().keys() - checked == {
+        "plan resume",
+        "plan rollback",
+        *of_a_guest_with_ssh,
+        *of_orphans,
+        *of_this_machine,
+    }
 
 
 def test_an_error_says_whether_anything_is_changed(storkit: Run) -> None:

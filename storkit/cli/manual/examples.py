@@ -148,6 +148,11 @@ EXAMPLES = {
         ("storkit guest restore web /srv/shared/web.memory --on b", "On another host, which reads the file there."),
     ),
     "guest discard": (("storkit guest discard web --force", "Its memory is lost; start it as after a power cut."),),
+    "audit": (("storkit audit", "What differs between hosts, volumes, guests and plans, and what mends it."),),
+    "sweep": (
+        ("storkit sweep", "Show what has no use any more."),
+        ("storkit sweep --yes", "Remove it."),
+    ),
     "guest console": (("storkit guest console web", "It does not boot: see what it says. Ctrl-] leaves it."),),
     "guest address": (
         ("storkit guest address web", "As far as its host has seen it."),

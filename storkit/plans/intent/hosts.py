@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,67 +11,22 @@ from storkit.core import codec
 from storkit.core.errors import (
     HostUnreachable,
     StorkitError,
-    Unsupported,
     UsageError,
     collected,
-    quoted,
     raise_problems,
 )
-from storkit.core.host import Drained
 from storkit.core.identities import several
-from storkit.core.model import ALIVE, Attachment, Export, GuestState, Usage, VolumeHold, guest_of
+from storkit.core.model import Export, Usage
 from storkit.plans.intent.coordinator import Coordinator
+from storkit.plans.intent.drift.overview import Overview, look
 
 if TYPE_CHECKING:
     from storkit.plans.checkup import Report
     from storkit.plans.intent import accepting
-    from storkit.plans.intent.journals import PlanEntry
+    from storkit.plans.intent.drift.audit import Drift
+    from storkit.plans.intent.drift.sweep import Swept
     from storkit.plans.intent.moving.draining import DrainWish, Emptied
     from storkit.plans.intent.moving.evacuating import Evacuated, EvacuationWish
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A volume that a client may have: by which right, and what is there. Both are words for people."""
-
-    volume: str
-    home: str
-    client: str
-    right: str
-    there: str
-
-
-@dataclass(frozen=True, slots=True)
-class Asleep:
-    """A volume that is held for a guest that sleeps."""
-
-    volume: str
-    pool: str
-    hold: VolumeHold
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """All that hosts serve and have, as far as they say."""
-
-    exports: dict[str, list[Export]]
-    """By home host; silent ones are missing."""
-    attachments: dict[str, list[Attachment]]
-    """By host; silent ones are missing."""
-    holdings: list[Holding]
-    others: list[str]
-    """Volumes that others than their servers can write, a line each: by which programs."""
-    paused: list[GuestState]
-    """Guests that stand still though nobody wanted it."""
-    asleep: list[Asleep]
-    plans: list[PlanEntry]
-    """Those that have not ended."""
-    warnings: list[str]
-    """What there is to be said of how full the pools are."""
-    drained: dict[str, Drained]
-    """The hosts that take no guests, and whose word says so."""
-    doubled: list[str]
-    """Guests that run on several hosts, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,27 +128,19 @@ class HostActs:
 
     def status(self) -> Overview:
         """All exports and attachments, guests that stand still, and plans that have not ended."""
-        from storkit.plans.intent.journals import PlanActs
+        return look(self._coordinator)
 
-        coordinator, survey = self._coordinator, self._survey
-        # A host without a pool that has no volume has little to tell.
-        homes = {pool.host for pool in coordinator.inventory.pools.values()}
-        exports = survey.all_exports(partial=True, needed=homes)
-        clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
-        everyone = dict.fromkeys([*coordinator.inventory.hosts, *sorted(clients)])
-        attachments = survey.attachments(everyone, partial=True, needed=homes | clients)
-        if survey.silent:
-            survey.declared_off()
-        plans = [plan for plan in PlanActs(coordinator).listing() if plan.open]
-        held = self._held(exports, attachments)
-        states = self._states(homes | clients)
-        paused = [state for state in states if state.reason]
-        usages = survey.usage()
-        asleep = [Asleep(name, usage.pool, hold) for usage in usages for name, hold in usage.held.items()]
-        others = self._others(exports)
-        warnings, drained = coordinator.said_of(usages), survey.drained(everyone, homes | clients)
-        doubled = _doubled(states)
-        return Overview(exports, attachments, held, others, paused, asleep, plans, warnings, drained, doubled)
+    def audit(self) -> list[Drift]:
+        """Where hosts, volumes, guests and plans differ from each other, each with what mends it."""
+        from storkit.plans.intent.drift.audit import audit
+
+        return audit(self._coordinator)
+
+    def sweep(self, orphans: Sequence[Drift]) -> list[Swept]:
+        """Remove orphans that `audit` has found, as far as they still are; each, and why it could not be removed."""
+        from storkit.plans.intent.drift.sweep import sweep
+
+        return sweep(self._coordinator, orphans)
 
     def drain(self, host: str, wish: DrainWish | None = None) -> Emptied:
         """Keep new guests off a host, and move those away that it runs, each by a plan of its own. Called again it goes
@@ -217,69 +164,3 @@ class HostActs:
     def _refuse_to_plan(self) -> None:
         if self._coordinator.planning:
             raise UsageError("each host itself knows what it has to bring back", "see: storkit status")
-
-    def _held(self, exports: dict[str, list[Export]], attachments: dict[str, list[Attachment]]) -> list[Holding]:
-        found: list[Holding] = []
-        for home, group in exports.items():
-            for export in group:
-                right = ("writes" if export.writable else "reads") + ("" if export.live else ", server down")
-                there = self._there(export, attachments)
-                found.append(Holding(export.volume, home, export.client, right, there))
-        # Who holds what a silent or unreadable home would tell of is not passed over.
-        told = {(export.uuid, export.client) for group in exports.values() for export in group}
-        right = "unknown" if self._survey.unknown or self._survey.unread else "not exported"
-        return found + [
-            Holding(attachment.volume, "unknown", host, right, attachment.state)
-            for host, attached in attachments.items()
-            for attachment in attached
-            if (attachment.uuid, host) not in told
-        ]
-
-    def _others(self, exports: dict[str, list[Export]]) -> list[str]:
-        found = {
-            export.uuid: quoted(
-                f"volume {export.volume} is open for writing on {home}: by {export.others}", self._survey.speaker(home)
-            )
-            for home, group in exports.items()
-            for export in group
-            if export.others
-        }
-        return list(found.values())
-
-    def _there(self, export: Export, attachments: dict[str, list[Attachment]]) -> str:
-        """What a client has of its export."""
-        if guest_of(export.client):
-            return "itself"
-        if export.client not in attachments:
-            known = self._coordinator.connections.find(export.client)
-            return "unknown" if known else "unknown (not in the inventory)"
-        states = [a.state for a in attachments[export.client] if a.uuid == export.uuid]
-        unread = (export.client, f"transport:{export.transport}") in self._survey.unread
-        return states[0] if states else "unknown" if unread else "not attached"
-
-    def _states(self, needed: Collection[str]) -> list[GuestState]:
-        """What the hosts say of guests."""
-        from storkit.plans.intent.kept import sources
-
-        problems = list[StorkitError]()
-        guests = sources.everybody(self._coordinator, problems, needed)
-        for problem in problems:
-            self._coordinator.warn(problem.message)
-        found: list[GuestState] = []
-        for hypervisor in sorted({guest.hypervisor for guest in guests}):
-            names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
-            try:
-                hosts = self._coordinator.inventory.hosts
-                states = self._survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True, needed=needed)
-            except Unsupported:  # the list of guests says so
-                continue
-            found += [state for there in states.values() for state in there]
-        return found
-
-
-def _doubled(states: Sequence[GuestState]) -> list[str]:
-    alive: dict[tuple[str, str], list[str]] = {}
-    for state in states:
-        if state.status in ALIVE:
-            alive.setdefault((state.name, state.uuid), []).append(state.host)
-    return [f"guest {name} runs on {' and '.join(hosts)}" for (name, _), hosts in alive.items() if len(hosts) > 1]

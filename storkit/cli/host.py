@@ -50,6 +50,42 @@ def check(session: Session, options: Namespace) -> int:
     return worst
 
 
+def add(session: Session, options: Namespace) -> int:
+    """As `check`, of that host."""
+    from storkit.api import JoinWish
+
+    wish = JoinWish(options.address or "", options.host_state or "", options.file or "", options.program)
+    joined = session.site.hosts.add(options.name, options.url, wish)
+    session.say(f"{joined.host} is in {joined.inventory}")
+    if joined.authorized:
+        session.say(f"storkit {joined.installed} is on {joined.host}")
+        if not joined.unit:
+            session.say("no systemd there that root may use: call `storkit host restore --boot` when it has booted")
+        output.advise(f"for a coordinator's key, in authorized_keys there: {joined.authorized} KEY")
+        output.advise(f"there, as root: storkit host accept --from-inventory {joined.host} --inventory INVENTORY")
+    (report,) = session.site.hosts.check([joined.host]).values()
+    if session.options.json:
+        problems = [each.to_json() for each in report.problems]
+        error = report.error.to_json() if report.error else None
+        session.result({**codec.dump(joined), "problems": problems, "error": error})
+        return report.status
+    options.hosts = [joined.host]
+    return check(session, options)
+
+
+def upgrade(session: Session, options: Namespace) -> None:
+    done = session.site.hosts.upgrade(options.hosts, options.file or "", options.program)
+    rows = [(each.host, each.before or "none", each.after) for each in done]
+    session.result(
+        codec.dump(done), output.table(("HOST", "BEFORE", "NOW"), rows) if rows else "no host is reached by ssh"
+    )
+
+
+def remove(session: Session, options: Namespace) -> None:
+    file = session.site.hosts.remove(options.host)
+    session.result({"host": options.host, "inventory": str(file)}, f"{options.host} is in {file} no longer")
+
+
 def drain(session: Session, options: Namespace) -> int:
     """10 if guests are left there."""
     from storkit.api import DrainWish

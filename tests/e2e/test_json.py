@@ -161,6 +161,8 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     bootsector.make_disk(Path("boot.img"))
     storkit("host", "list")
     storkit("host", "check")
+    storkit("host", "add", "c", "local:c")
+    storkit("host", "remove", "c")
     storkit("host", "accept", "--file", "accept.toml", "--dry-run")
     storkit("hooks", "admit", "b", "--volumes", "default/*", "--here", "--from-inventory", "a", "--file", "hooks.toml")
     storkit("volume", "create", "data", "1MiB")
@@ -266,12 +268,14 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     checked = storkit.checked  # type: ignore[attr-defined]
     of_a_guest_with_ssh = {"fleet run", "fleet wait", "image build"}  # test_fleet_debian.py, test_image_build.py
     of_orphans = {"audit", "sweep"}  # tests/e2e/test_audit.py
+    of_ssh = {"host upgrade"}  # tests/e2e/test_estate.py
     of_this_machine = {"hooks install", "hooks status", "hooks remove"}  # tests/e2e/test_hooks_installed.py
     assert shapes().keys() - checked == {
         "plan resume",
         "plan rollback",
         *of_a_guest_with_ssh,
         *of_orphans,
+        *of_ssh,
         *of_this_machine,
     }
 

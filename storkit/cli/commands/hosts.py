@@ -2,6 +2,12 @@
 
 from storkit.cli.commands.words import ACCEPT, AT_ONCE, GUEST, HOST, Command, arg
 
+_COPIED = (
+    arg("--file", help="the storkit.pyz to copy (default: the one that is running)", metavar="FILE"),
+    arg("--program", help="where it goes there (default: /usr/local/bin/storkit)", metavar="PATH",
+        default="/usr/local/bin/storkit"),
+)  # fmt: skip
+
 COMMANDS = (
     Command("host", "list", "list the hosts", "host:list_", ()),
     Command(
@@ -10,6 +16,33 @@ COMMANDS = (
         "see whether hosts answer, and what they miss",
         "host:check",
         (arg("hosts", help="the hosts (default: all)", nargs="*", **HOST),),
+    ),
+    Command(
+        "host",
+        "add",
+        "bring a host in: copy storkit to it, write it into the inventory, and check it",
+        "host:add",
+        (
+            arg("name", help="its name from now on", metavar="NAME"),
+            arg("url", help="ssh://[USER@]HOST[:PORT], or local:DIRECTORY", metavar="URL"),
+            arg("--address", help="where other hosts reach it (default: as its URL says)", metavar="ADDRESS"),
+            arg("--host-state", help="its state directory (default: /var/lib/storkit)", metavar="DIR"),
+            *_COPIED,
+        ),
+    ),
+    Command(
+        "host",
+        "upgrade",
+        "copy this storkit to hosts, one after another; their guests go on running",
+        "host:upgrade",
+        (arg("hosts", help="some of them (default: all that ssh reaches)", nargs="*", **HOST), *_COPIED),
+    ),
+    Command(
+        "host",
+        "remove",
+        "take a host that has nothing any more out of the inventory",
+        "host:remove",
+        (arg("host", help="the host", **HOST),),
     ),
     Command(
         "host",

@@ -148,6 +148,15 @@ EXAMPLES = {
         ("storkit guest restore web /srv/shared/web.memory --on b", "On another host, which reads the file there."),
     ),
     "guest discard": (("storkit guest discard web --force", "Its memory is lost; start it as after a power cut."),),
+    "host add": (
+        ("storkit host add c ssh://root@c --address 10.0.0.3", "Copy this storkit.pyz there, and say what else to do."),
+        ("storkit host add c local:/srv/c", "A second host on this machine, as for a try."),
+    ),
+    "host upgrade": (
+        ("storkit host upgrade", "All hosts, one after another, to the storkit.pyz that is running."),
+        ("storkit host upgrade b --file build/storkit.pyz", "One of them first."),
+    ),
+    "host remove": (("storkit host remove c", "It has no disk, no guest and no pool any more: forget it."),),
     "audit": (("storkit audit", "What differs between hosts, volumes, guests and plans, and what mends it."),),
     "sweep": (
         ("storkit sweep", "Show what has no use any more."),

@@ -18,13 +18,14 @@ from storkit.core.errors import (
 from storkit.core.identities import several
 from storkit.core.model import Export, Usage
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.drift.overview import Overview, look
 
 if TYPE_CHECKING:
     from storkit.plans.checkup import Report
     from storkit.plans.intent import accepting
     from storkit.plans.intent.drift.audit import Drift
+    from storkit.plans.intent.drift.overview import Overview
     from storkit.plans.intent.drift.sweep import Swept
+    from storkit.plans.intent.estate.joining import Joined, JoinWish, Upgraded
     from storkit.plans.intent.moving.draining import DrainWish, Emptied
     from storkit.plans.intent.moving.evacuating import Evacuated, EvacuationWish
 
@@ -128,6 +129,8 @@ class HostActs:
 
     def status(self) -> Overview:
         """All exports and attachments, guests that stand still, and plans that have not ended."""
+        from storkit.plans.intent.drift.overview import look
+
         return look(self._coordinator)
 
     def audit(self) -> list[Drift]:
@@ -141,6 +144,24 @@ class HostActs:
         from storkit.plans.intent.drift.sweep import sweep
 
         return sweep(self._coordinator, orphans)
+
+    def add(self, name: str, url: str, wish: JoinWish | None = None) -> Joined:
+        """Copy storkit to a machine, and write it into the inventory as a host. Called again it goes on."""
+        from storkit.plans.intent.estate import joining
+
+        return joining.add(self._coordinator, name, url, wish or joining.JoinWish())
+
+    def upgrade(self, hosts: Sequence[str] = (), file: str = "", program: str = "") -> list[Upgraded]:
+        """Copy storkit to hosts, or to all that ssh reaches, one after another; their guests go on running."""
+        from storkit.plans.intent.estate import joining
+
+        return joining.upgrade(self._coordinator, hosts, file, program or joining.PROGRAM)
+
+    def remove(self, host: str) -> Path:
+        """Take a host that has nothing any more out of the inventory; the inventory's file."""
+        from storkit.plans.intent.estate import joining
+
+        return joining.remove(self._coordinator, host)
 
     def drain(self, host: str, wish: DrainWish | None = None) -> Emptied:
         """Keep new guests off a host, and move those away that it runs, each by a plan of its own. Called again it goes

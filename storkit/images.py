@@ -24,7 +24,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
-from storkit.core.model import IMPORTING, Volume
+from storkit.core.model import IMPORTING, Attachment, Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.tech.athand import at_hand
@@ -91,11 +91,25 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     return info
 
 
-def refill(site: Site, volumes: list[Volume]) -> None:
+def refill(site: Site, volumes: list[Volume], rate: int = 0) -> None:
     """Give the first of two volumes, which must be marked as importing, the content of the second."""
     at_hand(volumes)
     volume, source = volumes
-    refilling.refill(site, volume, source)
+    refilling.refill(site, volume, source, rate)
+
+
+def pull(site: Site, volume: Volume, attached: Attachment, rate: int = 0) -> None:
+    """Give a volume, which must be marked as importing, the content of one of another host that is attached here."""
+    at_hand([volume])
+    refilling.pull(site, volume, attached, rate)
+
+
+def digest(site: Site, volume: Volume) -> str:
+    """What a volume that nobody writes holds, in a line that is the same for every copy of it."""
+    from storkit.tech.files import digesting
+
+    at_hand([volume])
+    return digesting.digest(site, volume)
 
 
 def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", compress: bool = False) -> ImageFile:
@@ -217,7 +231,9 @@ def _inspect_plain(path: Path, file: int, format: str, limit: int) -> ImageInfo:
     qemuimg.check(path, found, int(details.get("cluster-size", 0)))
     specific = details.get("format-specific", {}).get("data", {})
     padding = header - size if found == "raw" else 0
-    return ImageInfo(str(path), found, "", size, header, qemuimg.required(path, found), specific, padding)
+    return ImageInfo(
+        str(path), found, "", size, header, qemuimg.required(qemuimg.node(found, path, alone=True)), specific, padding
+    )
 
 
 def _inspect_compressed(site: Site, path: Path, file: int, kind: str, format: str, limit: int) -> ImageInfo:

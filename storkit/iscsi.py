@@ -27,6 +27,7 @@ class Iscsi(BlockSides):
     """iSCSI by the kernel, at both ends."""
 
     name = "iscsi"
+    beside = frozenset({"device"})
     needs = Needs(
         tools={"iscsiadm": "open-iscsi", "dmsetup": "dmsetup", "udevadm": "udev"},
         modules=("target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "dm_mod", "dm_flakey"),

@@ -32,7 +32,6 @@ from storkit.core.errors import (
 )
 from storkit.core.guest import KeptGuest
 from storkit.core.model import (
-    IMPORTING,
     Adoptable,
     Damaged,
     Existing,
@@ -41,6 +40,7 @@ from storkit.core.model import (
     Volume,
     VolumeHold,
     check_name,
+    closed,
     relabelled,
 )
 from storkit.system import locks, openers
@@ -81,6 +81,7 @@ class Lvm(KeepsGuests):
     """Logical volumes of one volume group."""
 
     name: ClassVar[str] = "lvm"
+    devices = True
     transport: ClassVar[str] = "iscsi"
     needs: ClassVar[Needs] = Needs(
         tools={"lvm": "lvm2", "dmsetup": "dmsetup", "thin_check": "thin-provisioning-tools"},
@@ -149,6 +150,29 @@ class Lvm(KeepsGuests):
                         self._resize(lock, group, old, volume.size)
             return self._these(tools.read(self._vg), volumes)
 
+    def rename(self, volumes: list[Volume], names: list[str]) -> list[Volume]:
+        with self._batches.locked("rename") as (lock, group):
+            pairs = [(each, name) for each, name in zip(volumes, names, strict=True) if not self._is(group, each, name)]
+            known = self._known(group, [volume for volume, _ in pairs])
+            group = self._settled(group, known)
+            problems = holds.all_held(known, "renamed")
+            for old, (_, name) in zip(known, pairs, strict=True):
+                problems += checks.request_problems(replace(old, name=check_name("volume", name)), self._vg)
+                problems += self._in_use(group, old, "renamed") + checks.needed(group, old.name, "renamed")
+                if there := group.lvs.get(name):
+                    problems.append(self._in_the_way(group, there))
+            raise_problems(problems)
+            commands = [["lvrename", self._vg, old.name, name] for old, (_, name) in zip(known, pairs, strict=True)]
+            after, said = tools.batch(self._vg, lock, commands) if commands else (group, "")
+        if not all(self._is(after, volume, name) for volume, name in pairs):
+            raise Conflict(f"{', '.join(each.name for each in known)} could not be renamed: {said}", f"lvs {self._vg}")
+        return self._these(after, [replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)])
+
+    def _is(self, group: VolumeGroup, volume: Volume, name: str) -> bool:
+        """Whether a volume has this name."""
+        lv = group.lvs.get(name)
+        return lv is not None and self._is_ours(group, lv) and lv.tags.get("uuid") == volume.uuid
+
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         """As the contract says; no volume here stands on another. Thin ones share chunks, which their pool counts."""
         return self._known(tools.read(self._vg), volumes)
@@ -157,7 +181,7 @@ class Lvm(KeepsGuests):
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
             both = list(zip(volumes, known, strict=True))
-            changed = [old for volume, old in both if volume.kind != old.kind or volume.made == IMPORTING != old.made]
+            changed = [old for volume, old in both if volume.kind != old.kind or (closed(volume) and not closed(old))]
             group = self._settled(group, changed)
             problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])
@@ -512,6 +536,4 @@ class Lvm(KeepsGuests):
 
 def _fresh(volume: Volume, made: str) -> Volume:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return replace(
-        volume, made=made, created=volume.created or now, origin="", hold=None, generation=0, was="", checksum=""
-    )
+    return replace(volume, made=made, created=volume.created or now, origin="", hold=None, was="", checksum="")

@@ -35,6 +35,7 @@ class Nbd(HomeSide):
     name = "nbd"
     claims = True
     locks_images = True
+    beside = frozenset({"file"})
     formats = frozenset({"raw", "qcow2"})
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
     Settings: ClassVar[type] = NbdSettings

@@ -51,7 +51,9 @@ def define(session: Session, options: Namespace) -> None:
 def adopt(session: Session, options: Namespace) -> None:
     from storkit.api import AdoptionWish
 
-    wish = AdoptionWish(options.on or "", options.all, _volumes(options.disk), options.local, options.config)
+    wish = AdoptionWish(
+        options.on or "", options.all, _volumes(options.disk), options.local, options.config, options.pid
+    )
     guests = session.site.guests.adopt(options.names, wish)
     lines = (f"{guest.name}: {', '.join(disk.volume for disk in guest.disks)}" for guest in guests)
     session.result(codec.dump(guests), output.shown("\n".join(lines)))
@@ -171,6 +173,25 @@ def stop(session: Session, options: Namespace) -> None:
     where = f" on {options.on}" if options.on else ""
     text = "\n".join(f"{name} is stopped{where}" for name in names)
     session.result(one_or_all([{"guest": name, "status": "stopped"} for name in names], options.names), text)
+
+
+def move(session: Session, options: Namespace) -> None:
+    done = session.site.guests.move(
+        options.name, options.to, options.pool or "", options.stop, options.start, options.rate
+    )
+    lines = [
+        f"{each.volume.name}: in pool {each.volume.pool}, {f'no longer in {each.was}' if each.was else 'as before'}"
+        for each in done.volumes
+    ]
+    lines.append(f"{done.guest}: {'started' if done.started else 'can be started'} on {done.host}")
+    volumes = [{"volume": each.volume.name, "pool": each.volume.pool, "was_in": each.was} for each in done.volumes]
+    data = {"guest": done.guest, "host": done.host, "volumes": volumes, "started": done.started}
+    session.result(data, "\n".join(map(output.shown, lines)))
+
+
+def rename(session: Session, options: Namespace) -> None:
+    guest = session.site.guests.rename(options.name, options.new)
+    session.result({"guest": guest.name, "was": options.name}, output.shown(f"{guest.name}: {options.name} until now"))
 
 
 def delete(session: Session, options: Namespace) -> None:

@@ -9,6 +9,7 @@ from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
+from storkit.core.model import closed
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -127,6 +128,21 @@ def restore(session: Session, options: Namespace) -> None:
     session.result([{**codec.dump(done.volume), "kept": done.kept}], text)
 
 
+def move(session: Session, options: Namespace) -> None:
+    done = session.site.volumes.move(options.name, options.to, options.keep, options.rate)
+    volume = done.volume
+    text = f"{volume.name}: in pool {volume.pool} of host {volume.host}"
+    text += f", no longer in {done.was}" if done.was else " already"
+    lines = [output.shown(text)]
+    lines += [f"what was there is kept as {done.kept}"] if done.kept else []
+    data = {**codec.dump(volume), "was_in": done.was, "kept": done.kept, "digest": done.digest}
+    session.result([data], "\n".join(lines))
+
+
+def rename(session: Session, options: Namespace) -> None:
+    _report(session, [session.site.volumes.rename(options.name, options.new)], f"{options.name} until now")
+
+
 def delete(session: Session, options: Namespace) -> None:
     session.result({"deleted": session.site.volumes.delete(options.names, options.force, options.if_exists)})
 
@@ -158,6 +174,8 @@ def show(session: Session, options: Namespace) -> None:
     }
     lines = [(key, data[key]) for key in ("name", "uuid", "kind", "format", "pool", "host", "path", "made", "created")]
     lines.insert(2, ("size", format_size(found.volume.size)))
+    if why := closed(found.volume):
+        lines.append(("closed", f"{why}: nothing uses it"))
     if hold := found.volume.hold:
         lines.append(
             ("held", f"guest {hold.name} sleeps since {hold.since}, saved on {hold.host} {hold.file}".rstrip())

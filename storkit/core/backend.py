@@ -19,12 +19,11 @@ from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
-from storkit.core.identities import ClientName, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
+from storkit.core.identities import ClientName, Count, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
 from storkit.core.model import (
     Adoptable,
     Attachment,
     Credential,
-    DiskSource,
     Existing,
     Export,
     Finding,
@@ -36,7 +35,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Console, Guest, KeptGuest, KeptHere
+    from storkit.core.guest import Console, Guest, KeptGuest, KeptHere, TakenGuest
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -139,6 +138,8 @@ class Pool(Backend, PoolVerbs):
     """Whether `snapshot` works."""
     transport: ClassVar[str] = ""
     """The transport of this pool's volumes unless the inventory says otherwise; empty: its default."""
+    devices: ClassVar[bool] = False
+    """Whether its volumes are block devices; otherwise they are files."""
     overlays: ClassVar[bool] = False
     """Whether a clone can be a file that stands on its source's (qcow2)."""
 
@@ -162,7 +163,7 @@ class Pool(Backend, PoolVerbs):
     def texts(self, volumes: list[Uuid], generation: int = 0) -> list[KeptGuest]:
         raise self._keeps_none()
 
-    def keep(self, guests: list[KeptGuest]) -> None:
+    def keep(self, guests: list[KeptGuest], carried: bool = False) -> None:
         raise self._keeps_none()
 
     def unkeep(self, guests: list[KeptGuest]) -> None:
@@ -203,6 +204,8 @@ class Transport(Backend, TransportVerbs):
     """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
+    beside: ClassVar[frozenset[Literal["file", "device"]]] = frozenset()
+    """Which raw volumes it serves that a guest's own process has open since before they were volumes."""
 
     def doors(self) -> list[Door]:
         return []
@@ -241,11 +244,13 @@ class Hypervisor(Backend, HypervisorVerbs):
     """Whether its guests wait for an NBD server of QEMU's that has ended their connection, and connect again."""
     keeps: ClassVar[bool] = False
     """Whether it keeps the configurations of guests itself, whoever made them."""
+    takes_running: ClassVar[bool] = False
+    """Whether it can take a guest that somebody else has started, and of which it keeps no configuration."""
 
     def strangers(self) -> list[Words]:
         return []
 
-    def original(self, name: GuestName) -> Original:
+    def originals(self, names: list[GuestName], process: Count = 0) -> list[Original]:
         raise self._keeps_none()
 
     def edited(self, name: GuestName) -> list[Original]:
@@ -254,7 +259,7 @@ class Hypervisor(Backend, HypervisorVerbs):
     def note(self, guest: Guest, seen: Words, secrets: Secrets = None) -> None:
         raise self._keeps_none()
 
-    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
+    def take(self, taken: list[TakenGuest]) -> list[Line]:
         raise self._keeps_none()
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:

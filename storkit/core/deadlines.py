@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"may_leave", "adoptable", "strangers", "original", "edited"}
+    | {"may_leave", "adoptable", "strangers", "originals", "edited"}
     | {"look_exports", "look_attachments", "ready", "doors", "saved"}
 )
 
@@ -47,6 +47,9 @@ LONG: Mapping[str, float] = {
     "delete": 900.0,
     # They say how far they are, but not while the file system writes what is left to the disk.
     "fill": 1800.0,
+    "refill": 1800.0,
+    "pull": 1800.0,
+    "digest": 1800.0,
     "flatten": 1800.0,
     "export_image": 1800.0,
     "examine": 1800.0,
@@ -65,5 +68,15 @@ def quiet(verb: str, args: Mapping[str, Any], settings: Mapping[str, Any]) -> fl
     if verb in QUESTIONS:
         return QUESTION
     usual = LONG.get(verb, CHANGE)
-    said = {"stop": args.get("timeout", 60.0), "send": settings.get("stall_timeout")}.get(verb)
+    said = {
+        "stop": args.get("timeout", 60.0),
+        "send": settings.get("stall_timeout"),
+        "pull": _hundredth([args.get("volume")], args.get("rate")),
+        "refill": _hundredth(args.get("volumes"), args.get("rate")),
+    }.get(verb)
     return max(usual, float(said) + SPARE) if isinstance(said, int | float) else usual
+
+
+def _hundredth(volumes: Any, rate: Any) -> float | None:
+    """Seconds for a hundredth of a disk at so many bytes a second, as often as qemu-img says how far it is."""
+    return 3 * volumes[0]["size"] / 100 / rate if rate and volumes and volumes[0] else None

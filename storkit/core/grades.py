@@ -31,11 +31,12 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "agent": "facts source marked unlock neighbours",
     },
     STORAGE: {
-        "pool": "create import_tree clone snapshot resize flatten relabel hold release delete adoptable adopt disown",
+        "pool": "create import_tree clone snapshot resize rename flatten relabel hold release delete "
+        "adoptable adopt disown",
         # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
         "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
         "hypervisor": "",
-        "images": "inspect fill refill export_image look_inside lay put_back examine write_in",
+        "images": "inspect fill refill pull digest export_image look_inside lay put_back examine write_in",
         "host": "declare_off withdraw_off",
         # A port that is opened, and one that is tried, are more than a look.
         "agent": "lock epoch mark unmark listen unlisten reach",
@@ -45,7 +46,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "pool": "keep unkeep",
         "host": "drain undrain",
         # `check` and `fingerprint` look at any file that a guest's record names.
-        "hypervisor": "check fingerprint define strangers original edited note take give_back undefine start stop "
+        "hypervisor": "check fingerprint define strangers originals edited note take give_back undefine start stop "
         "console receive credential send resume wake messages grow cancel retire save unsave saved load spend",
     },
     HOOK: {"hook": "enter woken may_leave leave hold"},

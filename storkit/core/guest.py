@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from storkit.core.identities import Count, GuestName, Hex, Line, MaybeUuid, Uuid, VolumeName, Word, Words
-from storkit.core.model import Finding
+from storkit.core.model import DiskSource, Finding, Secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,17 @@ class Guest:
     def mac(self, number: int) -> str:
         """The MAC address of network card `number`: the one it has, or one derived from the guest's UUID."""
         return self.nics[number].mac or derived_mac(self.uuid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenGuest:
+    """A guest that its hypervisor has already, and that becomes storkit's."""
+
+    guest: Guest
+    disks: list[DiskSource]
+    """In the order of the guest's disks; none: nobody else may open what it has open."""
+    secrets: Secrets = None
+    """The passwords that its document has names in the place of, by these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,14 @@ class Volume:
     """`sha256:HEX` of an image's bytes as a guest reads them, when it was sealed; empty: none was taken."""
 
 
+def closed(volume: Volume) -> str:
+    """Why nothing uses a volume now, in a few words; empty: it is what its name says."""
+    return {
+        IMPORTING: f"the import of volume {volume.name} has not ended",
+        MOVING: f"volume {volume.name} is being moved to another pool",
+    }.get(volume.made, "")
+
+
 def relabelled(old: Volume, new: Volume) -> Volume:
     """A volume with what a relabel changes of it."""
     return replace(old, kind=new.kind, made=new.made, origin=new.origin, checksum=new.checksum)
@@ -295,6 +303,9 @@ class DiskSource:
 
 IMPORTING = "importing"
 """`made` of a volume whose content is not yet, or not wholly, in it: nothing uses it."""
+MOVING = "moving"
+"""`made` of a volume that has been copied to another pool, while it is made sure that the copy is the same: nothing
+uses it, and it is the disk until the copy is open."""
 ATTACHED = "attached"
 
 
@@ -358,6 +369,8 @@ class Original:
     before: Words = ""
     """Of a guest of storkit's that somebody has changed: what the hypervisor had made of what storkit gave it, in the
     form of `document` (Hypervisor.edited)."""
+    pinned: Words = ""
+    """Why one that runs could not leave its host before its next stop; empty: it could."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))
@@ -385,6 +398,8 @@ class GuestState:
     moves it away, where the destination may run it by now."""
     edited: bool = False
     """Somebody has changed its configuration there since storkit wrote it (Hypervisor.edited)."""
+    pinned: Words = ""
+    """Why it cannot leave the host before its next stop; empty: it can."""
 
 
 @dataclass(frozen=True, slots=True)

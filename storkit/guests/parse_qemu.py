@@ -6,7 +6,6 @@ What it does not know is kept in the guest's `extra` words and named in the warn
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +14,10 @@ from typing import Any
 from storkit.core.errors import UsageError
 from storkit.core.guest import Nic
 from storkit.core.model import DiskSource
-from storkit.core.units import parse_size
 from storkit.guests.check import MIB
 from storkit.guests.command import ALONE, Pair, command, pairs
+from storkit.guests.documents.options import memory_size, secret
 from storkit.guests.documents.options import read as read_argument
-from storkit.guests.documents.options import secret
 from storkit.guests.draft import GuestDraft, path_source, uri_source
 
 OURS = frozenset(
@@ -173,11 +171,7 @@ class _Reader:
 
     def _memory(self, text: str) -> None:
         size = options(text, "size").get("size", "")
-        # QEMU knows one letter, always a power of 1024, and MiB without it (util/cutils.c, qemu_strtosz_MiB).
-        match = re.fullmatch(r"([0-9.]+)([BKMGTPE]?)", size, re.ASCII | re.IGNORECASE)
-        if match is None:
-            raise UsageError(f"-m {text}: {size!r} is not a size of QEMU's", "write -m 512M or -m 2G")
-        memory = parse_size(match[1] + (match[2] or "M"))
+        memory = memory_size(size)
         self.found.memory = memory - _TRANSLATED if memory % MIB == _TRANSLATED else memory
         self._unknown("-m", options(text, "size"), {"size"})
 

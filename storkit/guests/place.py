@@ -26,6 +26,8 @@ class Place:
     """Seconds that QEMU tries to reach an NBD server again before the guest's requests fail, and it is paused."""
     taps: list[str] = field(default_factory=list)
     """Tap devices for the network cards, in their order; without them QEMU's bridge helper makes one."""
+    listening: frozenset[str] = frozenset()
+    """QEMU: sockets that somebody listens at: it would take the path of one away from whoever has it."""
     secrets: str = ""
     """QEMU: the directory that has the passwords of the guest's document, each in a 0600 file of its name."""
     uml_dir: str = ""

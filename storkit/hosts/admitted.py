@@ -29,7 +29,7 @@ from storkit.core.contracts.hooks import Entered, EnterReason, HookVerbs, LeaveR
 from storkit.core.errors import Conflict, NotAllowed, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.holds import held, wake
 from storkit.core.host import SYSTEM_STATE, Claim, state_directory
-from storkit.core.model import IMPORTING, Client, Export, Volume, VolumeHold
+from storkit.core.model import Client, Export, Volume, VolumeHold, closed
 from storkit.hosts import rights
 from storkit.hosts.accept import Accepted, GuestHost, Limits, default_file, load
 from storkit.hosts.guard import Guard
@@ -237,8 +237,8 @@ class AdmittedHooks(HookVerbs):
         volume, others = part.volume, sorted(part.writers - {self._client})
         if volume.kind == "tree":
             yield Unsafe(f"volume {volume.name} is a tree: its guest mounts it, and no host")
-        if volume.made == IMPORTING:
-            yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
+        if unready := closed(volume):
+            yield Unsafe(unready, f"storkit volume show {volume.name}")
         if read_only:
             return
         if volume.kind in ("image", "snapshot"):

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from storkit.core import calls, codec, registry
-from storkit.core.backend import Backend, Pool, Site
+from storkit.core.backend import Backend, Pool, Site, Transport, refuse_broken
 from storkit.core.errors import NotFound, StorkitError, Unsupported, UsageError, raise_problems
 from storkit.core.host import SYSTEM_STATE, state_directory
-from storkit.core.model import Volume
+from storkit.core.model import Attachment, Volume
 from storkit.hosts import rights
 from storkit.hosts.accept import Limits
 from storkit.hosts.setup import Setup
@@ -131,6 +131,8 @@ class Performer:
             (values["volume"],) = self._here([values["volume"]])
         if target == "images" and "volumes" in values:
             values["volumes"] = self._here(values["volumes"])
+        if target == "images" and "attached" in values:
+            values["attached"] = self._attached_here(values["attached"])
         if kind == "transport" and verb in SERVING_VERBS:
             values["volumes"] = self._here(values["volumes"])
         with self.limits.paths(kind, verb, values) if self.limits else nullcontext(_same) as shown:
@@ -149,22 +151,32 @@ class Performer:
     def _here(self, volumes: list[Volume]) -> list[Volume]:
         """The volumes as their pools on this host have them: where the bytes lie, and what may be done with them, is
         never taken from another host's word."""
-        found: dict[str, Volume] = {}
+        found: dict[tuple[str, str], Volume] = {}  # by the pool, too: while one is moved, two have it
         for name in {volume.pool for volume in volumes}:
             pool = self.backend(f"pool:{name}")
             assert isinstance(pool, Pool)
             wanted = [volume.name for volume in volumes if volume.pool == name]
-            found.update((volume.uuid, volume) for volume in pool.find(wanted))
+            found.update(((name, volume.uuid), volume) for volume in pool.find(wanted))
         raise_problems(
             [
                 NotFound(
                     f"pool {volume.pool} has no volume {volume.name} with UUID {volume.uuid}", "storkit volume list"
                 )
                 for volume in volumes
-                if volume.uuid not in found
+                if (volume.pool, volume.uuid) not in found
             ]
         )
-        return [found[volume.uuid] for volume in volumes]
+        return [found[volume.pool, volume.uuid] for volume in volumes]
+
+    def _attached_here(self, said: Attachment) -> Attachment:
+        """An attachment as this host has it: what it opens is never taken from another host's word."""
+        transport = self.backend(f"transport:{said.transport}")
+        assert isinstance(transport, Transport)
+        found = transport.find_attachments([said.uuid])
+        if not found:
+            raise NotFound(f"volume {said.volume} is not attached on {self.setup.host}", "storkit plan list")
+        refuse_broken(found)
+        return found[0]
 
     def _settings(self, cls: type[Backend], settings: dict[str, Any], target: str) -> Any:
         if self.limits:
@@ -182,7 +194,7 @@ _MODULES = {"images": "storkit.images", "host": "storkit.hosts.declared"}
 """Targets that are no backends, and where their verbs are: functions whose first argument is the site."""
 
 
-SECRET_VERBS = frozenset({"offers", "credential", "enter", "original", "edited"})
+SECRET_VERBS = frozenset({"offers", "credential", "enter", "originals", "edited"})
 """Verbs whose results hold credentials: never journalled, only passed on to where they are needed."""
 
 

@@ -22,7 +22,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.guest import Console, Guest
+from storkit.core.guest import Console, Guest, TakenGuest
 from storkit.core.identities import Count, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -183,13 +183,13 @@ class Libvirt(Hypervisor):
         self._guests.set_aside(old)
         if old and old.uuid != guest.uuid:
             self._virsh("undefine", old.uuid, host.variables(before.guest if before else None))
-        return self._keep(guest, disks, machine, secrets, before)
+        return self._keep([TakenGuest(guest, disks, secrets)], machine)[0]
 
     def strangers(self) -> list[str]:
         return adopting.strangers(self._virsh)
 
-    def original(self, name: str) -> Original:
-        return adopting.original(self._virsh, name)
+    def originals(self, names: list[str], process: int = 0) -> list[Original]:
+        return adopting.originals(self._virsh, names)
 
     def edited(self, name: str) -> list[Original]:
         known = self._guests.one(name)
@@ -203,37 +203,47 @@ class Libvirt(Hypervisor):
         self._write(replace(before, guest=guest), secrets)
         write_atomic(self._guests.directory(guest.name) / WRITTEN, known.edited)
 
-    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> str:
-        adopting.refuse_to_take(self._virsh, self._guests, guest, self.site.run)
-        file = self._keep(guest, disks, "", secrets, self._guests.record(guest.name))
-        adopting.mark_running(self._virsh, guest)
-        return file
+    def take(self, taken: list[TakenGuest]) -> list[str]:
+        guests = [each.guest for each in taken]
+        running = adopting.refuse_to_take(self._virsh, self._guests, guests, self.site.run)
+        files = self._keep(taken, "")
+        for guest in running:
+            adopting.mark_running(self._virsh, guest)
+        return files
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
         self._guests.set_aside(self._guests.one(guest.name))
         adopting.give_back(self._virsh, self._guests, guest, secrets)
 
-    def _keep(
-        self, guest: Guest, disks: list[DiskSource], machine: str, secrets: Secrets, before: Definition | None
-    ) -> str:
-        """Define a domain, whatever libvirt has of this UUID."""
-        directory = self._guests.directory(guest.name)
-        pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
-        wanted = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
-        offer = host.offered(self._virsh, wanted, self.settings.accel)
+    def _keep(self, wanted: list[TakenGuest], machine: str) -> list[str]:
+        """Define domains, whatever libvirt has of their UUIDs. `machine` pins the machine type."""
+        records = {each.guest.uuid: self._guests.record(each.guest.name) for each in wanted}
+        offers: dict[str, host.Offered] = {}
+        disks = [disk for each in wanted for disk in each.disks]
         user = host.qemu_user(self._virsh, disks)
         host.let_in(user, disks, (self.site.run, self.site.dev))
         raise_problems(host.disk_problems(user, disks))
-        self._write(Definition(guest, disks, offer.machine, offer.virttype, guest.machine), secrets)
+        files: dict[str, Path] = {}
+        for each in wanted:
+            guest, before = each.guest, records[each.guest.uuid]
+            pinned = before if before and (before.guest.uuid, before.asked) == (guest.uuid, guest.machine) else None
+            asked = machine or (pinned.machine if pinned else "") or guest.machine or DEFAULT_MACHINE
+            if asked not in offers:
+                offers[asked] = host.offered(self._virsh, asked, self.settings.accel)
+            offer = offers[asked]
+            self._write(Definition(guest, each.disks, offer.machine, offer.virttype, guest.machine), each.secrets)
+            files[guest.uuid] = self._guests.directory(guest.name) / XML
         try:
-            self._virsh("define", str(directory / XML), "--validate")
+            self._virsh.define(files)
         except StorkitError:
-            if before is None:
-                shutil.rmtree(directory)
+            has = {domain.uuid for domain in map(domains.read, self._virsh.kept(list(files))) if domain.ours}
+            for uuid in files.keys() - has:
+                if records[uuid] is None:
+                    shutil.rmtree(files[uuid].parent)
             raise
-        if guest.document:
-            write_atomic(directory / WRITTEN, self._virsh.kept(guest.uuid))
-        return str(directory / XML)
+        for text in self._virsh.kept([each.guest.uuid for each in wanted if each.guest.document]):
+            write_atomic(files[domains.read(text).uuid].parent / WRITTEN, text)
+        return [str(files[each.guest.uuid]) for each in wanted]
 
     def _write(self, definition: Definition, secrets: Secrets) -> None:
         directory = self._guests.directory(definition.guest.name)
@@ -314,8 +324,9 @@ class Libvirt(Hypervisor):
         known, to = self._one(name), parse_route(uri, self.settings.migrate_uri)
         if known.status not in ("running", "paused", "migrated"):
             raise Conflict(f"guest {name} is {known.status} here", look_command(name))
-        xml = self._guests.directory(name) / "moving.xml"
-        return self._source(known).send(to, limits, xml, moved=known.status == "migrated")
+        directory = self._guests.directory(name)
+        defined = (directory / XML).read_text()
+        return self._source(known).send(to, limits, directory / "moving.xml", defined, known.status == "migrated")
 
     def resume(self, name: str, run: bool = True) -> None:
         known = self._one(name)

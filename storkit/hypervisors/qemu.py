@@ -27,7 +27,7 @@ from storkit.core.errors import (
     Unsupported,
     UsageError,
 )
-from storkit.core.guest import Console, Guest
+from storkit.core.guest import Console, Guest, TakenGuest
 from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -37,6 +37,7 @@ from storkit.core.model import (
     GuestState,
     GuestStatus,
     MigrationResult,
+    Original,
     Saved,
     Secrets,
     check_name,
@@ -95,6 +96,7 @@ class Qemu(Embedded[Definition], Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "qemu"
+    takes_running = True
     needs: ClassVar[Needs] = Needs(tools={"qemu-system-x86_64": host.PACKAGE})
     Settings: ClassVar[type] = QemuSettings
     settings: QemuSettings
@@ -162,6 +164,29 @@ class Qemu(Embedded[Definition], Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return str(definitions.save(directory, definition, here, templates, secrets or {}))
 
+    def originals(self, names: list[str], process: int = 0) -> list[Original]:
+        from storkit.hypervisors._qemu import adopting
+
+        return [adopting.original(name, process) for name in names]
+
+    def take(self, taken: list[TakenGuest]) -> list[str]:
+        return [self._take(each.guest, each.disks, each.secrets) for each in taken]
+
+    def _take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets) -> str:
+        from storkit.hypervisors._qemu import adopting
+
+        machine = adopting.machine(guest, self.site.run) or self._machine(guest, "")
+        directory = self._directory(check_name("guest", guest.name))
+        definition = Definition(guest, disks, machine, self._accel(guest), guest.machine)
+        templates = [Path(self.settings.templates)] if self.settings.templates else []
+        adopting.take(self.site, self._process(guest.name), directory, definition, templates, secrets)
+        return str(directory / RECORD)
+
+    def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        from storkit.hypervisors._qemu import adopting
+
+        adopting.give_back(self._process(guest.name), self._directory(guest.name), guest)
+
     def start(self, name: str) -> GuestState:
         self._check_disks(name)
         here = self._process(name)
@@ -185,6 +210,10 @@ class Qemu(Embedded[Definition], Hypervisor):
         if force:
             return here.end()
         deadline = time.monotonic() + timeout
+        if here.adopted:
+            from storkit.hypervisors._qemu import adopting
+
+            adopting.refuse_without_monitor(name, here)
         status = self._status(here)
         refuse_shutdown(name, status)
         if status in ("incoming", "arrived", "migrated"):
@@ -289,6 +318,8 @@ class Qemu(Embedded[Definition], Hypervisor):
     def grow(self, name: str, disk: str, size: int) -> bool:
         import asyncio
 
+        if self._process(name).adopted:  # it has the disk under the name that it had before it was adopted
+            return False
         from storkit.hypervisors._qemu import growing
 
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
@@ -414,18 +445,20 @@ class Qemu(Embedded[Definition], Hypervisor):
         return self._status(self._process(name))
 
     def _state(self, definition: Definition, answer: Answer) -> GuestState:
-        guest = definition.guest
+        guest, here = definition.guest, self._process(definition.guest.name)
+        own = here.adopted
         return GuestState(
             name=guest.name,
             uuid=guest.uuid,
             host=self.site.host,
             hypervisor=self.name,
             status=answer.status,
-            pid=self._process(guest.name).pid(),
+            pid=here.pid(),
             migration=answer.migration,
             machine=definition.machine,
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
             reason=paused.qemu_reason(guest, answer.said, answer.failed) if answer.status == "paused" else "",
+            pinned=own.pinned if own else "",
         )
 
     def _machine(self, guest: Guest, machine: str) -> str:

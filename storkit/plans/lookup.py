@@ -1,5 +1,8 @@
 """Which volume a name stands for: NAME, or POOL/NAME.
 
+A volume that is being moved is in two pools, and one of the two is the disk (`disk_of`): a hint that finds one that is
+closed is not enough.
+
 A name stands for one disk over all pools: `create` and `rename` ask every pool that answers. So a volume that is found
 where it was last, with the UUID that it had, is the one, and no other pool is asked. Where there is no such hint, or it
 does not hold, all pools are asked. POOL/NAME is looked for in that pool alone.
@@ -7,7 +10,7 @@ does not hold, all pools are asked. POOL/NAME is looked for in that pool alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from storkit.core.errors import (
@@ -20,7 +23,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Damaged, Volume, check_name
+from storkit.core.model import MOVING, Damaged, Volume, check_name, closed
 from storkit.hosts.connections import Connections
 from storkit.plans.remembered import Hints
 
@@ -84,6 +87,8 @@ def present(
     unknown: dict[str, StorkitError] = {}
     for name, (config, own, uuid) in places.items():
         volume = seen.get((config.name, own))
+        if volume and uuid and closed(volume):
+            volume = None
         if volume and (not uuid or volume.uuid == uuid):
             found[name] = volume
             if (hint := hints.get(own)) and hint.uuid != volume.uuid:
@@ -96,6 +101,21 @@ def present(
     return found | _everywhere(pools, rest, uuids), unknown
 
 
+def disk_of(volumes: Sequence[Volume]) -> Volume | None:
+    """Which of these, of one name, is the disk, where they are of one UUID as well, as while it is moved: the one that
+    is open, or else the one that the other was copied from. None: they are two disks."""
+    if len({volume.uuid for volume in volumes}) == 1:
+        for found in (
+            [volume for volume in volumes if not closed(volume)],
+            [volume for volume in volumes if volume.made == MOVING],
+        ):
+            if len(found) == 1:
+                return found[0]
+            if found:
+                break
+    return volumes[0] if len(volumes) == 1 else None
+
+
 def _everywhere(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> dict[str, Volume]:
     """Ask all pools that there are."""
     same: dict[str, list[Volume]] = {}
@@ -104,14 +124,15 @@ def _everywhere(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> dic
     found: dict[str, Volume] = {}
     for name, volumes in same.items():
         meant = [volume for volume in volumes if volume.uuid == uuids.get(name)] or volumes
-        if len(meant) > 1:
+        disk = disk_of(meant)
+        if disk is None:
             places = [f"{volume.pool}/{name}" for volume in meant]
             raise Conflict(
                 f"volume {name} is in pool {' and in pool '.join(volume.pool for volume in meant)}",
                 f"write {' or '.join(places)}",
             )
-        found[name] = meant[0]
-        if len(volumes) == 1:
+        found[name] = disk
+        if len(volumes) == 1 and not closed(disk):
             pools.hints.put(volumes)
     return found
 

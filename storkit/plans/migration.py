@@ -45,6 +45,8 @@ class GuestView:
     """Hosts that know the guest and do not run it: one that lost its power under it, for example."""
     edited: list[str] = field(default_factory=list)
     """Hosts where somebody has changed its configuration in the hypervisor itself."""
+    pinned: dict[str, str] = field(default_factory=dict)
+    """Why the guest cannot leave a host before its next stop, by host."""
 
     @property
     def name(self) -> str:
@@ -246,8 +248,11 @@ def _source(subject: GuestView, destination: str, parts: set[str]) -> str:
 
 
 def refuse_to_leave(subject: GuestView, instead: str) -> None:
-    """Raise Unsupported if the guest's hypervisor lets no running guest go. `instead`: what can be done."""
+    """Raise Unsupported if its hypervisor lets no running guest go, or not this one. `instead`: what can be done."""
     kind = subject.guest.hypervisor
+    for host, why in subject.pinned.items():
+        message = f"guest {subject.name} stays on {host} until its next stop: {why}"
+        raise Unsupported(message, f"storkit guest stop {subject.name}, {instead}")
     if not registry.hypervisor(kind).moves:
         message = f"guest {subject.name} runs under {kind}, which can neither move nor save a guest that runs"
         raise Unsupported(message, f"storkit guest stop {subject.name}, {instead}")
@@ -271,8 +276,10 @@ def running_problem(subject: GuestView) -> StorkitError:
 def _finish(stages: Stages, subject: GuestView, here: str, others: list[str]) -> None:
     name, others = subject.name, sorted(others)
     stages.then(step(ConfirmPlace(name, others), here, subject.target, f"see that {name} runs on {here} alone"))
+    # What is left of it may have its disks open past every server: with that, no right is taken from its host.
+    _retire(stages, [(subject, others)])
     set_writers(stages, subject.written, {here}, f"close the window: only {here} writes", subject.inventory)
-    leave(stages, subject, others)
+    _let_go(stages, [(subject, others)])
 
 
 def leave(stages: Stages, subject: GuestView, hosts: list[str], lost: Collection[str] = ()) -> None:
@@ -283,11 +290,20 @@ def leave(stages: Stages, subject: GuestView, hosts: list[str], lost: Collection
 
 def leave_all(stages: Stages, left: Sequence[tuple[GuestView, list[str]]], lost: Collection[str] = ()) -> None:
     """As `leave`, for guests that each leave hosts."""
+    _retire(stages, left, lost)
+    _let_go(stages, left)
+
+
+def _retire(stages: Stages, left: Sequence[tuple[GuestView, list[str]]], lost: Collection[str] = ()) -> None:
     said = dict.fromkeys(lost, ", which runs nowhere else: its memory is lost")
     stages.then(
         *(step(RetireGuest(subject.name), host, subject.target, f"retire {subject.name} on {host}{said.get(host, '')}")
           for subject, hosts in left for host in hosts)
     )  # fmt: skip
+
+
+def _let_go(stages: Stages, left: Sequence[tuple[GuestView, list[str]]]) -> None:
+    """Forget guests on the hosts that they have left, and take their disks away from these."""
     stages.then(*(_undefine(subject, host) for subject, hosts in left for host in hosts))
     together: dict[tuple[str, ...], list[GuestView]] = {}
     for subject, hosts in left:

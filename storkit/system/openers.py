@@ -97,7 +97,7 @@ def note_earlier(run: Path, adopted: Iterable[tuple[Volume, Existing]]) -> None:
         lines: list[str] = []
         for pid in {each.pid for each in opened[volume.path]} & set(pids):
             with suppress(OSError):
-                lines.append(f"{pid} {_started(pid)}\n")
+                lines.append(f"{pid} {started(pid)}\n")
         if lines:
             files.write_atomic(files.make_private(run / "earlier") / check_uuid(volume.uuid), "".join(lines))
 
@@ -107,9 +107,9 @@ def earlier(run: Path, uuid: str) -> frozenset[int]:
     found: set[int] = set()
     with suppress(FileNotFoundError):
         for line in (run / "earlier" / uuid).read_text().splitlines():
-            pid, _, started = line.partition(" ")
+            pid, _, since = line.partition(" ")
             with suppress(OSError, ValueError):
-                if _started(int(pid)) == started:
+                if started(int(pid)) == since:
                     found.add(int(pid))
     return frozenset(found)
 
@@ -120,8 +120,12 @@ def forget_earlier(run: Path, uuids: Iterable[str]) -> None:
         (run / "earlier" / check_uuid(uuid)).unlink(missing_ok=True)
 
 
-def _started(pid: int) -> str:
-    return _read(f"{PROC}/{pid}/stat").rpartition(")")[2].split()[19]
+def started(pid: int) -> str:
+    """When a process started, in ticks since the boot. Raises OSError: there is none, or it has ended."""
+    state, *words = _read(f"{PROC}/{pid}/stat").rpartition(")")[2].split()
+    if state in "ZX":
+        raise ProcessLookupError(f"process {pid} has ended")
+    return words[18]
 
 
 def _of(pid: int, wanted: Container[Key], mounts: _Mounts) -> Iterator[tuple[Key, Opener]]:

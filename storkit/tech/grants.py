@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from storkit.core import holds
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import IMPORTING, Volume
+from storkit.core.model import Volume, closed
 from storkit.system import locks
 from storkit.system.files import make_private, read_plain, sync_directory, write_atomic
 from storkit.system.timeouts import scaled
@@ -182,8 +182,8 @@ def refused_writers(
     if hosts and volume.kind not in kinds and (grant is None or grant.volume.kind not in kinds):
         hint = "storkit volume clone it, and use the clone"
         yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
-    if hosts and volume.made == IMPORTING:
-        yield Unsafe(f"the import of volume {volume.name} has not ended", f"storkit volume show {volume.name}")
+    if hosts and (why := closed(volume)):
+        yield Unsafe(why, f"storkit volume show {volume.name}")
     gaining = [host for host in hosts if grant is None or host not in grant.writers]
     if hold:
         yield from holds.ended(volume, hold)

@@ -54,7 +54,7 @@ class KeepsGuests(Pool):
                  for uuid in self._kept(volumes))  # fmt: skip
         return [each for each in found if each]
 
-    def keep(self, guests: list[KeptGuest]) -> None:
+    def keep(self, guests: list[KeptGuest], carried: bool = False) -> None:
         texts = {}
         problems: list[StorkitError] = []
         for guest in guests:
@@ -63,7 +63,7 @@ class KeepsGuests(Pool):
         raise_problems(problems)
         self._must_have(guests)
         with self._writing() as directory:
-            new = [guest for guest in guests if self._is_new(guest, problems)]
+            new = [guest for guest in guests if self._is_new(guest, carried, problems)]
             raise_problems(problems)
             try:
                 for guest in new:
@@ -130,11 +130,11 @@ class KeepsGuests(Pool):
         there = generations(self._place() / check_uuid(uuid))
         return _read(self._place(), uuid, there[-1]) if there else None
 
-    def _is_new(self, guest: KeptGuest, problems: list[StorkitError]) -> bool:
+    def _is_new(self, guest: KeptGuest, carried: bool, problems: list[StorkitError]) -> bool:
         """Whether a generation is still to be written; what speaks against it is added to `problems`."""
         with collected(problems):
             newest = self._newest(guest.uuid)
-            if newest is None and guest.generation == 1:
+            if newest is None and (carried or guest.generation == 1):
                 return True
             if newest is None:
                 message = f"nothing is kept of guest {guest.name}, and this would be its generation {guest.generation}"

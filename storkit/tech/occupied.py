@@ -52,12 +52,9 @@ def _used(path: str, existing: Existing, host: str) -> Iterator[StorkitError]:
     for thing in things:
         yield Conflict(f"{path} is in use on {host}: by {thing.what} on {thing.device}", thing.remove)
     cached = [each for each in everybody[path] if each.pid in existing.processes and each.writes and not each.direct]
-    if not device and any(each.pid in existing.processes and each.writes for each in everybody[path]):
-        # libvirt takes it for one that no other host sees, and its QEMU did not let go of it to another host.
-        hint = "shut its guest down, and adopt it then"
-        yield Conflict(f"{path} is a file that its guest runs on, and only logical volumes are adopted so", hint)
     if device and cached:
-        # Its last writes may come from the page cache of the device when it has ended, and others write.
+        # Its last writes may come from the page cache of the device when it has ended, and others write. Of a file
+        # there is one cache, which whoever serves it reads and writes through as well.
         message = f"{path} is written by {cached[0]} through the page cache of {host}"
         yield Conflict(
             message, "shut its guest down, and adopt it then; or give its disk cache='none', and start it anew"

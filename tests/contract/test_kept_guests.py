@@ -71,6 +71,19 @@ def test_a_generation_is_kept_once_and_the_next_one_only_after_it(pool: Pool, we
     assert newest(pool, web) == [(2, second.record)] and pool.texts([web.uuid], 1) == [first]
 
 
+def test_what_another_pool_kept_goes_on_counting_here(pool: Pool, web: Volume) -> None:
+    of = str(uuid4())
+    third, fourth = guest(web, 3, of), guest(web, 4, of)
+    with pytest.raises(Conflict, match="nothing is kept"):
+        pool.keep([third])
+    pool.keep([third], carried=True)
+    pool.keep([fourth], carried=True)
+    pool.keep([fourth], carried=True)
+    assert pool.texts([web.uuid], 3) == [third] and newest(pool, web) == [(4, fourth.record)]
+    with pytest.raises(Conflict):
+        pool.keep([guest(web, 6, of)], carried=True)
+
+
 def test_ten_generations_stay(pool: Pool, web: Volume) -> None:
     mine = str(uuid4())
     for number in range(1, 13):

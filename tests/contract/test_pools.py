@@ -303,6 +303,47 @@ def test_a_flat_image_still_carries_its_clones(pool: Pool) -> None:
     assert holds(flat, 7) and holds(member, 2) and holds(member, 7, SIZE - MIB)
 
 
+def test_a_volume_gets_another_name_and_is_the_same(pool: Pool) -> None:
+    volume, other = pool.create([new("volume"), new("other")])
+    write(volume, 5)
+    lock = in_use(pool, volume)
+    with pytest.raises(Conflict, match="in use"):
+        pool.rename([volume], ["name"])
+    lock.release()
+    with pytest.raises(Conflict):
+        pool.rename([volume], ["other"])
+    with pytest.raises(NotFound):
+        pool.rename([new("none")], ["name"])
+    with pytest.raises(UsageError):
+        pool.rename([volume], ["a/b"])
+    (renamed,) = pool.rename([volume], ["name"])
+    assert renamed == replace(volume, name="name", path=renamed.path) and names(pool) == ["name", "other"]
+    assert pool.rename([volume], ["name"]) == [renamed] and holds(renamed, 5)
+    (again,) = pool.create([new("volume")])
+    assert holds(again, 0) and pool.find(["other"]) == [other]
+    pool.delete([renamed, again, other])
+    assert names(pool) == []
+
+
+def test_nothing_is_made_of_what_is_being_moved(pool: Pool) -> None:
+    (volume,) = pool.create([new("volume")])
+    lock = in_use(pool, volume)
+    with pytest.raises(Conflict, match="in use"):
+        pool.relabel([replace(volume, made="moving")])
+    lock.release()
+    (moving,) = pool.relabel([replace(volume, made="moving")])
+    assert moving.made == "moving"
+    for refused in (
+        lambda: pool.clone(moving, [new("c")]),
+        lambda: pool.snapshot(moving, [new("s")]),
+        lambda: pool.resize([replace(moving, size=2 * SIZE)]),
+    ):
+        with pytest.raises(Conflict, match="is being moved"):
+            refused()
+    assert pool.relabel([volume]) == [volume]
+    write(volume, 5)
+
+
 def test_relabel_seals_an_image_and_nothing_else(pool: Pool) -> None:
     disk, other = pool.create([new("disk", made="importing"), new("other")])
     (image,) = pool.relabel([replace(disk, kind="image", made="imported")])

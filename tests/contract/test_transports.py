@@ -280,6 +280,7 @@ def test_only_hosts_with_an_export_can_be_writers(rig: Rig) -> None:
 
 def test_nobody_writes_images_snapshots_and_unfinished_imports(rig: Rig) -> None:
     volumes = [rig.volume("i", kind="image"), rig.volume("s", kind="snapshot"), rig.volume("u", made="importing")]
+    volumes.append(rig.volume("m", made="moving"))
     rig.home.export(volumes, [rig.a])
     for volume, here in zip(volumes, attach(rig, volumes, rig.a), strict=True):
         with pytest.raises(Unsafe):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -39,6 +40,8 @@ def command(words: list[str]) -> int:
     uuid = next((one for one in found if arguments and arguments[0] in (one, found[one])), "")
     if verb == "list":
         for one, name in found.items():
+            if "--with-snapshot" in words:
+                continue
             if "--with-managed-save" not in words:
                 print(one, name)
             elif (PLACE / f"{one}.saved").exists():
@@ -78,8 +81,10 @@ def main() -> int:
     words = sys.argv[1:]
     while words[0].startswith("-"):
         words = words[2:] if words[0] == "-c" else words[1:]
+    with (PLACE / "calls").open("a") as calls:
+        print(*words, file=calls)
     batch = words[0].split("; ") if len(words) == 1 else []
-    return max(command(each.split()) for each in batch) if batch else command(words)
+    return max(command(shlex.split(each)) for each in batch) if batch else command(words)
 
 
 if __name__ == "__main__":

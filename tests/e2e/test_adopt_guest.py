@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -114,11 +115,20 @@ def test_a_domain_is_adopted_with_its_disks_and_given_back(site: Site) -> None:
     assert not (world.directory / "guests/g.toml").exists() and world.leftovers() == []
 
 
-def test_all_of_a_host_in_one_plan(site: Site) -> None:
+def test_all_of_a_host_in_one_plan_and_with_as_few_processes_as_one(site: Site) -> None:
     uuids = {f"g{number}": UUID[:-1] + str(number) for number in range(1, 4)}
     texts = {name: site.domain(name, uuid) for name, uuid in uuids.items()}
+    calls = site.libvirt / "calls"
+    site.world.storkit("guest", "adopt", "g1", "--on", "a")
+    alone = len(calls.read_text().splitlines())
+    site.world.storkit("guest", "release", "g1")
+    calls.unlink()
     names = [guest["name"] for guest in site.world.storkit("--json", "guest", "adopt", "--all", "--on", "a").json]
     assert names == list(uuids) == site.volumes()
+    # More are those that ask whom storkit does not know.
+    assert len(calls.read_text().splitlines()) <= alone + 5, calls.read_text()
+    plans = [each for each in site.world.storkit("--json", "plan", "list").json if each["title"].startswith("adopt 3")]
+    assert len(plans) <= 1
     assert "no guest that storkit does not know" in site.world.storkit("guest", "adopt", "--all", ok=4).stderr
     for name, uuid in uuids.items():
         site.world.storkit("guest", "release", name)
@@ -157,30 +167,68 @@ def test_all_that_speaks_against_it_is_said_at_once_and_nothing_changes(site: Si
     assert site.volumes() == [] and image.exists() and site.defined() == text
 
 
-def test_a_guest_that_runs_stays_as_it_is_where_its_disk_cannot_be_shared(site: Site) -> None:
-    """A file; and a disk that is another than the one that its domain is defined with."""
-    world, text = site.world, site.domain()
+@contextmanager
+def runs(site: Site, name: str = "g", uuid: str = UUID) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a domain's QEMU, which has its disk open."""
+    world = site.world
     with world.inventory.open("a") as inventory:
         inventory.write('[hypervisors.libvirt]\nuri = "qemu:///session"\n')
     notes = world.directory / "runtime/libvirt/qemu/run"
     notes.mkdir(parents=True)
     world.environment["XDG_RUNTIME_DIR"] = str(world.directory / "runtime")
     code = "file = open(__import__('sys').argv[1], 'r+b'); print(flush=True); input()"
-    words = [sys.executable, "-c", code, str(site.image("g-hda")), UUID]
+    words = [sys.executable, "-c", code, str(site.image(f"{name}-hda")), uuid]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
         assert guest.stdout and guest.stdout.readline() == b"\n"
-        (site.libvirt / f"{UUID}.running").touch()
-        (notes / "g.pid").write_text(str(guest.pid))
+        (site.libvirt / f"{uuid}.running").touch()
+        (notes / f"{name}.pid").write_text(str(guest.pid))
+        try:
+            yield guest
+        finally:
+            guest.kill()
+            (site.libvirt / f"{uuid}.running").unlink(missing_ok=True)
+
+
+def test_a_guest_that_runs_stays_as_it_is_where_its_disk_cannot_be_shared(site: Site) -> None:
+    """A cached file, an image with tables, and a disk that is another than the one that its domain is defined with."""
+    world, text = site.world, site.domain()
+    with runs(site) as guest:
+        (site.libvirt / f"{UUID}.xml").write_text(text.replace(" cache='none'", ""))
         said = world.storkit("guest", "adopt", "g", ok=5).stderr
-        assert "is a file that its guest runs on, and only logical volumes are adopted so" in said
+        assert "writes the file of its disk hda through the page cache" in said
+        (site.libvirt / f"{UUID}.xml").write_text(text)
         (site.libvirt / f"{UUID}.running").write_text(text.replace("g-hda.img", "other.img"))
         assert "runs with other disks than its definition has" in world.storkit("guest", "adopt", "g", ok=5).stderr
-        (notes / "g.pid").write_text(str(os.getpid()))
+        (world.directory / "runtime/libvirt/qemu/run/g.pid").write_text(str(os.getpid()))
         (site.libvirt / f"{UUID}.running").write_text("")
         said = world.storkit("guest", "adopt", "g", ok=None).stderr
         assert "which process it is cannot be seen" in said
-        guest.communicate()
-    assert site.volumes() == [] and site.image("g-hda").exists() and site.defined() == text
+        (world.directory / "runtime/libvirt/qemu/run/g.pid").write_text(str(guest.pid))
+        image = site.image("g-hda")
+        image.unlink()
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "2M"], check=True)
+        image.chmod(0o600)
+        (site.libvirt / f"{UUID}.xml").write_text(text.replace("type='raw'", "type='qcow2'"))
+        said = world.storkit("guest", "adopt", "g", ok=5).stderr
+        assert "its own process has its disk hda open, and its format is qcow2" in said
+    assert site.volumes() == [] and site.image("g-hda").exists()
+
+
+def test_a_guest_that_runs_on_a_raw_file_goes_on_with_it(site: Site) -> None:
+    world, text = site.world, site.domain()
+    image = site.image("g-hda")
+    inode = image.stat().st_ino
+    with runs(site) as guest:
+        said = world.storkit("guest", "adopt", "g").stderr
+        assert "nothing keeps that process from writing them" in said and guest.poll() is None
+        shown = world.storkit("--json", "volume", "show", "g").json
+        assert (Path(shown["path"]).stat().st_ino, shown["writers"]) == (inode, ["a"])
+        assert image.stat().st_ino == inode, "its QEMU finds it by its old name as well"
+        assert world.storkit("attach", "g", "--on", "b", ok=None).status == 5
+        assert world.storkit("guest", "release", "g", ok=5).stderr
+    world.storkit("guest", "release", "g")
+    assert (image.stat().st_ino, image.stat().st_nlink) == (inode, 1)
+    assert site.defined() == text and world.leftovers() == []
 
 
 def test_what_is_changed_in_libvirt_is_shown_and_taken_over_when_somebody_has_looked(site: Site) -> None:

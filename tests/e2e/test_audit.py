@@ -109,12 +109,29 @@ def test_an_import_whose_coordinator_is_gone(world: World) -> None:
     image.write_bytes(bytes(range(256)) * 4096)
     world.killed("after:2", "volume", "import", "--format", "raw", image, "half")
     (half,) = [each for each in audit(world) if each["kind"] == "volume"]
-    assert half["orphan"] and "its content never came into it" in half["what"]
+    assert not half["orphan"] and "its content never came into it" in half["what"]
     shutil.rmtree(world.directory / "coordinator")
+    assert [each["orphan"] for each in audit(world) if each["kind"] == "volume"] == [True]
     kept = world.storkit("--json", "sweep", "--yes", ok=None)
-    assert kept.status in (0, 10)
-    if kept.status:  # its plan's mark stands at the host, and the error says how to go on
-        assert "hint" in kept.json[0]["error"]
+    assert kept.status == 0
+
+
+def test_a_move_that_was_cut_short_is_no_orphan(world: World) -> None:
+    text = world.inventory.read_text()
+    world.inventory.write_text(text + '[pools.other]\nhost = "b"\n')
+    world.storkit("volume", "create", "v", "4MiB")
+    for point in ("after:4", "after:9", "after:12"):
+        to = "default" if world.storkit("--json", "volume", "show", "v").json["pool"] == "other" else "other"
+        assert world.killed(point, "volume", "move", "v", "--to", to).status == -9
+        found = audit(world)
+        assert not any(each["orphan"] for each in found), found
+        cut = [each for each in found if each["kind"] == "volume"]
+        assert all("its move was cut short" in each["what"] for each in cut) and (cut or point == "after:4"), found
+        if cut:
+            mend(world, cut[0])
+        else:
+            world.storkit("volume", "move", "v", "--to", to)
+        assert audit(world) == []
 
 
 def test_guests_that_are_not_where_their_disks_are(world: World) -> None:

@@ -303,7 +303,7 @@ def test_dry_run_changes_nothing(world: World) -> None:
     verbs = [step["verb"] for stage in plan["stages"] for step in stage]
     assert verbs == [
         "export", "attach", "prove", "set_writers", "define", "receive", "send",
-        "confirm", "set_writers", "retire", "undefine", "detach", "unexport",
+        "confirm", "retire", "set_writers", "undefine", "detach", "unexport",
     ]  # fmt: skip
     created = [path for path in sorted(str(path) for path in world.directory.rglob("*")) if path not in before]
     assert [path for path in created if Path(path).is_file() and "/b/" not in path] == []

@@ -3,6 +3,7 @@ back, and given back. Its bytes stay where they are."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,39 @@ class Hands:
     def has_written(self) -> None:
         before = self.last()
         self.a.wait_for(lambda: self.last() > before, "record of the guest", 120, every=0.5)
+
+
+def test_a_file_of_a_guest_that_runs_stays_where_it_is_and_moves_with_it(lab: Lab, tmp_path: Path) -> None:
+    world = World(lab, tmp_path, replace(storage("nbd-kernel"), host="a"), "libvirt")
+    a, file, image = world.a, "/srv/old/disk.img", world.scratch / "boot.img"
+    bootsector.make_disk(image, rest=REST)
+    a.run(["mkdir", "-p", "-m", "755", "/srv/old"])
+    a.put(image.read_bytes(), file)
+    a.run(["chmod", "600", file])
+    text = (
+        domain("g", UUID, file)
+        .replace('type="block" device', 'type="file" device')
+        .replace("source dev=", "source file=")
+    )
+    a.put(text, "/root/g.xml")
+    a.run(["virsh", "define", "/root/g.xml"])
+    a.run(["virsh", "start", "g"])
+    inode, process = a.run(["stat", "-c", "%i", file]).stdout, a.run(["pidof", "qemu-system-x86_64"]).stdout
+    world.storkit("guest", "adopt", "g")
+    volume = world.storkit("volume", "show", "g")
+    assert a.run(["stat", "-c", "%i", volume["path"]]).stdout == inode
+    assert a.run(["pidof", "qemu-system-x86_64"]).stdout == process, "it goes on as it was"
+    world.wait_for_writes()
+    world.migrate("b")
+    assert a.run(["pidof", "qemu-system-x86_64"], check=False).stdout == ""
+    world.wait_for_writes()
+    world.migrate("a")
+    a.run(["virsh", "destroy", "g"])
+    world.storkit("guest", "release", "g")
+    assert a.run(["stat", "-c", "%i", file]).stdout == inode
+    report = bootsector.verify(world._copy(file, "raw"))
+    assert report.clean, report
+    a.run(["virsh", "undefine", "g"])
 
 
 @pytest.mark.parametrize("runs", ["running", "stopped"])

@@ -74,7 +74,7 @@ def states(pool: Directory, act: Callable[[], Any]) -> list[Path]:
         if not last or now != last[0]:
             last[:] = [now]
             copy = Path(tempfile.mkdtemp(prefix="state-", dir=pool.path.parent))
-            found.append(shutil.copytree(pool.path, copy, dirs_exist_ok=True))
+            found.append(copied(pool.path, copy))
         return look
 
     sys.settrace(look)
@@ -85,9 +85,20 @@ def states(pool: Directory, act: Callable[[], Any]) -> list[Path]:
     return found
 
 
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a directory, in which two names of one file are that as well."""
+    first: dict[int, str] = {}
+
+    def copy(one: str, other: str) -> None:
+        known = first.setdefault(Path(one).stat().st_ino, other)
+        shutil.copy2(one, other) if known == other else os.link(known, other)
+
+    return Path(shutil.copytree(source, target, dirs_exist_ok=True, copy_function=copy))
+
+
 def killed(pool: Directory, state: Path) -> Directory:
     """A pool in the state that a kill left, with every lock gone."""
     copy = state.with_name("killed")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(state, copy)
+    copied(state, copy)
     return pool_at(copy, pool.settings.format)

@@ -96,6 +96,32 @@ def test_changes_killed_at_any_point_can_be_finished(pool: Directory, size: int)
         assert listing(finished) == ["v.json", f"v.{now.format}"]
 
 
+def test_renaming_killed_at_any_point_is_one_volume_and_can_be_finished_and_undone(shm: Path) -> None:
+    pool = pool_at(shm / "pool")
+    image = golden(pool)
+    (volume,) = pool.clone(image, [new("old")])
+    before = listing(pool)
+    found = states(pool, lambda: pool.rename([volume], ["new"]))
+    after = listing(pool)
+    assert len(found) > 6
+    for state in found:
+        for way in ("finish", "undo", "another"):
+            there = killed(pool, state)
+            (now,) = (each for each in there.find() if each.uuid == volume.uuid)
+            assert now.name in ("old", "new") and disk(Path(now.path), now.format)[:MIB] == b"\7" * MIB
+            if way == "finish":
+                (now,) = there.rename([volume], ["new"])
+                assert now.name == "new" and listing(there) == after
+            elif way == "undo":
+                (now,) = there.rename([replace(volume, name="new")], ["old"])
+                assert now.name == "old" and listing(there) == before
+            else:
+                there.create([])  # as any change of the directory
+                assert listing(there) in (before, after)
+            (now,) = (each for each in there.find() if each.uuid == volume.uuid)
+            assert disk(Path(now.path), now.format)[:MIB] == b"\7" * MIB
+
+
 def test_flattening_killed_at_any_point_can_be_finished(shm: Path) -> None:
     pool = pool_at(shm / "pool", "qcow2")
     image = golden(pool)

@@ -13,7 +13,7 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import CommandFailed, Conflict
-from storkit.core.guest import Disk, Guest
+from storkit.core.guest import Disk, Guest, TakenGuest
 from storkit.core.model import DiskSource, Existing, Volume
 from storkit.guests import document
 from storkit.hypervisors._libvirt.virsh import Virsh
@@ -68,7 +68,7 @@ class Host:
         return self.libvirt / f"{UUID}.xml"
 
     def take(self) -> None:
-        self.hypervisor.take(self.guest, self.sources)
+        self.hypervisor.take([TakenGuest(self.guest, self.sources)])
 
     def give_back(self) -> None:
         self.hypervisor.give_back(self.guest)

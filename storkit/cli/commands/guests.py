@@ -65,7 +65,7 @@ COMMANDS = (
     Command(
         "guest",
         "adopt",
-        "take guests that libvirt, or a configuration file, has already, with their disks as they are",
+        "take guests that libvirt, a running QEMU or a configuration file has, with their disks as they are",
         "guest:adopt",
         (
             arg("names", help="the guests, as their hypervisor calls them", nargs="*", metavar="NAME"),
@@ -76,6 +76,7 @@ COMMANDS = (
                 "--local", help="a TARGET that each host has of its own", action="append", default=[], metavar="TARGET"
             ),
             arg("--config", help="the guest's configuration file, of a hypervisor that keeps none", metavar="FILE"),
+            arg("--pid", help="the QEMU that runs the guest, where its -name does not tell", type=int, default=0),
         ),
     ),
     Command(
@@ -212,6 +213,27 @@ COMMANDS = (
         (A_GUEST, arg("--force", help="also what opens more of its host than before", action="store_true")),
     ),
     Command("guest", "edit", "edit a guest in $EDITOR, check it, and keep it", "guest:edit", (A_GUEST,)),
+    Command(
+        "guest",
+        "move",
+        "move a guest's disks to a pool of another host, and the guest with them",
+        "guest:move",
+        (
+            A_GUEST,
+            TO,
+            arg("--pool", help="a pool of that host (default: its only one)", metavar="POOL", complete="pools"),
+            arg("--stop", help="shut it down before if it runs, and start it there afterwards", action="store_true"),
+            arg("--start", help="start it there afterwards", action="store_true"),
+            arg("--rate", help="copy no more than this in a second: 50MiB", metavar="SIZE"),
+        ),
+    ),
+    Command(
+        "guest",
+        "rename",
+        "give a guest that does not run another name",
+        "guest:rename",
+        (A_GUEST, arg("new", help="the new name", metavar="NEW")),
+    ),
     Command(
         "guest", "delete", "forget a guest that does not run; its volumes stay", "guest:delete", (A_GUEST, IF_EXISTS)
     ),

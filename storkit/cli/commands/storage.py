@@ -123,6 +123,25 @@ COMMANDS = (
     ),
     Command(
         "volume",
+        "move",
+        "give a volume another pool, on the same host or on another",
+        "volume:move",
+        (
+            A_VOLUME,
+            arg("--to", help="the pool", required=True, metavar="POOL", complete="pools"),
+            arg("--keep", help="leave a snapshot of it where it was", action="store_true"),
+            arg("--rate", help="copy no more than this in a second: 50MiB", metavar="SIZE"),
+        ),
+    ),
+    Command(
+        "volume",
+        "rename",
+        "give a volume another name, also in the records of the guests that have it",
+        "volume:rename",
+        (A_VOLUME, arg("new", help="the new name", metavar="NEW")),
+    ),
+    Command(
+        "volume",
         "resize",
         "give a volume another size",
         "volume:resize",

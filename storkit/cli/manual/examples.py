@@ -70,6 +70,14 @@ EXAMPLES = {
         ("storkit volume resize web +5GiB", "Five GiB more than it has."),
         ("storkit volume resize web 10GiB --shrink --shrink", "Cut off all that lies beyond 10 GiB."),
     ),
+    "volume move": (
+        ("storkit volume move web --to fast", "To another pool, here or on another host; its guest starts from there."),
+        ("storkit volume move web --to fast --rate 50MiB", "Leave the network to others as well."),
+        ("storkit volume move web --to fast --keep", "A snapshot stays where it was."),
+    ),
+    "volume rename": (
+        ("storkit volume rename web shop", "Another name; its guest's record says so too."),
+    ),
     "volume flatten": (
         ("storkit volume flatten web", "Give web all its bytes: it needs the image debian no longer."),
     ),
@@ -120,7 +128,7 @@ EXAMPLES = {
         ("storkit guest import /etc/xen/web.cfg --name web2", "Take an xl configuration over under another name."),
     ),
     "guest adopt": (
-        ("storkit guest adopt shop --on a", "Its libvirt domain and its disks are storkit's, and stay where they are."),
+        ("storkit guest adopt shop --on a", "Its libvirt domain, or its QEMU, and its disks are storkit's now."),
         ("storkit guest adopt --all --on a --local hda", "All domains of host a, whose cdroms stay its own."),
         ("storkit guest adopt mail --config /etc/xen/mail.cfg --on a", "A Xen guest, by its own configuration."),
     ),
@@ -178,6 +186,11 @@ EXAMPLES = {
     "guest diff": (("storkit guest diff web", "What was changed in guests/, and is not kept yet."),),
     "guest refresh": (("storkit guest refresh web", "After virsh edit web: what it says is kept, and moves with it."),),
     "guest edit": (("storkit guest edit web", "Open its texts in $EDITOR; what is wrong with them is refused."),),
+    "guest move": (
+        ("storkit guest move web --to b", "Its disks go to b's pool; it is started there when somebody does."),
+        ("storkit guest move web --to b --stop", "It runs: shut it down, move its disks, start it on b."),
+    ),
+    "guest rename": (("storkit guest rename web shop", "Another name; its volumes keep theirs."),),
     "guest delete": (("storkit guest delete web", "Forget the guest; its volumes stay."),),
     "fleet create": (
         ("storkit fleet create web --image debian --count 20 --start", "Twenty guests, web-01 to web-20, each itself."),

@@ -20,7 +20,7 @@ from storkit.core.identities import (
     Words,
 )
 from storkit.core.imagefiles import Examined, FileToLay, ImageFile, ImageInfo, Inside, Laid, Piece
-from storkit.core.model import Volume
+from storkit.core.model import Attachment, Volume
 
 if TYPE_CHECKING:
     pass
@@ -61,14 +61,45 @@ class ImageVerbs(ABC):
         """
 
     @abstractmethod
-    def refill(self, volumes: list[Volume]) -> None:
+    def refill(self, volumes: list[Volume], rate: Count = 0) -> None:
         """Give the first of two volumes, which must be marked as importing, the content of the second; it starts anew
         when called again. What lies beyond that reads as zeros.
+
+        Args:
+            volumes: the one that is written, and the one that is read.
+            rate: bytes a second at most; 0: as many as there can be.
 
         Raises:
             Conflict: no room, or the first is in use.
             Unsafe: it is not marked.
             UsageError: it is smaller than the second.
+        """
+
+    @abstractmethod
+    def pull(self, volume: Volume, attached: Attachment, rate: Count = 0) -> None:
+        """Give a volume, which must be marked as importing, the content of the volume of the same UUID that is attached
+        here, from another host; it starts anew when called again.
+
+        Args:
+            volume: the one that is written.
+            attached: which attachment; where it leads is what this host knows of it.
+            rate: bytes a second at most; 0: as many as there can be.
+
+        Raises:
+            Conflict: no room, or the volume is in use.
+            NotFound: it is not attached here.
+            Unsafe: the volume is not marked, or is another one.
+        """
+
+    @abstractmethod
+    def digest(self, volume: Volume) -> Line:
+        """Read all of a volume that nobody writes.
+
+        Returns:
+            A digest of what it holds, which is the same for every copy of it, in whatever format.
+
+        Raises:
+            Conflict: somebody uses it, or there is no room for its bytes beside it (an image is made raw).
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.identities import (
+    Count,
     GuestName,
     Line,
     MaybeAddress,
@@ -29,7 +30,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Console, Guest
+    from storkit.core.guest import Console, Guest, TakenGuest
 
 
 class HypervisorVerbs(BackendVerbs):
@@ -80,8 +81,12 @@ class HypervisorVerbs(BackendVerbs):
         """Name the guests that the hypervisor keeps, and storkit does not know."""
 
     @abstractmethod
-    def original(self, name: GuestName) -> Original:
-        """Say how the hypervisor keeps a guest that storkit does not know; nothing is changed.
+    def originals(self, names: list[GuestName], process: Count = 0) -> list[Original]:
+        """Say how the hypervisor keeps, or runs, guests that storkit does not know, in this order; nothing is changed.
+
+        Args:
+            names: the guests'.
+            process: the one that runs it, of one guest whose name does not tell; 0: it is found by the name.
 
         Raises:
             NotFound: there is none of that name.
@@ -104,11 +109,12 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def take(self, guest: Guest, disks: list[DiskSource], secrets: Secrets = None) -> Line:
-        """As `define`, for a guest that the hypervisor keeps and storkit does not know: its name and UUID are in the
-        record, and its configuration is the record's document. Called again it goes on.
+    def take(self, taken: list[TakenGuest]) -> list[Line]:
+        """As `define`, for guests that the hypervisor keeps, or runs, and storkit does not know: name and UUID are in
+        the record, and the configuration is the record's document. Called again it goes on.
 
-        One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start.
+        One that runs goes on as it is, and is storkit's from now on; the disks are what it gets at its next start, none
+        where nobody else may open what it has open.
 
         Raises:
             Conflict: it was started since it was looked at, or its memory was saved.

@@ -94,6 +94,15 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
+    def rename(self, volumes: list[Volume], names: list[VolumeName]) -> list[Volume]:
+        """Give existing volumes these names, in the same order; all else of them stays. Called again, with the volumes
+        as they were, it goes on.
+
+        Raises:
+            Conflict: a name is taken, a volume is in use or held, or others find its bytes by its name.
+        """
+
+    @abstractmethod
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         """Make existing volumes stand on no other one's bytes; what they read as stays. Those that do are left as they
         are. Each is done by itself, whole or not at all; called again it goes on. Not for volumes in use.
@@ -196,8 +205,12 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def keep(self, guests: list[KeptGuest]) -> None:
+    def keep(self, guests: list[KeptGuest], carried: bool = False) -> None:
         """Keep a new generation of each of these guests, durable; the last ten are there. All or none.
+
+        Args:
+            guests: the generations.
+            carried: another pool kept them, and their volumes have come from there: the first may have any number.
 
         Raises:
             Conflict: the generation is not the one that follows the newest, since somebody else has kept one; another

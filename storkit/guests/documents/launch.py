@@ -10,7 +10,7 @@ from pathlib import PurePath
 from storkit.core.guest import Guest
 from storkit.guests.command import Pair, command, pairs
 from storkit.guests.documents.edits import edited
-from storkit.guests.documents.options import read, secret
+from storkit.guests.documents.options import memory_size, read, secret
 from storkit.guests.place import Place
 from storkit.guests.quoting import quote_option
 
@@ -24,6 +24,7 @@ _MASTER_KEY = "masterKey0"
 """libvirt's name for it."""
 _KVM = ("kvm", "qemu-kvm")
 _CLEARED = 256 << 10
+_DEFAULT_MEMORY = 128 << 20
 _MORE = 8 << 10
 """QEMU before 9.0 without KVM loses writes when it migrates memory of whole 256 KiB: docs/migrate.md."""
 
@@ -54,7 +55,7 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     """The arguments of QEMU, whose program is not among them, for a guest whose command is `text`."""
     found = command(text)
     given = pairs(found.arguments)
-    others = {pair.word.start for pair in lent(given)}
+    others = {pair.word.start for pair in [*lent(given), *_listening(given, place)]}
     words = [word for pair in given if pair.word.start not in others for word in _here(pair, place)]
     said = {pair.option for pair in given}
     if "-name" not in said:
@@ -69,6 +70,13 @@ def arguments(text: str, guest: Guest, place: Place) -> list[str]:
     words += ["-chardev", f"socket,id=storkit-qmp,path={quote_option(place.qmp)},server=on,wait=off"]
     words += ["-mon", "chardev=storkit-qmp,mode=control", "-pidfile", place.pidfile]
     return [*words, *(["-incoming", "defer", "-S"] if place.incoming else []), "-daemonize"]
+
+
+def grows(text: str) -> bool:
+    """Whether a command's guest has more memory than the command says, when storkit starts it without KVM."""
+    given = pairs(command(text).arguments)
+    said = [read(pair.text, "size").get("size") for pair in given if pair.option == "-m"]
+    return not (memory_size(said[-1]) if said else _DEFAULT_MEMORY) % _CLEARED and not _fixed(given)
 
 
 def lent(given: list[Pair]) -> list[Pair]:
@@ -89,6 +97,24 @@ def lent(given: list[Pair]) -> list[Pair]:
         *sockets.values(),
         *(pair for pair in monitors if read(pair.text, "chardev").get("chardev") in sockets),
     ]
+
+
+def _listening(given: list[Pair], place: Place) -> Iterator[Pair]:
+    """The command's own monitors whose sockets somebody listens at here: the same guest's on another host of this
+    machine, or anybody's. It can do without them."""
+    taken: set[str] = set()
+    for pair in given:
+        if pair.option == "-chardev" and read(pair.text, "backend").get("path") in place.listening:
+            taken.add(read(pair.text, "backend").get("id"))
+    monitors = {read(pair.text, "chardev").get("chardev") for pair in given if pair.option == "-mon"}
+    for pair in given:
+        if pair.option in ("-qmp", "-qmp-pretty", "-monitor") and pair.text.startswith("unix:"):
+            if read(pair.text.removeprefix("unix:"), "path").get("path") in place.listening:
+                yield pair
+        elif (pair.option == "-chardev" and read(pair.text, "backend").get("id") in taken & monitors) or (
+            pair.option == "-mon" and read(pair.text, "chardev").get("chardev") in taken
+        ):
+            yield pair
 
 
 def warnings(text: str) -> list[str]:

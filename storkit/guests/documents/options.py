@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storkit.core.errors import UsageError
+from storkit.core.units import parse_size
 from storkit.guests.documents.edits import Edit
 from storkit.guests.quoting import quote_json, quote_option
 
@@ -92,6 +93,15 @@ class Argument:
     def _without(self, part: Key) -> Edit:
         comma = self.text.rfind(",", 0, part.first)
         return Edit(comma, part.end, "")
+
+
+def memory_size(text: str) -> int:
+    """The bytes of `-m size=`: QEMU knows one letter, always a power of 1024, and MiB without it (util/cutils.c,
+    qemu_strtosz_MiB). Raises UsageError."""
+    match = re.fullmatch(r"([0-9.]+)([BKMGTPE]?)", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"-m {text}: {text!r} is not a size of QEMU's", "write -m 512M or -m 2G")
+    return parse_size(match[1] + (match[2] or "M"))
 
 
 def read(text: str, first: str = "") -> Argument:

@@ -80,6 +80,12 @@ def _made(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[
     yield from _each(result, args["volumes"], ("uuid", "uuid"), ("name", "name"))
 
 
+def _renamed(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, pool=pool, host=host)
+    wanted = [{"uuid": each["uuid"], "name": name} for each, name in zip(args["volumes"], args["names"], strict=True)]
+    yield from _each(result, wanted, ("uuid", "uuid"), ("name", "name"))
+
+
 def _held(host: str, pool: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _made(host, pool, args, result)
     for record, asked in zip(result, args["volumes"], strict=False):
@@ -186,8 +192,9 @@ def _start(host: str, hypervisor: str, args: Record, result: Record) -> Iterator
     yield from _told([result], host=host, hypervisor=hypervisor, name=args["name"])
 
 
-def _original(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
-    yield from _told([result], name=args["name"])
+def _originals(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
+    if [each["name"] for each in result] != list(args["names"]):
+        yield "other guests than were asked for"
 
 
 def _edited(host: str, hypervisor: str, args: Record, result: list[Record]) -> Iterator[str]:
@@ -260,6 +267,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "clone"): _made,
     ("pool", "snapshot"): _made,
     ("pool", "resize"): _made,
+    ("pool", "rename"): _renamed,
     ("pool", "flatten"): _made,
     ("pool", "relabel"): _made,
     ("pool", "hold"): _held,
@@ -283,7 +291,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "find"): _guests,
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
-    ("hypervisor", "original"): _original,
+    ("hypervisor", "originals"): _originals,
     ("hypervisor", "edited"): _edited,
     ("hypervisor", "receive"): _receive,
     ("hypervisor", "save"): _saved,
@@ -300,6 +308,7 @@ WORDS = frozenset(
         ("host", "drain"),
         ("host", "find_drained"),
         ("host", "find_off"),
+        ("images", "digest"),
         ("images", "examine"),
         ("images", "export_image"),
         ("images", "fill"),

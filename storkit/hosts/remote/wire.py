@@ -80,6 +80,8 @@ _SINCE_2 = {
     ("set_writers", "hold"),
     ("define", "secrets"),
     ("resize", "served"),
+    ("refill", "rate"),
+    ("keep", "carried"),
 }
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation", "was", "checksum")

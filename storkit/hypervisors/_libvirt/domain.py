@@ -95,6 +95,25 @@ def places(xml: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+def cached(xml: str) -> list[str]:
+    """The files among a domain's disks that its QEMU writes through the page cache of its host, by their targets."""
+    disks = [
+        disk for disk in _parse(xml).findall("devices/disk")
+        if disk.get("type") == "file" and disk.get("device", "disk") == "disk" and disk.find("readonly") is None
+    ]  # fmt: skip
+    modes = {_target(disk): [driver.get("cache") for driver in disk.findall("driver")] for disk in disks}
+    return [target for target, said in modes.items() if not any(mode in ("none", "directsync") for mode in said)]
+
+
+def seems_alone(live: str, defined: str) -> bool:
+    """Whether libvirt takes a domain that runs for one whose disks no other host sees, and is wrong: it runs since
+    before it was adopted, with files of this host that are volumes now. None of them is cached: of that libvirt warns
+    by the same word."""
+    now, wanted = places(live), places(defined)
+    files = {_target(disk) for disk in _parse(live).findall("devices/disk") if disk.get("type") == "file"}
+    return any(now[target] != wanted.get(target) for target in files) and not files & set(cached(live))
+
+
 def moved(xml: str, there: dict[str, str]) -> str:
     """The domain of `virsh dumpxml --migratable`, its disks where the destination has them: the `sources` of it."""
     root = _parse(xml)

@@ -120,8 +120,9 @@ class Source:
     uuid: str
     progress: Callable[[float, str], None]
 
-    def send(self, to: MigrationRoute, limits: LibvirtLimits, xml: Path, moved: bool) -> MigrationResult:
+    def send(self, to: MigrationRoute, limits: LibvirtLimits, xml: Path, defined: str, moved: bool) -> MigrationResult:
         """Migrate, or go on waiting for the migration under way, or report the one that has ended well (`moved`).
+        `defined`: the domain as storkit has defined it here.
 
         Raises CommandFailed with libvirt's reason, TimedOut if nothing moves any more; the guest is here then.
         """
@@ -134,6 +135,8 @@ class Source:
                 live = self.virsh.batch([downtime, f"dumpxml {self.uuid} --migratable --security-info"])
                 write_atomic(xml, domains.moved(live, to.sources))
                 words = arguments(self.uuid, to, limits, xml)
+                if domains.seems_alone(live, defined):
+                    words.append("--unsafe")
                 moving = thread.submit(lambda: self.virsh(*words, timeout=LONGEST))
             try:
                 self._watch(moving, limits.stall)

@@ -6,11 +6,14 @@ virDomainState and its reasons (libvirt.org/html/libvirt-libvirt-domain.html).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from storkit.core.errors import CommandFailed
+from storkit.hypervisors._libvirt import domain as domains
 from storkit.system.run import TIMEOUT, run
 from storkit.system.timeouts import scaled
 
@@ -100,13 +103,24 @@ class Virsh:
         those of `kept` would be started with the next time, passwords included."""
         lists = ["list --all --uuid --name", "list --all --uuid --with-managed-save", "domstats --state --nowait"]
         now = [f"dumpxml {uuid}" for uuid in uuids]
-        return parse_listing(
-            self.batch([*lists, *now, *(f"dumpxml {uuid} --inactive --security-info" for uuid in kept)])
-        )
+        return parse_listing(self.batch([*lists, *now, *map(_kept, kept)]))
 
-    def kept(self, uuid: str) -> str:
-        """What a domain would be started with the next time, passwords included."""
-        return "\n".join(split_documents(self("dumpxml", uuid, "--inactive", "--security-info")))
+    def kept(self, uuids: Sequence[str]) -> list[str]:
+        """What those of these domains that exist would be started with the next time, passwords included."""
+        return split_documents(self.batch([_kept(uuid) for uuid in uuids])) if uuids else []
+
+    def define(self, files: Mapping[str, Path]) -> None:
+        """Define domains that are to have storkit's mark, by their UUIDs, by these files, all in one process.
+
+        Raises CommandFailed: it does not take one. Others may be defined then.
+        """
+        left = dict(files)
+        if len(files) > 1:
+            commands = [f"define {shlex.quote(str(file))} --validate" for file in files.values()]
+            found = map(domains.read, split_documents(self.batch([*commands, *map(_kept, files)], timeout=TIMEOUT)))
+            left = {uuid: files[uuid] for uuid in files.keys() - {domain.uuid for domain in found if domain.ours}}
+        for file in left.values():
+            self("define", str(file), "--validate")  # which says why not
 
     def states(self) -> dict[str, State]:
         """The state of every domain, by UUID."""
@@ -124,6 +138,10 @@ class Virsh:
         """The job under way, or the last one that has ended; None without any."""
         words = f"domjobinfo {uuid} --rawstats" + (" --completed --keep-completed" if completed else "")
         return parse_job(self.batch([words]))
+
+
+def _kept(uuid: str) -> str:
+    return f"dumpxml {uuid} --inactive --security-info"
 
 
 def parse_listing(text: str) -> DomainListing:

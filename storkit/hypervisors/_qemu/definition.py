@@ -18,6 +18,7 @@ from storkit.hypervisors._machine import DEFAULT_MACHINE
 from storkit.hypervisors._qemu import host
 from storkit.hypervisors._qemu.process import Process
 from storkit.system.files import make_private, read_json, write_atomic
+from storkit.system.qemu.storagedaemon import listening_sockets
 
 START = "args"
 RECEIVE = "args.incoming"
@@ -93,11 +94,12 @@ def _render(
         machine=definition.machine,
         incoming=incoming,
         daemonize=True,
-        qmp=str(process.monitor),
+        qmp=str(process.own_monitor),
         pidfile=str(process.pidfile),
         console=str(process.console),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
+        listening=frozenset(listening_sockets()),
         secrets=str(directory),
     )
     text = render(definition.guest, definition.disks, "qemu", place, templates)
@@ -106,7 +108,7 @@ def _render(
     log = str(directory / LOG)
     added = [
         "-chardev",
-        f"socket,id=storkit-move,path={quote_option(process.migration)},server=on,wait=off",
+        f"socket,id=storkit-move,path={quote_option(process.own_migration)},server=on,wait=off",
         "-mon",
         "chardev=storkit-move,mode=control",
         # A `%` there is a template, which has no quoting.

@@ -12,6 +12,8 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
 from storkit.core.model import GuestStatus
 from storkit.hypervisors._process import GuestProcess, run_directory
+from storkit.hypervisors._qemu import adopted
+from storkit.hypervisors._qemu.adopted import Adopted
 from storkit.system import locks
 from storkit.system.qemu import qmp
 from storkit.system.run import run
@@ -57,14 +59,51 @@ class Process(GuestProcess):
     kind: ClassVar[str] = "QEMU"
 
     @property
+    def note(self) -> Path:
+        """By which a process is known that storkit has not started (_qemu/adopted.py)."""
+        return self.directory / "adopted"
+
+    @property
+    def adopted(self) -> Adopted | None:
+        """The process, if storkit has not started it."""
+        return adopted.read(self.note)
+
+    def alive(self) -> bool:
+        return self.adopted is not None or GuestProcess.alive(self)
+
+    def pid(self) -> int:
+        found = self.adopted
+        return found.pid if found else GuestProcess.pid(self)
+
+    def starting(self) -> bool:
+        return self.adopted is None and GuestProcess.starting(self)
+
+    def try_lock(self) -> locks.Lock | None:
+        return None if self.adopted else GuestProcess.try_lock(self)
+
+    @property
     def monitor(self) -> Path:
         """For whoever asks or commands."""
-        return self.directory / "qmp"
+        return self._adopted_socket() or self.own_monitor
 
     @property
     def migration(self) -> Path:
-        """A monitor of its own for the command that watches a migration: a monitor serves one client at a time."""
+        """A monitor of its own for the command that watches a migration: a monitor serves one client at a time. A
+        process that was adopted has one for all."""
+        return self._adopted_socket() or self.own_migration
+
+    @property
+    def own_monitor(self) -> Path:
+        """Of a process that storkit starts, as `own_migration`."""
+        return self.directory / "qmp"
+
+    @property
+    def own_migration(self) -> Path:
         return self.directory / "move"
+
+    def _adopted_socket(self) -> Path | None:
+        found = self.adopted
+        return found.socket() if found else None
 
     @property
     def console(self) -> Path:
@@ -122,15 +161,8 @@ class Process(GuestProcess):
         self.forget()
 
     def _sweep(self) -> None:
-        for path in (
-            self.monitor,
-            self.migration,
-            self.console,
-            self.incoming,
-            self.pidfile,
-            self.arriving,
-            self.saving,
-        ):
+        mine = (self.own_monitor, self.own_migration, self.console, self.incoming, self.pidfile, self.arriving)
+        for path in (self.note, *mine, self.saving):
             path.unlink(missing_ok=True)
 
 
@@ -157,6 +189,9 @@ def ask(processes: Sequence[Process]) -> dict[str, Answer]:
 
 
 async def _ask(process: Process) -> Answer:
+    found = process.adopted
+    if found and not found.monitor:
+        return Answer("running")  # or paused: it cannot be asked, and either writes
     starting = process.starting()  # before it is asked: it may be ready a moment after it has not answered
     try:
         async with qmp.connect(process.monitor, timeout=ASK_TIMEOUT) as qemu:

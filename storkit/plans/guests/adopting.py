@@ -13,7 +13,7 @@ from storkit.plans.migration import GuestView, guest_holds, leave, others
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, by_pool, finish_plan, locks_of, names_of
 from storkit.plans.verb import step
-from storkit.plans.verbs.guests import GiveGuestBack, TakeGuest
+from storkit.plans.verbs.guests import GiveGuestBack, TakeGuests, Taking
 from storkit.plans.verbs.volumes import AdoptVolumes, DisownVolumes
 
 
@@ -32,6 +32,9 @@ class AdoptedGuest:
 
     guest: Guest
     disks: list[AdoptedDisk]
+    runs: bool = False
+    alone: bool = False
+    """Its own process has disks open that nobody else may open as long as it lives."""
 
     @property
     def volumes(self) -> list[Volume]:
@@ -55,14 +58,16 @@ def adopt(adopted: Sequence[AdoptedGuest], host: str, keep: Sequence[Step], inve
           for pool, group in by_pool(volumes).items())
     )  # fmt: skip
     stages.then(*keep)
-    kept = [each for each in adopted if registry.hypervisor(each.guest.hypervisor).keeps]
-    if there := [volume for each in kept for volume in each.volumes]:
+    taken = [each for each in adopted if each.runs or registry.hypervisor(each.guest.hypervisor).keeps]
+    if there := [volume for each in taken if not each.alone for volume in each.volumes]:
         written = [volume for volume in there if not disks[volume.uuid].readonly]
         add_attach(stages, there, host, {host} if written else None, inventory, written=written)
-        stages.then(*(_take(each, host, inventory) for each in kept))
-    names = [each.guest.name for each in adopted]
-    title = f"adopt {', '.join(names) if len(names) < 4 else f'{len(names)} guests'} on {host}"
-    return finish_plan(title, stages, locks_of(volumes), inventory)
+    for kind in dict.fromkeys(each.guest.hypervisor for each in taken):
+        mine = [each for each in taken if each.guest.hypervisor == kind]
+        title = f"take {_named(mine)} on {host}"
+        verb = TakeGuests([_taking(each, inventory) for each in mine])
+        stages.then(step(verb, host, f"hypervisor:{kind}", title))
+    return finish_plan(f"adopt {_named(adopted)} on {host}", stages, locks_of(volumes), inventory)
 
 
 def release(subject: GuestView, keeps: bool, forget: Sequence[Step], inventory: Inventory) -> Plan:
@@ -84,8 +89,11 @@ def release(subject: GuestView, keeps: bool, forget: Sequence[Step], inventory: 
     return finish_plan(f"release guest {subject.name}", stages, guest_holds(subject), inventory)
 
 
-def _take(adopted: AdoptedGuest, host: str, inventory: Inventory) -> Step:
-    guest = adopted.guest
-    transports = [inventory.transport(volume.pool) for volume in adopted.volumes]
-    verb = TakeGuest(guest, adopted.volumes, transports)
-    return step(verb, host, f"hypervisor:{guest.hypervisor}", f"take {guest.name} on {host}")
+def _taking(adopted: AdoptedGuest, inventory: Inventory) -> Taking:
+    volumes = [] if adopted.alone else adopted.volumes
+    return Taking(adopted.guest, volumes, [inventory.transport(volume.pool) for volume in volumes])
+
+
+def _named(adopted: Sequence[AdoptedGuest]) -> str:
+    names = [each.guest.name for each in adopted]
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} guests"

@@ -37,6 +37,8 @@ from storkit.plans.plan import Plan
 
 if TYPE_CHECKING:
     from storkit.plans.intent.adopting.guests import AdoptionWish
+    from storkit.plans.intent.making import Bytes
+    from storkit.plans.intent.relocating.guests import GuestMoved
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,28 @@ class GuestActs:
     def stop_all(self, names: Sequence[str], host: str = "", force: bool = False, timeout: float = 60.0) -> None:
         """As `stop`, for many guests in one plan, all at the same time."""
         starting.stop(self._coordinator, several(names), host, force, timeout)
+
+    def move(
+        self,
+        name: str,
+        host: str,
+        pool: str = "",
+        stop: bool = False,
+        start: bool = False,
+        rate: Bytes | None = None,
+    ) -> GuestMoved:
+        """Move the disks that a guest writes to a pool of a host, its only one if none is named. `stop`: it is shut
+        down before, if it runs, and started there afterwards; `start`: it does not run, and is started there
+        afterwards. `rate`: bytes a second at most. What it only reads stays where it is."""
+        from storkit.plans.intent.relocating import guests as relocating
+
+        return relocating.move(self._coordinator, name, host, pool, stop, start, rate)
+
+    def rename(self, name: str, new: str) -> Guest:
+        """Give a guest that is stopped another name; its UUID, its volumes and their names stay."""
+        from storkit.plans.intent.relocating import renaming
+
+        return renaming.rename_guest(self._coordinator, name, new)
 
     def delete(self, name: str) -> None:
         """Forget a guest that is stopped, and have its pool forget it; its volumes stay."""

@@ -25,7 +25,9 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str, beside: Iterabl
     guest = _with_root(coordinator, guest, root)
     exports = survey.exports(volumes)
     root_exports = _root_exports(coordinator, guest, [root] if root else [])
-    asked = dict.fromkeys([*(export.client for export in exports), *hosts, *beside])
+    # One that was adopted while it ran may have its disk open at home, and without an export.
+    homes = [volume.host for volume in volumes if volume.was and not exports]
+    asked = dict.fromkeys([*(export.client for export in exports), *homes, *hosts, *beside])
     if not volumes:
         asked = dict.fromkeys([*inventory.hosts, *hosts])
     for host in asked:
@@ -39,6 +41,7 @@ def guest_view(coordinator: Coordinator, name: str, *hosts: str, beside: Iterabl
         guest, volumes, exports, places, coordinator.inventory, machine, _shared(coordinator, guest, volumes), has,
         root, root_exports, _reasons(states), [host for host, state in states.items() if state.status == "stopped"],
         [host for host, state in states.items() if state.edited],
+        {host: state.pinned for host, state in states.items() if state.pinned},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import IMPORTING, Attachment, Damaged, Export, Volume, check_name
+from storkit.core.model import Attachment, Damaged, Export, Volume, check_name, closed
 from storkit.core.units import format_size
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.making import (
@@ -26,10 +26,11 @@ from storkit.plans.intent.making import (
     new_volume,
     pool_of,
 )
-from storkit.plans.lookup import parts
+from storkit.plans.lookup import disk_of, parts
 
 if TYPE_CHECKING:  # who only looks at volumes plans nothing, and needs nothing that plans
     from storkit.plans.intent.adopting.volumes import Released
+    from storkit.plans.intent.relocating.volumes import Moved
     from storkit.plans.intent.resizing import Resized
     from storkit.plans.intent.restoring import Restored
     from storkit.plans.plan import Plan
@@ -94,7 +95,7 @@ class VolumeActs:
             found = self._survey.volume(name)
         except NotFound:
             return None
-        if (found.pool, found.size, found.kind) == (pool.name, size, "disk") and found.made != IMPORTING:
+        if (found.pool, found.size, found.kind) == (pool.name, size, "disk") and not closed(found):
             return found
         what = f"{found.kind} of {format_size(found.size)} in pool {found.pool}"
         raise Conflict(f"volume {name} exists already, and is another: a {what}", f"storkit volume show {name}")
@@ -220,6 +221,19 @@ class VolumeActs:
 
         return restoring.restore(self._coordinator, name, snapshot, discard)
 
+    def move(self, name: str, to: str, keep: bool = False, rate: Bytes | None = None) -> Moved:
+        """Give a volume that no host has another pool, on the same host or on another: its name, its UUID, its content
+        and what is kept with it stay. `keep`: leave a snapshot where it was. `rate`: bytes a second at most."""
+        from storkit.plans.intent.relocating import volumes as relocating
+
+        return relocating.move(self._coordinator, name, to, keep, rate)
+
+    def rename(self, name: str, new: str) -> Volume:
+        """Give a volume that no host has another name, and have the guests that it is a disk of name it so."""
+        from storkit.plans.intent.relocating import renaming
+
+        return renaming.rename_volume(self._coordinator, name, new)
+
     def resize(self, name: str, size: Bytes, cut_off: bool = False) -> Resized:
         """Give a volume another size: `+5GiB` is that much more. A larger one also while it is in use; whether its
         guests see it before their next start is in the result. `cut_off`: also a smaller one, whatever is at its
@@ -293,7 +307,12 @@ class VolumeActs:
         for volume in volumes:
             pools.setdefault(volume.name, []).append(volume.pool)
         for name, places in pools.items():
-            if len(places) > 1:
+            if len(places) > 1 and (disk := disk_of([volume for volume in volumes if volume.name == name])):
+                others = " and ".join(pool for pool in places if pool != disk.pool)
+                self._coordinator.warn(
+                    f"volume {name} is being moved: the disk is in pool {disk.pool}, not in {others}"
+                )
+            elif len(places) > 1:
                 self._survey.hints.drop(name)
                 whole = " or ".join(f"{pool}/{name}" for pool in places)
                 self._coordinator.warn(f"volume {name} is in pool {' and in pool '.join(places)}: write {whole}")

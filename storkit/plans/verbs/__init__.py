@@ -20,12 +20,21 @@ from storkit.plans.verbs.guests import (
     KeepGuests,
     StartGuest,
     StopGuest,
-    TakeGuest,
+    TakeGuests,
     UndefineGuest,
     WakeGuest,
 )
 from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
+from storkit.plans.verbs.relocating import (
+    CarryGuests,
+    CopyVolume,
+    DigestVolume,
+    DropCopy,
+    OpenCopy,
+    PlaceCopy,
+    SameDigest,
+)
 from storkit.plans.verbs.sleeping import (
     AwakeGuest,
     EndSaved,
@@ -50,6 +59,7 @@ from storkit.plans.verbs.volumes import (
     ImportTree,
     RefillVolume,
     RelabelVolumes,
+    RenameVolumes,
     ResizeVolumes,
     SnapshotVolume,
 )
@@ -60,8 +70,9 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     AttachVolumes, DetachVolumes, Prove, DefineGuest, UndefineGuest, StartGuest, StopGuest, WakeGuest, ReceiveGuest,
     SendGuest, ConfirmPlace, ResumeGuest, RetireGuest, HoldVolumes, SaveGuest, EndSaved, WakeWriters, LoadGuest,
     ReleaseVolumes, GiveUpHolds, AwakeGuest, SpendMemory, FenceHost, UnfenceHost, DeclareOff, WithdrawOff, KeepGuests,
-    ForgetGuests, TakeGuest, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
-    DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume,
+    ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
+    DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

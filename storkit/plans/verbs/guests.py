@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from storkit.core.backend import refuse_broken
 from storkit.core.errors import Conflict
-from storkit.core.guest import Guest, KeptGuest
+from storkit.core.guest import Guest, KeptGuest, TakenGuest
 from storkit.core.identities import GuestName, Line, Seconds, Size, Uuid, Word
 from storkit.core.model import ALIVE, DiskSource, GuestState, Volume
 from storkit.plans.plan import Step
@@ -33,29 +33,31 @@ class _Defined(Verb[list[GuestState]]):
             return hypervisor.define(self.guest, self._disks(run, step), self.machine, secrets)
         return hypervisor.define(self.guest, self._disks(run, step), self.machine)
 
-    def _take(self, run: Run, step: Step) -> str:
-        disks, secrets = self._disks(run, step), run.secrets(self.guest)
-        return run.on(step.host).hypervisor(step.target).take(self.guest, disks, secrets)
-
     def _give_back(self, run: Run, step: Step) -> None:
         run.on(step.host).hypervisor(step.target).give_back(self.guest, run.secrets(self.guest))
 
     def _disks(self, run: Run, step: Step) -> list[DiskSource]:
         """Where the guest's disks are on the host."""
-        found = [
-            attachment
-            for transport in dict.fromkeys(self.transports)
-            for attachment in run.on(step.host).transport(transport).find_attachments(uuids(self.volumes))
-        ]
-        sources = {attachment.uuid: attachment.source for attachment in found}
-        gone = [volume.name for volume in self.volumes if volume.uuid not in sources]
-        if gone:
-            raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
-        refuse_broken(found)
+        sources = _sources(run, step, self.volumes, self.transports)
         return [sources[uuid] for uuid in uuids(self.volumes)]
 
     def _undefine(self, run: Run, step: Step) -> None:
         run.on(step.host).hypervisor(step.target).undefine(self.guest.name)
+
+
+def _sources(run: Run, step: Step, volumes: list[Volume], transports: list[Line]) -> dict[str, DiskSource]:
+    """Where volumes, by their UUIDs, are on the step's host; `transports` are theirs, in their order."""
+    found = [
+        attachment
+        for transport in dict.fromkeys(transports)
+        for attachment in run.on(step.host).transport(transport).find_attachments(uuids(volumes))
+    ]
+    sources = {attachment.uuid: attachment.source for attachment in found}
+    gone = [volume.name for volume in volumes if volume.uuid not in sources]
+    if gone:
+        raise Conflict(f"{', '.join(gone)} is not attached on {step.host}", "storkit status")
+    refuse_broken(found)
+    return sources
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,38 @@ class UndefineGuest(_Defined):
 
 
 @dataclass(frozen=True)
-class TakeGuest(_Defined):
-    """A guest that its hypervisor keeps becomes storkit's. Undone by giving it back."""
+class Taking:
+    """A guest that is to become storkit's where its hypervisor has it; without volumes if nobody else may open them."""
+
+    guest: Guest
+    volumes: list[Volume]
+    transports: list[Line]
+    """Of the volumes, in their order."""
+
+
+@dataclass(frozen=True)
+class TakeGuests(Verb[list[GuestState]]):
+    """Guests that their hypervisor has become storkit's. Undone by giving back those that were not before."""
 
     verb: ClassVar[str] = "take"
+    guests: list[Taking]
 
-    def act(self, run: Run, step: Step) -> str:
-        return self._take(run, step)
+    def find(self, run: Run, step: Step) -> list[GuestState]:
+        return run.on(step.host).hypervisor(step.target).find([each.guest.name for each in self.guests])
+
+    def act(self, run: Run, step: Step) -> list[Line]:
+        volumes = [volume for each in self.guests for volume in each.volumes]
+        transports = [transport for each in self.guests for transport in each.transports]
+        sources = _sources(run, step, volumes, transports)
+        taken = [
+            TakenGuest(each.guest, [sources[uuid] for uuid in uuids(each.volumes)], run.secrets(each.guest) or None)
+            for each in self.guests
+        ]
+        return run.on(step.host).hypervisor(step.target).take(taken)
 
     def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
-        self._give_back(run, step)
+        for guest in (each.guest for each in self.guests):
+            run.on(step.host).hypervisor(step.target).give_back(guest, run.secrets(guest))
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,8 @@ class GiveGuestBack(_Defined):
 
     def undo(self, run: Run, step: Step, before: list[GuestState]) -> None:
         if before:
-            self._take(run, step)
+            taken = TakenGuest(self.guest, self._disks(run, step), run.secrets(self.guest) or None)
+            run.on(step.host).hypervisor(step.target).take([taken])
 
 
 @dataclass(frozen=True)

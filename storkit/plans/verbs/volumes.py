@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from storkit.core.identities import Count, Line, Uuid, Word
+from storkit.core.identities import Count, Line, Uuid, VolumeName, Word
 from storkit.core.imagefiles import ImageFile, ImageInfo
 from storkit.core.model import Existing, Volume
 from storkit.plans.plan import Step
@@ -156,6 +156,27 @@ class RelabelVolumes(Verb[list[Volume]]):
 
     def undo(self, run: Run, step: Step, before: list[Volume]) -> None:
         run.on(step.host).pool(step.target).relabel(before)
+
+
+@dataclass(frozen=True)
+class RenameVolumes(BlindVerb):
+    """Other names for volumes. Undone by the ones that they had."""
+
+    verb: ClassVar[str] = "rename"
+    volumes: list[Volume]
+    to: list[VolumeName]
+
+    def act(self, run: Run, step: Step) -> list[Volume]:
+        return run.on(step.host).pool(step.target).rename(self.volumes, self.to)
+
+    def undo(self, run: Run, step: Step, before: None) -> None:
+        renamed = [replace(volume, name=name) for volume, name in zip(self.volumes, self.to, strict=True)]
+        run.on(step.host).pool(step.target).rename(renamed, names(self.volumes))
+
+    def by_hand(self, step: Step) -> str:
+        return "; ".join(
+            f"storkit volume rename {name} {volume.name}" for volume, name in zip(self.volumes, self.to, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ its server to hold nothing (`locking=off`). The locks are those of the open file
 server inherits: they are there before it is, and end with it, however it ends.
 
 They bind whoever asks for locks. Who only opens the file is not refused.
+
+Beside a guest's own QEMU, which has the image open since before it was a volume, nothing is locked: it asks for its
+own locks again when a migration of its has failed, and would be refused. The server gets descriptors without locks
+then, and `lock` takes these in its place once that QEMU has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,6 +32,8 @@ _HAS, _ALONE = 100, 200
 _READ, _WRITE, _RESIZE = 0, 1, 3
 """Bits of QEMU's permissions (BLK_PERM_CONSISTENT_READ, _WRITE, _RESIZE)."""
 _FLOCK = struct.Struct("hhqqi4x")
+_PIDFD_GETFD = 438
+"""Its number, the same on every architecture but Alpha."""
 _TICK = 0.01
 
 
@@ -47,6 +53,53 @@ def held(images: Iterable[Path], what: str, *, writes: bool, deadline: float) ->
             _hold(descriptor, image, what, writes and number == 0, deadline)
             descriptors.append(descriptor)
         yield descriptors
+
+
+@contextmanager
+def beside(images: Iterable[Path], what: str, known: Collection[int]) -> Iterator[list[int]]:
+    """Descriptors of images as `held` gives them, without locks: these processes have them open.
+
+    Raises Conflict: others have locks on one of them.
+    """
+    with ExitStack() as stack:
+        descriptors = []
+        for image in images:
+            descriptors.append(_opened(image))
+            stack.callback(os.close, descriptors[-1])
+            opened = openers.find([str(image)]).get(str(image), [])
+            if others := [each for each in opened if each.locked and not each.killed and each.pid not in known]:
+                raise _conflict(image, what, others)
+        yield descriptors
+
+
+def lock(pid: int, descriptors: Sequence[int], images: Sequence[Path], what: str, *, writes: bool) -> None:
+    """Take the locks of `held` on descriptors that a process has had from `beside`, of these images.
+
+    Raises Conflict: somebody has one of the images open. Unsupported: the kernel does not let this user have them.
+    """
+    process = os.pidfd_open(pid)
+    try:
+        for number, (theirs, image) in enumerate(zip(descriptors, images, strict=True)):
+            # A lock is that of the open file: taken by a copy of the descriptor, it is the process's from then on.
+            copy = _copied(process, theirs)
+            try:
+                _hold(copy, image, what, writes and number == 0, time.monotonic())
+            finally:
+                os.close(copy)
+    finally:
+        os.close(process)
+
+
+def _copied(process: int, descriptor: int) -> int:
+    """A copy of another process's descriptor (pidfd_getfd(2), of Linux 5.6), which the C library has no call for."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    copy = int(libc.syscall(_PIDFD_GETFD, process, descriptor, 0))
+    if copy < 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise Unsupported(f"a descriptor of another process cannot be had: {reason}", "do it as root, on Linux 5.6")
+    return copy
 
 
 def _hold(descriptor: int, image: Path, what: str, writes: bool, deadline: float) -> None:

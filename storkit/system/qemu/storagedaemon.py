@@ -64,6 +64,14 @@ class Daemon:
         """Whether its process is there, or about to be."""
         return locks.held(self.lock)
 
+    def process(self) -> int:
+        """Its pid; 0 if it does not run."""
+        found = self._find()
+        if found is None:
+            return 0
+        os.close(found[1])
+        return found[0]
+
     def arguments(self) -> list[str]:
         """Its command line; empty if it does not run."""
         found = self._find()

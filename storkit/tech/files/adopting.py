@@ -27,7 +27,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.identities import check_name, check_path, check_uuid
-from storkit.core.model import IMPORTING, Adoptable, Existing, Volume
+from storkit.core.model import Adoptable, Existing, Volume, closed
 from storkit.core.units import SECTOR
 from storkit.system import files, ownership
 from storkit.tech import occupied
@@ -91,6 +91,7 @@ def adopt(
     problems: list[StorkitError] = []
     todo: list[tuple[Sidecar, File]] = []
     begun: list[Sidecar] = []
+    opened = {volume.uuid for volume, existing in zip(volumes, found, strict=True) if existing.processes}
     for volume, existing, fresh in zip(volumes, found, made, strict=True):
         with collected(problems):
             check_uuid(volume.uuid)
@@ -116,6 +117,9 @@ def adopt(
         raise
     for sidecar in begun:
         _move(directory, sidecar)
+    for sidecar in [*begun, *(each for each, _ in todo)]:
+        if sidecar.volume.uuid in opened:
+            _keep_old_name(directory, sidecar)
 
 
 def disown(directory: VolumeDirectory, volumes: Sequence[Volume], refusals: Sequence[StorkitError] = ()) -> list[str]:
@@ -138,6 +142,28 @@ def disown(directory: VolumeDirectory, volumes: Sequence[Volume], refusals: Sequ
     for sidecar in gone:
         _give_back(directory, sidecar)
     return places
+
+
+def remove_old_name(directory: VolumeDirectory, volume: Volume) -> None:
+    """Remove the name that a volume's file had before, if it has it still."""
+    if _has_old_name(directory, volume):
+        Path(volume.was).unlink()
+
+
+def _keep_old_name(directory: VolumeDirectory, sidecar: Sidecar) -> None:
+    """Let a file have its old name as well: QEMU, which has it open, opens it anew by that when it lets go of its right
+    to write (`auto-read-only` of its block nodes), and does not let go where it finds nothing. A symbolic link would
+    not do: its user may not enter the pool's directory."""
+    old, data = Path(sidecar.volume.was), directory.data(sidecar.volume.name, sidecar.volume.format)
+    if not _same(old, data) and not os.path.lexists(old):
+        old.hardlink_to(data)
+
+
+def _has_old_name(directory: VolumeDirectory, volume: Volume) -> bool:
+    old, data = Path(volume.was), directory.data(volume.name, volume.format)
+    with suppress(OSError):
+        return bool(volume.was) and not _same(old, data) and os.path.samestat(old.lstat(), data.lstat())
+    return False
 
 
 def _path(existing: Existing) -> Path:
@@ -273,6 +299,7 @@ def _give_back(directory: VolumeDirectory, sidecar: Sidecar) -> None:
     """Bring a file to its old place, then remove the sidecar."""
     data = directory.data(sidecar.volume.name, sidecar.volume.format)
     old = Path(sidecar.volume.was) if sidecar.volume.was else data
+    remove_old_name(directory, sidecar.volume)
     if not _same(old, data) and os.path.lexists(data):
         rename_new(data, old)
         files.sync_directory(old.parent)
@@ -290,12 +317,12 @@ def _kept(volume: Volume, data: Path) -> list[StorkitError]:
     if volume.kind == "tree":
         hint = f"its files are in {data}: cp -a, then storkit volume delete {volume.name}"
         return [Unsupported(f"volume {volume.name} is a tree, which is not given back", hint)]
-    if volume.made == IMPORTING:
-        return [Conflict(f"the import of volume {volume.name} has not ended", "storkit plan list")]
+    if why := closed(volume):
+        return [Conflict(why, "storkit plan list")]
     old = Path(volume.was) if volume.was else data
     if _same(old, data) or not os.path.lexists(data):
         return []
-    if os.path.lexists(old):
+    if os.path.lexists(old) and not os.path.samestat(old.lstat(), data.lstat()):
         return [Conflict(f"{old}, where volume {volume.name} was, is taken", f"move it away: mv {old} ...")]
     if not old.parent.is_dir():
         return [NotFound(f"the directory {old.parent}, where volume {volume.name} was, is gone", f"mkdir {old.parent}")]

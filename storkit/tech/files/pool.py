@@ -19,11 +19,23 @@ from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
 from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
-from storkit.core.model import IMPORTING, Adoptable, Damaged, Existing, Finding, PoolContent, Usage, Volume, relabelled
+from storkit.core.identities import check_name
+from storkit.core.model import (
+    IMPORTING,
+    Adoptable,
+    Damaged,
+    Existing,
+    Finding,
+    PoolContent,
+    Usage,
+    Volume,
+    closed,
+    relabelled,
+)
 from storkit.core.units import exact_size, format_size
-from storkit.system import files, locks
+from storkit.system import files, locks, openers
 from storkit.tech import strangers
-from storkit.tech.files import adopting, clonefile, flattening, resizing, volumefile
+from storkit.tech.files import adopting, clonefile, flattening, renaming, resizing, volumefile
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
 from storkit.tech.images import qcow2
@@ -129,6 +141,29 @@ class FilePool(KeepsGuests):
                     resizing.resize(directory, sidecar, volume.size)
         return self._found(volumes)
 
+    def rename(self, volumes: list[Volume], names: list[str]) -> list[Volume]:
+        with self._locked("rename") as directory:
+            there = {each.volume.name: each for each in directory.select([*names, *(each.name for each in volumes)])}
+            todo: list[tuple[Sidecar, str]] = []
+            problems: list[StorkitError] = []
+            with os.scandir(self.path) as entries:
+                present = {entry.name for entry in entries}
+            for volume, name in zip(volumes, names, strict=True):
+                if (new := there.get(check_name("volume", name))) and new.volume.uuid == volume.uuid:
+                    continue
+                with collected(problems):
+                    (old,) = directory.known([volume])
+                    todo.append((old, name))
+                if way := f"volume {name} exists already in {self.path}" if new else directory.taken(name, present):
+                    problems.append(Conflict(way, "choose another name"))
+            renamed = [old for old, _ in todo]
+            problems += self._busy(renamed, "renamed") + directory.needed(renamed, "renamed")
+            problems += holds.all_held((each.volume for each in renamed), "renamed")
+            raise_problems(problems)
+            for old, name in todo:
+                renaming.rename(directory, old.volume.name, name)
+        return self._found([replace(volume, name=name) for volume, name in zip(volumes, names, strict=True)])
+
     def flatten(self, volumes: list[Volume]) -> list[Volume]:
         flattening.flatten(
             self.site, lambda: self._locked("flatten"), volumes, lambda todo: self._busy(todo, "flattened")
@@ -143,9 +178,9 @@ class FilePool(KeepsGuests):
             problems += holds.all_held(holds.relabelled(pairs), "relabelled")
             both = list(zip(volumes, known, strict=True))
             changing = [sidecar for volume, sidecar in both if volume.kind != sidecar.volume.kind]
-            closing = [sidecar for volume, sidecar in both if volume.made == IMPORTING != sidecar.volume.made]
+            closing = [sidecar for volume, sidecar in both if closed(volume) and not closed(sidecar.volume)]
             problems += self._busy(changing, "made another kind of volume")
-            problems += self._busy(closing, "written over")
+            problems += self._busy(closing, "closed")
             problems += directory.needed(changing, "made another kind of volume")
             raise_problems(problems)
             for volume, sidecar in zip(volumes, known, strict=True):
@@ -185,7 +220,9 @@ class FilePool(KeepsGuests):
         with self._locked("adopt") as directory:
             made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
-        return self._found(volumes)
+        volumes = self._found(volumes)
+        openers.note_earlier(self.site.run, zip(volumes, found, strict=True))
+        return volumes
 
     def disown(self, volumes: list[Volume]) -> list[str]:
         if not self._exists():
@@ -196,7 +233,9 @@ class FilePool(KeepsGuests):
             refusals = holds.all_held(own, "given back")
             refusals += [problem for volume in own for problem in self._in_use(volume, "given back")]
             places = adopting.disown(directory, volumes, refusals)
-        self._forget(volume.uuid for volume, place in zip(volumes, places, strict=True) if place)
+        gone = [volume.uuid for volume, place in zip(volumes, places, strict=True) if place]
+        self._forget(gone)
+        openers.forget_earlier(self.site.run, gone)
         return places
 
     def delete(self, volumes: list[Volume]) -> None:
@@ -213,11 +252,14 @@ class FilePool(KeepsGuests):
             problems += self._busy(gone, "deleted") + holds.all_held((each.volume for each in gone), "deleted")
             problems += directory.needed(gone, "deleted")
             raise_problems(problems)
+            for sidecar in gone:
+                adopting.remove_old_name(directory, sidecar.volume)
             # Overlays go before what they stand on.
             directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
         self._forget(volume.uuid for volume in volumes)
+        openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
     def capacity(self) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})
@@ -344,9 +386,8 @@ class FilePool(KeepsGuests):
             if 0 < volume.size < old.size:
                 message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
                 problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
-        if old.made == IMPORTING:
-            hint = "wait for the import, or run it again: storkit plan list"
-            problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
+        if why := closed(old):
+            problems.append(Conflict(why, "wait for that, or run it again: storkit plan list"))
         if volumefile.disk_size(directory.data(old.name, old.format), old.format) != old.size:
             hint = f"run it again: storkit volume resize {old.name} SIZE"
             problems.append(Conflict(f"a resize of volume {old.name} was interrupted", hint))
@@ -471,7 +512,7 @@ def fresh(volume: Volume, format: str, made: str) -> Volume:
     import datetime
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, generation=0, was="", checksum="")
+    named = replace(volume, host="", pool="", path="", hold=None, was="", checksum="")
     return replace(named, format=format, made=made, created=volume.created or now)
 
 

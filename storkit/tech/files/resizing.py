@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from storkit.core import holds
 from storkit.core.errors import Conflict, StorkitError
-from storkit.core.model import IMPORTING, Volume
+from storkit.core.model import Volume, closed
 from storkit.core.units import exact_size, format_size
 from storkit.tech.files import volumefile
 from storkit.tech.files.sidecar import Sidecar, VolumeDirectory
@@ -19,8 +19,8 @@ def problems(directory: VolumeDirectory, volume: Volume, sidecar: Sidecar, shrin
     if old.kind != "disk":
         hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
         found.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
-    if old.made == IMPORTING:
-        found.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
+    if why := closed(old):
+        found.append(Conflict(why, "wait for it"))
     found += directory.needed([sidecar], "resized")
     if volume.size < old.size and not shrink:
         found.append(

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storkit.core import codec
@@ -24,15 +24,15 @@ from storkit.core.model import Volume
 from storkit.system import files, locks
 from storkit.system.files import PARTIAL
 from storkit.system.timeouts import scaled
-from storkit.tech.files import volumefile
+from storkit.tech.files import renaming, volumefile
 from storkit.tech.files.volumefile import FORMATS
 
 VERSION = 1
 SPOOL = "spool"
 """The extension of an image being unpacked for the volume of that name."""
-_LEFTOVER = re.compile(
-    rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,62}})\.({'|'.join((*FORMATS, 'json', SPOOL))}){re.escape(PARTIAL)}", re.ASCII
-)
+_NAME = r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})"
+_LEFTOVER = re.compile(rf"{_NAME}\.({'|'.join((*FORMATS, 'json', SPOOL))}){re.escape(PARTIAL)}", re.ASCII)
+_RENAMING = re.compile(rf"{_NAME}\.{renaming.RENAME}({re.escape(PARTIAL)})?", re.ASCII)
 _LOCK = ".storkit.lock"
 _FEW = 4
 """Up to this many volumes are flushed one by one; syncfs(2) would wait for everyone's writes."""
@@ -110,7 +110,19 @@ class VolumeDirectory:
 
     def read(self, name: str) -> Sidecar | None:
         """A volume's sidecar, None if there is no such volume. Raises Unsafe, naming the file, if it is damaged."""
+        if (to := renaming.new_name(self.path, name)) and os.path.lexists(self.sidecar(to)):
+            return None
         return self._read(self.sidecar(name), name)
+
+    def own_format(self, name: str) -> str:
+        """The format of the volume whose sidecar has this name, also while it gets another; empty: there is none."""
+        found = self._read(self.sidecar(name), name)
+        return found.volume.format if found else ""
+
+    def name_anew(self, name: str, to: str) -> None:
+        """Write the sidecar of a volume under the name that it gets."""
+        if found := self._read(self.sidecar(name), name):
+            self.write([replace(found, volume=replace(found.volume, name=to))])
 
     def _read(self, path: Path, name: str) -> Sidecar | None:
         try:
@@ -301,7 +313,13 @@ class VolumeDirectory:
     def sweep(self) -> None:
         """Remove what commands that were killed left. The directory's lock must be held."""
         with os.scandir(self.path) as entries:
-            matches = [match for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))]
+            names = [entry.name for entry in entries]
+        for match in filter(None, map(_RENAMING.fullmatch, names)):
+            if match[2]:
+                (self.path / match[0]).unlink(missing_ok=True)
+            else:
+                renaming.finish(self, match[1])
+        matches = filter(None, map(_LEFTOVER.fullmatch, names))
         for name in {match[1] for match in matches}:
             self.discard(name)
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, raise_problems
-from storkit.core.model import IMPORTING, Volume
+from storkit.core.model import Volume, closed
 from storkit.tech.images.headers import FORMATS
 
 
@@ -24,8 +24,8 @@ def refuse(volume: Volume, final: Path, format: str, compress: bool) -> None:
         problems.append(Unsupported(message, f"on {volume.host}: tar --xattrs --acls -C {volume.path} -cf FILE ."))
     if os.path.lexists(final):
         problems.append(Conflict(f"{final} exists already", "choose another name, or remove it"))
-    if volume.made == IMPORTING:
-        problems.append(Conflict(f"the import of volume {volume.name} has not ended", "wait for it"))
+    if why := closed(volume):
+        problems.append(Conflict(why, "wait for it"))
     if not volume.path:
         problems.append(Unsupported(f"volume {volume.name} has no path on its host", "copy it by its guest"))
     raise_problems(problems)

@@ -94,17 +94,23 @@ def _refuse_half_cluster(path: Path, format: str) -> None:
         raise UsageError(f"{path} is truncated: its last data ends at {end}, and it has {size} bytes", hint)
 
 
-def required(path: Path, format: str) -> int:
-    """About how many bytes the content of an image takes, without its holes (`qemu-img measure -O qcow2`)."""
-    argv = ["measure", "--output=json", "-O", "qcow2", node(format, path, alone=True)]
+def required(shown: str, objects: Sequence[str] = ()) -> int:
+    """About how many bytes the content of a node takes, without its holes (`qemu-img measure -O qcow2`). `objects`: the
+    words for what it names."""
+    argv = ["measure", "--output=json", "-O", "qcow2", *objects, shown]
     return int(json.loads(_limited(argv, seconds=600).stdout)["required"])
 
 
 def convert(
-    arguments: Sequence[str], size: int, target: Path, progress: Callable[[float], None], opened: Sequence[int] = ()
+    arguments: Sequence[str],
+    size: int,
+    target: Path,
+    progress: Callable[[float], None],
+    opened: Sequence[int] = (),
+    rate: int = 0,
 ) -> None:
     """`qemu-img convert`. `progress` gets the fraction done. It does not flush: the caller must (fsync(2)).
-    `opened` are descriptors that `arguments` name.
+    `opened` are descriptors that `arguments` name; `rate`: bytes a second at most, 0: no limit.
 
     Raises Conflict: no room; CommandFailed.
     """
@@ -113,11 +119,11 @@ def convert(
         if match := re.search(r"\(([0-9.]+)/100%\)", line):
             progress(float(match[1]) / 100)
 
-    argv = ["qemu-img", "convert", "-p", *arguments]
+    argv = ["qemu-img", "convert", "-p", *(["-r", str(rate)] if rate else []), *arguments]
     try:
         for descriptor in opened:
             os.set_inheritable(descriptor, True)
-        limit = scaled(3600) + size / (4 << 20)
+        limit = scaled(3600) + size / min(4 << 20, rate or 4 << 20)
         run(argv, package="qemu-utils", timeout=limit, on_line=on_line, pass_fds=opened)
     except CommandFailed as error:
         if "No space left" in error.stderr:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 
 from storkit.core.errors import Conflict, StorkitError, UsageError
-from storkit.core.model import IMPORTING, Volume
+from storkit.core.model import Volume, closed
 from storkit.core.units import exact_size, format_size, parse_size
 from storkit.tech.files import volumefile
 from storkit.tech.lvm.tools import BATCH, LogicalVolume, VolumeGroup, tag, tags_of
 
-"""`made` of a volume whose image is not yet, or not wholly, in it."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _RESERVED = re.compile(
     r"snapshot|pvmove|.*_(cdata|cmeta|corig|cvol|iorig|mimage|mlog|pmspare|rimage|rmeta|tdata|tmeta|vdata|vorigin|wcorig)"
@@ -144,9 +143,8 @@ def derive_problems(old: Volume, volumes: Sequence[Volume]) -> list[StorkitError
         if 0 < volume.size < old.size:
             message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
             problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
-    if old.made == IMPORTING:
-        hint = "wait for the import, or run it again: storkit plan list"
-        problems.append(Conflict(f"the import of volume {old.name} has not ended", hint))
+    if why := closed(old):
+        problems.append(Conflict(why, "wait for that, or run it again: storkit plan list"))
     return problems
 
 
@@ -162,8 +160,8 @@ def resize_problems(volume: Volume, old: Volume, shrink: bool) -> list[StorkitEr
     if old.kind != "disk":
         hint = f"clone it larger: storkit volume clone {old.name} NEW --size {exact_size(volume.size)}"
         problems.append(Conflict(f"volume {old.name} is a {old.kind}, which is never changed", hint))
-    if old.made == IMPORTING:
-        problems.append(Conflict(f"the import of volume {old.name} has not ended", "wait for it"))
+    if why := closed(old):
+        problems.append(Conflict(why, "wait for it"))
     if volume.size < old.size and not shrink:
         message = (
             f"volume {old.name} has {format_size(old.size)}: making it {format_size(volume.size)} cuts off "

@@ -21,8 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from storkit.core.backend import Site, path_setting, word_setting
-from storkit.core.errors import CommandFailed, Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.system import locks
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.system import locks, openers
 from storkit.system.files import make_private, remove_tree, write_atomic
 from storkit.system.qemu import imagelocks, qmp
 from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_tcp, listen_unix
@@ -103,6 +112,8 @@ class VolumeServer:
         self._stem = short_digest(self.volume.uuid)
         self.socket = self._run / f"{self._stem}.sock"
         self._monitor = self._run / f"{self._stem}.qmp"
+        self._unlocked = self._run / f"{self._stem}.unlocked"
+        """The descriptors that the server has of its images, where it has no locks on them yet."""
         self.daemon = Daemon(
             f"the NBD server of volume {self.volume.name}",
             self._run / f"{self._stem}.pid",
@@ -128,9 +139,25 @@ class VolumeServer:
 
     def _image_locks(self, deadline: float) -> AbstractContextManager[list[int]]:
         """The locks that keep every other QEMU of this host away from the image, and from what it stands on."""
-        images = volumefile.chain(Path(self.volume.path), self.volume.format)
+        what = f"volume {self.volume.name}"
+        known = openers.earlier(self.site.run, self.volume.uuid)
+        if known and self.volume.format == "raw":  # of any other format two QEMUs would each have tables of their own
+            return imagelocks.beside(self._images(), what, known)
+        return imagelocks.held(self._images(), what, writes=self.volume.kind == "disk", deadline=deadline)
+
+    def _images(self) -> list[Path]:
+        return volumefile.chain(Path(self.volume.path), self.volume.format)
+
+    def _lock_images(self) -> None:
+        """Take QEMU's locks for a server that was started beside its guest's own process, once that has ended."""
+        found = self.daemon.process() if self._unlocked.exists() else 0
+        if not found or openers.earlier(self.site.run, self.volume.uuid):
+            return
+        descriptors = [int(each) for each in self._unlocked.read_text().split()]
         writes = self.volume.kind == "disk"
-        return imagelocks.held(images, f"volume {self.volume.name}", writes=writes, deadline=deadline)
+        with suppress(Unsupported):  # strangers are looked for all the same (storkit.tech.strangers)
+            imagelocks.lock(found, descriptors, self._images(), f"volume {self.volume.name}", writes=writes)
+            self._unlocked.unlink()
 
     def start(self) -> None:
         """Start the storage daemon if it does not run.
@@ -148,7 +175,7 @@ class VolumeServer:
                 break
             except Conflict:
                 if self._listening() and self.daemon.arguments():
-                    return
+                    return self._lock_images()
                 # One that was killed keeps lock and sockets for a moment; one that is being started has no pid yet.
                 if time.monotonic() > deadline:
                     raise
@@ -158,6 +185,9 @@ class VolumeServer:
                 listen_unix(self.socket) as nbd,
                 listen_unix(self._monitor) as monitor,
             ):
+                self._unlocked.unlink(missing_ok=True)
+                if openers.earlier(self.site.run, self.volume.uuid):
+                    write_atomic(self._unlocked, " ".join(map(str, image)))
                 self._launch(lock, image, nbd.fileno(), monitor.fileno())
         finally:
             lock.release()
@@ -386,7 +416,7 @@ class VolumeServer:
         """End the server: every connection is cut, the image is flushed and closed, its sockets are removed."""
         if self.serves():
             self.daemon.stop(kill=kill)
-        for path in (self.daemon.pidfile, self.socket, self._monitor):
+        for path in (self.daemon.pidfile, self.socket, self._monitor, self._unlocked):
             path.unlink(missing_ok=True)
         with suppress(Conflict):
             locks.acquire(self.daemon.lock, self.volume.name).release(remove=True)

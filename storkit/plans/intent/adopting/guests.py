@@ -4,8 +4,10 @@ back."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from storkit.core import registry
@@ -13,8 +15,10 @@ from storkit.core.backend import Hypervisor
 from storkit.core.errors import (
     NOTHING_CHANGED,
     PUT_BACK,
+    CommandFailed,
     Conflict,
     NotFound,
+    Problems,
     StorkitError,
     Unsupported,
     UsageError,
@@ -24,13 +28,15 @@ from storkit.core.errors import (
 from storkit.core.guest import Guest
 from storkit.core.identities import check_name, several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Existing, Secret, Volume
+from storkit.core.model import Adoptable, Existing, Secret, Volume
 from storkit.guests import document, files, parse, secrets
 from storkit.guests.check import check
+from storkit.guests.documents.edits import DocumentDisk
+from storkit.guests.draft import path_source
 from storkit.plans.guests import adopting
 from storkit.plans.guests.adopting import AdoptedDisk, AdoptedGuest
 from storkit.plans.intent import disks, views
-from storkit.plans.intent.adopting.volumes import candidates, choose
+from storkit.plans.intent.adopting.volumes import Candidate, candidates, choose_all
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.disks import refuse_to_share
 from storkit.plans.intent.kept import keeping, refreshing, sources
@@ -51,6 +57,8 @@ class AdoptionWish:
     """What else they open, of which each host has its own."""
     config: str | Path | None = None
     """The guest's configuration, of a hypervisor that keeps none."""
+    process: int = 0
+    """The one that runs the guest, where it cannot be found by its name; 0: it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,8 @@ class _Found:
     secrets: Mapping[str, Secret]
     processes: Sequence[int] = ()
     """Its own, which have its disks open, if it runs."""
+    pinned: str = ""
+    """Why it could not leave its host before its next stop."""
 
 
 class _NewVolumes:
@@ -84,6 +94,7 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
     _refuse_contradictions(names, wish)
     where = coordinator.host(wish.host) if wish.host else pool_of(coordinator, "").host
     volumes, guests, apart = _NewVolumes(), list[Guest](), list[str]()
+    warnings: list[str] = []
 
     def build() -> Plan:
         found = _look(coordinator, where, names, wish)
@@ -91,19 +102,23 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
         adopted: list[AdoptedGuest] = []
         known = sources.everybody(coordinator, [], needed=())
         taken = {*files.names(coordinator.guests), *(guest.name for guest in known)}
+        looked = _looked(coordinator, found, where, wish)
         for each in found:
             with collected(problems):
                 if each.name in taken:
                     raise Conflict(f"guest {each.name} exists already", f"storkit guest show {each.name}")
-                adopted.append(_read(coordinator, each, where, wish, volumes))
+                adopted.append(_read(coordinator, each, wish, volumes, looked))
         problems += _same(adopted, known)
         problems += _twice(adopted)
         raise_problems(problems)
         if not guests:
             must_be_free(coordinator, [disk.volume.name for each in adopted for disk in each.disks])
         guests[:] = [each.guest for each in adopted]
+        warnings[:] = filter(None, map(_warning, adopted, found))
         refuse_to_share(coordinator, *guests)
-        if not coordinator.planning:
+        if coordinator.planning:
+            _warn(coordinator, warnings)
+        else:
             for guest, one in zip(guests, found, strict=True):
                 secrets.keep(coordinator.state, guest.uuid, one.secrets)
             apart[:] = [guest.uuid for guest, one in zip(guests, found, strict=True) if one.secrets]
@@ -117,6 +132,7 @@ def adopt(coordinator: Coordinator, names: Sequence[str], wish: AdoptionWish) ->
             for uuid in apart:
                 secrets.forget(coordinator.state, uuid)
         raise
+    _warn(coordinator, warnings)
     for guest in guests:
         files.save(coordinator.guests, guest, generation=1)
     return guests
@@ -176,6 +192,8 @@ def _refuse_contradictions(names: Sequence[str], wish: AdoptionWish) -> None:
         )
     if not names and not wish.every and not wish.config:
         problems.append(UsageError("no guest is named", "storkit guest adopt NAME, or --all"))
+    if wish.process and (len(names) != 1 or wish.config or wish.every):
+        problems.append(UsageError("--pid is the process of one guest that runs", "storkit guest adopt NAME --pid PID"))
     if wish.config and len(names) > 1:
         problems.append(UsageError("a configuration is that of one guest", "name one"))
     if wish.disks and (wish.every or len(names) > 1):
@@ -189,19 +207,75 @@ def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: Adop
         return [_from_file(Path(wish.config), names)]
     found: list[_Found] = []
     problems: list[StorkitError] = []
-    for kind in sorted(each for each in registry.names(Hypervisor) if registry.hypervisor(each).keeps):  # type: ignore[type-abstract]
-        hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
-        for name in hypervisor.strangers() if wish.every else names:
+    to = coordinator.connections.to(where)
+    known = {kind: registry.hypervisor(kind) for kind in registry.names(Hypervisor)}  # type: ignore[type-abstract]
+    keeping = sorted(kind for kind, each in known.items() if each.keeps and not wish.process)
+    running = sorted(kind for kind, each in known.items() if each.takes_running and not wish.every)
+    if wish.every:
+        for kind in keeping:
             with collected(problems):
-                seen = hypervisor.original(check_name("guest", name))
-                if seen.status != "stopped" and not seen.processes:  # an agent of the version before
-                    raise Conflict(f"guest {name} is {seen.status} on {where}", f"virsh shutdown {name}, then again")
-                _refuse_large(seen.document, f"{name} on {where}")
-                found.append(_Found(name, kind, seen.document, f"{name} on {where}", seen.secrets, seen.processes))
+                if strangers := to.hypervisor(f"hypervisor:{kind}").strangers():
+                    found += _ask(coordinator, where, kind, strangers)
+    else:
+        with collected(problems):
+            found = _of_names(coordinator, where, names, [*keeping, *running], wish.process)
     raise_problems(problems)
     if not found:
         raise NotFound(f"host {where} has no guest that storkit does not know", "storkit guest list")
     return found
+
+
+def _of_names(
+    coordinator: Coordinator, where: str, names: Sequence[str], kinds: Sequence[str], process: int
+) -> list[_Found]:
+    """Guests as the first of these hypervisors has them that knows them all; each by itself if none does. Raises what
+    the first says of those that none knows."""
+    unknown: list[StorkitError] = []
+    for kind in kinds:
+        try:
+            return _ask(coordinator, where, kind, names, process)
+        except (NotFound, Unsupported, CommandFailed, Problems) as error:  # it need not be there, or be started
+            if not all(isinstance(each, NotFound | Unsupported | CommandFailed) for each in error.each):
+                raise
+            unknown.append(error)
+    if len(names) == 1:  # that a hypervisor is not installed says nothing of its guests
+        raise next((each for each in unknown if not isinstance(each, Unsupported)), unknown[0])
+    problems: list[StorkitError] = []
+    found: list[_Found] = []
+    for name in names:
+        with collected(problems):
+            found += _of_names(coordinator, where, [name], kinds, process)
+    raise_problems(problems)
+    return found
+
+
+def _ask(coordinator: Coordinator, where: str, kind: str, names: Sequence[str], process: int = 0) -> list[_Found]:
+    """Guests as a hypervisor has them, all at once."""
+    hypervisor = coordinator.connections.to(where).hypervisor(f"hypervisor:{kind}")
+    wanted = [check_name("guest", name) for name in names]
+    found: list[_Found] = []
+    for seen in hypervisor.originals(wanted, process):
+        place = f"{seen.name} on {where}"
+        _refuse_large(seen.document, place)
+        found.append(_Found(seen.name, kind, seen.document, place, seen.secrets, seen.processes, seen.pinned))
+    return found
+
+
+def _warn(coordinator: Coordinator, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        coordinator.warn(warning)
+
+
+def _warning(adopted: AdoptedGuest, found: _Found) -> str:
+    """What storkit does not have in its hands as long as a guest's own process runs."""
+    names = ", ".join(disk.volume.name for disk in adopted.disks)
+    if adopted.alone:
+        why = f"its own process alone may have {names} open until then"
+        return f"guest {found.name} cannot move before its next stop: {why}"
+    if found.pinned:
+        return f"guest {found.name} cannot move before its next stop: {found.pinned}"
+    until = "until it has moved or stopped, nothing keeps that process from writing them"
+    return f"guest {found.name} goes on with {names} as its process has them open: {until}" if adopted.runs else ""
 
 
 def _from_file(file: Path, names: Sequence[str]) -> _Found:
@@ -226,16 +300,34 @@ def _refuse_large(text: str, where: str) -> None:
         raise UsageError(f"{where} is too large for a guest's document", "make it shorter")
 
 
+def _existing(found: _Found, wish: AdoptionWish) -> dict[str, tuple[DocumentDisk, Existing]]:
+    """The disks of a guest that are to become volumes, by their targets; its UEFI variables, which are raw, are one."""
+    disks: dict[str, tuple[DocumentDisk, Existing]] = {}
+    for each in document.find_disks(found.kind, found.text):
+        variables = each.kind == "nvram" and each.place.startswith("/")
+        source = path_source(each.place, "raw") if variables else each.source
+        if each.mapped and source and source.path and not {each.target, each.place} & set(wish.local):
+            processes = list(found.processes)
+            disks[each.target] = each, Existing(source.path, source.format, in_guest=True, processes=processes)
+    return disks
+
+
+def _looked(coordinator: Coordinator, found: Sequence[_Found], where: str, wish: AdoptionWish) -> dict[str, Candidate]:
+    """What the pools of the host say of all disks of these guests, by their places."""
+    wanted: list[Existing] = []
+    for each in found:
+        with suppress(StorkitError):  # which is said of the guest by itself
+            wanted += [existing for _, existing in _existing(each, wish).values()]
+    return choose_all(coordinator, wanted, candidates(coordinator, where, ""))
+
+
 def _read(
-    coordinator: Coordinator, found: _Found, where: str, wish: AdoptionWish, volumes: _NewVolumes
+    coordinator: Coordinator, found: _Found, wish: AdoptionWish, volumes: _NewVolumes, looked: Mapping[str, Candidate]
 ) -> AdoptedGuest:
     """A guest with its disks, each at the pool that takes it. Raises all that speaks against it."""
     said = document.read(found.kind, found.text, found.where)
-    places = {
-        each.target: each
-        for each in document.find_disks(found.kind, found.text)
-        if each.mapped and each.source and each.source.path and not {each.target, each.place} & set(wish.local)
-    }
+    disks = _existing(found, wish)
+    places = {target: each for target, (each, _) in disks.items()}
     names = {target: _name(found.name, target, each.place, len(places), wish) for target, each in places.items()}
     problems: list[StorkitError] = []
     kept: list[str] = []
@@ -243,17 +335,15 @@ def _read(
     with collected(problems):
         bound, kept = document.adopted(found.kind, found.text, names, wish.local, found.where)
         order = [disk.target for disk in bound]
-    pools = candidates(coordinator, where, "")
     made: list[AdoptedDisk] = []
+    alone = False
     for target in order or places:
-        source = places[target].source
-        assert source is not None
-        existing = Existing(source.path, source.format, in_guest=True, processes=list(found.processes))
+        existing = disks[target][1]
         with collected(problems):
             check_name("volume", names[target])
-            config, seen = choose(coordinator, existing, pools)
-            if found.processes:
-                _refuse_while_it_runs(coordinator, config, found, target)
+            config, seen = looked[existing.place].chosen()
+            if found.processes and not _beside(coordinator, config, found, target, seen):
+                alone = True
             volume = volumes.of(found.name, target, new_volume(config, names[target], seen.size))
             made.append(AdoptedDisk(volume, existing, places[target].readonly))
     raise_problems(problems)
@@ -269,16 +359,21 @@ def _read(
         hint = "storkit guest import its configuration, each disk as a volume: --disk TARGET=VOLUME"
         problems.append(Unsupported(f"guest {found.name} has no disk that it writes", hint))
     raise_problems(problems)
-    return AdoptedGuest(guest, made)
+    return AdoptedGuest(guest, made, bool(found.processes), alone)
 
 
-def _refuse_while_it_runs(coordinator: Coordinator, config: PoolConfig, found: _Found, target: str) -> None:
-    """Raise Conflict if a disk cannot be served as long as its guest's own process has it open."""
+def _beside(coordinator: Coordinator, config: PoolConfig, found: _Found, target: str, seen: Adoptable) -> bool:
+    """Whether a disk can be served as long as its guest's own process has it open. Raises Conflict: it cannot, and the
+    guest's hypervisor keeps a definition that would be wrong until then."""
     transport = coordinator.inventory.transport(config.name).partition(":")[2]
-    if registry.transport(transport).locks_images:
-        message = f"guest {found.name} runs, and its disk {target} is open in a QEMU that is not {transport}'s"
-        hint = f"virsh shutdown {found.name}, then again; or have iscsi serve pool {config.name}"
-        raise Conflict(message, hint)
+    kind: Literal["device", "file"] = "device" if registry.pool(config.type).devices else "file"
+    if seen.format == "raw" and kind in registry.transport(transport).beside:
+        return True
+    if not registry.hypervisor(found.kind).keeps:
+        return False
+    what = f"{transport} cannot serve it beside that" if seen.format == "raw" else f"its format is {seen.format}"
+    message = f"guest {found.name} runs, its own process has its disk {target} open, and {what}"
+    raise Conflict(message, f"virsh shutdown {found.name}, then again")
 
 
 def _same(adopted: Sequence[AdoptedGuest], known: Sequence[Guest]) -> list[StorkitError]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from storkit.core.errors import HostUnreachable, NotFound, StorkitError, UsageError, raise_problems
+from storkit.core.contracts.pools import PoolVerbs
+from storkit.core.errors import (
+    Conflict,
+    HostUnreachable,
+    NotFound,
+    Problems,
+    StorkitError,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
 from storkit.core.identities import check_name, several
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Adoptable, Existing, Volume
@@ -87,24 +99,54 @@ def named(coordinator: Coordinator, place: str, host: str) -> str:
     return str(Path(place).absolute()) if local and not place.startswith("/") and Path(place).exists() else place
 
 
+@dataclass(slots=True)
+class Candidate:
+    """What pools say of something that is to become a volume."""
+
+    able: list[tuple[PoolConfig, Adoptable]] = field(default_factory=list)
+    problems: list[StorkitError] = field(default_factory=list)
+
+    def chosen(self) -> tuple[PoolConfig, Adoptable]:
+        """The pool that it becomes a volume of: where it lies already, or the first that can take it. Raises why there
+        is none."""
+        if not self.able:
+            # What one pool knows and refuses is said alone: that the others do not know it is no news.
+            known = [each for each in self.problems if not isinstance(each, NotFound)]
+            raise_problems(_once(known or self.problems))
+        return min(self.able, key=lambda each: each[1].moved)
+
+
+def choose_all(
+    coordinator: Coordinator, wanted: Sequence[Existing], pools: Sequence[PoolConfig]
+) -> dict[str, Candidate]:
+    """What these pools say of all of it, by its places: each pool is asked once, if nothing speaks against any."""
+    found = {existing.place: Candidate() for existing in wanted}
+    for config in pools if wanted else ():
+        pool = coordinator.connections.to(config.host).pool(f"pool:{config.name}")
+        said: list[Adoptable] = []
+        with suppress(UsageError, Conflict, NotFound, Unsafe, Unsupported, Problems):
+            said = pool.adoptable(list(wanted)) if len(wanted) > 1 else []
+        for number, existing in enumerate(wanted):
+            if said:
+                found[existing.place].able.append((config, said[number]))
+            else:
+                _ask_alone(found[existing.place], config, pool, existing)
+    return found
+
+
 def choose(coordinator: Coordinator, existing: Existing, pools: Sequence[PoolConfig]) -> tuple[PoolConfig, Adoptable]:
-    """The pool that something becomes a volume of: where it lies already, or the first that can take it. Raises why
-    there is none."""
-    able: list[tuple[PoolConfig, Adoptable]] = []
-    problems: list[StorkitError] = []
-    for config in pools:
-        try:
-            (seen,) = coordinator.connections.to(config.host).pool(f"pool:{config.name}").adoptable([existing])
-            able.append((config, seen))
-        except HostUnreachable:
-            raise
-        except StorkitError as error:
-            problems += error.each
-    if not able:
-        # What one pool knows and refuses is said alone: that the others do not know it is no news.
-        known = [each for each in problems if not isinstance(each, NotFound)]
-        raise_problems(_once(known or problems))
-    return min(able, key=lambda each: each[1].moved)
+    """The pool that something becomes a volume of. Raises why there is none."""
+    return choose_all(coordinator, [existing], pools)[existing.place].chosen()
+
+
+def _ask_alone(candidate: Candidate, config: PoolConfig, pool: PoolVerbs, existing: Existing) -> None:
+    try:
+        (seen,) = pool.adoptable([existing])
+        candidate.able.append((config, seen))
+    except HostUnreachable:
+        raise
+    except StorkitError as error:
+        candidate.problems += error.each
 
 
 def own_name(name: str, seen: Adoptable) -> str:

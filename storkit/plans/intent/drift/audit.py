@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from storkit.core.errors import StorkitError, in_a_line
 from storkit.core.guest import Guest
-from storkit.core.model import ALIVE, IMPORTING, Attachment, Export, GuestState, Volume, guest_of
+from storkit.core.model import ALIVE, IMPORTING, MOVING, Attachment, Export, GuestState, Volume, guest_of
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.drift.overview import Overview, look
+from storkit.plans.lookup import disk_of
 
 Kind = Literal["host", "pool", "volume", "export", "attachment", "guest", "plan"]
 
@@ -69,7 +70,7 @@ class Compared:
 def audit(coordinator: Coordinator) -> list[Drift]:
     """Every difference; those that a person should look at first come first."""
     seen = _look(coordinator)
-    return [
+    found = [
         *_guests(seen),
         *_writers(seen),
         *_silent(coordinator),
@@ -80,6 +81,8 @@ def audit(coordinator: Coordinator) -> list[Drift]:
         *_volumes(seen),
         *_records(seen),
     ]
+    # What a plan that has not ended has left is that plan's: its end may need it.
+    return [replace(each, orphan=False) for each in found] if seen.overview.plans else found
 
 
 def _look(coordinator: Coordinator) -> Compared:
@@ -204,7 +207,9 @@ def _exports(coordinator: Coordinator, seen: Compared) -> Iterator[Drift]:
             and not {(export.uuid, export.client)} & (attached | used)
         ):
             what = f"it is exported to {export.client}, and is not attached there"
-            yield Drift("export", export.volume, what, detach, True, export.client)
+            # One of a volume that is moved is the move's.
+            alone = len(seen.volumes.get(export.uuid, [])) == 1
+            yield Drift("export", export.volume, what, detach, alone, export.client)
 
 
 def _attachments(seen: Compared) -> Iterator[Drift]:
@@ -235,7 +240,12 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
     for uuid, volumes in seen.volumes.items():
         volume = volumes[0]
         where = " and ".join(f"pool {each.pool}" for each in volumes)
-        if len(volumes) > 1:
+        if running:
+            pass  # perhaps it is just being copied
+        elif any(each.made == MOVING for each in volumes) or (len(volumes) > 1 and disk_of(volumes)):
+            yield _cut_short(volumes)
+            continue
+        if len(volumes) > 1 and not disk_of(volumes):
             mend = "take the copy that is not the disk away: never use both"
             yield Drift("volume", volume.name, f"{where} have it, with one UUID", mend)
         if names[volume.name] > 1:
@@ -248,6 +258,16 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
         if (hold := volume.hold) and hold.guest not in guests and seen.whole:
             what = f"guest {hold.name} sleeps on it since {hold.since}, and nothing is known of such a guest"
             yield Drift("volume", volume.name, what, f"storkit guest discard {hold.name} --force")
+
+
+def _cut_short(volumes: list[Volume]) -> Drift:
+    """A move that has not ended: nobody uses two of them, and what it has left is no orphan."""
+    disk = disk_of(volumes) or volumes[0]
+    others = [each.pool for each in volumes if each is not disk]
+    to = others[0] if others else disk.pool
+    what = f"its move was cut short: the disk is in pool {disk.pool}" + (f", its copy in pool {to}" if others else "")
+    off = f"; or, to call it off: storkit volume move {disk.name} --to {disk.pool}" if others else ""
+    return Drift("volume", disk.name, what, f"storkit volume move {disk.name} --to {to}{off}")
 
 
 def _records(seen: Compared) -> Iterator[Drift]:

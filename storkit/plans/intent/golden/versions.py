@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from storkit.core.errors import Conflict, NotFound, UsageError, raise_problems
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import NAME_MAX, Volume, check_name
+from storkit.core.model import NAME_MAX, Volume, check_name, closed
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.lookup import parts
 
@@ -90,8 +90,9 @@ def among(volumes: Iterable[Volume], image: str = "") -> list[Version]:
 
 
 def is_version(volume: Volume) -> bool:
-    """Whether a volume is a version of an image: not what a fleet's members are cloned from (`prepared`)."""
-    return volume.kind == "image" and volume.made != "prepared"
+    """Whether a volume is a version of an image: not what a fleet's members are cloned from (`prepared`), nor what is
+    closed while it is moved."""
+    return volume.kind == "image" and volume.made != "prepared" and not closed(volume)
 
 
 def of(coordinator: Coordinator, name: str) -> list[Version]:

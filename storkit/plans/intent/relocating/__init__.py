@@ -1,0 +1,1 @@
+"""Volumes and guests that get another place, or another name."""

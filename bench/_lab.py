@@ -17,8 +17,7 @@ BACKEND = """\
 import json, sys, time
 from pathlib import Path
 from storkit.core import codec, registry
-from storkit.core.backend import Client
-from storkit.core.model import Offer, Volume
+from storkit.core.model import Client, Offer, Volume
 from storkit.hosts.setup import Setup
 from storkit.hosts.site import site
 def transport(name, host, address, **settings):

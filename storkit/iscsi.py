@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from storkit.core.backend import Needs
 from storkit.core.host import Door
-from storkit.core.model import AttachedHere, Attachment, Evidence, Finding, Offer, Volume
-from storkit.tech.exports import HomeSide
-from storkit.tech.iscsi.names import PORT, IscsiSettings, portal
+from storkit.core.model import Finding
+from storkit.tech import portals
+from storkit.tech.blockexports import BlockSides
+from storkit.tech.iscsi.names import PORT, IscsiSettings
 
 if TYPE_CHECKING:
     from storkit.tech.iscsi.attach import IscsiAttachments
     from storkit.tech.iscsi.exports import IscsiExports
 
 
-class Iscsi(HomeSide):
+class Iscsi(BlockSides):
     """iSCSI by the kernel, at both ends."""
 
     name = "iscsi"
@@ -32,7 +33,6 @@ class Iscsi(HomeSide):
         modules=("target_core_mod", "target_core_iblock", "iscsi_target_mod", "iscsi_tcp", "dm_mod", "dm_flakey"),
     )
     Settings: ClassVar[type] = IscsiSettings
-    claims = True
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
         import os
@@ -47,9 +47,9 @@ class Iscsi(HomeSide):
             found.append(Finding(problem.message, problem.hint))
         if attaches:
             from storkit.system.block import grabbers
-            from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
+            from storkit.tech.iscsi.sessiondisk import sample
 
-            found += grabbers.findings(sample(), LVM_FILTER, MULTIPATH_BLACKLIST)
+            found += grabbers.findings(sample(), grabbers.LVM_FILTER, grabbers.MULTIPATH_BLACKLIST)
         if serves:
             from storkit.tech.iscsi import others
 
@@ -57,10 +57,7 @@ class Iscsi(HomeSide):
         return found
 
     def doors(self) -> list[Door]:
-        address = self.site.address
-        texts = self.settings.portals or ([f"[{address}]" if ":" in address else address] if address else [])
-        portals = [portal(text) for text in texts] or [("", PORT)]
-        return [Door(address, port, port) for address, port in portals]
+        return portals.doors(self.site, self.settings.portals, PORT, self.name)
 
     @cached_property
     def _exports(self) -> IscsiExports:
@@ -73,43 +70,3 @@ class Iscsi(HomeSide):
         from storkit.tech.iscsi.attach import IscsiAttachments
 
         return IscsiAttachments(self.site, self.settings)
-
-    # At the client. An offer with a path is for the home host itself.
-
-    def attach(self, offers: list[Offer]) -> list[Attachment]:
-        made: list[Attachment] = []
-        if here := [offer for offer in offers if offer.path]:
-            made += self._exports.attach_here(here)
-        if there := [offer for offer in offers if not offer.path]:
-            made += self._attachments.attach(there)
-        order = {offer.uuid: number for number, offer in enumerate(offers)}
-        return sorted(made, key=lambda attachment: order[attachment.uuid])
-
-    def claim(self, volumes: list[Volume], writers: list[str]) -> None:
-        # The home host's own node has the right since `set_writers` returned: there is nothing to take up.
-        _, there = self._divided(volumes)
-        if there:
-            self._attachments.claim(there, writers)
-
-    def detach(self, volumes: list[Volume]) -> None:
-        self._exports.detach_here(volumes)
-        self._attachments.detach(volumes)
-
-    def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
-        seen = self._attachments.look(volumes)
-        found = [*self._exports.find_here(volumes), *seen.attachments]
-        return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), seen.damaged)
-
-    def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
-        here, there = self._divided(volumes)
-        found = self._exports.evidence_here(here, offsets) if here else []
-        if there:
-            found += self._attachments.evidence(there, offsets)
-        order = {volume.name: number for number, volume in enumerate(volumes)}
-        return sorted(found, key=lambda evidence: order[evidence.volume])
-
-    def _divided(self, volumes: list[Volume]) -> tuple[list[Volume], list[Volume]]:
-        """Those that this host has attached as their home, and the others."""
-        here = {attachment.uuid for attachment in self._exports.find_here([volume.uuid for volume in volumes])}
-        mine = [volume for volume in volumes if volume.uuid in here]
-        return mine, [volume for volume in volumes if volume.uuid not in here]

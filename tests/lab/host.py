@@ -18,6 +18,7 @@ from tests.lab import network
 from tests.lab.cell import Cell
 from tests.lab.channel import LONGEST, Channel, socketpair
 from tests.lab.errors import CommandFailed, LabError
+from tests.lab.modules import DEBIAN
 from tests.lab.uml import DISKS, Settings, Uml
 
 BOOT_DEADLINE = 180.0
@@ -122,12 +123,12 @@ class Host:
         "PYTHONPYCACHEPREFIX": "/lab/common/pyc",
     }
 
-    def __init__(self, cell: Cell, name: str, index: int, image: Path) -> None:
+    def __init__(self, cell: Cell, name: str, index: int, image: Path, modules: Path = DEBIAN) -> None:
         self.name, self.index, self.memory = name, index, ""
         self.changes = 0
         """How often its power or a network of its went off, or it stood still."""
         self.log: list[Result] = []
-        self._cell, self._image = cell, image
+        self._cell, self._image, self._modules = cell, image, modules
         self._directory = cell.run_dir / "hosts" / name
         self.own = cell.path(self._directory / "own")
         self.own.mkdir(parents=True)
@@ -171,6 +172,7 @@ class Host:
                 "LAB_NAME": self.name,
                 "LAB_PATIENCE": PATIENCE,
                 "LAB_RUN": str(self._cell.run_dir),
+                "LAB_MODULES": str(self._modules),
                 "LAB_TREE": str(self._cell.run_dir / "tree"),
                 "LAB_NETWORKS": f'"{addresses}"',
                 "LAB_MACHINE_ID": f"{self.index:032x}",

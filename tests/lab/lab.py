@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests import xstate
-from tests.lab import image, network
+from tests.lab import image, modules, network
 from tests.lab.cell import Cell
 from tests.lab.errors import LabError, Unsupported
 from tests.lab.host import BOOT_DEADLINE, Host
@@ -26,7 +26,8 @@ def missing() -> str:
     wanted = {
         "linux.uml": "user-mode-linux", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "ip": "iproute2",
         "bridge": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ssh-keygen": "openssh-client",
-        "apt-get": "apt",
+        "apt-get": "apt", "depmod": "kmod", "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc",
+        "xz": "xz-utils", "gencat": "libc6-dev",
     }  # fmt: skip
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         return f"the lab needs Linux on x86_64, this is {sys.platform} on {os.uname().machine}"
@@ -49,6 +50,7 @@ class Lab:
         """Make the cell and its networks, and first the image if it is not in the cache. Raises Unsupported."""
         if reason := missing():
             raise Unsupported(reason)
+        self._modules = modules.modules(say)
         self._image = image.image(say)
         self._hosts: dict[str, Host] = {}
         self._added: list[Host] = []
@@ -102,7 +104,7 @@ class Lab:
         for name in new:
             if not (name.isalnum() and name.islower() and len(name) <= 8):
                 raise ValueError(f"a host's name is up to 8 lower-case letters and digits, not {name!r}")
-            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), Path(self._image.name))
+            self._hosts[name] = Host(self.cell, name, 11 + len(self._hosts), Path(self._image.name), self._modules)
         if new:
             self._write_names()
         wanted = [self._hosts[name] for name in names]

@@ -1,4 +1,4 @@
-"""The home host's half of the transport iscsi, called in a host of the lab: for the tests of that half alone."""
+"""The home half of a transport of block devices, called in a host of the lab: for the tests of that half alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from tests.lab.host import Host
 MIB = 1 << 20
 UUIDS = "0c9f3f0e-1111-2222-3333-4444{:08x}"
 
+ISCSI = """\
+from storkit.tech.iscsi import target, aptpl, lio, savefile
+from storkit.tech.iscsi.exports import IscsiExports as Exports
+from storkit.tech.iscsi.names import IscsiSettings as Settings
+"""
+NVME = """\
+from storkit.tech.nvme import target
+from storkit.tech.nvme.exports import NvmeExports as Exports
+from storkit.tech.nvme.names import NvmeSettings as Settings
+"""
 HOME = """\
 import json, os, sys, time
 from pathlib import Path
@@ -17,14 +27,11 @@ from storkit.core.backend import Site
 from storkit.core.model import Client
 from storkit.core.errors import StorkitError
 from storkit.core.model import Volume
-from storkit.tech.iscsi import target, aptpl, configfs, savefile
-from storkit.tech.iscsi.exports import IscsiExports
-from storkit.tech.iscsi.names import IscsiSettings
 ADDRESS, SIZE, UUIDS = sys.argv[1:4]
 for place in ("/var/lib/storkit", "/run/storkit", "/dev/storkit"):
     Path(place).mkdir(parents=True, exist_ok=True)
 site = Site("s", Path("/var/lib/storkit"), Path("/run/storkit"), Path("/dev/storkit"), ADDRESS)
-home = IscsiExports(site, IscsiSettings())
+home = Exports(site, Settings())
 def volume(n, **more):
     return Volume(f"v{n}", UUIDS.format(n), int(SIZE), "p", "s", path=f"/dev/mapper/source{n}", **more)
 def clients(*names):
@@ -45,8 +52,8 @@ def refused(call, *args):
 class Home:
     """Host s with `count` block devices that volumes are made on."""
 
-    def __init__(self, host: Host, count: int, size: int = 4 * MIB) -> None:
-        self.host, self.size, self.count = host, size, count
+    def __init__(self, host: Host, count: int, size: int = 4 * MIB, transport: str = ISCSI) -> None:
+        self.host, self.size, self.count, self.transport = host, size, count, transport
         self.disk = host.add_disk(count * size + 16 * MIB)
         self.start()
 
@@ -61,7 +68,7 @@ class Home:
 
     def python(self, code: str, timeout: float = 300, fresh: bool = False) -> str:
         arguments = (self.host.address(), str(self.size), UUIDS)
-        return self.host.python(HOME + code, *arguments, timeout=timeout, fresh=fresh)
+        return self.host.python(self.transport + HOME + code, *arguments, timeout=timeout, fresh=fresh)
 
     def rights(self) -> dict[str, str]:
         """VOLUME@CLIENT to r, w, or - if it is granted and not live."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from storkit.core.errors import Conflict
-from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST
+from storkit.system.block.grabbers import LVM_FILTER, MULTIPATH_BLACKLIST
 from tests.lab import Host, Lab, services
 from tests.lab.luns import Client, Targets
 from tests.lab.test_smoke_multipath import CONFIGURATION
@@ -81,7 +81,8 @@ def test_detach_takes_no_disk_from_under_anybody(targets: Targets, client: Clien
 
 WOULD_TAKE = """
 from storkit.system.block import grabbers
-from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
+from storkit.system.block.grabbers import LVM_FILTER, MULTIPATH_BLACKLIST
+from storkit.tech.iscsi.sessiondisk import sample
 print([finding.message.split()[0] for finding in grabbers.findings(sample(), LVM_FILTER, MULTIPATH_BLACKLIST)])
 """
 

@@ -10,6 +10,7 @@ import pytest
 from storkit.core.model import Attachment, Volume
 from tests.contract.transport_iscsi import IscsiThin
 from tests.contract.transport_nfs import NfsRig
+from tests.contract.transport_nvme import NvmeTrusted
 from tests.lab import Lab
 from tests.lab.remote import Hosts, LabRig
 from tests.lab.writer import Writer
@@ -20,7 +21,9 @@ WRITERS = 2
 NEW = b"n" * BLOCK
 
 
-@pytest.fixture(params=[IscsiThin, NfsRig], ids=["iscsi", "nfs"])
+@pytest.fixture(
+    params=[IscsiThin, NfsRig, pytest.param(NvmeTrusted, marks=pytest.mark.slow)], ids=["iscsi", "nfs", "nvme"]
+)
 def rig(lab: Lab, request: pytest.FixtureRequest) -> Iterator[LabRig]:
     hosts = Hosts(lab)
     yield request.param(hosts)
@@ -74,8 +77,8 @@ def test_after_a_fence_though_the_host_is_let_in_again(rig: LabRig, lab: Lab) ->
     rig.home.export([away.volume], [rig.b])
     rig.home.set_writers([away.volume], ["b"])
     away.b.heal()
-    if isinstance(rig, IscsiThin):  # its writers wait on: only an attach learns the new secrets
-        refused = "Security negotiation failed"
+    if isinstance(rig, IscsiThin):  # its writers wait on: only an attach learns the new secrets, or the new name
+        refused = "not allowed" if isinstance(rig, NvmeTrusted) else "Security negotiation failed"
         away.a.wait_for(lambda: refused in away.a.run(["dmesg"]).stdout, "a login that is refused", 60)
     else:
         away.wait_for_refusals()

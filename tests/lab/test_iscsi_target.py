@@ -242,7 +242,7 @@ open(path, "w").write(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=Fa
 
     # whoever changes what is ours does not change who may write
     flags = "*/tpgt_1/acls/*:host.a/lun_0/write_protect"
-    home.python(f"for flag in configfs.FABRIC.glob({flags!r}): flag.write_text('0')")
+    home.python(f"for flag in lio.FABRIC.glob({flags!r}): flag.write_text('0')")
     assert home.rights()["v2@a"] == "w"
     home.python("home.restore()")
     assert home.rights() == granted
@@ -266,9 +266,9 @@ rts.RDMCPStorageObject("memory", 4 << 20)
 
 NAMED = """
 from storkit.tech.iscsi import others
-before = sorted(str(path) for path in configfs.TARGET.rglob("*"))
-found = others.findings(site, IscsiSettings())
-assert sorted(str(path) for path in configfs.TARGET.rglob("*")) == before
+before = sorted(str(path) for path in lio.TARGET.rglob("*"))
+found = others.findings(site, Settings())
+assert sorted(str(path) for path in lio.TARGET.rglob("*")) == before
 show([[each.message, each.hint, each.warning] for each in found])
 print(refused(home.set_writers, [volume(3)], ["s"]))
 print(refused(home.export, [volume(1)], clients("a")))
@@ -334,7 +334,7 @@ def test_a_fenced_host_has_no_way_left(lab: Lab, home: Home) -> None:
     device = login(a, home, 0)
     a.run(["sg_persist", "--out", "--register", "--param-sark=a1", "--param-aptpl", device])
     a.run(["sg_persist", "--out", "--reserve", "--param-rk=a1", "--prout-type=5", "--param-aptpl", device])
-    show = "print([target.registrations(p) for p in configfs.CORE.glob('iblock_*/storkit-v0')])"
+    show = "print([target.registrations(p) for p in lio.CORE.glob('iblock_*/storkit-v0')])"
     assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
     had = json.loads(home.python("show(home.fence('a'))"))
     assert {(export["volume"], export["writable"]) for export in had} == {("v0", True), ("v1", False)}
@@ -357,7 +357,7 @@ def test_a_reboot_brings_back_rights_and_reservations(lab: Lab, home: Home) -> N
     assert home.rights() == {"v0@a": "-", "v0@s": "r", "v1@a": "-", "v1@s": "r"}
     home.python("home.restore()")
     assert home.rights() == {"v0@a": "w", "v0@s": "r", "v1@a": "r", "v1@s": "r"}
-    show = "print([target.registrations(p) for p in configfs.CORE.glob('iblock_*/storkit-v0')])"
+    show = "print([target.registrations(p) for p in lio.CORE.glob('iblock_*/storkit-v0')])"
     assert home.python(show) == "[{'iqn.2026-11.org.storkit:host.a': '00000000000000a1'}]\n"
     make_writable(a, device)
     a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
@@ -400,16 +400,16 @@ for number in range(8):
             os._exit(1)
     processes.append(child)
 others = "import rtslib_fb as rts\\nfor n in range(20): rts.RDMCPStorageObject(f'foreign{n}', 1 << 20)"
-configfs.prepare(savefile.directory())
+lio.prepare(savefile.directory())
 foreign = subprocess.run(["/usr/bin/python3", "-c", others], env={}, stderr=subprocess.PIPE, text=True)
 assert foreign.returncode == 0, foreign.stderr
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in processes]
 assert codes == [0] * 8, codes
-assert len(list(configfs.CORE.glob("rd_mcp_*/foreign*"))) == 20
+assert len(list(lio.CORE.glob("rd_mcp_*/foreign*"))) == 20
 saved = json.loads((savefile.directory() / "saveconfig.json").read_text())
 assert len(saved["targets"]) == len(saved["storage_objects"]) == 32
 for n in range(32):
-    (backstore,) = configfs.CORE.glob(f"iblock_*/storkit-v{n}")
+    (backstore,) = lio.CORE.glob(f"iblock_*/storkit-v{n}")
     seen = target.observe("iqn.2026-11.org.storkit:" + UUIDS.format(n))
     assert (seen.backstore, seen.serial) == (backstore, UUIDS.format(n)), seen
     assert seen.device == f"/dev/mapper/storkit:v{n}:export"

@@ -1,4 +1,4 @@
-"""The home host's half of the transport iscsi, killed between any two steps."""
+"""The home host's half of the transports iscsi and nvme, killed between any two steps."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ import pytest
 
 from tests.lab import Lab
 from tests.lab.killing import KILLED
-from tests.lab.target import Home
+from tests.lab.target import ISCSI, NVME, Home
 
 pytestmark = pytest.mark.lab
 
+KEPT_BY_ISCSI = """
+STATE = "/var/lib/storkit/iscsi"
+def kept():
+    saved = json.loads((savefile.directory() / "saveconfig.json").read_text())
+    names = [p.name for p in lio.CORE.glob("iblock_*")] + [p.name for p in lio.FABRIC.glob("iqn*")]
+    return [*names, *saved["targets"], *saved["storage_objects"]]
+"""
+KEPT_BY_NVME = """
+STATE = "/var/lib/storkit/nvme"
+def kept():
+    return [str(p) for place in (target.SUBSYSTEMS, target.HOSTS, target.PORTS) for p in place.iterdir()]
+"""
+TRANSPORTS = {"iscsi": (ISCSI, KEPT_BY_ISCSI), "nvme": (NVME, KEPT_BY_NVME)}
 WALK = """
-PLACES = ("/sys/kernel/config", "/var/lib/storkit/iscsi", "saveconfig", "/run/storkit")
+PLACES = ("/sys/kernel/config", STATE, "saveconfig", "/run/storkit")
 def nothing_left():
     import subprocess
-    names = [p.name for p in configfs.CORE.glob("iblock_*")] + [p.name for p in configfs.FABRIC.glob("iqn*")]
     nodes = [line for line in subprocess.check_output(["dmsetup", "ls"], text=True).splitlines() if "storkit" in line]
-    grants = [p.name for p in Path("/var/lib/storkit/iscsi").glob("*.json*")]
-    saved = json.loads((savefile.directory() / "saveconfig.json").read_text())
-    left = (names, nodes, grants, saved["targets"], saved["storage_objects"])
-    assert left == ([], [], [], [], []), left
+    grants = [p.name for p in Path(STATE).glob("*.json*")]
+    left = (kept(), nodes, grants)
+    assert left == ([], [], []), left
 both, one = clients("a", "s"), [volume(0), volume(1)]
 def started():
     home.export(one, both)
@@ -55,15 +66,17 @@ print(at)
 
 
 @pytest.mark.parametrize(
-    "verb",
+    ("transport", "verb"),
     [
-        pytest.param("export", marks=pytest.mark.slow),
-        "set_writers",
-        pytest.param("unexport", marks=pytest.mark.slow),
-        pytest.param("fence", marks=pytest.mark.slow),
+        pytest.param(transport, verb, marks=[] if (transport, verb) == ("iscsi", "set_writers") else pytest.mark.slow)
+        for transport in TRANSPORTS
+        for verb in ("export", "set_writers", "unexport", "fence")
     ],
 )
-def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(lab: Lab, verb: str) -> None:
-    home = Home(lab.host("s"), 4)
-    said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + WALK, timeout=900, fresh=True)
+def test_a_verb_that_was_killed_is_finished_by_the_next_and_undone_by_the_other(
+    lab: Lab, transport: str, verb: str
+) -> None:
+    imports, kept = TRANSPORTS[transport]
+    home = Home(lab.host("s"), 4, transport=imports)
+    said = home.python(KILLED + f"WHICH, STEP = {verb!r}, 5\n" + kept + WALK, timeout=900, fresh=True)
     assert int(said) > 10

@@ -85,6 +85,10 @@ def _modules(host: Host) -> None:
     host.run(["modprobe", "-a", "dm-mod", "nbd"])
 
 
+def _nvme(host: Host) -> None:
+    host.run(["modprobe", "-a", "dm-mod", "dm-flakey", "nvmet-tcp", "nvme-tcp"])
+
+
 # libvirt has no NBD over TLS with a pre-shared key.
 STORAGES = (
     Storage("nbd", "directory", "nbd", {"path": VOLUMES}, make=_directory, hypervisors=("qemu",), durable=False),
@@ -102,6 +106,7 @@ STORAGES = (
         "iscsi-own", "lvm", "iscsi", {"vg": "vg"},
         make=_volume_group, serve=services.target, use=services.iscsid, host="a",
     ),
+    Storage("nvme", "lvm", "nvme", {"vg": "vg"}, make=_volume_group, serve=_nvme, use=_nvme),
     Storage(
         "nfs", "nfs", "nfs", {"path": VOLUMES},
         make=_directory, serve=services.nfs_server, use=services.nfs_client,

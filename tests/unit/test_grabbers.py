@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from storkit.system.block import grabbers
-from storkit.system.block.grabbers import GrabbableDisk, lvm_takes, multipath_takes, parse_lvmconfig, parse_multipath
-from storkit.tech.iscsi.sessiondisk import LVM_FILTER, MULTIPATH_BLACKLIST, sample
+from storkit.system.block.grabbers import (
+    LVM_FILTER,
+    MULTIPATH_BLACKLIST,
+    GrabbableDisk,
+    lvm_takes,
+    multipath_takes,
+    parse_lvmconfig,
+    parse_multipath,
+)
+from storkit.tech.iscsi.sessiondisk import sample
 
 DATA = Path(__file__).parent / "data"
 NBD = GrabbableDisk("nbd15")

@@ -10,6 +10,7 @@ import pytest
 
 from storkit.core.errors import CommandFailed, ServiceUnreachable, Unsafe, Unsupported
 from storkit.core.model import Secret
+from storkit.tech import portals
 from storkit.tech.iscsi import initiator
 from storkit.tech.iscsi.names import Chapped
 
@@ -158,4 +159,4 @@ def test_the_telling_line_of_iscsiadm() -> None:
 
 
 def test_a_portal_that_nobody_listens_at() -> None:
-    assert initiator.probe("127.0.0.1", 1, 2.0) == "Connection refused"
+    assert portals.probe("127.0.0.1", 1, 2.0) == "Connection refused"

@@ -9,8 +9,13 @@ import pytest
 
 from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, Unsupported
-from storkit.tech.iscsi.names import IscsiSettings
-from storkit.tech.iscsi.portals import listening, own_portals, parse_listeners
+from storkit.tech import portals as written
+from storkit.tech.iscsi.names import PORT
+from storkit.tech.iscsi.portals import listening, parse_listeners
+
+
+def own_portals(site: Site, *portals: str) -> list[str]:
+    return written.own(site, portals, PORT, "iscsi")
 
 
 def site(address: str) -> Site:
@@ -18,9 +23,8 @@ def site(address: str) -> Site:
 
 
 def test_the_host_s_own_address_unless_portals_are_set() -> None:
-    assert own_portals(site("127.0.0.1"), IscsiSettings()) == ["127.0.0.1:3260"]
-    settings = IscsiSettings(portals=["127.0.0.2:860", "127.0.0.3"])
-    assert own_portals(site(""), settings) == ["127.0.0.2:860", "127.0.0.3:3260"]
+    assert own_portals(site("127.0.0.1")) == ["127.0.0.1:3260"]
+    assert own_portals(site(""), "127.0.0.2:860", "127.0.0.3") == ["127.0.0.2:860", "127.0.0.3:3260"]
 
 
 @pytest.mark.parametrize("address, said", [("", "has no address"), ("203.0.113.9", "no address of this host"),
@@ -28,12 +32,12 @@ def test_the_host_s_own_address_unless_portals_are_set() -> None:
                                            ("nowhere.invalid", "does not know its own address")])  # fmt: skip
 def test_what_no_client_could_reach_is_refused(address: str, said: str) -> None:
     with pytest.raises(Unsupported, match=said):
-        own_portals(site(address), IscsiSettings())
+        own_portals(site(address))
 
 
 def test_all_portals_that_are_wrong_are_said_at_once() -> None:
     with pytest.raises(StorkitError) as raised:
-        own_portals(site(""), IscsiSettings(portals=["203.0.113.9", "127.0.0.1", "203.0.113.10"]))
+        own_portals(site(""), "203.0.113.9", "127.0.0.1", "203.0.113.10")
     assert len(getattr(raised.value, "problems", [])) == 2
 
 

@@ -16,6 +16,13 @@ from storkit.core.model import Finding
 from storkit.system import unixsockets
 from storkit.system.run import run, which
 
+PROPERTY = "DISK_OF_STORKIT"
+"""The property of udevd's by which multipath.conf(5) can leave storkit's disks out. multipathd goes through them in the
+order of their names, and stops at ID_WWN, which is an exception from its blacklist by default."""
+LINKS = "disk/by-storkit"
+"""Where below /dev each has a link, by which LVM's filter can: its own name is one of many."""
+MULTIPATH_BLACKLIST = f'property "{PROPERTY}"'
+LVM_FILTER = f'"r|^/dev/{LINKS}/|", "r|^/dev/mapper/storkit:|"'
 _MULTIPATHD = "@/org/kernel/linux/storage/multipathd"
 _TAKES = {"off", "no", "greedy", "smart"}
 """The values of find_multipaths (multipath.conf(5)) by which a disk with one path becomes a map."""
@@ -54,6 +61,17 @@ class Section:
 
     def inner(self, key: str) -> list[Section]:
         return [section for name, section in self.sections if name == key]
+
+
+def rule(match: str) -> str:
+    """A rule for udevd by which neither blkid nor what goes by its findings (LVM, md, btrfs, mounts) looks at the disks
+    that match, and those who look all the same have a property and a link to know them by."""
+    return f"""\
+{match}, \\
+  ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}="1", ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1", \\
+  ENV{{DM_MULTIPATH_DEVICE_PATH}}="0", ENV{{SYSTEMD_READY}}="0", ENV{{UDISKS_IGNORE}}="1", OPTIONS:="nowatch", \\
+  ENV{{{PROPERTY}}}="1", SYMLINK+="{LINKS}/%k"
+"""
 
 
 def parse_multipath(text: str) -> Section:

@@ -10,7 +10,6 @@ Our record is the offer without its secrets, which open-iscsi's own record has.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,32 +21,31 @@ from storkit.core.errors import (
     NotFound,
     ServiceUnreachable,
     StorkitError,
-    TimedOut,
     Unsafe,
-    UsageError,
     raise_problems,
 )
 from storkit.core.identities import check_secret
-from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Secret, Volume
-from storkit.system.block import devmapper, reading, reservations, scsi
-from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
+from storkit.core.model import Evidence, Offer, Secret, Volume
+from storkit.system.block import devmapper, reservations, scsi
+from storkit.system.block.devmapper import MappedNode, node_name
 from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.openers import only_killed
 from storkit.system.parallel import for_each_at_once
-from storkit.tech.attachments import Attaching, Attachments, Detaching
+from storkit.tech import portals
+from storkit.tech.attachments import Attaching, Detaching
 from storkit.tech.iscsi import attached, initiator, sessiondisk
-from storkit.tech.iscsi.attached import ROLE
 from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import (
+    PORT,
     Chapped,
     IscsiSettings,
     identity,
     initiator_iqn,
     is_target,
     portal,
-    portal_name,
     target_iqn,
 )
+from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
 from storkit.tech.records import RecordFiles
 
 
@@ -64,7 +62,7 @@ class _Here:
         return self.session is not None and self.session.alive
 
 
-class IscsiAttachments(Attachments[Offer]):
+class IscsiAttachments(MappedAttachments):
     """The iSCSI attachments of one host."""
 
     transport = "iscsi"
@@ -74,13 +72,6 @@ class IscsiAttachments(Attachments[Offer]):
         self.settings = settings
         self._until = 0.0
         """Until when a restore waits for sessions that are being recovered."""
-
-    def _attachment(self, record: Offer) -> Attachment:
-        path = str(self.path(record.volume))
-        return Attachment(
-            record.volume, record.uuid, self.site.host, "iscsi", path, DiskSource("block", path), record.size,
-            record.writable,
-        )  # fmt: skip
 
     def _planned(self, offer: Offer) -> Offer:
         return replace(offer, credential=None)
@@ -110,23 +101,11 @@ class IscsiAttachments(Attachments[Offer]):
         }
 
     def _refused(self, offer: Offer, known: Offer | None) -> Iterator[StorkitError]:
-        for uuid, node in devmapper.of_role(ROLE).items():
-            if node.volume == offer.volume and uuid != offer.uuid:
-                hint = f"storkit detach {offer.volume} --on {self.site.host}"
-                yield Conflict(f"another volume {offer.volume}, {uuid}, is attached on {self.site.host}", hint)
+        yield from self._refused_name(offer)
         if not is_target(offer.name, offer.uuid) or offer.identity != identity(offer.uuid):
             message = f"the offer of volume {offer.volume} is for another target or disk: {offer.name}"
             yield Unsafe(f"{message}, {offer.identity}", "leave it alone until you know what it is")
-        if not offer.portals:
-            yield UsageError(f"the offer of volume {offer.volume} names no portal", "storkit status")
-        for text in offer.portals:
-            try:
-                portal(text)
-            except UsageError as error:
-                yield error
-
-    def _ours(self, target: str, name: str, uuid: str, record: Offer | None) -> bool:
-        return target == node_path(node_name(name, ROLE))
+        yield from self._refused_portals(offer, PORT)
 
     # attach
 
@@ -172,23 +151,12 @@ class IscsiAttachments(Attachments[Offer]):
             self._must_answer(record, path)
         one.device = sessiondisk.attach(session, record.volume, record.identity, record.size).path
 
-    def _must_answer(self, record: Offer, path: str, ranges: Sequence[tuple[int, int]] = reading.PROBE) -> list[bytes]:
-        """Read from a disk before anything is asked of it that no child can ask. Raises ServiceUnreachable: its target
-        has gone away, which the kernel has not noticed yet."""
-        try:
-            return reading.read(path, ranges).blocks
-        except TimedOut as error:
-            message = f"the target {record.name} of volume {record.volume} does not answer: {error.message}"
-            raise ServiceUnreachable(message, "storkit status") from error
-        except OSError:
-            return []  # what the disk is, and why it fails, SCSI tells better
-
     def _wait_for(self, record: Offer, session: IscsiSession, deadline: float) -> None:
         """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
 
         Raises ServiceUnreachable: the target is still away.
         """
-        reason = initiator.probe(*portal(session.portal))
+        reason = portals.probe(*portal(session.portal))
         if not reason and not initiator.recovered(session.target, deadline):
             reason = "its port is open, and the session does not go on"
         if reason:
@@ -220,11 +188,11 @@ class IscsiAttachments(Attachments[Offer]):
             node = self._login_node(one.record, portals)
         initiator.login(node)
 
-    def _login_node(self, offer: Offer, portals: list[tuple[str, int]]) -> initiator.InitiatorRecord:
+    def _login_node(self, offer: Offer, places: list[tuple[str, int]]) -> initiator.InitiatorRecord:
         """The first portal where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
         silent = []
-        for address, port in portals:
-            reason = initiator.probe(address, port)
+        for address, port in places:
+            reason = portals.probe(address, port)
             if not reason:
                 return initiator.InitiatorRecord(
                     offer.name,
@@ -235,7 +203,7 @@ class IscsiAttachments(Attachments[Offer]):
                     self.settings.login_timeout,
                     self.settings.replacement_timeout,
                 )
-            silent.append(f"{portal_name(address, port)}: {reason}")
+            silent.append(f"{portals.name(address, port)}: {reason}")
         message = f"no portal of volume {offer.volume} answers ({'; '.join(silent)})"
         raise ServiceUnreachable(message, "storkit host check")
 
@@ -258,15 +226,6 @@ class IscsiAttachments(Attachments[Offer]):
         keys = None if writers is None else [reservations.key_for(uuid, host) for host in writers]
         reservations.hold(one.device, reservations.key_for(uuid, self.site.host), keys)
 
-    def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
-        nodes = []
-        for one in batch:
-            record, table = one.record, devmapper.linear(one.device, one.record.size)
-            name, uuid = node_name(record.volume, ROLE), node_uuid(record.uuid, ROLE)
-            nodes.append(Wanted(name, uuid, table, not record.writable))
-            one.target = node_path(name)
-        devmapper.ensure(nodes)
-
     def _abandon(self, fresh: Sequence[Attaching[Offer]]) -> None:
         with suppress(StorkitError):
             devmapper.remove([node_name(one.record.volume, ROLE) for one in fresh])
@@ -284,7 +243,14 @@ class IscsiAttachments(Attachments[Offer]):
         here = [_Here(record, nodes.get(record.uuid), attached.session(record)) for record in records]
         if any(each.session for each in here):
             initiator.check_daemon()
-        raise_problems([problem for each in here for problem in self._in_use(each)])
+        lost = [each.session is not None and not each.alive for each in here]
+        raise_problems(
+            [
+                problem
+                for each, gone in zip(here, lost, strict=True)
+                for problem in self._in_use(each.record, each.node, gone)
+            ]
+        )
         for_each_at_once(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
         # What was sent to a target that is away comes back only at the end of its session.
         for_each_at_once(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
@@ -295,12 +261,6 @@ class IscsiAttachments(Attachments[Offer]):
         for_each_at_once(self._let_go, [each for each in here if each.alive])
         for one in batch:
             one.gone = True
-
-    def _in_use(self, here: _Here) -> Iterator[StorkitError]:
-        node = here.node
-        if node is not None and node.opens and not (here.session and not here.alive and only_killed(node.device)):
-            hint = f"see who has it: lsblk {node.path}; fuser -v {node.path}"
-            yield Conflict(f"volume {here.record.volume} is in use on {self.site.host}", hint)
 
     def _let_go(self, here: _Here) -> None:
         """Take back this host's registration, if it may still write, and log out."""
@@ -326,11 +286,7 @@ class IscsiAttachments(Attachments[Offer]):
             known, problems = self._records.find(volume.uuid for volume in volumes)
             raise_problems(problems)
             nodes, deadline = self._nodes(), _patience()
-            batch = [
-                Attaching(replace(record, writable=True), record, None)
-                for uuid, record in known.items()
-                if uuid in nodes
-            ]
+            batch = [claimed(record) for uuid, record in known.items() if uuid in nodes]
 
             def take(one: Attaching[Offer]) -> None:
                 node = nodes[one.record.uuid]
@@ -343,11 +299,7 @@ class IscsiAttachments(Attachments[Offer]):
                     self._take_right(one, writers)
 
             for_each_at_once(take, batch)
-            if taken := [one for one in batch if one.device]:
-                self._records.save({one.record.uuid: one.record for one in taken})
-                self._place(taken)
-            for one in taken:
-                self._link(one.record.volume, one.target)
+            self._taken_up(batch)
 
     # what is there
 
@@ -362,18 +314,14 @@ class IscsiAttachments(Attachments[Offer]):
     def _look(self, record: Offer, offsets: list[int] | None) -> Evidence:
         session = attached.alive(record, self.site.host)
         # A session is lost ten seconds after its target: who asks the disk meanwhile waits until that is back.
-        if reason := initiator.probe(*portal(session.portal)):
+        if reason := portals.probe(*portal(session.portal)):
             message = f"the target of volume {record.volume} does not answer {self.site.host} at {session.portal}"
             raise ServiceUnreachable(f"{message}: {reason}", "storkit status")
         path = sessiondisk.find(session)
         ranges = wanted(record.uuid, record.size, offsets)
         seen = self._must_answer(record, path, ranges)
         disk = sessiondisk.read(path)
-        if disk.identity != record.identity:
-            message = f"what answers for volume {record.volume} on {self.site.host} is {disk.identity}"
-            raise Unsafe(message, f"storkit detach {record.volume} --on {self.site.host}")
-        if not seen:
-            raise ServiceUnreachable(f"{path}, of volume {record.volume}, cannot be read", "storkit status")
+        seen = self._blocks(record, path, seen, disk.identity)
         with scsi.ScsiDisk(path) as asked:
             keys = {reservations.key_text(key) for key in asked.registered_keys()}
         own = reservations.key_text(reservations.key_for(record.uuid, self.site.host))
@@ -396,15 +344,10 @@ def _flush(here: _Here) -> None:
     """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this host
     may write it, does not take it: tried again, it may."""
     assert here.node is not None and here.session is not None
-    descriptor = os.open(here.node.device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if sessiondisk.writable(here.session, here.record.identity):
-            message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
-            raise ServiceUnreachable(message, "storkit status") from error
-    finally:
-        os.close(descriptor)
+    error = flush(here.node)
+    if error is not None and sessiondisk.writable(here.session, here.record.identity):
+        message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
+        raise ServiceUnreachable(message, "storkit status") from error
 
 
 def _chap(offer: Offer) -> Chapped | None:

@@ -13,8 +13,6 @@ from storkit.system.block.devmapper import MappedNode
 from storkit.tech.iscsi import initiator, sessiondisk
 from storkit.tech.iscsi.initiator import IscsiSession
 
-ROLE = "attached"
-
 
 def session(record: Offer) -> IscsiSession | None:
     """The session of an attachment: an alive one if there is one."""

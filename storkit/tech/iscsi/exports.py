@@ -2,31 +2,26 @@
 
 From the grants follow the save file and the kernel's target (storkit.tech.iscsi.target), and the home host's own node
 (storkit.tech.iscsi.homenode). The save file is written before rights are taken, with those that are to be given: it
-counts after a reboot alone, when no write of before it is on its way.
+counts after a reboot alone, when no write of before it is on its way. A restore belongs before the distribution's own
+service, which removes and restores all targets: it puts the save file right first.
 """
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from storkit.core.backend import Site
 from storkit.core.errors import (
-    NotFound,
     ServiceUnreachable,
     StorkitError,
     Unsafe,
-    Unsupported,
     collected,
     raise_problems,
 )
 from storkit.core.model import (
-    Attachment,
     Client,
     Credential,
-    Evidence,
     Export,
     Offer,
     Secret,
@@ -34,38 +29,58 @@ from storkit.core.model import (
 )
 from storkit.system.block import devmapper
 from storkit.system.block.blockdevice import device_size
+from storkit.system.block.devmapper import MappedNode
+from storkit.tech import portals as written
 from storkit.tech.athand import at_hand
-from storkit.tech.exports import HomeExports
-from storkit.tech.iscsi import configfs, savefile, target
-from storkit.tech.iscsi.homenode import LocalNodes, export_node, wanted_export
+from storkit.tech.blockexports import BlockExports
+from storkit.tech.homenode import Stated, place
+from storkit.tech.iscsi import lio, savefile, target
 from storkit.tech.iscsi.names import (
+    PORT,
     Chapped,
     IscsiClientGrant,
     IscsiGrant,
     IscsiSettings,
     identity,
     initiator_iqn,
+    naa,
     portal,
+    stated,
     target_iqn,
     unit_serial,
 )
-from storkit.tech.iscsi.portals import listening, own_portals
+from storkit.tech.iscsi.portals import listening
 
 TRANSPORT = "iscsi"
+EXPORT_ROLE = "export"
+"""The node that the target has open; so both can be open at once, each for itself."""
 
 
-class IscsiExports(HomeExports[IscsiGrant]):
+class IscsiExports(BlockExports[IscsiGrant]):
     """The iSCSI exports of one host."""
 
     kind = IscsiGrant
     settings: IscsiSettings
 
-    def __init__(self, site: Site, settings: IscsiSettings) -> None:
-        super().__init__(site, settings)
-        self._local = LocalNodes(site)
+    def _machine_lock(self) -> AbstractContextManager[None]:
+        return lio.lock()
 
-    def _lock(self, uuids: Iterable[str]) -> AbstractContextManager[None]:
-        return configfs.lock()
+    def _identity(self, uuid: str) -> str:
+        return identity(uuid)
+
+    def _served(self, grant: IscsiGrant, node: MappedNode, nodes: Mapping[str, MappedNode]) -> Stated:
+        """Where the volume has a target, its node has to stand on the same bytes of the same device as this one."""
+        volume = grant.volume
+        exported = nodes.get(devmapper.node_uuid(volume.uuid, EXPORT_ROLE))
+        seen = target.observe(grant.iqn) if grant.iqn and lio.FABRIC.is_dir() else None
+        serial, keys = volume.uuid, None
+        if seen is not None and seen.backstore is not None:
+            serial = seen.serial
+            if exported is None or exported.path != seen.device or place(exported) != place(node):
+                message = f"the target of volume {volume.name} does not stand on the device of {node.path}"
+                raise Unsafe(message, f"dmsetup table {node.name} {_export_node(volume)}")
+            keys = sorted(set(target.registrations(seen.backstore).values()))
+        return stated(naa(serial), serial), keys
 
     def _extend(
         self,
@@ -80,8 +95,8 @@ class IscsiExports(HomeExports[IscsiGrant]):
             problems += self._refused_client(client)
         if remote:
             with collected(problems):
-                portals = own_portals(self.site, self.settings)
-                configfs.prepare(savefile.directory())
+                portals = written.own(self.site, self.settings.portals, PORT, TRANSPORT)
+                lio.prepare(savefile.directory())
                 savefile.check()
         at_hand(volumes)
         grants: list[IscsiGrant] = []
@@ -91,26 +106,6 @@ class IscsiExports(HomeExports[IscsiGrant]):
         if remote and not problems:
             problems += target.foreign(map(_unit, grants))
         return grants
-
-    def _refused_client(self, client: Client) -> Iterable[StorkitError]:
-        if client.same_machine and client.name != self.site.host:
-            message = f"iSCSI cannot tell host {client.name} from {self.site.host}: they are one machine"
-            yield Unsupported(message, 'use the transport "nbd" between hosts of one machine')
-
-    def _refused_volume(self, volume: Volume) -> Iterable[StorkitError]:
-        if volume.format not in ("", "raw"):
-            message = f"volume {volume.name} is {volume.format}: iSCSI exports raw block devices"
-            yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
-            return
-        try:
-            if not stat.S_ISBLK(Path(volume.path).stat().st_mode):
-                message = f"volume {volume.name} is a file, {volume.path}: iSCSI exports block devices"
-                yield Unsupported(message, 'use the transport "nbd" for its pool, or import it into an LVM pool')
-            elif device_size(volume.path) < volume.size:
-                yield _too_small(volume)
-        except OSError:
-            hint = f"storkit host restore {self.site.host}"
-            yield NotFound(f"volume {volume.name} has no device {volume.path}", hint)
 
     def _in_use(self, grant: IscsiGrant) -> bool:
         return target.observe(grant.iqn) is not None or bool(self._local.find([grant.volume.uuid]))
@@ -140,7 +135,7 @@ class IscsiExports(HomeExports[IscsiGrant]):
     def _take(self, grants: Sequence[IscsiGrant], force: bool = False) -> None:
         remote = [grant for grant in grants if grant.iqn]
         units = [_unit(grant) for grant in remote]
-        running = configfs.FABRIC.is_dir()
+        running = lio.FABRIC.is_dir()
         _all(
             lambda: savefile.save(units) if units else None,
             lambda: target.take(units) if running else None,
@@ -149,19 +144,19 @@ class IscsiExports(HomeExports[IscsiGrant]):
         if gone := [grant for grant in remote if not grant.remote()]:
             if running:
                 target.bring([_unit(grant) for grant in gone])
-            devmapper.remove([export_node(grant.volume) for grant in gone])
+            devmapper.remove([_export_node(grant.volume) for grant in gone])
 
     def _give(self, grants: Sequence[IscsiGrant]) -> None:
         if offered := [grant for grant in grants if grant.remote()]:
-            configfs.prepare(savefile.directory())
+            lio.prepare(savefile.directory())
             if missing := [grant for grant in offered if not target.stands(_unit(grant))]:
-                devmapper.create([wanted_export(grant.volume) for grant in missing])
+                devmapper.create([_wanted_export(grant.volume) for grant in missing])
             target.bring([_unit(grant) for grant in offered])
         self._local.allow(grants)
 
     def _enlarge(self, grants: Sequence[IscsiGrant]) -> None:
         # The target asks its device how large it is, whenever somebody asks the target.
-        devmapper.swap([wanted_export(grant.volume) for grant in grants if grant.remote()])
+        devmapper.swap([_wanted_export(grant.volume) for grant in grants if grant.remote()])
 
     def _observe(self, grants: Sequence[IscsiGrant]) -> list[Export]:
         here = self._local.find([grant.volume.uuid for grant in grants]) if grants else []
@@ -232,54 +227,15 @@ class IscsiExports(HomeExports[IscsiGrant]):
                 if attachment.writable:
                     yield Unsafe(f"{attachment.path} can still be written on {client}", f"storkit fence {client}")
 
-    def _remake(self, grants: Sequence[IscsiGrant]) -> None:
-        # This belongs before the distribution's own service, which removes and restores all targets: the save file is
-        # put right here first.
-        at_hand([grant.volume for grant in grants])
-        raise_problems(
-            [_too_small(grant.volume) for grant in grants if device_size(grant.volume.path) < grant.volume.size]
-        )
-        super()._remake(grants)
 
-    def _restored(self, grants: Sequence[IscsiGrant]) -> None:
-        self._local.restore(grants)
-
-    # The home host's own attachments.
-
-    def attach_here(self, offers: list[Offer]) -> list[Attachment]:
-        with configfs.lock():
-            grants, problems = self._grants.find(offer.uuid for offer in offers)
-            raise_problems(problems)
-            attached = self._local.attach(offers, grants)
-            self._note(grants, True)
-        return attached
-
-    def detach_here(self, volumes: list[Volume]) -> None:
-        with configfs.lock():
-            self._local.detach(volumes)
-            self._note(self._grants.find(volume.uuid for volume in volumes)[0], False)
-
-    def find_here(self, volumes: list[str] | None) -> list[Attachment]:
-        return self._local.find(volumes)
-
-    def evidence_here(self, volumes: Iterable[Volume], offsets: list[int] | None) -> list[Evidence]:
-        grants, problems = self._grants.find(volume.uuid for volume in volumes)
-        raise_problems(problems)
-        return [self._local.evidence(grant, offsets) for grant in grants]
-
-    def _note(self, grants: list[IscsiGrant], attached: bool) -> None:
-        """Remember whether this host, the home host, has these volumes attached."""
-        changed = []
-        for grant in grants:
-            mine = grant.clients.get(self.site.host)
-            if mine is not None and mine.attached != attached:
-                mine.attached = attached
-                changed.append(grant)
-        self._grants.save(changed)
+def _export_node(volume: Volume) -> str:
+    return devmapper.node_name(volume.name, EXPORT_ROLE)
 
 
-def _too_small(volume: Volume) -> StorkitError:
-    return Unsafe(f"{volume.path} is smaller than volume {volume.name}", f"storkit volume show {volume.name}")
+def _wanted_export(volume: Volume) -> devmapper.Wanted:
+    """The target's node over a volume's device. Raises NotFound: the device is not there."""
+    name, uuid = _export_node(volume), devmapper.node_uuid(volume.uuid, EXPORT_ROLE)
+    return devmapper.Wanted(name, uuid, devmapper.linear(volume.path, volume.size), volume.kind != "disk")
 
 
 def _lets_in(grant: IscsiGrant, client: str) -> bool:
@@ -304,7 +260,7 @@ def _unit(grant: IscsiGrant) -> target.Unit:
     return target.Unit(
         name=f"storkit-{volume.name}",
         serial=unit_serial(volume.uuid),
-        device=devmapper.node_path(export_node(volume)),
+        device=devmapper.node_path(_export_node(volume)),
         readonly=volume.kind != "disk",
         discard=target.discards(volume.path),
         iqn=grant.iqn,

@@ -9,7 +9,6 @@ iscsid reads a record again when it is restarted, so it lives for as long as the
 from __future__ import annotations
 
 import re
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from storkit.system import unixsockets
 from storkit.system.files import PARTIAL, write_atomic
 from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
+from storkit.tech import portals
 from storkit.tech.iscsi import kill
-from storkit.tech.iscsi.names import Chapped, portal_name
+from storkit.tech.iscsi.names import Chapped
 
 INTERFACE = "storkit"
 PACKAGE = "open-iscsi"
@@ -36,7 +36,6 @@ TPGT = 1
 SESSIONS = Path("/sys/class/iscsi_session")
 _SOCKET = "@ISCSIADM_ABSTRACT_NAMESPACE"
 _DATABASES = ("/etc/iscsi/nodes", "/var/lib/iscsi/nodes")
-_PROBE = scaled(5.0)
 _LOGIN_TIMEOUT = scaled(90.0)
 _LOGOUT_TIMEOUT = scaled(30.0)
 RECOVERY = scaled(45.0)
@@ -64,7 +63,7 @@ class InitiatorRecord:
 
     @property
     def portal(self) -> str:
-        return portal_name(self.address, self.port)
+        return portals.name(self.address, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +228,7 @@ def _session(directory: Path) -> IscsiSession:
     device = (directory / "device").resolve(strict=True)
     portal = ""
     for connection in device.glob("connection*/iscsi_connection/*"):
-        portal = portal_name(_value(connection, "persistent_address"), int(_value(connection, "persistent_port") or 0))
+        portal = portals.name(_value(connection, "persistent_address"), int(_value(connection, "persistent_port") or 0))
     return IscsiSession(
         int(directory.name.removeprefix("session")),
         _value(directory, "targetname"),
@@ -269,15 +268,6 @@ def _listening() -> bool:
     return unixsockets.bound(_SOCKET)
 
 
-def probe(address: str, port: int, timeout: float = _PROBE) -> str:
-    """Why nobody can be reached at a portal, or nothing."""
-    try:
-        with socket.create_connection((address, port), timeout):
-            return ""
-    except OSError as error:
-        return str(error.strerror or error)
-
-
 def login(node: InitiatorRecord) -> None:
     """Log in by the record of this node, which must be written; logged in already is fine.
 
@@ -310,7 +300,7 @@ def end_logins(target: str) -> None:
     Raises ServiceUnreachable: the target lets it wait.
     """
     for address, port in find_records(target) if _listening() else ():
-        if not _log_out(target, portal_name(address, port), _LOGIN_TIMEOUT):
+        if not _log_out(target, portals.name(address, port), _LOGIN_TIMEOUT):
             message = f"iscsid is still logging in to {target}, for a command that was killed"
             raise ServiceUnreachable(message, "wait, or: systemctl restart iscsid, which no other session suffers from")
 

@@ -16,12 +16,12 @@ from storkit.core.backend import WORD, word_setting
 from storkit.core.errors import StorkitError, UsageError, raise_problems
 from storkit.core.identities import ClientName, Line
 from storkit.core.model import Secret, Volume
+from storkit.tech import portals
 from storkit.tech.grants import short_digest
 
 PREFIX = "iqn.2026-11.org.storkit"
 PORT = 3260
 _PREFIX = re.compile(r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9-]+){2,}(:[a-z0-9.:-]*[a-z0-9])?")
-_PORTAL = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<host>[^\[\]:\s]+))(?::(?P<port>[0-9]{1,5}))?")
 
 Chap = Literal["mutual", "one-way", "none"]
 
@@ -47,11 +47,7 @@ class IscsiSettings:
         if not _PREFIX.fullmatch(self.prefix) or len(self.prefix) > 120:
             hint = f"lower-case, a date and a domain of two parts or more: {PREFIX}"
             problems.append(UsageError(f"iscsi: prefix {self.prefix!r} cannot begin an IQN", hint))
-        for text in self.portals:
-            try:
-                portal(text)
-            except UsageError as error:
-                problems.append(error)
+        problems += portals.problems(self.portals, PORT, "iscsi")
         if self.login_timeout < 1:
             problems.append(UsageError(f"iscsi: login_timeout = {self.login_timeout} is no number of seconds"))
         if self.replacement_timeout < -1 or self.replacement_timeout == 0:
@@ -61,17 +57,8 @@ class IscsiSettings:
 
 
 def portal(text: str) -> tuple[str, int]:
-    """ADDRESS, ADDRESS:PORT, [IPV6] or [IPV6]:PORT as an address, without brackets, and a port."""
-    match = _PORTAL.fullmatch(text)
-    port = int(match["port"] or PORT) if match else 0
-    if match is None or not 0 < port < 65536:
-        raise UsageError(f"iscsi: {text!r} is no portal", "write ADDRESS, ADDRESS:PORT or [IPV6]:PORT")
-    return match["v6"] or match["host"], port
-
-
-def portal_name(address: str, port: int) -> str:
-    """A portal as LIO names its directory and as `iscsiadm -p` takes it."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    """As tech.portals.parse."""
+    return portals.parse(text, PORT, "iscsi")
 
 
 def target_iqn(prefix: str, uuid: str) -> str:

@@ -16,9 +16,10 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError
 from storkit.core.model import Finding
 from storkit.system.block import holders
+from storkit.system.block.configfs import entries
 from storkit.tech.files.sidecar import is_pool
 from storkit.tech.grants import GrantStore
-from storkit.tech.iscsi.configfs import CORE, FABRIC, entries
+from storkit.tech.iscsi.lio import CORE, FABRIC
 from storkit.tech.iscsi.names import IscsiGrant, IscsiSettings
 from storkit.tech.lvm import tools
 

@@ -1,4 +1,4 @@
-"""Where this host's iSCSI targets are reached, by number, and what the kernel has to listen on for that.
+"""What the kernel has to listen on for this host's iSCSI targets to be reached at their portals.
 
 Targets share a listening socket if it has the same address and port. One on all addresses (what targetcli makes unless
 told otherwise) leaves no room for one on a single address of the same port, so where there is one it is shared.
@@ -10,27 +10,8 @@ import ipaddress
 import sys
 from pathlib import Path
 
-from storkit.core.backend import Site
-from storkit.core.errors import StorkitError, raise_problems
-from storkit.system.addresses import own_address
-from storkit.tech.iscsi.names import PORT, IscsiSettings, portal, portal_name
-
-
-def own_portals(site: Site, settings: IscsiSettings) -> list[str]:
-    """The portals of this host's targets, as LIO names them. Raises Unsupported: none, or not of this host."""
-    if not settings.portals:
-        return [portal_name(own_address(site.host, site.address), PORT)]
-    hint = "in the inventory, at iscsi portals, write numbers of the host itself: ip -br address"
-    found: list[str] = []
-    problems: list[StorkitError] = []
-    for text in settings.portals:
-        try:
-            address, port = portal(text)
-            found.append(portal_name(own_address(site.host, address, hint), port))
-        except StorkitError as error:
-            problems.append(error)
-    raise_problems(problems)
-    return found
+from storkit.tech import portals as written
+from storkit.tech.iscsi.names import portal
 
 
 def listening(portals: list[str]) -> list[str]:
@@ -48,7 +29,7 @@ def _shared(name: str, listeners: set[tuple[str, int]]) -> str:
         return name
     for everywhere in ("0.0.0.0", "::") if ":" not in address else ("::",):
         if (everywhere, port) in listeners:
-            return portal_name(everywhere, port)
+            return written.name(everywhere, port)
     return name
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from storkit.core.errors import Unsafe
 from storkit.system.files import write_atomic
-from storkit.tech.iscsi import configfs
+from storkit.tech.iscsi import lio
 from storkit.tech.iscsi import target as iscsi_target
 
-DIRECTORIES = configfs.DATABASES[:2]
+DIRECTORIES = lio.DATABASES[:2]
 """Debian's place, and rtslib's own: the first that exists."""
 FILE = "saveconfig.json"
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -14,30 +14,21 @@ from pathlib import Path
 
 from storkit.core.errors import NotFound, ServiceUnreachable, TimedOut, Unsafe
 from storkit.core.units import SECTOR
-from storkit.system.block import scsi, udev
-from storkit.system.block.grabbers import GrabbableDisk
+from storkit.system.block import grabbers, scsi, udev
+from storkit.system.block.grabbers import LINKS, PROPERTY, GrabbableDisk
 from storkit.system.timeouts import scaled
 from storkit.tech.iscsi.initiator import INTERFACE, IscsiSession
 from storkit.tech.iscsi.names import naa, stated
 
 DISKS = Path("/sys/class/scsi_disk")
 RULES = Path("/run/udev/rules.d/05-storkit-iscsi.rules")
-PROPERTY = "DISK_OF_STORKIT"
-"""The property of udevd's by which multipath.conf(5) can leave storkit's disks out. multipathd goes through them in the
-order of their names, and stops at ID_WWN, which is an exception from its blacklist by default."""
-LINKS = "disk/by-storkit"
-"""Where below /dev each has a link, by which LVM's filter can: its own name is one of many."""
-_RULES = f"""\
-# Made by storkit: what guests keep on their disks is none of this host's business. Neither blkid nor what goes by its
-# findings (LVM, md, btrfs, mounts) looks at the disks of storkit's own iSCSI sessions, nor at partitions on them.
-SUBSYSTEM=="block", KERNEL=="sd*", KERNELS=="session[0-9]*", \\
-  PROGRAM=="/bin/grep -qx {INTERFACE} /sys/class/iscsi_session/$id/ifacename", \\
-  ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}="1", ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1", \\
-  ENV{{DM_MULTIPATH_DEVICE_PATH}}="0", ENV{{SYSTEMD_READY}}="0", ENV{{UDISKS_IGNORE}}="1", OPTIONS:="nowatch", \\
-  ENV{{{PROPERTY}}}="1", SYMLINK+="{LINKS}/%k"
-"""
-MULTIPATH_BLACKLIST = f'property "{PROPERTY}"'
-LVM_FILTER = f'"r|^/dev/{LINKS}/|", "r|^/dev/mapper/storkit:|"'
+_RULES = """\
+# Made by storkit: what guests keep on their disks, and partitions there, is none of this host's business. These are the
+# disks of storkit's own iSCSI sessions.
+""" + grabbers.rule(
+    'SUBSYSTEM=="block", KERNEL=="sd*", KERNELS=="session[0-9]*", \\\n'
+    f'  PROGRAM=="/bin/grep -qx {INTERFACE} /sys/class/iscsi_session/$id/ifacename"'
+)
 COMMAND_TIMEOUT = 60
 """Seconds that a command may take before it is aborted: enough for a busy server under a guest's root disk."""
 _APPEARS = scaled(30.0)

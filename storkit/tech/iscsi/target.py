@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storkit.core.errors import Conflict, StorkitError, TimedOut, raise_problems
+from storkit.system.block import configfs
 from storkit.system.timeouts import scaled
-from storkit.tech.iscsi import aptpl, configfs
+from storkit.tech.iscsi import aptpl, lio
 from storkit.tech.iscsi.names import Chapped
 
 DRAIN = scaled(60.0)
@@ -78,7 +79,7 @@ class Unit:
 
     @property
     def target(self) -> Path:
-        return configfs.FABRIC / self.iqn
+        return lio.FABRIC / self.iqn
 
     @property
     def tpg(self) -> Path:
@@ -107,9 +108,9 @@ class Seen:
 
 def observe(iqn: str) -> Seen | None:
     """A target as the kernel has it; None if it has none of that name."""
-    tpg = configfs.FABRIC / iqn / "tpgt_1"
+    tpg = lio.FABRIC / iqn / "tpgt_1"
     if not tpg.is_dir():
-        return Seen("", "", False, {}) if (configfs.FABRIC / iqn).is_dir() else None
+        return Seen("", "", False, {}) if (lio.FABRIC / iqn).is_dir() else None
     backstore = _linked(tpg / "lun" / "lun_0")
     access: dict[str, bool | None] = {}
     for acl in configfs.entries(tpg / "acls"):
@@ -228,7 +229,7 @@ def take(units: Sequence[Unit]) -> None:
             raise TimedOut(message, "see why that device hangs: dmsetup info; dmesg | tail; then try again")
     for unit, initiator in doomed:
         _remove_acl(unit.acl(initiator))
-        aptpl.forget(configfs.databases(), unit.serial, [initiator])
+        aptpl.forget(lio.databases(), unit.serial, [initiator])
 
 
 def _session(acl: Path) -> str:
@@ -304,7 +305,7 @@ def _backstore(unit: Unit) -> Path:
         return linked
     index = _index(unit)
     while True:
-        backstore = configfs.CORE / f"iblock_{index}" / unit.name
+        backstore = lio.CORE / f"iblock_{index}" / unit.name
         backstore.parent.mkdir(exist_ok=True)
         if set(configfs.entries(backstore.parent)) <= {"hba_info", "hba_mode", unit.name}:
             break
@@ -339,7 +340,7 @@ def _enable(unit: Unit, backstore: Path) -> Path:
     for name, value in {**BACKSTORE_ATTRIBUTES, "emulate_tpu": str(int(unit.discard))}.items():
         configfs.put(backstore / "attrib" / name, value)
     writers = [initiator for initiator, access in unit.access.items() if access.writable]
-    for metadata in aptpl.kept(configfs.databases(), unit.serial, writers):
+    for metadata in aptpl.kept(lio.databases(), unit.serial, writers):
         configfs.write(backstore / "pr" / "res_aptpl_metadata", metadata)
     return backstore
 
@@ -360,8 +361,8 @@ def _remove(unit: Unit) -> None:
     for left in [backstore] if backstore else _scan(unit.name):
         if _serial(left) == unit.serial or configfs.read(left / "enable") != "1":
             _remove_backstore(left)
-    _remove_hba(configfs.CORE / f"iblock_{_index(unit)}")  # a command that was killed may have left it empty
-    aptpl.forget(configfs.databases(), unit.serial)
+    _remove_hba(lio.CORE / f"iblock_{_index(unit)}")  # a command that was killed may have left it empty
+    aptpl.forget(lio.databases(), unit.serial)
 
 
 def _remove_acl(acl: Path) -> None:
@@ -391,7 +392,7 @@ def _remove_hba(hba: Path) -> None:
 def _scan(name: str) -> list[Path]:
     """All block backstores of a name, wherever rtslib has put them."""
     return [
-        configfs.CORE / hba / name
-        for hba in configfs.entries(configfs.CORE)
-        if hba.startswith("iblock_") and (configfs.CORE / hba / name).is_dir()
+        lio.CORE / hba / name
+        for hba in configfs.entries(lio.CORE)
+        if hba.startswith("iblock_") and (lio.CORE / hba / name).is_dir()
     ]

@@ -1,4 +1,4 @@
-"""The kernel's target subsystem as a file system: its modules, its lock, its files (configfs(5), target_core_mod)."""
+"""The kernel's target subsystem (LIO): its modules, its lock, its places in configfs(5) (target_core_mod)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from storkit.core.errors import CommandFailed, Unsupported
+from storkit.system.block import configfs
+from storkit.system.block.configfs import CONFIGFS, modprobe, read, write
 from storkit.system.files import make_private
 from storkit.system.locks import acquire
-from storkit.system.run import run
 from storkit.system.timeouts import scaled
 
-CONFIGFS = Path("/sys/kernel/config")
 TARGET = CONFIGFS / "target"
 FABRIC = TARGET / "iscsi"
 CORE = TARGET / "core"
@@ -42,7 +41,7 @@ def prepare(save_directory: Path) -> None:
     The kernel chooses /etc/target if it is there when the first module is loaded; it is told `save_directory`, where
     rtslib would move it, as long as no fabric is registered: reservations that survive a restart are kept there.
     """
-    mount()
+    configfs.mount("target")
     if not FABRIC.is_dir():
         for kind in ("pr", "alua"):
             (save_directory / kind).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,60 +66,3 @@ def database() -> Path:
 def databases() -> list[Path]:
     """That, and where it may have been before the last boot."""
     return list(dict.fromkeys([database(), *DATABASES]))
-
-
-def mount() -> None:
-    if (CONFIGFS / "target").is_dir() or os.path.ismount(CONFIGFS):
-        return
-    if not CONFIGFS.is_dir():
-        modprobe("configfs")
-    run(["mount", "-t", "configfs", "configfs", CONFIGFS], package="mount")
-
-
-def modprobe(module: str) -> None:
-    try:
-        run(["modprobe", module], package="kmod")
-    except CommandFailed as error:
-        hint = "install the kernel's full set of modules (Debian: linux-image-amd64, not -cloud); modinfo " + module
-        raise Unsupported(f"the kernel module {module} cannot be loaded: {error.stderr}", hint) from error
-
-
-# Files of configfs
-
-
-def entries(directory: Path) -> list[str]:
-    try:
-        return [entry.name for entry in os.scandir(directory)]
-    except FileNotFoundError:
-        return []
-
-
-def rmdir(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
-
-
-def read(path: Path) -> str:
-    """An attribute's text; empty if it is not there."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return ""
-
-
-def write(path: Path, text: str) -> None:
-    """One write(2): an attribute is stored by each."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def put(path: Path, value: str) -> None:
-    """Write an attribute unless it is so already: some refuse to be written while in use."""
-    if read(path) != value:
-        write(path, value)

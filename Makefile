@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 3 --dist worksteal
 test: packages-test $(VENV)/ready
 	$(PYTEST) -m "not slow" tests
 
-test-all: packages-test $(VENV)/ready
+test-all: packages-all $(VENV)/ready
 	$(PYTEST) tests
 
 lint: $(VENV)/ready
@@ -54,11 +54,13 @@ lock: $(VENV)/ready
 pyz: $(VENV)/ready
 	$(BIN)/python tools/make_pyz.py build/storkit.pyz
 
-.PHONY: packages-demo packages-test
+.PHONY: packages-demo packages-test packages-all
 packages-demo:
 	@tools/packages tools/demo.packages
 packages-test:
 	@tools/packages tools/demo.packages tools/test.packages tests/lab/packages.txt
+packages-all:
+	@tools/packages tools/demo.packages tools/test.packages tests/lab/packages.txt tests/lab/nvme.packages
 
 $(VENV)/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv" >&2; exit 1; }

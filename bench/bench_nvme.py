@@ -31,7 +31,7 @@ EXTENT = 64 << 20
 
 def main() -> None:
     parts = sys.argv[1:] or ["verbs", "data"]
-    with Lab(print) as lab:
+    with Lab(print, nvme=True) as lab:
         s, b = lab.hosts("s", "b")
         for host in (s, b):
             services.target(host)

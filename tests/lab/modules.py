@@ -39,8 +39,17 @@ make -s ARCH=um -j2 KBUILD_MODPOST_WARN=1 M=drivers/nvme modules
 """
 
 
+_TOOLS = {
+    "depmod": "kmod", "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils",
+    "gencat": "libc6-dev",
+}  # fmt: skip
+
+
 def modules(say: Callable[[str], None] = lambda text: None) -> Path:
-    """The directory that hosts have at /lib/modules, made first if it is not in the cache."""
+    """The directory that hosts have at /lib/modules, made first if it is not in the cache. Raises
+    Unsupported."""
+    if absent := sorted({package for tool, package in _TOOLS.items() if not shutil.which(tool)}):
+        raise Unsupported(f"packages that are not installed: apt-get install {' '.join(absent)}")
     (version,) = [path.parent.name for path in DEBIAN.glob("*/modules.dep")]
     key = hashlib.sha256("\0".join([version, *_BUILT, *_WITH, _MAKE]).encode()).hexdigest()[:16]
     kept = cache() / "modules"

@@ -32,12 +32,18 @@ def the_lab(config: pytest.Config) -> Lab:
     """The run's lab, for fixtures that keep hosts in use from test to test and tidy up themselves."""
     if _LAB not in config.stash:
         try:
-            opened = Lab(lambda text: _say(config, text))
+            opened = Lab(lambda text: _say(config, text), nvme=_wants_nvme(config))
         except Unsupported as reason:
             pytest.skip(str(reason))
         config.stash[_LAB] = opened
         config.add_cleanup(opened.close)
     return config.stash[_LAB]
+
+
+def _wants_nvme(config: pytest.Config) -> bool:
+    """Whether a test of this run is of NVMe/TCP, whose modules take minutes to build."""
+    session = config.pluginmanager.get_plugin("session")
+    return session is None or any("nvme" in item.nodeid for item in session.items)
 
 
 def _say(config: pytest.Config, text: str) -> None:

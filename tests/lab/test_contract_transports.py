@@ -15,15 +15,9 @@ from tests.lab.plugin import the_lab
 from tests.lab.remote import Hosts
 
 pytestmark = pytest.mark.lab
-SLOW = {"nbd-psk", "iscsi-thick", "nvme-trusted"}
-"""What tests/contract asks on one machine, and what differs below the transport, or in who proves what, alone."""
-NVME = {
-    test_the_server_decides_who_writes,  # noqa: F405
-    test_another_disk_than_the_one_meant_is_refused,  # noqa: F405
-    test_an_attachment_that_has_lost_its_connection_is_said_to_be_broken_and_attach_mends_it,  # noqa: F405
-    test_a_fenced_host_is_cut_off_and_kept_out,  # noqa: F405
-}
-"""What breaks in NVMe's own way; all else is iSCSI's code as well, or tables of nodes."""
+SLOW = {"nbd-psk", "iscsi-thick", "nvme-chap", "nvme-trusted"}
+"""What tests/contract asks on one machine, what differs below the transport, or in who proves what, alone, and what
+takes modules that are built first (tests/lab/modules.py)."""
 SAME_SERVER = {
     test_nothing_is_exported_at_first,  # noqa: F405
     test_an_offer_is_for_the_client_it_was_exported_to,  # noqa: F405
@@ -58,8 +52,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no
 def slow(rig: str, test: object) -> bool:
     # every record of every test here crosses to another host as JSON
     crosses = test is test_every_record_crosses_to_another_host_as_json  # noqa: F405
-    if rig == "nvme-chap":
-        return test not in NVME
     return rig in SLOW or crosses or (rig == "nbd-kernel" and test in SAME_SERVER) or (rig, test) in ELSEWHERE
 
 

@@ -13,7 +13,7 @@ from tests.lab.plugin import the_lab
 from tests.lab.remote import Hosts
 from tests.lab.writer import Writer
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 MODES = "stat -c %a /sys/kernel/config/nvmet/hosts/*/dhchap*key /sys/class/nvme/nvme*/dhchap*secret 2>/dev/null || true"
 STATES = 'grep -sx -e live -e connecting -e resetting /sys/class/nvme/nvme*/state | sed "s/.*://"'
@@ -105,7 +105,6 @@ def test_an_image_is_read_over_it_and_written_by_nobody(lab_hosts: Hosts) -> Non
     assert rig.leftovers() == []
 
 
-@pytest.mark.slow
 def test_a_writer_goes_on_when_either_network_is_lost(lab_hosts: Hosts) -> None:
     rig = TwoPaths(lab_hosts)
     volume, there = rig.writing()
@@ -124,7 +123,6 @@ def test_a_writer_goes_on_when_either_network_is_lost(lab_hosts: Hosts) -> None:
     assert rig.leftovers() == []
 
 
-@pytest.mark.slow
 def test_a_writer_waits_for_a_target_that_lost_its_power(lab_hosts: Hosts) -> None:
     rig = NvmeRig(lab_hosts)
     volume, there = rig.writing()

@@ -161,6 +161,20 @@ def address(session: Session, options: Namespace) -> None:
         session.say(f"no address of {name} is known: it does not run, or has said nothing yet that its host has seen")
 
 
+def snapshot(session: Session, options: Namespace) -> None:
+    kept = session.site.guests.snapshot(options.name, options.label)
+    data = {"guest": kept.guest, "snapshots": kept.snapshots, "paused": kept.paused}
+    still = "; it stood still meanwhile" if kept.paused else ""
+    session.result(data, f"{kept.guest} is kept: {', '.join(kept.snapshots.values())}{still}")
+
+
+def revert(session: Session, options: Namespace) -> None:
+    done = session.site.guests.revert(options.name, options.label, options.discard)
+    data = {"guest": options.name, "volumes": {each.volume.name: each.kept for each in done}}
+    lines = [f"{each.volume.name} is set back" + (f"; before: {each.kept}" if each.kept else "") for each in done]
+    session.result(data, "\n".join(lines))
+
+
 def resume(session: Session, options: Namespace) -> None:
     host, stood = session.site.guests.resume(options.name)
     text = f"{options.name} goes on on {host}" if stood else f"{options.name} runs on {host} already"

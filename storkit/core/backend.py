@@ -302,6 +302,9 @@ class Hypervisor(Backend, HypervisorVerbs):
     def messages(self, name: GuestName) -> Words:
         return ""
 
+    def pause(self, name: GuestName) -> GuestState:
+        raise Unsupported(f"hypervisor {self.name} does not pause guests", f"storkit guest stop {name}")
+
     def console(self, name: GuestName) -> Console:
         message = f"hypervisor {self.name} lets nobody in at the console of guest {name}"
         raise Unsupported(message, f"what it says: storkit guest show {name}")

@@ -350,6 +350,12 @@ class Libvirt(Hypervisor):
                 return True
         return False
 
+    def pause(self, name: str) -> GuestState:
+        known, state = self._one(name), self.find([name])[0]
+        if not paused.asleep(state):
+            self._virsh("suspend", known.uuid)
+        return self.find([name])[0]
+
     def wake(self, name: str) -> GuestState:
         known, state = self._one(name), self.find([name])[0]
         if paused.asleep(state):

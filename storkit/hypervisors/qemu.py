@@ -272,6 +272,11 @@ class Qemu(Embedded[Definition], Hypervisor):
         asyncio.run(migration.go_on(here.monitor, here.arriving, name, run))
         shutil.rmtree(here.keys, ignore_errors=True)
 
+    def pause(self, name: str) -> GuestState:
+        if not paused.asleep(self._one(name)):
+            self._process(name).command("stop")
+        return self._one(name)
+
     def wake(self, name: str) -> GuestState:
         import asyncio
 

@@ -324,6 +324,14 @@ class Xl(Hypervisor):
         self._guests.forget_arrival(name)
         incoming.forget_key(self._guests.moving(name))
 
+    def pause(self, name: str) -> GuestState:
+        found = self._one(name)
+        if found.status not in ALIVE or not found.first:
+            raise Conflict(f"guest {name} does not run here: it is {found.status}", look_command(name))
+        if found.status == "running":
+            toolstack.xl("pause", str(found.first.domain.id))
+        return self.find([name])[0]
+
     def wake(self, name: str) -> GuestState:
         found = self._one(name)
         if found.status not in ALIVE:

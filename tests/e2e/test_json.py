@@ -223,6 +223,9 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
     storkit("detach", "data", "--on", "b")
     assert storkit("pool", "attach", "default", "--on", "a", status=5)["error"]["message"].startswith("volume g is")
     storkit("guest", "stop", "g", "--force")
+    storkit("guest", "snapshot", "g", "first")
+    storkit("guest", "revert", "g", "first", "--discard")
+    storkit("volume", "delete", "g.first")
     assert storkit("host", "drain", "b")["moved"] == []
     storkit("host", "undrain", "b")
     text = Path("inventory.toml").read_text()

@@ -144,6 +144,24 @@ COMMANDS = (
     Command(
         "guest", "address", "list the addresses at which running guests can be reached", "guest:address", (SOME_GUESTS,)
     ),
+    Command(
+        "guest",
+        "snapshot",
+        "keep all disks of a guest as they are at one instant, as VOLUME.LABEL",
+        "guest:snapshot",
+        (A_GUEST, arg("label", help="what the snapshots are called, after their volumes' names", metavar="LABEL")),
+    ),
+    Command(
+        "guest",
+        "revert",
+        "set all disks of a stopped guest back to what was kept",
+        "guest:revert",
+        (
+            A_GUEST,
+            arg("label", help="what `guest snapshot` was given", metavar="LABEL"),
+            arg("--discard", help="do not keep what they are now", action="store_true"),
+        ),
+    ),
     Command("guest", "resume", "let a paused guest go on, whose disk was full or failed", "guest:resume", (A_GUEST,)),
     Command(
         "guest",

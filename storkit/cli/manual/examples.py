@@ -170,6 +170,8 @@ EXAMPLES = {
         ("storkit sweep", "Show what has no use any more."),
         ("storkit sweep --yes", "Remove it."),
     ),
+    "guest snapshot": (("storkit guest snapshot web monday", "Its disks as they are now: web.monday, data.monday."),),
+    "guest revert": (("storkit guest revert web monday", "It is stopped: its disks are Monday's again."),),
     "guest console": (("storkit guest console web", "It does not boot: see what it says. Ctrl-] leaves it."),),
     "guest address": (
         ("storkit guest address web", "As far as its host has seen it."),

@@ -191,6 +191,15 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
+    def pause(self, name: GuestName) -> GuestState:
+        """Have a guest stand still here until `wake`: nothing more is written by it on return. One that does is fine.
+
+        Raises:
+            Conflict: a migration has it, or it does not run here.
+            Unsupported: the hypervisor does not pause guests.
+        """
+
+    @abstractmethod
     def wake(self, name: GuestName) -> GuestState:
         """Let a guest go on that stands still here, since a disk had no room or failed, or since somebody paused it.
 

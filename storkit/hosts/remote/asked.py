@@ -291,6 +291,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "find"): _guests,
     ("hypervisor", "start"): _start,
     ("hypervisor", "wake"): _start,
+    ("hypervisor", "pause"): _start,
     ("hypervisor", "originals"): _originals,
     ("hypervisor", "edited"): _edited,
     ("hypervisor", "receive"): _receive,

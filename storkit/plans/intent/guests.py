@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from storkit.plans.intent.adopting.guests import AdoptionWish
     from storkit.plans.intent.making import Bytes
     from storkit.plans.intent.relocating.guests import GuestMoved
+    from storkit.plans.intent.restoring import Restored
+    from storkit.plans.intent.running.snapshotting import GuestSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,20 @@ class GuestActs:
     def addresses(self, names: Sequence[str]) -> list[GuestAddress]:
         """Where guests can be reached, as far as their hosts know; nothing of one that does not run."""
         return entering.addresses(self._coordinator, names)
+
+    def snapshot(self, name: str, label: str) -> GuestSnapshot:
+        """Keep every disk that a guest writes as it is, all at one instant, as VOLUME.LABEL; one that runs with several
+        disks stands still meanwhile."""
+        from storkit.plans.intent.running import snapshotting
+
+        return snapshotting.snapshot(self._coordinator, name, label)
+
+    def revert(self, name: str, label: str, discard: bool = False) -> list[Restored]:
+        """Set every disk that a stopped guest writes back to what `snapshot` kept. What they are now is kept as well,
+        unless that is to be discarded."""
+        from storkit.plans.intent.running import snapshotting
+
+        return snapshotting.revert(self._coordinator, name, label, discard)
 
     def resume(self, name: str) -> tuple[str, bool]:
         """Let a guest go on that stands still; its host, and whether it stood still."""

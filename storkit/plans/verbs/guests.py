@@ -186,6 +186,23 @@ class WakeGuest(BlindVerb):
 
 
 @dataclass(frozen=True)
+class PauseGuest(BlindVerb):
+    """A guest stands still until the plan lets it go on. Undone by that."""
+
+    verb: ClassVar[str] = "pause"
+    name: GuestName
+
+    def act(self, run: Run, step: Step) -> GuestState:
+        return run.on(step.host).hypervisor(step.target).pause(self.name)
+
+    def undo(self, run: Run, step: Step, before: None) -> None:
+        run.on(step.host).hypervisor(step.target).wake(self.name)
+
+    def by_hand(self, step: Step) -> str:
+        return f"storkit guest resume {self.name}"
+
+
+@dataclass(frozen=True)
 class GrowGuest(BlindVerb):
     """A running guest is told that a disk of its has become larger; whether it sees it before its next start."""
 

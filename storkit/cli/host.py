@@ -219,6 +219,11 @@ def status(session: Session, options: Namespace) -> int:
     data = {
         "exports": codec.dump(found.exports),
         "attachments": codec.dump(found.attachments),
+        "guests": [
+            {"guest": state.name, "host": state.host, "hypervisor": state.hypervisor, "status": state.status}
+            for state in found.guests
+            if state.status != "stopped"
+        ],
         "paused": [{"guest": state.name, "host": state.host, "reason": state.reason} for state in found.paused],
         "asleep": [{"volume": one.volume, "pool": one.pool, **codec.dump(one.hold)} for one in found.asleep],
         "drained": codec.dump(found.drained),

@@ -132,11 +132,33 @@ def _record(cls: Any, data: dict[str, Any], where: str, key: str, problems: list
         if name in data:
             value = data[name]
             # Nearly all there is: text and numbers that are just what is wanted.
-            plain = type(value) is hint is not float
+            plain = type(value) is hint is not float or _is_good(hint, value)
             values[name] = value if plain else convert(hint, value, where, _join(key, name), problems, strict)
         elif required:
             problems.append(UsageError(f"{place}: {name!r} is missing".lstrip(": ")))
     return cls(**values) if len(problems) == count else None
+
+
+def _is_good(hint: Any, value: Any) -> bool:
+    """Whether a value is text, or a number, that its checks let pass: what `convert` finds out at greater length."""
+    kind, checks = _checked(hint)
+    if type(value) is not kind:
+        return False
+    try:
+        for check in checks:
+            check(value)
+    except UsageError:
+        return False
+    return True
+
+
+@cache
+def _checked(hint: Any) -> tuple[type | None, tuple[Any, ...]]:
+    """The type and the checks of annotated text, or a number; None: it is something else."""
+    origin, args = _parts(hint)
+    if origin is typing.Annotated and args[0] in (str, int):
+        return args[0], args[1:]
+    return None, ()
 
 
 _PLAIN = frozenset({str, int, bool, float, type(None)})

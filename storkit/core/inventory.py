@@ -139,7 +139,8 @@ class Inventory:
     @property
     def served_by(self) -> list[str]:
         """The targets of all transports that some pool is served by."""
-        return sorted({self.transport(pool) for pool in self.pools})
+        alike = {(pool.transport, pool.type): name for name, pool in self.pools.items()}
+        return sorted({self.transport(name) for name in alike.values()})
 
     def with_host(self, config: HostConfig) -> Inventory:
         """This inventory and one host more."""

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import pkgutil
 from functools import cache
+from types import ModuleType
 from typing import TypeVar
 
 from storkit.core.backend import Backend, Hypervisor, Pool, Transport
@@ -66,7 +67,11 @@ def _own() -> dict[str, str]:
 
 
 def _classes(name: str, kind: type[B]) -> list[type[B]]:
-    module = importlib.import_module(_own().get(name) or _modules()[name])
+    return _members(importlib.import_module(_own().get(name) or _modules()[name]), kind)
+
+
+@cache
+def _members(module: ModuleType, kind: type[B]) -> list[type[B]]:
     return [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from storkit.core.errors import StorkitError
 from storkit.system import syslog
 
 
+@cache
 def asker() -> str:
     """The person at this machine who gives a command."""
     import getpass  # an agent asks nobody

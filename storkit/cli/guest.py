@@ -56,7 +56,7 @@ def adopt(session: Session, options: Namespace) -> None:
     )
     guests = session.site.guests.adopt(options.names, wish)
     lines = (f"{guest.name}: {', '.join(disk.volume for disk in guest.disks)}" for guest in guests)
-    session.result(codec.dump(guests), output.shown("\n".join(lines)))
+    session.result(codec.dump(guests), "\n".join(map(output.shown, lines)))
 
 
 def release(session: Session, options: Namespace) -> None:
@@ -321,6 +321,8 @@ def enter(session: Session, name: str) -> None:
     """Put a guest's console on this terminal, until Ctrl-] or the guest's end."""
     for word in (option for option in ("json", "dry-run") if getattr(session.options, option.replace("-", "_"))):
         raise UsageError(f"a console is for a terminal: it has no --{word}", f"storkit guest console {name}")
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("a console needs standard input and output", f"storkit guest console {name}")
     door = session.site.guests.console(name)
     session.site.close()
     if argv := door.program:
@@ -330,7 +332,10 @@ def enter(session: Session, name: str) -> None:
             raise CommandFailed(argv[:1], 127, f"{argv[0]} is not installed here") from None
     # The terminal first: keys that come before it hands them on would be lost, or end this command.
     with door.open() as line, _raw(sys.stdin.fileno()) as changed:
-        session.say(f"the console of {door.guest} on {door.host}; Ctrl-] leaves it")
+        session.say(
+            f"the console of {door.guest} on {door.host}; Ctrl-] leaves it"
+            " (silent: it has nothing to say, or somebody else has it)"
+        )
         if changed:
             _write(sys.stderr.fileno(), b"\r")
         _pump(line, sys.stdin.fileno(), sys.stdout.fileno())

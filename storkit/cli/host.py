@@ -297,7 +297,7 @@ def sweep(session: Session, options: Namespace) -> int:
         f"{one.orphan.name}: {in_a_line(one.error)}" if one.error else f"removed: {one.orphan.name}, {one.orphan.what}"
         for one in done
     ]
-    session.result(data, output.shown("\n".join(lines)))
+    session.result(data, "\n".join(map(output.shown, lines)))
     return 10 if any(one.error for one in done) else 0
 
 
@@ -307,7 +307,10 @@ def _drift(each: Drift) -> dict[str, object]:
 
 
 def _told(each: Drift) -> str:
-    return output.shown(f"{each.kind} {each.name}: {each.what}" + (f"\n  mend: {each.mend}" if each.mend else ""))
+    lines = [f"{each.kind} {each.name}: {each.what}"]
+    lines += [f"  mend: {each.mend}"] if each.mend else []
+    lines += [f"  host {each.said_by} says: {each.advice}"] if each.advice else []
+    return "\n".join(map(output.shown, lines))
 
 
 def agent(options: Namespace) -> int:

@@ -25,6 +25,7 @@ def audit(world: World) -> list[dict[str, Any]]:
     assert all(each.keys() == record("Drift") for each in found)
     text = world.storkit("audit", ok=said.status).stdout
     assert all(each["name"] in text and each["mend"] in text for each in found)
+    assert "\\n" not in text and text.count("\n  mend: ") == sum(1 for each in found if each["mend"])
     return found
 
 
@@ -154,7 +155,8 @@ def test_who_is_silent_damaged_or_there_twice(world: World) -> None:
     world.storkit("volume", "create", "v", "1MiB")
     pool = Path(world.storkit("--json", "volume", "show", "v").json["path"]).parent
     (pool / "bad.json").write_text("{}")
-    assert only(world, "volume", "bad")["mend"]
+    bad = only(world, "volume", "bad")
+    assert bad["mend"] and not bad["said_by"]
     (pool / "bad.json").unlink()
     text = world.inventory.read_text()
     other = world.directory / "other"

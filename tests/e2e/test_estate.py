@@ -97,3 +97,47 @@ def test_what_cannot_be_copied_or_written(world: World) -> None:
     world.storkit("host", "add", "c", "local:c")
     world.storkit("host", "remove", "c")
     assert world.inventory.read_text().rstrip() == before + '# about pools\n[pools.other]\nhost = "b"'
+
+
+def test_the_inventory_stays_whose_and_what_it_is(world: World) -> None:
+    """A link to a file with CRLF line ends; hosts in one line; two commands at once."""
+    real = world.directory / "real.toml"
+    real.write_bytes(world.inventory.read_text().replace("\n", "\r\n").encode())
+    real.chmod(0o640)
+    world.inventory.unlink()
+    world.inventory.symlink_to(real)
+    before = real.read_bytes()
+    world.storkit("host", "add", "c", "local:c")
+    text = real.read_bytes()
+    assert world.inventory.is_symlink() and real.stat().st_mode & 0o777 == 0o640
+    assert text.startswith(before.rstrip()) and text.count(b"\n") == text.count(b"\r\n")
+    world.storkit("host", "remove", "c")
+    assert real.read_bytes().rstrip() == before.rstrip()
+    running = [world.popen("host", "add", name, f"local:{name}") for name in ("x", "y", "z")]
+    assert [each.wait(100) for each in running] == [0, 0, 0]
+    for each in running:
+        each.communicate()
+    assert [each["name"] for each in world.storkit("--json", "host", "list").json][2:] != []
+    assert {each["name"] for each in world.storkit("--json", "host", "list").json} == {*"abxyz"}
+    one_line = 'hosts = { a = { url = "local:a" }, b = { url = "local:b" } }\n[pools.default]\nhost = "a"\n'
+    real.write_text(one_line)
+    assert "no tables of their own" in world.storkit("host", "add", "c", "local:c", ok=2).stderr
+    assert "no table of its own" in world.storkit("host", "remove", "b", ok=2).stderr
+    assert real.read_text() == one_line
+
+
+def test_a_host_with_a_sleeping_guest_stays_and_so_does_one_that_nobody_speaks_for(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "b")
+    world.storkit("guest", "save", "g")
+    assert "its memory is on host b" in world.storkit("host", "remove", "b", ok=5).stderr
+    text = world.inventory.read_text()
+    world.inventory.write_text(text.replace('"local:a"', '"ssh://127.0.0.8:1"'))
+    assert world.storkit("host", "remove", "b", ok=None).status == 7  # a may still serve it disks
+    again = text + '[hosts.c]\nurl = "local:c"\naddress = "10.0.0.3"\n'
+    world.inventory.write_text(again)
+    assert (
+        "another address"
+        in world.storkit("host", "add", "c", f"local:{world.directory}/c", "--address", "10.0.0.4", ok=5).stderr
+    )
+    assert world.inventory.read_text() == again

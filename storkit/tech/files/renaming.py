@@ -6,12 +6,13 @@ What is to be done is on the disk first, as NAME.rename: whoever changes the dir
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Protocol
 
-from storkit.core.errors import StorkitError, Unsafe, UsageError
+from storkit.core.errors import StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.identities import check_name
 from storkit.system import files
 
@@ -54,17 +55,32 @@ def rename(directory: NamedFiles, name: str, to: str) -> None:
     finish(directory, name)
 
 
+def _name_file(directory: NamedFiles, name: str, data: Path, there: Path) -> None:
+    try:
+        if data.is_dir():
+            data.rename(there)
+        else:
+            os.link(data, there, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # Nothing was done: what stands in the way of this must not stand in the way of all others.
+        intent(directory.path, name).unlink()
+        message = f"the file system of {directory.path} gives a file no second name: {error.strerror}"
+        raise Unsupported(message, f"storkit volume clone {name}, under the new name") from None
+    files.sync_directory(directory.path)
+
+
 def finish(directory: NamedFiles, name: str) -> None:
     """Do what is left of a renaming. The file gets its second name before it loses the first: it is never without."""
     to = new_name(directory.path, name)
     if to and (format := directory.own_format(name)):
         data, there = directory.data(name, format), directory.data(to, format)
         if not os.path.lexists(there):
-            if data.is_dir():
-                data.rename(there)
-            else:
-                os.link(data, there, follow_symlinks=False)
-            files.sync_directory(directory.path)
+            _name_file(directory, name, data, there)
+        elif os.path.lexists(data) and not os.path.samestat(data.lstat(), there.lstat()):
+            message = f"{there} is another file than {data}, which was to get that name"
+            raise Unsafe(message, f"mv {there} elsewhere, and try again")
         if not os.path.lexists(directory.sidecar(to)):
             directory.name_anew(name, to)
         directory.sidecar(name).unlink()

@@ -36,6 +36,10 @@ class Drift:
     """Storkit has made it, and nothing has a use for it any more: `sweep` removes it by that command."""
     client: str = ""
     """The host that has it, of an export or an attachment."""
+    advice: str = ""
+    """What another host says that is to be done: its word, and no command of storkit's."""
+    said_by: str = ""
+    """That host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,23 @@ def _silent(coordinator: Coordinator) -> Iterator[Drift]:
         if host not in survey.off:
             yield Drift("host", host, in_a_line(error), f"storkit host check {host}")
     for (host, target), why in sorted(survey.unread.items()):
-        yield Drift("host", host, f"{target} cannot say all: {in_a_line(why)}", _hint(why))
+        what = f"{target} cannot say all: {in_a_line(why)}"
+        yield _told(Drift("host", host, what, f"storkit host check {host}"), _hint(why), survey.speaker(host))
     for pool, why in sorted(survey.failed.items()):
-        yield Drift("pool", pool, f"it cannot be looked at: {in_a_line(why)}", _hint(why))
+        host = coordinator.inventory.pools[pool].host
+        what = f"it cannot be looked at: {in_a_line(why)}"
+        yield _told(Drift("pool", pool, what, f"storkit host check {host}"), _hint(why), survey.speaker(host))
 
 
 def _damaged(coordinator: Coordinator) -> Iterator[Drift]:
     for each in coordinator.survey.damaged.values():
-        yield Drift("volume", each.name, f"pool {each.pool}: {each.message}", each.hint)
+        drift = Drift("volume", each.name, f"pool {each.pool}: {each.message}", f"storkit host check {each.host}")
+        yield _told(drift, each.hint, coordinator.survey.speaker(each.host))
+
+
+def _told(drift: Drift, hint: str, host: str) -> Drift:
+    """With what is to be done: as this machine says, or as another host does."""
+    return replace(drift, advice=hint, said_by=host) if host else replace(drift, mend=hint or drift.mend)
 
 
 def _hint(error: StorkitError) -> str:
@@ -237,6 +250,8 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
     served = {export.uuid for _, export in seen.exports}
     running = any(plan.status == "running" for plan in seen.overview.plans)
     guests = {guest.uuid: guest.name for guest in seen.overview.records}
+    there = [each for group in seen.volumes.values() for each in group]
+    snapshots = [(each.name, each.origin) for each in there if each.kind == "snapshot"]
     for uuid, volumes in seen.volumes.items():
         volume = volumes[0]
         where = " and ".join(f"pool {each.pool}" for each in volumes)
@@ -246,13 +261,17 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
             yield _cut_short(volumes)
             continue
         if len(volumes) > 1 and not disk_of(volumes):
-            mend = "take the copy that is not the disk away: never use both"
+            mend = "if it is one storage, take one pool out of the inventory; if one is a copy, never use both"
             yield Drift("volume", volume.name, f"{where} have it, with one UUID", mend)
         if names[volume.name] > 1:
             what = f"another volume has its name: this one is in {where}"
             yield Drift("volume", volume.name, what, f"write {volume.pool}/{volume.name}, and rename one")
         if volume.made == IMPORTING and not running:
             what = f"its content never came into it ({where}, {volume.created})"
+            if kept := next((name for name, origin in snapshots if origin == uuid), ""):
+                mend = f"storkit volume restore {volume.name} {kept}"  # it was just being restored, perhaps
+                yield Drift("volume", volume.name, what, mend)
+                continue
             mend = f"storkit volume delete {volume.pool}/{volume.name}"
             yield Drift("volume", volume.name, what, mend, uuid not in served and volume.hold is None)
         if (hold := volume.hold) and hold.guest not in guests and seen.whole:

@@ -6,6 +6,7 @@ pinned to `storkit agent`. No key is copied.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import zipfile
@@ -29,6 +30,7 @@ from storkit.system.timeouts import scaled
 PROGRAM = "/usr/local/bin/storkit"
 """On the PATH of `ssh HOST storkit agent`."""
 UNIT = "/etc/systemd/system/storkit-restore.service"
+_PATH = re.compile(r"/[A-Za-z0-9._+/-]+", re.ASCII)
 _COPY = scaled(300.0)
 """Seconds for a few megabytes on a slow line."""
 
@@ -104,14 +106,22 @@ def add(coordinator: Coordinator, name: str, url: str, wish: JoinWish) -> Joined
     check_host(name)
     inventory = coordinator.inventory
     there = inventory.hosts.get(name)
-    if there is None or there.url != url:
-        text = inventoryfile.with_host(inventory, name, url, wish.address, wish.state)
+    if there is None or (there.url != url and there != inventory.known(url)):
+        inventoryfile.with_host(inventory, name, url, wish.address, wish.state)
+    elif (wish.address and wish.address != there.address) or (wish.state and wish.state != there.state):
+        message = f"host {name} is in the inventory already, with another address or state directory"
+        raise Conflict(message, f"change it in {inventoryfile.file_of(inventory)}")
+    if not _PATH.fullmatch(wish.program):
+        raise UsageError(f"{wish.program!r} is no path for a program", "an absolute one, of letters, digits and ._+-/")
     far = url.startswith("ssh:")
     content = _pyz(wish.file) if far else b""
-    installed, unit = (_install(url, content, wish.program), _enable(url)) if far else ("", False)
+    installed, unit = (_install(url, content, wish.program), _enable(url, wish.program)) if far else ("", False)
     file = inventoryfile.file_of(inventory)
     if there is None:
-        file = inventoryfile.write(inventory, text)
+        # Others may have written it while the program was copied.
+        with inventoryfile.locked(coordinator.state):
+            text = inventoryfile.with_host(inventory, name, url, wish.address, wish.state)
+            file = inventoryfile.write(inventory, text)
         coordinator.connections.inventory = parse(text, file)
     coordinator.acted = True
     command = f"{wish.program} agent" if wish.program != PROGRAM else "storkit agent"
@@ -133,9 +143,10 @@ def remove(coordinator: Coordinator, name: str) -> Path:
     _refuse_to_plan(coordinator)
     coordinator.inventory.host(name)
     raise_problems(_has(coordinator, name))
-    text = inventoryfile.without_host(coordinator.inventory, name)
-    coordinator.acted = True
-    return inventoryfile.write(coordinator.inventory, text)
+    with inventoryfile.locked(coordinator.state):
+        text = inventoryfile.without_host(coordinator.inventory, name)
+        coordinator.acted = True
+        return inventoryfile.write(coordinator.inventory, text)
 
 
 def _has(coordinator: Coordinator, name: str) -> list[StorkitError]:
@@ -147,9 +158,24 @@ def _has(coordinator: Coordinator, name: str) -> list[StorkitError]:
         if pool.host == name
     ]
     seen = look(coordinator)
-    if name in coordinator.survey.silent and name not in coordinator.survey.off:
-        why = coordinator.survey.silent[name]
-        problems.append(type(why)(why.message, f"storkit fence {name}, with --confirmed-off if it is; then try again"))
+    survey = coordinator.survey
+    homes = {pool.host for pool in inventory.pools.values()}
+    for host in sorted(survey.silent.keys() & {name, *homes}):
+        if host == name and host in survey.off:
+            continue
+        why = survey.silent[host]
+        hint = f"storkit fence {name}, with --confirmed-off if it is; then try again" if host == name else why.hint
+        problems.append(type(why)(why.message, hint))
+    problems += [error for (host, _), error in survey.unread.items() if host in {name, *homes}]
+    problems += survey.failed.values()
+    for each in seen.asleep:
+        if each.hold.host == name:
+            message = f"guest {each.hold.name} sleeps, and its memory is on host {name}"
+            problems.append(Conflict(message, f"storkit guest restore {each.hold.name}"))
+    for plan in seen.plans:
+        if plan.record and any(name in (step.host, step.peer) for step in plan.record.plan.steps):
+            message = f"plan {plan.id} ({plan.title}) has not ended, and has steps on host {name}"
+            problems.append(Conflict(message, f"storkit plan resume {plan.id}; or: storkit plan rollback {plan.id}"))
     for group in seen.exports.values():
         for export in group:
             if export.client == name:
@@ -184,8 +210,10 @@ def _install(url: str, content: bytes, program: str) -> str:
     return done.stdout.strip().removeprefix("storkit ")
 
 
-def _enable(url: str) -> bool:
+def _enable(url: str, program: str) -> bool:
     unit = (resources.files("storkit.hosts") / "storkit-restore.service").read_text()
+    if program != PROGRAM:
+        unit = unit.replace("ExecStart=storkit ", f"ExecStart={program} ")
     words = f"sh -c {shlex.quote(_ENABLE)} sh {UNIT}"
     return run(ssh_argv(url, words), stdin=unit, timeout=_COPY, package="openssh-client").stdout.strip() == "enabled"
 

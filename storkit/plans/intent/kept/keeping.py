@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -32,15 +32,19 @@ class NewGeneration:
     guest: KeptGuest
 
 
-def keep(coordinator: Coordinator, guests: Sequence[tuple[Guest, Texts]]) -> list[int]:
+def keep(
+    coordinator: Coordinator, guests: Sequence[tuple[Guest, Texts]], check: Callable[[], None] = lambda: None
+) -> list[int]:
     """Keep what guests' files say, or are to say, with their first volumes, in one plan; their generations. 0: one has
-    no volume of its own, or its pool keeps no guests: then its files are all there is.
+    no volume of its own, or its pool keeps no guests: then its files are all there is. `check` refuses by what is true
+    under the locks.
 
     Raises Conflict: what is kept is not what was made from.
     """
     kept: list[int] = []
 
     def build() -> Plan:
+        check()
         homes = [sources.home(guest) for guest, _ in guests]
         wanted: list[NewGeneration] = []
         kept[:] = [0] * len(guests)

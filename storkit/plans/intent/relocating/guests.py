@@ -29,10 +29,15 @@ def move(
     coordinator: Coordinator, name: str, to: str, pool: str, stop: bool, start: bool, rate: Bytes | None
 ) -> GuestMoved:
     """Move a guest with its disks (GuestActs.move). Each disk is a plan of its own: the same command goes on."""
+    relocating.bytes_a_second(rate)
     host = coordinator.host(to)
     where = _pool(coordinator, host, pool)
     view = views.wherever(coordinator, name)
     view.known()
+    if view.places and all(volume.pool == where.name for volume in view.written):
+        runs = " and ".join(view.places)
+        message = f"the disks of guest {name} are in pool {where.name} already, and it is on {runs}"
+        raise Conflict(message, f"storkit migrate run {name} --to {to}")
     problems: list[StorkitError] = []
     if view.guest.root:
         message = f"the root of guest {name} is a tree, which is not moved"

@@ -198,7 +198,12 @@ def rename_guest(coordinator: Coordinator, name: str, new: str) -> Guest:
     record = _with(own.record, "name", name, new) if own else ""
     record = _says(_with(record, "document", name + suffix, new + suffix), wanted)
     said = Texts(record, text, before)
-    (generation,) = keeping.keep(coordinator, [(wanted, said)])
+
+    def check() -> None:
+        views.refuse_unless_stopped(coordinator, guest, "its name stays")
+        raise_problems(_taken(coordinator, guest, new))
+
+    (generation,) = keeping.keep(coordinator, [(wanted, said)], check)
     if own:
         files.write(coordinator.guests, new, replace(said, generation=generation), wanted.hypervisor)
         files.delete(coordinator.guests, name)

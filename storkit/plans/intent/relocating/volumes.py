@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.holds import held
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import IMPORTING, MOVING, Export, Volume, closed
@@ -59,9 +59,7 @@ class Moved:
 def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes | None) -> Moved:
     """Give a volume another pool (VolumeActs.move). A move that was cut short is gone on with, whatever its journal
     says: the volumes themselves say how far it came."""
-    pool, limit = coordinator.inventory.pool(to), 0 if rate is None else in_bytes(rate)
-    if rate is not None and limit < 1 << 16:
-        raise UsageError(f"{limit} bytes a second are too few to copy a disk", "--rate 50MiB")
+    pool, limit = coordinator.inventory.pool(to), bytes_a_second(rate)
     found: list[Volume] = []
     kept: list[Volume] = []
 
@@ -96,6 +94,14 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
     digests = [str(result) for each, result in ran.done if each.verb == "same"]
     was = old.pool if old.pool != pool.name else ""
     return Moved(now, was, kept[0].name if kept else "", digests[0] if digests else "")
+
+
+def bytes_a_second(rate: Bytes | None) -> int:
+    """A limit of a copy; 0: none. Raises UsageError."""
+    limit = 0 if rate is None else in_bytes(rate)
+    if rate is not None and limit < 1 << 16:
+        raise UsageError(f"{limit} bytes a second are too few to copy a disk", "--rate 50MiB")
+    return limit
 
 
 def refuse(coordinator: Coordinator, volume: Volume, pool: PoolConfig) -> None:
@@ -195,9 +201,11 @@ def _delete(volume: Volume) -> Step:
 def _tidy(coordinator: Coordinator, volume: Volume, others: Sequence[Volume]) -> Plan:
     """A volume that is where it is to be: what a move that was cut short has left elsewhere goes."""
     inventory, stages = coordinator.inventory, Stages()
+    names = " and ".join(each.pool for each in [volume, *others])
     if volume.made != MOVING and any(not closed(each) for each in others):
-        names = " and ".join(each.pool for each in [volume, *others])
         raise Conflict(f"volume {volume.name} is in pool {names}", "storkit pool list")
+    if volume.made == MOVING:
+        _refuse_to_open(coordinator, volume, others, names)
     exports = coordinator.survey.exports([volume]) if others else []
     left = [each.host for each in others if any(e.client == each.host and not e.writable for e in exports)]
     if left:
@@ -212,6 +220,22 @@ def _tidy(coordinator: Coordinator, volume: Volume, others: Sequence[Volume]) ->
         title = f"open {volume.name} in pool {volume.pool}"
         stages.then(step(RelabelVolumes([replace(volume, made=MOVED)]), volume.host, f"pool:{volume.pool}", title))
     return finish_plan(f"end the move of {volume.name}", stages, _holds([volume, *others]), inventory)
+
+
+def _refuse_to_open(coordinator: Coordinator, volume: Volume, others: Sequence[Volume], names: str) -> None:
+    """Raise Unsafe if it is not certain that a volume which is marked as moving is still the disk: its copy may be open
+    where nobody answers; and what two pools of one directory both show would be deleted as the other's remains."""
+    if any(each.made != IMPORTING for each in others):
+        message = f"pools {names} all have volume {volume.name} as the disk: they are one storage, perhaps"
+        raise Unsafe(message, "take the pool that is not its own out of the inventory, then try again")
+    survey = coordinator.survey
+    if others or not (survey.silent or survey.failed or survey.unread or survey.damaged):
+        return
+    silent = ", ".join([*sorted(survey.silent), *(f"pool {name}" for name in sorted(survey.failed))]) or "a host"
+    raise Unsafe(
+        f"volume {volume.name} is marked as moving, and {silent} cannot say whether its copy is the disk by now",
+        f"bring it back; then: storkit volume move {volume.name} --to {volume.pool}",
+    )
 
 
 def _holds(volumes: Sequence[Volume]) -> list[Hold]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +82,19 @@ def test_killed_anywhere_it_is_whole(world: World, way: str) -> None:
             world.storkit("volume", "rename", "disk", "g")
         assert volumes(world) == {"g": uuid}, point
         assert guest(world, "g")["kept"]["same"], point
+
+
+def test_a_file_of_somebody_else_is_not_taken_for_the_volume(world: World) -> None:
+    """A renaming that was cut short before the file had its second name, which somebody has taken since."""
+    world.storkit("volume", "create", "c", "1MiB")
+    place = Path(world.storkit("--json", "volume", "show", "c").json["path"])
+    uuid = volumes(world)["c"]
+    (place.parent / "c.rename").write_text('{"to": "w"}\n')
+    stranger = place.with_name(f"w{place.suffix}")
+    stranger.write_bytes(b"theirs")
+    refused = world.storkit("volume", "create", "other", "1MiB", ok=None)
+    assert refused.status and "is another file than" in refused.stderr
+    assert stranger.read_bytes() == b"theirs" and place.exists()
+    stranger.unlink()
+    world.storkit("volume", "create", "other", "1MiB")
+    assert volumes(world)["w"] == uuid

@@ -193,3 +193,52 @@ def test_the_same_storage_under_two_names_is_not_taken_for_two(moving: World) ->
     moving.storkit("volume", "move", "default/v", "--to", "same", ok=None)
     assert [each["pool"] for each in moving.storkit("--json", "volume", "list").json] == before
     assert len(copies(moving, "v")) == 1
+
+
+def made(world: World, name: str) -> dict[str, str]:
+    found = [each for each in world.storkit("--json", "volume", "list").json if each["name"] == name]
+    return {each["pool"]: each["made"] for each in found}
+
+
+def test_what_is_moving_is_opened_only_where_its_copy_can_be_asked_for(moving: World) -> None:
+    """The copy may be the disk by now, and be in use there."""
+    moving.storkit("volume", "create", "v", "1MiB")
+    text = moving.inventory.read_text()
+    seen = set[str]()
+    for number in range(30, 14, -1):
+        to = "far" if moving.storkit("--json", "volume", "show", "v").json["pool"] == "default" else "default"
+        if moving.killed(f"after:{number}", "volume", "move", "v", "--to", to).status != -9:
+            continue
+        states = made(moving, "v")
+        if to == "far" and states.get("default") == "moving" and states.get("far") not in seen:
+            seen.add(states["far"])
+            moving.inventory.write_text(text.replace('"local:b"', '"ssh://127.0.0.8:1"'))
+            refused = moving.storkit("volume", "move", "default/v", "--to", "default", ok=9)
+            assert "cannot say whether its copy is the disk" in refused.stderr
+            assert moving.storkit("attach", "default/v", "--on", "a", ok=None).status != 0
+            moving.inventory.write_text(text)
+            assert made(moving, "v") == states
+        moving.storkit("volume", "move", "v", "--to", to)
+        assert list(made(moving, "v")) == [to]
+        if len(seen) == 2:
+            break
+    assert len(seen) == 2, seen
+
+
+def test_two_pools_that_are_one_directory_lose_nothing(moving: World) -> None:
+    moving.storkit("volume", "create", "v", "1MiB", "--pool", "thick")
+    fill(moving, "v", 9)
+    one = moving.inventory.read_text()
+    for number in range(30, 10, -1):
+        done = moving.killed(f"after:{number}", "volume", "move", "v", "--to", "far")
+        if done.status == -9 and made(moving, "v").get("thick") == "moving":
+            break
+        moving.storkit("volume", "move", "v", "--to", "thick")
+    twice = one + f'[pools.shared]\nhost = "b"\npath = "{moving.directory}/thick"\nformat = "qcow2"\n'
+    moving.inventory.write_text(twice)
+    for pool in ("thick", "shared"):
+        refused = moving.storkit("volume", "move", f"{pool}/v", "--to", pool, ok=None)
+        assert refused.status in (5, 9), refused
+    moving.inventory.write_text(one)
+    moving.storkit("volume", "move", "v", "--to", "thick")
+    assert holds(moving, "v", 9)

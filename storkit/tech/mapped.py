@@ -101,6 +101,17 @@ def claimed(record: Offer) -> Attaching[Offer]:
     return Attaching(replace(record, writable=True), record, None)
 
 
+def node_fault(node: MappedNode | None, disk: str, whose: str, writable: bool) -> str:
+    """Why the node over a client's disk does not work; empty if it does. `whose` disk it is, for people."""
+    if node is None:
+        return "its device-mapper node is gone"
+    if devmapper.below(node) != [disk]:
+        return f"{node.path} does not lead to its {whose}'s disk {disk}"
+    if node.suspended:
+        return f"{node.path} is suspended"
+    return f"a command that changed its right was killed: {node.path}" if node.readonly == writable else ""
+
+
 def flush(node: MappedNode) -> OSError | None:
     """Write what this host's page cache holds for a node; why that failed."""
     descriptor = os.open(node.device, os.O_RDONLY | os.O_CLOEXEC)

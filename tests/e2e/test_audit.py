@@ -151,6 +151,18 @@ def test_guests_that_are_not_where_their_disks_are(world: World) -> None:
     assert "its volume g is in no pool" in only(world, "guest", "g")["what"]
 
 
+def test_a_guest_that_no_record_knows_by_its_name(world: World) -> None:
+    world.guest()
+    world.storkit("guest", "start", "g", "--on", "b")
+    record = world.directory / "guests/g.toml"
+    record.with_name("h.toml").write_text(record.read_text().replace('name = "g"', 'name = "h"'))
+    record.unlink()
+    shutil.rmtree(world.directory / "a/volumes/.guests")
+    strange = [each for each in audit(world) if each["kind"] == "guest"]
+    assert strange[0]["name"] == "g" and "its own calls it h" in strange[0]["what"], strange
+    assert {each["guest"] for each in world.storkit("--json", "status").json["guests"]} == {"g"}
+
+
 def test_who_is_silent_damaged_or_there_twice(world: World) -> None:
     world.storkit("volume", "create", "v", "1MiB")
     pool = Path(world.storkit("--json", "volume", "show", "v").json["path"]).parent

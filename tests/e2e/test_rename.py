@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from storkit import api
+from storkit.core.errors import Conflict
+from storkit.plans.intent.kept import keeping
 from tests.e2e.world import World, each_format
 
 pytestmark = pytest.mark.e2e
@@ -98,3 +101,22 @@ def test_a_file_of_somebody_else_is_not_taken_for_the_volume(world: World) -> No
     stranger.unlink()
     world.storkit("volume", "create", "other", "1MiB")
     assert volumes(world)["w"] == uuid
+
+
+def test_a_guest_that_is_started_meanwhile_keeps_its_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the first look and the lock."""
+    world.guest()
+    keep = keeping.keep
+
+    def late(*given: Any) -> Any:
+        world.storkit("guest", "start", "g", "--on", "b")
+        return keep(*given)
+
+    monkeypatch.setattr(keeping, "keep", late)
+    with (
+        api.open(world.inventory, world.directory / "coordinator") as site,
+        pytest.raises(Conflict, match="guest g is running on b: its name stays"),
+    ):
+        site.guests.rename("g", "h")
+    assert [each["name"] for each in world.storkit("--json", "guest", "list").json] == ["g"]
+    world.storkit("guest", "stop", "g", "--force")

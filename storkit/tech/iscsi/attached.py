@@ -8,10 +8,10 @@ from pathlib import Path
 
 from storkit.core.errors import ServiceUnreachable
 from storkit.core.model import Offer
-from storkit.system.block import devmapper
 from storkit.system.block.devmapper import MappedNode
 from storkit.tech.iscsi import initiator, sessiondisk
 from storkit.tech.iscsi.initiator import IscsiSession
+from storkit.tech.mapped import node_fault
 
 
 def session(record: Offer) -> IscsiSession | None:
@@ -45,13 +45,7 @@ def fault(record: Offer, node: MappedNode | None, sessions: Iterable[IscsiSessio
         return "its session has no disk"
     if (state := _state(disk)) != "running":
         return f"its disk {disk} is {state}"
-    if node is None:
-        return "its device-mapper node is gone"
-    if devmapper.below(node) != [disk]:
-        return f"{node.path} does not lead to its session's disk {disk}"
-    if node.suspended:
-        return f"{node.path} is suspended"
-    return f"a command that changed its right was killed: {node.path}" if node.readonly == record.writable else ""
+    return node_fault(node, disk, "session", record.writable)
 
 
 def _state(disk: str) -> str:

@@ -7,6 +7,7 @@ disk, and taken away in the other. Our record is the offer with its keys, 0600: 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from storkit.system.openers import only_killed
 from storkit.system.parallel import for_each_at_once
 from storkit.tech import portals
 from storkit.tech.attachments import Attaching, Detaching
-from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
+from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush, node_fault
 from storkit.tech.nvme import controllers
 from storkit.tech.nvme.controllers import Controller
 from storkit.tech.nvme.names import HOST, PORT, Keys, NvmeSettings, identity, is_host, portal, subsystem_nqn
@@ -248,13 +249,7 @@ def fault(record: Offer, node: MappedNode | None, paths: Sequence[Controller]) -
         return f"its target does not answer: the connection is lost ({paths[0].state})"
     if not (disk := controllers.disk(record.name)):
         return "its target shows no disk"
-    if node is None:
-        return "its device-mapper node is gone"
-    if devmapper.below(node) != [disk]:
-        return f"{node.path} does not lead to its target's disk {disk}"
-    if node.suspended:
-        return f"{node.path} is suspended"
-    return f"a command that changed its right was killed: {node.path}" if node.readonly == record.writable else ""
+    return node_fault(node, disk, "target", record.writable)
 
 
 def _hang_up(record: Offer) -> None:
@@ -264,10 +259,12 @@ def _hang_up(record: Offer) -> None:
 
 def _flush(here: _Connected) -> None:
     """Write what this host's page cache holds. Raises ServiceUnreachable: the disk has not taken it, and yet takes
-    what comes next. One that takes nothing is one whose right is gone: its target refuses a flush like a write.
+    what comes next, or its pool is full. One that takes nothing is one whose right is gone: its target refuses a flush
+    like a write, and nothing tells it from a disk that fails.
     """
     assert here.node is not None
-    if (error := flush(here.node)) is not None and flush(here.node) is None:
+    error = flush(here.node)
+    if error is not None and (error.errno == errno.ENOSPC or flush(here.node) is None):
         message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
         raise ServiceUnreachable(message, "storkit status") from error
 

@@ -146,6 +146,14 @@ def _guests(seen: Compared) -> Iterator[Drift]:
         if len(states) > 1:
             mend = f"storkit migrate status {name}; then stop the one that should not run, or fence its host"
             yield Drift("guest", name, f"it runs on {hosts}", mend)
+    known = {guest.uuid: guest.name for guest in seen.overview.records}
+    for state in seen.alive():
+        if state.name != (name := known.get(state.uuid, "")):
+            its_own = f": its own calls it {name}" if name else ""
+            what = f"it runs on {state.host}, and no record has its name{its_own}"
+            process = f"; its process there is {state.pid}" if state.pid else ""
+            mend = f"end it by its hypervisor's own command{process}; or storkit fence {state.host}"
+            yield Drift("guest", state.name, what, mend)
     rights = {(export.uuid, export.client): export for _, export in seen.exports}
     readonly = {(guest.uuid, disk.uuid) for guest in seen.overview.records for disk in guest.disks if disk.readonly}
     for state in seen.overview.guests:

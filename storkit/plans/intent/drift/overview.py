@@ -131,21 +131,21 @@ def _there(coordinator: Coordinator, export: Export, attachments: dict[str, list
 
 
 def _guests(coordinator: Coordinator, needed: Collection[str]) -> tuple[list[Guest], list[GuestState]]:
-    """All guests, and what the hosts say of them."""
-
+    """All guests, and what the hosts say of them, and of others that have volumes: also one whose name is unknown here
+    by now."""
     problems = list[StorkitError]()
     guests = sources.everybody(coordinator, problems, needed)
     for problem in problems:
         coordinator.warn(problem.message)
     found: list[GuestState] = []
+    names = {guest.name for guest in guests}
     for hypervisor in sorted({guest.hypervisor for guest in guests}):
-        names = [guest.name for guest in guests if guest.hypervisor == hypervisor]
         try:
             hosts = coordinator.inventory.hosts
-            states = coordinator.survey.guests(hosts, f"hypervisor:{hypervisor}", names, partial=True, needed=needed)
+            states = coordinator.survey.guests(hosts, f"hypervisor:{hypervisor}", partial=True, needed=needed)
         except Unsupported:  # the list of guests says so
             continue
-        found += [state for there in states.values() for state in there]
+        found += [state for there in states.values() for state in there if state.name in names or state.volumes]
     return guests, found
 
 

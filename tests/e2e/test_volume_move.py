@@ -242,3 +242,8 @@ def test_two_pools_that_are_one_directory_lose_nothing(moving: World) -> None:
     moving.inventory.write_text(one)
     moving.storkit("volume", "move", "v", "--to", "thick")
     assert holds(moving, "v", 9)
+    moving.inventory.write_text(twice)
+    for pool in ("thick", "shared"):
+        assert "one storage, or a copy" in moving.storkit("volume", "delete", f"{pool}/v", ok=9).stderr
+    moving.inventory.write_text(one)
+    assert holds(moving, "v", 9)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, NotFound, StorkitError, UsageError, collected, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Attachment, Damaged, Export, Volume, check_name, closed
@@ -270,6 +270,7 @@ class VolumeActs:
             volumes = self._survey.find_all(names)
             if not force:
                 disks.refuse_to_lose(self._coordinator, volumes, "delete")
+                self._refuse_one_of_two([v for name, v in zip(names, volumes, strict=True) if "/" in name])
             return planner.delete(volumes, self._survey.exports(volumes), self._coordinator.inventory)
 
         self._coordinator.change(build)
@@ -277,6 +278,26 @@ class VolumeActs:
         for name in gone:
             self._survey.hints.drop(name)
         return gone
+
+    def _refuse_one_of_two(self, volumes: list[Volume]) -> None:
+        """Raise Unsafe if a pool at the same path has one of these as well, by its UUID: the two are one storage,
+        perhaps, which two hosts have mounted. No other pool is asked."""
+        pools = self._coordinator.inventory.pools
+        problems: list[StorkitError] = []
+        for volume in volumes:
+            own = pools[volume.pool]
+            same = [
+                each
+                for each in pools.values()
+                if each is not own and "path" in own.settings and each.settings.get("path") == own.settings["path"]
+            ]
+            there = self._survey.volumes([volume.name], same) if same and not closed(volume) else []
+            if others := [each.pool for each in there if each.uuid == volume.uuid and not closed(each)]:
+                where = " and ".join([volume.pool, *others])
+                message = f"pools {where} have volume {volume.name}, with one UUID: one storage, or a copy"
+                hint = "take the pool that is not its own out of the inventory; if this is the copy: --force"
+                problems.append(Unsafe(message, hint))
+        raise_problems(problems)
 
     def _exists(self, name: str) -> bool:
         try:

@@ -28,7 +28,7 @@ from storkit.core.model import IMPORTING, Attachment, Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.tech.athand import at_hand
-from storkit.tech.files import refilling, streams
+from storkit.tech.files.content import refilling, streams
 from storkit.tech.files.sidecar import SPOOL, rename_new
 from storkit.tech.images import checksums, exporting, headers, qemuimg, unpack
 
@@ -106,7 +106,7 @@ def pull(site: Site, volume: Volume, attached: Attachment, rate: int = 0) -> Non
 
 def digest(site: Site, volume: Volume) -> str:
     """What a volume that nobody writes holds, in a line that is the same for every copy of it."""
-    from storkit.tech.files import digesting
+    from storkit.tech.files.content import digesting
 
     at_hand([volume])
     return digesting.digest(site, volume)
@@ -172,7 +172,7 @@ def put_back(site: Site, volumes: list[Volume], inside: Inside, paths: list[str]
 
 def examine(site: Site, volume: Volume) -> Examined:
     """All bytes of a volume that nobody writes, and the files that they are in."""
-    from storkit.tech.files import examining
+    from storkit.tech.files.content import examining
 
     at_hand([volume])
     return examining.examine(site, volume)

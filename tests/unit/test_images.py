@@ -23,7 +23,7 @@ from storkit.core.imagefiles import ImageInfo
 from storkit.core.model import Volume
 from storkit.directory import Directory, DirectorySettings
 from storkit.system import locks
-from storkit.tech.files import streams
+from storkit.tech.files.content import streams
 from storkit.tech.images import headers
 from tests.filesystems import mounted
 

@@ -50,7 +50,7 @@ SAID = {
     "tech/iscsi/names.py: replacement_timeout": "a person says it",
     "system/locks.py: wait": "0 asks once",
     "tech/nbd/server.py: wait": "one look of a loop with a deadline",
-    "tech/files/refilling.py: deadline": "0 asks once",
+    "tech/files/content/refilling.py: deadline": "0 asks once",
 }
 """Times that the factor leaves alone, and why."""
 WORDS = ("timeout", "deadline", "wait", "_long", "forever", "recovery", "drain", "appears", "probe", "_busy")

@@ -11,7 +11,7 @@ import pytest
 from storkit.core.errors import UsageError
 from storkit.core.model import Volume
 from storkit.plans.intent.golden import building, versions
-from storkit.tech.files import examining
+from storkit.tech.files.content import examining
 
 UUID = "cc18ff28-316c-43a9-9f2c-38e3cc63bc95"
 

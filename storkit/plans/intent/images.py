@@ -16,7 +16,7 @@ from storkit.plans.intent.coordinator import Coordinator, Ran
 from storkit.plans.intent.making import Bytes, in_bytes, must_be_free, new_volume, pool_of
 from storkit.plans.plan import Plan
 from storkit.plans.planner import locks_of
-from storkit.tech.files import streams
+from storkit.tech.files.content import streams
 from storkit.tech.images import download, exporting, headers
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
-from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsafe, collected, raise_problems
 from storkit.core.guest import KeptGuest
 from storkit.core.identities import check_name
 from storkit.core.model import (
@@ -32,13 +32,13 @@ from storkit.core.model import (
     closed,
     relabelled,
 )
-from storkit.core.units import exact_size, format_size
+from storkit.core.units import format_size
 from storkit.system import files, locks, openers
 from storkit.tech import strangers
-from storkit.tech.files import adopting, clonefile, flattening, renaming, resizing, volumefile
+from storkit.tech.files import adopting, deriving, renaming, resizing, volumefile
+from storkit.tech.files.content import flattening
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
-from storkit.tech.images import qcow2
 from storkit.tech.keptguests import KeepsGuests
 
 _LITTLE_ROOM = 0.05
@@ -104,8 +104,8 @@ class FilePool(KeepsGuests):
             def make(volume: Volume, descriptor: int) -> None:
                 volumefile.make_empty(descriptor, format, volume.size)
 
-            made = [Sidecar(VERSION, fresh(volume, format, volume.made or "created")) for volume in todo]
-            self._make(directory, made, make)
+            made = [Sidecar(VERSION, deriving.fresh(volume, format, volume.made or "created")) for volume in todo]
+            deriving.make(directory, made, make)
         return self._found(volumes)
 
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
@@ -218,7 +218,7 @@ class FilePool(KeepsGuests):
 
     def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
         with self._locked("adopt") as directory:
-            made = [fresh(volume, "", adopting.ADOPTED) for volume in volumes]
+            made = [deriving.fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
         volumes = self._found(volumes)
         openers.note_earlier(self.site.run, zip(volumes, found, strict=True))
@@ -339,24 +339,6 @@ class FilePool(KeepsGuests):
         path = f"{self.path}/{volume.name}.{volume.format}"
         return replace(volume, host=self.site.host, pool=self.pool, path=path)
 
-    def _make(self, directory: VolumeDirectory, made: Sequence[Sidecar], fill: Callable[[Volume, int], None]) -> None:
-        """Make each volume's file by `fill`, then all of them volumes; on any error nothing of them is left."""
-        try:
-            for sidecar in made:
-                volume = sidecar.volume
-                making = directory.making(volume.name, volume.format)
-                descriptor = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                try:
-                    fill(volume, descriptor)
-                    os.fchmod(descriptor, volumefile.mode(volume))
-                finally:
-                    os.close(descriptor)
-            directory.publish(made)
-        except BaseException:
-            for sidecar in made:
-                directory.discard(sidecar.volume.name, mine=True)
-            raise
-
     def _derive(self, verb: str, source: Volume, volumes: Sequence[Volume]) -> list[Volume]:
         """Clones and snapshots: by reflink, overlay or copy."""
         with ExitStack() as stack:
@@ -364,130 +346,21 @@ class FilePool(KeepsGuests):
                 (origin,) = directory.known([source])
                 todo = directory.admit(volumes, origin.volume.format)
                 busy = self._busy([origin], "cloned") if origin.volume.kind == "disk" else []
-                problems = self._derive_problems(directory, origin.volume, volumes)
+                problems = deriving.problems(directory, origin.volume, volumes)
                 raise_problems(problems + (busy if verb == "clone" else []))
                 path = directory.data(origin.volume.name, origin.volume.format)
                 file = files.open_plain(path, os.O_RDONLY)
                 stack.callback(os.close, file)
-                if self._by_reflink(directory, origin, file, todo) or self._by_overlay(directory, origin, todo):
+                if deriving.by_reflink(directory, origin, file, todo) or deriving.by_overlay(
+                    directory, origin, todo, self.settings.format
+                ):
                     return self._found(volumes)
                 raise_problems(busy)
-                for lock in self._claim(directory, verb, origin, todo):
+                for lock in deriving.claim(self.site, directory, verb, origin, todo):
                     stack.callback(lock.release)
             # A copy takes long: the directory is free for others, the names are held by their locked claims.
-            self._by_copy(directory, origin, file, todo)
+            deriving.by_copy(self.site, directory, origin, file, todo, self._locked)
         return self._found(volumes)
-
-    def _derive_problems(
-        self, directory: VolumeDirectory, old: Volume, volumes: Sequence[Volume]
-    ) -> list[StorkitError]:
-        problems: list[StorkitError] = []
-        for volume in volumes:
-            if 0 < volume.size < old.size:
-                message = f"volume {volume.name} of {format_size(volume.size)} is smaller than {old.name}, its source"
-                problems.append(UsageError(message, f"make it {exact_size(old.size)} or larger"))
-        if why := closed(old):
-            problems.append(Conflict(why, "wait for that, or run it again: storkit plan list"))
-        if volumefile.disk_size(directory.data(old.name, old.format), old.format) != old.size:
-            hint = f"run it again: storkit volume resize {old.name} SIZE"
-            problems.append(Conflict(f"a resize of volume {old.name} was interrupted", hint))
-        return problems
-
-    def _by_reflink(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> bool:
-        # One of another size is resized once; the others of that size share its blocks.
-        templates: dict[int, int] = {origin.volume.size: file}
-        format = origin.volume.format
-
-        def fill(volume: Volume, descriptor: int) -> None:
-            if not clonefile.reflink(templates.get(volume.size, file), descriptor):
-                raise _NoReflink
-            if volume.size not in templates:
-                volumefile.resize(directory.making(volume.name, format), format, volume.size)
-                templates[volume.size] = os.dup(descriptor)
-
-        made = [replace(origin, volume=derived(origin, volume, format, "reflink")) for volume in todo]
-        try:
-            self._make(directory, made, fill)
-        except _NoReflink:
-            return False
-        finally:
-            for size, descriptor in templates.items():
-                if size != origin.volume.size:
-                    os.close(descriptor)
-        return True
-
-    def _by_overlay(self, directory: VolumeDirectory, origin: Sidecar, todo: Sequence[Volume]) -> bool:
-        old = origin.volume
-        wished = not self.settings.format and all(volume.format == "qcow2" for volume in todo)
-        if old.kind == "disk" or not (self.settings.format == "qcow2" or wished):
-            return False
-        if any(volume.kind == "snapshot" or volume.size > qcow2.MAX_SIZE for volume in todo):
-            return False
-        backing = directory.data(old.name, old.format).name
-        layouts = {size: qcow2.empty(size, backing, old.format) for size in {volume.size for volume in todo}}
-        made = [Sidecar(VERSION, derived(origin, volume, "qcow2", "overlay"), backing=old.uuid) for volume in todo]
-
-        def fill(volume: Volume, descriptor: int) -> None:
-            layouts[volume.size].write(descriptor)
-
-        self._make(directory, made, fill)
-        return True
-
-    def _claim(
-        self, directory: VolumeDirectory, verb: str, origin: Sidecar, todo: Sequence[Volume]
-    ) -> list[locks.Lock]:
-        """Locks that hold the names of volumes being copied, and the source against being written."""
-        clonefile.allow_open_files(len(todo) + 100)
-        holder = f"{verb} of {origin.volume.name} (pid {os.getpid()})"
-        held: list[locks.Lock] = []
-        try:
-            if origin.volume.kind == "disk":
-                use = locks.use_lock(self.site.run, origin.volume.uuid)
-                held.append(locks.acquire(use, f"volume {origin.volume.name}", shared=True))
-            for volume in todo:
-                held.append(locks.acquire(directory.claim(volume.name), f"volume {volume.name}", holder=holder))
-        except BaseException:
-            for lock in held:
-                lock.release()
-            for volume in todo:
-                directory.discard(volume.name)
-            raise
-        return held
-
-    def _by_copy(self, directory: VolumeDirectory, origin: Sidecar, file: int, todo: Sequence[Volume]) -> None:
-        made = [replace(origin, volume=derived(origin, volume, origin.volume.format, "copy")) for volume in todo]
-        length = os.fstat(file).st_size
-        try:
-            for number, sidecar in enumerate(made):
-                self._copy(directory, sidecar.volume, file, length, number / len(made), 1 / len(made))
-            with self._locked("clone"):
-                there, damaged = directory.look(None)
-                if origin.backing and all(other.volume.uuid != origin.backing for other in there):
-                    raise_problems(list(damaged.values()))  # it may be one of them
-                    raise Conflict(f"what volume {origin.volume.name} stands on was deleted while it was copied")
-                directory.publish(made)
-        except BaseException as error:
-            for sidecar in made:
-                directory.discard(sidecar.volume.name, mine=True)
-            if isinstance(error, OSError):
-                raise files.explain(error, self.path) from error
-            raise
-
-    def _copy(
-        self, directory: VolumeDirectory, volume: Volume, file: int, length: int, before: float, share: float
-    ) -> None:
-        making = directory.making(volume.name, volume.format)
-        target = files.open_plain(making, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-
-            def progress(done: int) -> None:
-                self.site.progress(before + share * done / length, f"copying to {volume.name}")
-
-            clonefile.copy_sparse(file, target, length, progress)
-        finally:
-            os.close(target)
-        volumefile.resize(making, volume.format, volume.size)
-        files.change_mode(making, volumefile.mode(volume))
 
     def _busy(self, sidecars: Sequence[Sidecar], what: str) -> list[StorkitError]:
         """Why these volumes cannot be `what` now: a server or a command has them, or another program of this host."""
@@ -501,20 +374,3 @@ class FilePool(KeepsGuests):
             return []
         hint = f"see who has it: storkit volume show {volume.name}"
         return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]
-
-
-class _NoReflink(Exception):
-    """This file system does not share blocks between these files."""
-
-
-def fresh(volume: Volume, format: str, made: str) -> Volume:
-    """The volume as its sidecar has it."""
-    import datetime
-
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    named = replace(volume, host="", pool="", path="", hold=None, was="", checksum="")
-    return replace(named, format=format, made=made, created=volume.created or now)
-
-
-def derived(origin: Sidecar, volume: Volume, format: str, made: str) -> Volume:
-    return replace(fresh(volume, format, made), origin=origin.volume.uuid)

@@ -12,7 +12,8 @@ from storkit.core.errors import Conflict, StorkitError, Unsupported, raise_probl
 from storkit.core.model import Volume
 from storkit.system import files, locks
 from storkit.tech.files import trees
-from storkit.tech.files.pool import FilePool, derived, fresh
+from storkit.tech.files.deriving import derived, fresh
+from storkit.tech.files.pool import FilePool
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory
 from storkit.tech.nfs import attach
 

@@ -22,7 +22,6 @@ from typing import ClassVar
 from storkit.core import holds
 from storkit.core.backend import Needs, word_setting
 from storkit.core.errors import (
-    CommandFailed,
     Conflict,
     NotFound,
     StorkitError,
@@ -44,17 +43,14 @@ from storkit.core.model import (
     relabelled,
 )
 from storkit.system import locks, openers
-from storkit.system.block import blockdevice, udev
+from storkit.system.block import udev
 from storkit.tech.files import volumefile
 from storkit.tech.keptguests import KeepsGuests
-from storkit.tech.lvm import adopting, checks, tools
+from storkit.tech.lvm import adopting, checks, making, tools
 from storkit.tech.lvm.batches import Batches
 from storkit.tech.lvm.tools import LogicalVolume, VolumeGroup
 
 _LVM_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,125}", re.ASCII)
-_BLOCK = 4096
-_NEW = ["-y", "-ky", "-K", "-ay"]
-"""Of lvcreate: never activated by others (see `tools.activate`), but by this command."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +107,12 @@ class Lvm(KeepsGuests):
                 if not made:
                     return self._these(group, volumes)
                 batch = stack.enter_context(self._batches.claimed("create"))
-                self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
+                self._batches.carve(
+                    lock, batch, made, [making.new(self._vg, self.settings.thinpool, volume, batch) for volume in made]
+                )
                 if self.settings.thinpool:
                     return self._these(self._batches.publish(lock, batch), volumes)
-            return self._these(self._fill(batch, made, lambda: self._zero(group, made)), volumes)
+            return self._these(self._fill(batch, made, lambda: making.zero(self.site, group, made)), volumes)
 
     def clone(self, source: Volume, volumes: list[Volume]) -> list[Volume]:
         return self._derive("clone", source, volumes)
@@ -147,7 +145,7 @@ class Lvm(KeepsGuests):
                         if not served:
                             use = locks.use_lock(self.site.run, volume.uuid)
                             stack.callback(locks.acquire(use, f"volume {volume.name}").release)
-                        self._resize(lock, group, old, volume.size)
+                        making.resize(lock, group, old, volume.size, bool(self.settings.thinpool))
             return self._these(tools.read(self._vg), volumes)
 
     def rename(self, volumes: list[Volume], names: list[str]) -> list[Volume]:
@@ -350,34 +348,22 @@ class Lvm(KeepsGuests):
                 batch = stack.enter_context(self._batches.claimed(verb))
                 if thin:
                     size = group.lvs[old.name].size
-                    commands = [command for volume in made for command in self._share(old, size, volume, batch)]
+                    commands = [
+                        command for volume in made for command in making.share(self._vg, old, size, volume, batch)
+                    ]
                     self._batches.carve(lock, batch, made, commands)
                     for volume in made:
                         if old.size < min(volume.size, size):  # the rest of the last extent is nobody's
-                            self._clear(volume, old.size, size)
+                            making.clear(self._vg, volume, old.size, size, thin)
                     return self._these(self._batches.publish(lock, batch), volumes)
                 if old.kind == "disk":
                     use = locks.use_lock(self.site.run, old.uuid)
                     stack.callback(locks.acquire(use, f"volume {old.name}", shared=True).release)
                 tools.activate([old])
-                self._batches.carve(lock, batch, made, [self._new(volume, batch) for volume in made])
-            return self._these(self._fill(batch, made, lambda: self._copy(group, old, made)), volumes)
-
-    def _new(self, volume: Volume, batch: str) -> list[str]:
-        command = ["lvcreate", *_NEW, *tools.add_tags(volume, batch)]
-        if self.settings.thinpool:
-            return [*command, "-V", f"{volume.size}b", "-T", f"{self._vg}/{self.settings.thinpool}", "-n", volume.name]
-        # Nothing is wiped at its start: all of it is zeroed.
-        return [*command, "-Wn", "-Zn", "-L", f"{volume.size}b", "-n", volume.name, self._vg]
-
-    def _share(self, old: Volume, size: int, volume: Volume, batch: str) -> list[list[str]]:
-        """A thin snapshot, grown to the size of a larger clone. `size` is that of the logical volume it is of."""
-        mode = "rw" if volume.kind == "disk" else "r"
-        tags = tools.add_tags(volume, batch)
-        commands = [["lvcreate", *_NEW, "-s", "-p", mode, *tags, "-n", volume.name, f"{self._vg}/{old.name}"]]
-        if volume.size > size:
-            commands.append(["lvextend", "-y", "-L", f"{volume.size}b", f"{self._vg}/{volume.name}"])
-        return commands
+                self._batches.carve(
+                    lock, batch, made, [making.new(self._vg, self.settings.thinpool, volume, batch) for volume in made]
+                )
+            return self._these(self._fill(batch, made, lambda: making.copy(self.site, group, old, made)), volumes)
 
     def _fill(self, batch: str, made: Sequence[Volume], work: Callable[[], None]) -> VolumeGroup:
         """Let `work` write the content of thick volumes, which takes long, while others use the volume group."""
@@ -394,61 +380,6 @@ class Lvm(KeepsGuests):
             with suppress(StorkitError), self._batches.locked("undo", only_removes=True) as (lock, _):
                 self._batches.discard(lock, batch)
             raise
-
-    def _zero(self, group: VolumeGroup, made: Sequence[Volume]) -> None:
-        total, before = sum(volume.size for volume in made), 0
-        for volume in made:
-
-            def progress(done: int, before: int = before, name: str = volume.name) -> None:
-                self.site.progress(min(1.0, (before + done) / total), f"zeroing {name}")
-
-            with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
-                blockdevice.zero(device, 0, group.extents(volume.size), progress)
-            before += volume.size
-
-    def _copy(self, group: VolumeGroup, old: Volume, made: Sequence[Volume]) -> None:
-        names = made[0].name + (f" and {len(made) - 1} more" if len(made) > 1 else "")
-
-        # Whole blocks, of a device with blocks of 4 KiB as well: the logical volume is whole extents.
-        length = -(-old.size // _BLOCK) * _BLOCK
-
-        def progress(done: int) -> None:
-            self.site.progress(done / length, f"copying {old.name} to {names}")
-
-        targets = [tools.path(self._vg, volume.name) for volume in made]
-        blockdevice.copy(tools.path(self._vg, old.name), targets, length, progress)
-        for volume in made:
-            with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
-                blockdevice.zero(device, old.size, group.extents(volume.size))
-
-    def _resize(self, lock: locks.Lock, group: VolumeGroup, old: Volume, size: int) -> None:
-        """The tag never promises more than is there and reads as it should, so that a kill in between is harmless."""
-        lv, end, target = group.lvs[old.name], group.extents(size), f"{self._vg}/{old.name}"
-        retag = ["lvchange", "-y", *tools.change_tags(old, replace(old, size=size)), target]
-        tools.activate([old])
-        if size > old.size:
-            if end > lv.size:
-                tools.change(self._vg, lock, ["lvextend", "-y", "-L", f"{size}b", target])
-            self._clear(old, old.size, end)
-            tools.change(self._vg, lock, retag)
-            return
-        tools.change(self._vg, lock, retag)
-        self._clear(old, size, lv.size)
-        if end < lv.size:
-            command = ["lvreduce", "-y", "-L", f"{size}b", target]
-            try:
-                tools.change(self._vg, lock, [*command, "--fs", "ignore"])
-            except CommandFailed as failure:  # of LVM before 2.03.17, which never looks at the file system
-                if "unrecognized option" not in failure.stderr and "parsing" not in failure.stderr:
-                    raise
-                tools.change(self._vg, lock, command)
-
-    def _clear(self, volume: Volume, start: int, end: int) -> None:
-        with blockdevice.opened(tools.path(self._vg, volume.name), write=True) as device:
-            if self.settings.thinpool:
-                blockdevice.clear_thin(device, start, end)
-            else:
-                blockdevice.zero(device, start, end)
 
     # What stands in the way
 

@@ -360,7 +360,8 @@ class Original:
 
     name: GuestName
     document: Words
-    """In the hypervisor's own language, with names in the place of its passwords."""
+    """In the hypervisor's own language, with names in the place of its passwords; empty: it runs, and its hypervisor
+    keeps no document of it."""
     status: GuestStatus
     secrets: dict[Word, Secret] = field(default_factory=dict)
     """The passwords, by these names."""
@@ -371,6 +372,10 @@ class Original:
     form of `document` (Hypervisor.edited)."""
     pinned: Words = ""
     """Why one that runs could not leave its host before its next stop; empty: it could."""
+    uuid: MaybeUuid = ""
+    """Of one without a document: what it runs with."""
+    places: dict[Word, Words] = field(default_factory=dict)
+    """Of one without a document: where it has its disks, by what it calls them."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))

@@ -38,6 +38,8 @@ def define(session: Session, options: Namespace) -> None:
         kernel=options.kernel,
         initrd=options.initrd,
         cmdline=options.cmdline,
+        firmware=options.firmware,
+        nvram=options.nvram,
         disks=options.disk,
         bridges=options.bridge,
         root=options.root,
@@ -278,6 +280,7 @@ def show(session: Session, options: Namespace) -> None:
         ("memory", format_size(what.guest.memory)),
         ("vcpus", what.guest.vcpus),
         ("hypervisor", what.guest.hypervisor),
+        *([("firmware", what.guest.boot.firmware)] if what.guest.boot.firmware != "bios" else []),
         ("state", what.shown),
     ]
     kept = session.site.guests.kept(options.name)
@@ -294,7 +297,11 @@ def show(session: Session, options: Namespace) -> None:
     if what.root and what.guest.root:
         lines.append(("root", f"{what.root.name}, {what.guest.root.address}, {what.root.uuid}"))
         data["root_exports"] = codec.dump(what.root_exports)
-    lines += [(f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}") for n, v in enumerate(what.volumes)]
+    flash = {disk.uuid for disk in what.guest.disks if disk.bus == "flash"}
+    lines += [
+        ("nvram" if v.uuid in flash else f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}")
+        for n, v in enumerate(what.volumes)
+    ]
     session.result(data, output.fields(lines))
 
 

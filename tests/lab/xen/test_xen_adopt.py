@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guestkit import log
 from tests.lab.world import storage
 from tests.lab.xen import XenLab
 from tests.lab.xen.world import CMDLINE, PATIENT, XenWorld
@@ -14,6 +15,7 @@ from tests.lab.xen.world import CMDLINE, PATIENT, XenWorld
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 DISK = "/srv/images/g1.img"
 CONFIG = "/root/g1.cfg"
+AFTER = "/root/after.img"
 XL_CFG = f"""\
 # by hand
 name = "g1"
@@ -31,6 +33,13 @@ class HandmadeXen(XenWorld):
 
     def _pool(self) -> dict[str, str]:
         return super()._pool() | {"host": "h1"}
+
+    def report(self) -> log.Report:
+        self.storkit("volume", "export", "g1", AFTER)
+        self.s.run(["scp", "-q", f"h1:{AFTER}", AFTER], timeout=PATIENT)
+        after = self.scratch / "after.img"
+        after.write_bytes(self.s.get(AFTER))
+        return log.verify(after)
 
 
 def test_a_guest_that_runs_is_adopted_moved_and_given_back(xen: XenLab, tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_the_source_loses_its_power_while_the_guest_moves(xen: XenLab, tmp_path:
     # Nobody knows whether it still runs, until the storage lets the host in no more.
     refused = world.run("guest", "start", "g1", "--on", "h2")
     assert refused.status == 9 and not world.domains(world.h2), refused
-    evacuated = world.storkit("host", "evacuate", "h1")
-    assert evacuated["started"] == {"g1": "h2"}, evacuated
+    evacuated = world.storkit("host", "evacuate", "h1", "--to", "h2")
+    assert evacuated["started"] == [{"guest": "g1", "host": "h2"}], evacuated
     world.wait_for_writes(world.h2)
     assert world.domains(world.h2) == ["g1"]
     # It comes back to a house without the guest.

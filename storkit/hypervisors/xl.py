@@ -60,7 +60,7 @@ from storkit.hypervisors._machine import (
 )
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
-from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent
+from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent, watched
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
 from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
@@ -242,7 +242,8 @@ class Xl(Hypervisor):
             self._guests.forget_arrival(name)
             saving.XlSave(self._guests, name).forget()
             return
-        refuse_shutdown(name, found.status)
+        if not self._take_apart(name, found.of("paused")):
+            refuse_shutdown(name, found.status)
         pressed = 0.0
         while (running := self._living(found.uuid)) or self._guests.bringers(name):
             if time.monotonic() >= deadline:
@@ -251,6 +252,7 @@ class Xl(Hypervisor):
                 pressed = time.monotonic()
                 for domain in running:
                     self._press(domain)
+            self._take_apart(name, running)
             time.sleep(TICK)
         self._guests.forget_arrival(name)
 
@@ -462,6 +464,15 @@ class Xl(Hypervisor):
         for domain in (mine := [domain for domain in domains if not domain.away]):
             toolstack.go_on(domain)
         return bool(mine)
+
+    def _take_apart(self, name: str, domains: list[XenDomain]) -> bool:
+        """Destroy those that have shut down, if no xl does that; whether there was one."""
+        off = [domain for domain in domains if domain.ended == "-"]
+        if not off or watched(name, xl_processes()):
+            return False
+        for domain in off:
+            xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
+        return True
 
     def _press(self, domain: XenDomain) -> None:
         try:

@@ -100,6 +100,25 @@ def test_a_guest_that_reboots_has_not_stopped(hypervisor: Xl, tmp_path: Path, cr
     hypervisor.stop("g")
 
 
+def test_a_guest_that_no_xl_watches_is_taken_apart_when_it_has_shut_down(hypervisor: Xl, tmp_path: Path) -> None:
+    listed(tmp_path, line("g", "-b----"))
+    listed(tmp_path, line("g", "---s--"), name="after-shutdown")
+    listed(tmp_path, name="after-destroy")
+    hypervisor.stop("g", timeout=scaled(10))
+    assert done(tmp_path) == [" shutdown -F 1", " destroy 1"]
+    # it was shut down from within
+    listed(tmp_path, line("g", "---s--"))
+    assert hypervisor.find(["g"])[0].reason == "it has shut down, and the xl that would take it apart has ended"
+    hypervisor.stop("g", timeout=scaled(10))
+    assert done(tmp_path)[2:] == [" destroy 1"]
+    # it wants to go on, and nobody lets it
+    listed(tmp_path, line("g", "---sr-"))
+    with pytest.raises(Conflict, match="is paused"):
+        hypervisor.stop("g")
+    hypervisor.stop("g", force=True)
+    assert done(tmp_path)[3:] == [" destroy 1"]
+
+
 @pytest.mark.parametrize(("flags", "seconds", "kept"), [("-b----", 1.2, False), ("--p---", 0, True)])
 def test_a_guest_that_runs_has_not_just_arrived(
     hypervisor: Xl, tmp_path: Path, flags: str, seconds: float, kept: bool

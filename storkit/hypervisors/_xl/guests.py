@@ -46,6 +46,10 @@ _ENDED = {
     "s": "it was suspended by an xl that has ended",
 }
 """Why a domain that is shut down stands still for ever; those that reboot or power off are on their way."""
+_LEFT = {"r": "it wants to reboot, and the xl that would build it anew has ended"}
+_LEFT_OFF = "it has shut down, and the xl that would take it apart has ended"
+"""Why those that are on their way stand still: an xl that sees its domain suspended ends, also where a migration or a
+save fails and the domain goes on (handle_domain_death and its callers, xl_vmcontrol.c)."""
 _NO_CONFIG = {"config": {"c_info": {"type": ""}}}
 """Of a domain that is just being built xl has none, and leaves it out."""
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -258,6 +262,8 @@ class XenGuests:
             return SeenDomain(domain, "migrated")
         if domain.ended:
             reason = _ENDED.get(domain.ended, "")
+            if not reason and not watched(name, processes):
+                reason = _LEFT.get(domain.ended, _LEFT_OFF)
             return SeenDomain(domain, "paused" if reason else "starting", reason=reason)
         if domain.paused and domain.seconds:
             # whoever let it go on, and whatever mark is left: it has run here
@@ -271,6 +277,11 @@ class XenGuests:
                 return SeenDomain(domain, "incoming" if expected and not building else "starting")
             return SeenDomain(domain, "arrived" if expected else "paused")
         return SeenDomain(domain, "running", "out" if sender else "")
+
+
+def watched(name: str, processes: Iterable[XlProcess]) -> bool:
+    """Whether there may be an xl that takes a domain of this guest apart, or builds it anew, when it ends."""
+    return any(each.guest in ("", name) and each.verb in ("create", "restore", "migrate-receive") for each in processes)
 
 
 def parse_config(text: str) -> tuple[str, list[str]]:

@@ -52,3 +52,20 @@ def test_a_connection_that_breaks_in_the_handshake(xen: XenLab, tmp_path: Path) 
     world.storkit("guest", "stop", "g1")
     report = world.report()
     assert report.clean and not report.recovered and report.starts == 1, report
+
+
+def test_a_guest_stops_where_its_migration_failed(xen: XenLab, tmp_path: Path) -> None:
+    """The xl that watched over it has seen it suspended, and has ended: nobody takes it apart but storkit."""
+    world = XenWorld(xen, tmp_path, storage("nbd-kernel"))
+    world.define()
+    world.storkit("guest", "start", "g1", "--on", "h1")
+    world.wait_for_writes(world.h1, 10)
+    cut(world.h1, "ready")
+    failed = world.run("migrate", "run", "g1", "--to", "h2")
+    assert failed.status and world.domains(world.h1) == ["g1"], failed
+    world.h1.run(["rm", WRAPPER])
+    world.wait_for_writes(world.h1)
+    world.storkit("guest", "stop", "g1")
+    assert world.domains(world.h1) == world.domains(world.h2) == []
+    report = world.report()
+    assert report.clean and not report.recovered and report.starts == 1, report

@@ -52,7 +52,7 @@ ACCEPT = arg(
 HOST_FILE = arg(
     "--file", help="the file of what this host's hooks know (default: /etc/storkit/host.toml)", metavar="FILE"
 )
-REMOVABLE = ("disks", "root", "nics", "kernel", "initrd", "cmdline", "machine", "console")
+REMOVABLE = ("disks", "root", "nics", "kernel", "initrd", "cmdline", "machine", "console", "agent")
 """What `guest define --without` can name."""
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 

@@ -327,7 +327,7 @@ def _records(coordinator: Coordinator, fleet: Fleet, found: Found) -> list[Guest
     disks = [Disk("base"), *([Disk("seed", readonly=True)] if fleet.seeded else [])]
     example = Guest(
         fleet.name, fleet.uuid, fleet.memory, fleet.vcpus, fleet.hypervisor, boot=fleet.boot, disks=disks,
-        nics=fleet.nics,
+        nics=fleet.nics, agent=True,
     )  # fmt: skip
     problems: list[StorkitError] = []
     guests: list[Guest] = []

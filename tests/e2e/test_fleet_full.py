@@ -76,7 +76,8 @@ def test_wherever_the_room_ends(make_world: Callable[..., World], format: str, t
             full = create(world, COUNT, ok=None)
             assert full.status == (5 if tenth < 10 else 0), full.stderr
             if full.status:
-                assert "no space left" in full.stderr and "everything was put back" in full.stderr
+                assert "no space left" in full.stderr
+                assert tenth == 0 or "everything was put back" in full.stderr  # to look into qcow2 needs room
                 assert true(world) == set() and names(world) == ["debian"] and names(world, "fleet") == []
             leave(volumes, 2 * needed)
             create(world, COUNT)

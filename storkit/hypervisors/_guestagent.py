@@ -272,10 +272,8 @@ class _Frozen:
         with suppress(BrokenPipeError):
             self._process.stdin.write(word)
             self._process.stdin.close()
-        if word:
-            self._process.wait(scaled(10.0))
-        else:
-            threading.Thread(target=self._process.wait, daemon=True).start()
+        # Nobody waits for it: it ends at once, or when it has seen to what it is there for.
+        threading.Thread(target=self._process.wait, daemon=True).start()
 
 
 _frozen: dict[str, _Frozen] = {}

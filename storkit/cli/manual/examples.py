@@ -102,6 +102,7 @@ EXAMPLES = {
         ("storkit image seal template", "Nobody writes template from now on: it is version 1 of itself."),
     ),
     "image build": (
+        ("storkit image build debian --cloud-config web.yaml", "What cloud-init makes of the newest version."),
         ("storkit image build debian --script update.sh", "Boot a clone of debian, update it, and seal it."),
         ("storkit image build web --from debian@3 --script web.sh", "The first version of another image."),
     ),

@@ -60,7 +60,7 @@ packages-demo:
 packages-test:
 	@tools/packages tools/demo.packages tools/test.packages tests/lab/packages.txt
 packages-all:
-	@tools/packages tools/demo.packages tools/test.packages tests/lab/packages.txt tests/lab/nvme.packages
+	@tools/packages tools/demo.packages tools/test.packages tests/lab/packages.txt tests/lab/nvme.packages tools/all.packages
 
 $(VENV)/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv" >&2; exit 1; }

@@ -269,30 +269,37 @@ class Lvm(KeepsGuests):
             self._forget(volume.uuid for volume in volumes)
             openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
-    def capacity(self) -> Usage:
+    def capacity(self, volumes: bool = False) -> Usage:
         group = tools.read(self._vg)
-        volumes = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
+        found = [lv for lv in group.lvs.values() if self._is_ours(group, lv)]
         sizes, damaged, held = [], [], dict[str, VolumeHold]()
-        for lv in volumes:
+        used: dict[str, int] = {}
+        for lv in found:
             try:
                 volume = self._volume(group, lv)
             except Unsafe:
                 damaged.append(lv.name)
                 continue
+            if volumes and lv.used is not None:
+                used[volume.name] = lv.used
             sizes.append(volume.size)
             held |= {volume.name: volume.hold} if volume.hold else {}
         warnings = self._uncounted(damaged)
         if group.missing:
             warnings.append(f"pool {self.pool} lacks {', '.join(group.missing)}: nothing can be made in it")
         if not self.settings.thinpool:
-            allocated = sum(lv.size for lv in volumes)
-            return Usage(self.pool, self.site.host, group.size, group.free, sum(sizes), allocated, warnings, held)
+            allocated, free = sum(lv.size for lv in found), group.free
+            return Usage(
+                self.pool, self.site.host, group.size, free, sum(sizes), allocated, warnings, held, used=used
+            )  # fmt: skip
         pool = group.thin_pool(self.settings.thinpool)
         # lvs rounds to hundredths of a percent: this is the most that can be taken.
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
         warnings += checks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
-        return Usage(self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings, held)
+        return Usage(
+            self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings, held, pool.metadata, used
+        )  # fmt: skip
 
     # The volume group
 

@@ -32,6 +32,8 @@ def define(session: Session, options: Namespace) -> None:
         kernel=options.kernel,
         initrd=options.initrd,
         cmdline=options.cmdline,
+        firmware=options.firmware,
+        nvram=options.nvram,
         disks=options.disk,
         bridges=options.bridge,
         root=options.root,
@@ -275,6 +277,7 @@ def show(session: Session, options: Namespace) -> None:
         ("memory", format_size(what.guest.memory)),
         ("vcpus", what.guest.vcpus),
         ("hypervisor", what.guest.hypervisor),
+        *([("firmware", what.guest.boot.firmware)] if what.guest.boot.firmware != "bios" else []),
         ("state", what.shown),
     ]
     kept = session.site.guests.kept(options.name)
@@ -291,7 +294,11 @@ def show(session: Session, options: Namespace) -> None:
     if what.root and what.guest.root:
         lines.append(("root", f"{what.root.name}, {what.guest.root.address}, {what.root.uuid}"))
         data["root_exports"] = codec.dump(what.root_exports)
-    lines += [(f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}") for n, v in enumerate(what.volumes)]
+    flash = {disk.uuid for disk in what.guest.disks if disk.bus == "flash"}
+    lines += [
+        ("nvram" if v.uuid in flash else f"disk {n}", f"{v.name}, {format_size(v.size)}, {v.uuid}")
+        for n, v in enumerate(what.volumes)
+    ]
     session.result(data, output.fields(lines))
 
 

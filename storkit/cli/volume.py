@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storkit.cli import output
 from storkit.cli.session import Session
 from storkit.core import codec
 from storkit.core.errors import StorkitError, UsageError, raise_problems
-from storkit.core.model import closed
+from storkit.core.model import Usage, closed
 from storkit.core.units import format_size
 
 if TYPE_CHECKING:
@@ -148,19 +148,34 @@ def delete(session: Session, options: Namespace) -> None:
 
 
 def list_(session: Session, options: Namespace) -> None:
-    found = session.site.volumes.listing(options.pool or "")
-    rows: list[tuple[str, ...]] = [
-        (v.name, format_size(v.size), f"{v.kind}, held" if v.hold else v.kind, v.format, v.pool, v.host, v.made)
-        for v in found.volumes
-    ]
-    rows += [(each.name, "-", "damaged", "-", each.pool, each.host, "-") for each in found.damaged]
-    header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE")
-    data = codec.dump(found.volumes) if options.json else []
+    found = session.site.volumes.listing(options.pool or "", options.long)
+    used = {(usage.pool, name): taken for usage in found.usages for name, taken in usage.used.items()}
+    names = {v.uuid: v.name for v in found.volumes}
+    rows: list[tuple[str, ...]] = []
+    data: list[dict[str, Any]] = []
+    for v in found.volumes:
+        taken, guests = used.get((v.pool, v.name)), found.guests.get(v.uuid, [])
+        row = (v.name, format_size(v.size), f"{v.kind}, held" if v.hold else v.kind, v.format, v.pool, v.host, v.made)
+        size = "unknown" if taken is None else format_size(taken)
+        more = (size, names.get(v.origin, v.origin) or "-", ", ".join(guests) or "-")
+        rows.append((*row, *more) if options.long else row)
+        if options.json:
+            data.append({**codec.dump(v), **({"used": taken, "guests": guests} if options.long else {})})
+    header = ("NAME", "SIZE", "KIND", "FORMAT", "POOL", "HOST", "MADE", *(("USED", "ORIGIN", "GUESTS") * options.long))
+    none = ("-",) * (len(header) - 6)
+    rows += [(each.name, "-", "damaged", "-", each.pool, each.host, *none) for each in found.damaged]
     data += [
         {"name": each.name, "pool": each.pool, "host": each.host, "error": session.site.needs(each).to_json()}
         for each in found.damaged
     ]
-    session.result(data, output.table(header, rows))
+    session.result(data, "\n\n".join([output.table(header, rows), *map(_filled, found.usages)]))
+
+
+def _filled(usage: Usage) -> str:
+    """How full a pool is, in a line."""
+    full = f"pool {usage.pool}: {format_size(usage.free)} of {format_size(usage.total)} free"
+    thin = "" if usage.metadata is None else f", its metadata {usage.metadata:.0f} % full"
+    return f"{full}{thin}; volumes can grow to {format_size(usage.provisioned)}"
 
 
 def show(session: Session, options: Namespace) -> None:

@@ -259,6 +259,8 @@ class Hypervisor(Backend, HypervisorVerbs):
     """Whether it keeps the configurations of guests itself, whoever made them."""
     takes_running: ClassVar[bool] = False
     """Whether it can take a guest that somebody else has started, and of which it keeps no configuration."""
+    tells: ClassVar[bool] = True
+    """Whether a guest that runs says its configuration itself; else a file of its administrator's does."""
 
     def strangers(self) -> list[Words]:
         return []

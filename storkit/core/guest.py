@@ -80,7 +80,8 @@ class Disk:
     volume: VolumeName
     target: Line = ""
     """The device name in the guest (vda, xvda, sda); empty: the next free one of the hypervisor's kind."""
-    bus: Literal["virtio", "scsi", "ide", "sata", "xen"] = "virtio"
+    bus: Literal["virtio", "scsi", "ide", "sata", "xen", "flash"] = "virtio"
+    """flash: the memory in which UEFI keeps its variables, which is as large as the volume."""
     readonly: bool = False
     uuid: MaybeUuid = ""
     """The volume's UUID, which storkit fills in before it renders: the guest sees it as the disk's serial number."""

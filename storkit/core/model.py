@@ -197,6 +197,10 @@ class Usage:
     warnings: list[Words] = field(default_factory=list)
     held: dict[VolumeName, VolumeHold] = field(default_factory=dict)
     """The volumes on which guests sleep."""
+    metadata: float | None = None
+    """How full a thin pool's metadata is, in percent; None: the pool has none."""
+    used: dict[VolumeName, Count] = field(default_factory=dict)
+    """The bytes that each volume takes by itself, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +364,8 @@ class Original:
 
     name: GuestName
     document: Words
-    """In the hypervisor's own language, with names in the place of its passwords."""
+    """In the hypervisor's own language, with names in the place of its passwords; empty: it runs, and its hypervisor
+    keeps no document of it."""
     status: GuestStatus
     secrets: dict[Word, Secret] = field(default_factory=dict)
     """The passwords, by these names."""
@@ -371,6 +376,10 @@ class Original:
     form of `document` (Hypervisor.edited)."""
     pinned: Words = ""
     """Why one that runs could not leave its host before its next stop; empty: it could."""
+    uuid: MaybeUuid = ""
+    """Of one without a document: what it runs with."""
+    places: dict[Word, Words] = field(default_factory=dict)
+    """Of one without a document: where it has its disks, by what it calls them."""
 
 
 ALIVE: frozenset[GuestStatus] = frozenset(("running", "paused"))

@@ -86,6 +86,7 @@ def _problems(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
     yield from _boot(guest)
     yield from _root(guest)
     yield from _disks(guest)
+    yield from _flash(guest)
     yield from _nics(guest)
 
 
@@ -130,6 +131,18 @@ def _root(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
     for word in guest.boot.cmdline.split():
         if word.startswith(("root=", "nfsroot=")):
             yield "boot.cmdline", UsageError(f"{word!r}: the root is {root.volume}", "leave it out: storkit adds it")
+
+
+def _flash(guest: Guest) -> Iterator[tuple[str, StorkitError]]:
+    """What UEFI keeps its variables in."""
+    found = [(f"disks[{number}]", disk) for number, disk in enumerate(guest.disks) if disk.bus == "flash"]
+    for number, (key, disk) in enumerate(found):
+        if guest.boot.firmware != "uefi":
+            yield key, UsageError("no firmware but UEFI keeps variables", 'set boot.firmware to "uefi"')
+        if disk.readonly:
+            yield key, UsageError("UEFI writes its variables", "leave readonly out")
+        if number:
+            yield key, UsageError("UEFI keeps its variables in one volume", "name one")
 
 
 def _ipv4(text: str) -> bool:

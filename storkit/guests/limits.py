@@ -122,6 +122,9 @@ def _libvirt(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[
     yield from _network(sources, "libvirt")
     yield from _extra(guest)
     yield from _buses(guest, "libvirt")
+    for disk, source in zip(guest.disks, sources, strict=False):
+        if disk.bus == "flash" and source.format != "raw":
+            yield Unsupported(f"libvirt takes UEFI variables that are raw, not {source.format}", "import them so")
     for source in sources:
         if source.tls == "psk":
             yield Unsupported(
@@ -148,6 +151,8 @@ def _xl(guest: Guest, sources: list[DiskSource], place: Place) -> Iterator[Stork
         if source.path.endswith(","):
             # libxlu_disk_l.l strips one comma from the end of target=
             yield Unsupported(f"disks[{number}]: xl takes no path that ends in a comma", "rename the file")
+    if any(disk.bus == "flash" for disk in guest.disks):
+        yield Unsupported("Xen's guests keep no UEFI variables", "leave the disk on bus flash out")
     if guest.cpu:
         yield Unsupported("Xen guests see the host's processor: cpu cannot be chosen", "leave cpu out")
     if guest.machine and guest.machine not in XEN_TYPES and not place.machine:

@@ -138,8 +138,8 @@ def read_args(text: str) -> list[str]:
 
 
 PREFIXES = {
-    "qemu": {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"},
-    "libvirt": {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"},
+    "qemu": {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd", "flash": "nvram"},
+    "libvirt": {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd", "flash": "nvram"},
     "xl": dict.fromkeys(("virtio", "scsi", "sata", "ide", "xen"), "xvd"),
     "uml": {"virtio": "ubd"},
 }
@@ -159,6 +159,7 @@ def targets(guest: Guest, hypervisor: str) -> list[str]:
             number = 0
             while (name := prefix + _letters(number)) in taken:
                 number += 1
+            name = prefix if disk.bus == "flash" else name
             taken.add(name)
         names.append(name)
     return names

@@ -26,7 +26,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.guest import Console, Guest
+from storkit.core.guest import Console, Guest, TakenGuest
 from storkit.core.identities import Port, Seconds
 from storkit.core.model import (
     ALIVE,
@@ -36,6 +36,7 @@ from storkit.core.model import (
     GuestState,
     GuestStatus,
     MigrationResult,
+    Original,
     Saved,
     Secrets,
     check_name,
@@ -59,7 +60,7 @@ from storkit.hypervisors._machine import (
 )
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
-from storkit.hypervisors._xl.guests import CONFIG, XenGuest, XenGuests, silent
+from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
 from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
@@ -92,6 +93,8 @@ class Xl(Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "xl"
+    takes_running = True
+    tells = False
     needs: ClassVar[Needs] = Needs(tools={"xl": PACKAGE, "xenstore-ls": "xenstore-utils", "openssl": "openssl"})
     Settings: ClassVar[type] = XlSettings
     settings: XlSettings
@@ -174,6 +177,28 @@ class Xl(Hypervisor):
         # The record last: without it there is none.
         write_atomic(directory / RECORD, json.dumps(codec.dump(definition), indent=1) + "\n")
         return str(directory / CONFIG)
+
+    def originals(self, names: list[str], process: int = 0) -> list[Original]:
+        from storkit.hypervisors._xl import adopting
+
+        return adopting.originals(self._guests, names)
+
+    def take(self, taken: list[TakenGuest]) -> list[str]:
+        from storkit.hypervisors._xl import adopting
+
+        domains = [adopting.refuse_to_take(self.site.run, each.guest) for each in taken]
+        for each, domain in zip(taken, domains, strict=True):
+            if each.disks:
+                self.define(each.guest, each.disks, secrets=each.secrets)
+            self._guests.make(each.guest.name)
+            machine = f"{xen_type(each.guest)}-{toolstack.machine().version}"
+            adopting.take(self._guests.directory(each.guest.name), domain, each, machine)
+        return [str(self._guests.config(each.guest.name)) for each in taken]
+
+    def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
+        from storkit.hypervisors._xl import adopting
+
+        adopting.give_back(self._guests, guest)
 
     def undefine(self, name: str) -> None:
         found = self._guests.one(name)
@@ -401,10 +426,11 @@ class Xl(Hypervisor):
     # --- parts
 
     def _state(self, found: XenGuest) -> GuestState:
-        volumes, machine = dict[str, str](), ""
+        volumes, machine, pinned = dict[str, str](), "", ""
         if found.record:
             volumes = {disk.uuid: disk.volume for disk in found.record.guest.disks if disk.uuid}
             machine = found.record.machine
+            pinned = ALONE if len(found.record.disks) < len(found.record.guest.disks) and not found.idle else ""
         elif found.first:
             config = self._guests.config_of(found.first.domain)
             volumes = config.volumes
@@ -419,6 +445,7 @@ class Xl(Hypervisor):
             machine=machine,
             volumes=volumes,
             reason=found.first.reason if found.first else "",
+            pinned=pinned,
         )
 
     def _render(self, definition: Definition) -> str:

@@ -316,13 +316,14 @@ class Survey:
         answers = self._each(list(hosts), ask, str, needed)
         return {host: found[0] for host, found in answers.items() if found}
 
-    def usage(self, pools: Iterable[PoolConfig] | None = None) -> list[Usage]:
-        """How full the pools (all by default) are."""
+    def usage(self, pools: Iterable[PoolConfig] | None = None, volumes: bool = False) -> list[Usage]:
+        """How full the pools (all by default) are; with `volumes`, and what each takes of them."""
 
         def ask(pool: PoolConfig) -> Usage | None:
             connection = self.connections.to(pool.host)
             with self._noted(pool):
-                found = connection.pool(f"pool:{pool.name}").capacity()
+                asked = connection.pool(f"pool:{pool.name}")
+                found = asked.capacity(volumes=True) if volumes else asked.capacity()
                 return replace(found, warnings=[quoted(each, self.speaker(pool.host)) for each in found.warnings])
             return None
 

@@ -5,6 +5,8 @@ a guest that was adopted while it ran. A line for each: its pid, and when it sta
 write past every server and node of storkit's, and nobody can take that from them. So they count as what their host
 itself writes: another host gets a right only while that host has one too. It ends with the process.
 
+A disk that Xen's backend has open for a domain is open in the kernel's thread that serves it (block/blkback.py).
+
 What may never answer is left alone: /proc leads to every open file, and to look at one on a network file system whose
 server is gone would wait for it. Other users' processes are seen by root alone.
 """
@@ -17,11 +19,13 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from storkit.core.identities import check_uuid
 from storkit.core.model import Existing, Volume
 from storkit.system import files
+from storkit.system.block import blkback
 
 PROC = Path("/proc")
 _SIGKILL = 1 << 8
@@ -73,6 +77,43 @@ def find(paths: Iterable[str]) -> dict[str, list[Opener]]:
             for key, opener in _of(int(number), wanted, mounts):
                 for path in wanted[key]:
                     found[path].append(opener)
+    for key, opener in _of_domains(wanted):
+        for path in wanted[key]:
+            found[path].append(opener)
+    return found
+
+
+def of_domain(domain: int) -> list[int]:
+    """The processes that read and write the disks of a domain of Xen's on this host: threads of the kernel, and the
+    QEMU that serves the others, or is the domain's machine."""
+    pids = [pid for (number, _), found in blkback.threads(_comms()).items() if number == domain for pid in found]
+    for name in filter(str.isdigit, _names(str(PROC))):
+        with suppress(OSError):
+            words = _read(f"{PROC}/{name}/cmdline").split("\0")
+            if str(domain) == next((after for word, after in pairwise(words) if word == "-xen-domid"), ""):
+                pids.append(int(name))
+    return sorted(pids)
+
+
+def _of_domains(wanted: Container[Key]) -> Iterator[tuple[Key, Opener]]:
+    """What domains of Xen's have open of what is wanted. A disk whose thread cannot be told from others is that of any
+    of its domain's."""
+    backends = [(("device", os.makedev(*each.device), 0), each) for each in blkback.find()]
+    mine = [(key, each) for key, each in backends if key in wanted]
+    names = _comms() if mine else {}
+    threads = blkback.threads(names)
+    for key, each in mine:
+        own = [pid for (domain, _), found in threads.items() if domain == each.domain for pid in found]
+        for pid in threads.get((each.domain, each.disk), own)[:1]:
+            yield key, Opener(pid, names[pid], each.writes, (), killed=False, direct=True)
+
+
+def _comms() -> dict[int, str]:
+    """The names of all processes, the kernel's threads among them."""
+    found: dict[int, str] = {}
+    for name in filter(str.isdigit, _names(str(PROC))):
+        with suppress(OSError):
+            found[int(name)] = _read(f"{PROC}/{name}/comm").strip()
     return found
 
 

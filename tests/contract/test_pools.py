@@ -388,7 +388,9 @@ def test_capacity(pool: Pool) -> None:
     usage = pool.capacity()
     assert (usage.pool, usage.host, usage.provisioned) == ("tested", "here", SIZE)
     assert 0 < usage.free < usage.total and usage.warnings == []
-    assert 4 * MIB <= usage.allocated <= 2 * SIZE
+    assert 4 * MIB <= usage.allocated <= 2 * SIZE and not usage.used
+    (taken,) = pool.capacity(volumes=True).used.values()
+    assert 4 * MIB <= taken <= 2 * SIZE
     try:
         pool.create([new("vast", -(-2 * usage.total // MIB) * MIB)])
     except Conflict as error:  # of a pool that sets all space aside when it makes a volume

@@ -306,3 +306,18 @@ def test_at_boot_a_host_restores_what_it_was_last_told(world: World) -> None:
     (export,) = world.storkit("--json", "volume", "show", "v").json["exports"]
     assert export["live"] and export["writable"] and export["client"] == "b"
     world.storkit("host", "restore", "--boot", "a", ok=2)
+
+
+def test_a_long_list_says_what_volumes_take_and_whose_they_are(make_world: Callable[..., World]) -> None:
+    world = make_world("qcow2")
+    world.storkit("volume", "create", "golden", "8MiB")
+    world.storkit("volume", "clone", "golden", "web")
+    world.storkit("guest", "define", "shop", "--disk", "web")
+    found = {each["name"]: each for each in world.storkit("--json", "volume", "list", "--long").json}
+    assert (found["web"]["guests"], found["golden"]["guests"]) == (["shop"], [])
+    assert 0 < found["web"]["used"] < 8 << 20
+    assert "used" not in world.storkit("--json", "volume", "list").json[0]
+    heads, *lines = world.storkit("volume", "list", "--long").stdout.splitlines()
+    assert heads.split()[-3:] == ["USED", "ORIGIN", "GUESTS"]
+    (web,) = [line for line in lines if line.startswith("web ")]
+    assert web.split()[-2:] == ["golden", "shop"] and lines[-1].startswith("pool default: ")

@@ -149,3 +149,21 @@ def test_a_dry_run_shows_what_it_would_be(plain: World, tmp_path: Path) -> None:
     text = plain.storkit("-n", "guest", "define", "web", "--replace", "--vcpus", "4").stdout
     assert "vcpus = 4" in text and 'memory = "64MiB"' in text
     assert (plain.directory / "guests/web.toml").read_text() == FILE
+
+
+def test_uefi_variables_are_a_volume_of_their_own(plain: World) -> None:
+    def disks() -> list[tuple[str, str]]:
+        return [(disk["volume"], disk["bus"]) for disk in shown(plain)["disks"]]
+
+    define = ("guest", "define", "web", "--replace")
+    plain.storkit(*define, "--disk", "v", "--nvram", "w")
+    assert disks() == [("v", "scsi"), ("w", "flash")]
+    plain.storkit(*define, "--disk", "x")
+    assert disks() == [("x", "virtio"), ("w", "flash")]
+    plain.storkit(*define, "--nvram", "v")
+    assert disks() == [("x", "virtio"), ("v", "flash")]
+    assert "UEFI writes its variables" in plain.storkit(*define, "--nvram", "v:ro", ok=2).stderr
+    assert "no firmware but UEFI" in plain.storkit(*define, "--firmware", "bios", ok=2).stderr
+    assert "contradict" in plain.storkit(*define, "--nvram", "v", "--without", "nvram", ok=2).stderr
+    plain.storkit(*define, "--without", "nvram", "--firmware", "bios")
+    assert disks() == [("x", "virtio")]

@@ -131,6 +131,15 @@ def test_uefi_firmware(tmp_path: Path) -> None:
     ask(guest(machine="q35", boot=Boot(firmware="uefi")), [], place)
 
 
+def test_uefi_variables_in_a_volume(tmp_path: Path) -> None:
+    code, variables = raw(tmp_path / "code.fd", 3653632), raw(tmp_path / "vars.fd", 540672)
+    place = Place(uefi_code=code.path, uefi_vars="/no/such/file")
+    one = guest(disks=[Disk("web"), Disk("vars", bus="flash")], boot=Boot(firmware="uefi"))
+    (blocks,) = ask(one, [raw(tmp_path / "web.raw"), variables], place, "query-block")
+    seen = {block["inserted"]["node-name"]: block["qdev"] for block in blocks if "inserted" in block}
+    assert "disk0" in seen["node0"] and "flash1" in seen["node1"], seen
+
+
 @pytest.mark.skipif(not Path("/dev/net/tun").exists() or os.geteuid() != 0, reason="taps need root and /dev/net/tun")
 def test_network_cards(tmp_path: Path) -> None:
     cards = [Nic("br0"), Nic("br0", model="e1000"), Nic("br0", mac="52:54:00:00:00:07")]

@@ -74,6 +74,27 @@ def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
         run(["virt-xml-validate", bad, "domain"])
 
 
+@pytest.mark.skipif(not which("virt-xml-validate"), reason="virt-xml-validate is not installed (libvirt-clients)")
+@pytest.mark.parametrize(
+    "source",
+    [
+        DiskSource("block", "/dev/storkit/vars"),
+        DiskSource("file", "/srv/vars.raw"),
+        DiskSource("network", protocol="nbd", export="vars", server="san", port=10809),
+    ],
+    ids=lambda source: source.kind,
+)
+def test_libvirt_accepts_uefi_variables(tmp_path: Path, source: DiskSource) -> None:
+    xml = tmp_path / "guest.xml"
+    one = simple(disks=[Disk("web"), Disk("vars", bus="flash")], boot=Boot(firmware="uefi"))
+    xml.write_text(render(one, [FILE, source], "libvirt"))
+    assert "validates" in run(["virt-xml-validate", xml, "domain"]).stderr
+    domain = ET.parse(xml).getroot()
+    assert len(domain.findall("devices/disk")) == 1
+    (nvram,) = domain.findall("os/nvram")
+    assert nvram.get("type") == source.kind
+
+
 @pytest.mark.parametrize("path", [path for path, kind in RENDERED if kind == "xl"], ids=lambda path: path.stem)
 def test_xl_documents_every_key(path: Path) -> None:
     lines = (HERE / "data" / "xl-4.17-cfg-keys.txt").read_text().splitlines()
@@ -114,6 +135,7 @@ def simple(**changes: Any) -> Guest:
     return replace(Guest("web", UUID, 512 * 1024**2, disks=[Disk("web")]), **changes)
 
 
+UEFI = Boot(firmware="uefi")
 FILE = DiskSource("file", "/srv/web.raw")
 NBD = DiskSource("network", protocol="nbd", export="web", socket="/run/web.sock")
 
@@ -209,6 +231,8 @@ def test_a_missing_template_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("qemu", simple(boot=Boot(firmware="uefi")), FILE, "UEFI"),
         ("qemu", simple(), DiskSource("file", "/srv/a\nb"), "U\\+000A"),
         ("qemu", simple(), DiskSource("file", "relative"), "absolute"),
+        ("libvirt", simple(disks=[Disk("web", bus="flash")], boot=UEFI), replace(FILE, format="qcow2"), "not qcow2"),
+        ("xl", simple(disks=[Disk("web", bus="flash")], boot=UEFI, machine="hvm"), FILE, "keep no UEFI variables"),
         ("uml", simple(vcpus=2), FILE, "one processor"),
         ("uml", simple(), DiskSource("file", "/srv/a:b"), "colon"),
         ("uml", simple(), replace(FILE, format="qcow2"), "qcow2"),

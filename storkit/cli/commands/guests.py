@@ -35,6 +35,8 @@ COMMANDS = (
             arg("--kernel", help="boot this kernel, not the disk's boot loader", metavar="FILE"),
             arg("--initrd", help="the initial RAM disk for --kernel", metavar="FILE"),
             arg("--cmdline", help="the command line for --kernel", metavar="TEXT"),
+            arg("--firmware", help="what boots its disk (default: bios)", choices=("bios", "uefi")),
+            arg("--nvram", help="the volume that UEFI keeps its variables in", **VOLUME),
             arg("--machine", help="the machine type", metavar="TYPE"),
             arg("--bridge", help="a network card on this bridge", action="append", metavar="BRIDGE"),
             arg("--console", help="write the serial console to this file", metavar="FILE"),

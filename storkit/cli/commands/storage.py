@@ -174,7 +174,18 @@ COMMANDS = (
             IF_EXISTS,
         ),
     ),
-    Command("volume", "list", "list the volumes", "volume:list_", (POOL,)),
+    Command(
+        "volume",
+        "list",
+        "list the volumes",
+        "volume:list_",
+        (
+            POOL,
+            arg(
+                "--long", "-l", help="also what each takes, its origin, its guests; and the pools", action="store_true"
+            ),
+        ),
+    ),
     Command("volume", "show", "show a volume and who has it", "volume:show", (A_VOLUME,)),
     Command(
         "",

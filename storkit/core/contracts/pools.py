@@ -181,8 +181,9 @@ class PoolVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def capacity(self) -> Usage:
-        """Say how full the pool is, with warnings (over-commitment, little room, damaged volumes)."""
+    def capacity(self, volumes: bool = False) -> Usage:
+        """Say how full the pool is, with warnings (over-commitment, little room, damaged volumes); with `volumes` also
+        what each takes of it."""
 
     @abstractmethod
     def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:

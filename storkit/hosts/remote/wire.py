@@ -82,6 +82,7 @@ _SINCE_2 = {
     ("resize", "served"),
     ("refill", "rate"),
     ("keep", "carried"),
+    ("capacity", "volumes"),
 }
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
 _OF_VOLUMES = ("hold", "generation", "was", "checksum")

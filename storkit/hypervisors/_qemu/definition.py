@@ -58,7 +58,7 @@ def save(
     make_private(directory)
     for name, value in secrets.items():
         write_atomic(directory / name, value.reveal())
-    if firmware:
+    if firmware and all(disk.bus != "flash" for disk in definition.guest.disks):
         host.copy_variables(firmware[1], Path(firmware[2]))
     write_atomic(directory / START, started)
     write_atomic(directory / RECEIVE, receiving)
@@ -73,6 +73,7 @@ def _firmware(guest: Guest, directory: Path) -> tuple[Path, Path, Path] | None:
     found = host.firmware()
     if found is None:
         raise Unsupported("no UEFI firmware is installed here", "apt install ovmf")
+    # Without a volume for them, the guest's variables are this host's.
     return *found, directory / "uefi-vars.fd"
 
 

@@ -34,6 +34,8 @@ from storkit.system.block import devmapper
 from storkit.system.files import make_private, write_atomic
 
 CONFIG = "guest.cfg"
+ALONE = "its disks are open in Xen's backend, beside which nobody else may have them open"
+"""Why a domain that was taken as it runs cannot leave its host before its next stop."""
 SAVED = "saved"
 """The mark of a guest whose memory has been written to a file (saving.py)."""
 _ARRIVING, _READING = "arriving", "reading"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from storkit.core.errors import Conflict, NotAllowed, StorkitError, UsageError, collected, raise_problems
@@ -24,6 +24,7 @@ from storkit.plans.intent.views import refuse_unless_stopped, tree, uuids
 from storkit.plans.lookup import parts
 
 MEMORY = "512MiB"
+FLASH: Literal["flash"] = "flash"
 _OPTIONS = {"disks": "--disk", "nics": "--bridge"}
 """What the command line calls parts of a guest that it does not call as its record does."""
 
@@ -40,6 +41,8 @@ class GuestWish:
     kernel: str | None = None
     initrd: str | None = None
     cmdline: str | None = None
+    firmware: str | None = None
+    nvram: str | None = None
     disks: Sequence[str] | None = None
     bridges: Sequence[str] | None = None
     root: str | None = None
@@ -82,9 +85,10 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
             "console": _absolute(wanted.console), "agent": wanted.agent}  # fmt: skip
     guest = replace(start, **_given(said))
     boot = {"kernel": _absolute(wanted.kernel), "initrd": _absolute(wanted.initrd), "cmdline": wanted.cmdline}
+    boot["firmware"] = wanted.firmware
     guest = replace(guest, boot=replace(guest.boot, **_given(boot)), root=_root(coordinator, wanted, guest.root))
-    if wanted.disks is not None:
-        guest = replace(guest, disks=bind(coordinator, _disks(wanted.disks, guest.disks)))
+    if wanted.disks is not None or wanted.nvram is not None:
+        guest = replace(guest, disks=bind(coordinator, _disks(wanted, guest.disks)))
     if wanted.bridges is not None:
         guest = replace(guest, nics=_nics(wanted.bridges, guest.nics))
     return save(coordinator, guest, change)
@@ -239,23 +243,32 @@ def _without(guest: Guest, keys: Sequence[str]) -> Guest:
     """The guest less what is not to be there any more."""
     none: dict[str, Any] = {"disks": [], "root": None, "nics": [], "machine": "", "console": "", "agent": False}
     for key in keys:
-        if key in none:
+        if key == "nvram":
+            guest = replace(guest, disks=[disk for disk in guest.disks if disk.bus != FLASH])
+        elif key in none:
             guest = replace(guest, **{key: none[key]})
         else:
             guest = replace(guest, boot=replace(guest.boot, **{key: getattr(Boot(), key)}))
     return guest
 
 
-def _disks(texts: Sequence[str], old: list[Disk]) -> list[Disk]:
-    """The disks that are said; one that was there keeps its target and its bus."""
-    had = {disk.volume: disk for disk in old}
-    names = [(text.removesuffix(":ro"), text.endswith(":ro")) for text in texts]
+def _disks(wanted: GuestWish, old: list[Disk]) -> list[Disk]:
+    """The disks that are said; one that was there keeps its target and its bus. The last is what UEFI's variables are
+    in."""
+    flash = [disk for disk in old if disk.bus == FLASH]
+    others = [disk for disk in old if disk.bus != FLASH]
+    if wanted.disks is not None:
+        others = [_disk(text, others) for text in wanted.disks]
+    if wanted.nvram is not None:
+        flash = [replace(_disk(wanted.nvram, flash), bus=FLASH)]
+    return [*others, *flash]
+
+
+def _disk(text: str, old: list[Disk]) -> Disk:
+    name, readonly = text.removesuffix(":ro"), text.endswith(":ro")
     # What POOL/NAME says counts, and not the UUID that was there under this name.
-    disks = [(had.get(parts(name)[1], Disk(name)), name, readonly) for name, readonly in names]
-    return [
-        replace(disk, volume=name, uuid="" if "/" in name else disk.uuid, readonly=readonly)
-        for disk, name, readonly in disks
-    ]
+    disk = {disk.volume: disk for disk in old}.get(parts(name)[1], Disk(name))
+    return replace(disk, volume=name, uuid="" if "/" in name else disk.uuid, readonly=readonly)
 
 
 def _nics(bridges: Sequence[str], old: list[Nic]) -> list[Nic]:

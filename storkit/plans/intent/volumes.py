@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,7 +12,7 @@ from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Volume, check_name, closed
+from storkit.core.model import Attachment, Damaged, Export, Usage, Volume, check_name, closed
 from storkit.core.units import format_size
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.making import (
@@ -57,6 +57,10 @@ class Listing:
 
     volumes: list[Volume]
     damaged: list[Damaged]
+    usages: list[Usage] = field(default_factory=list)
+    """How full the pools are, and what each volume takes of them, where that was asked for."""
+    guests: dict[str, list[str]] = field(default_factory=dict)
+    """UUID of a volume to the guests whose disk or root it is, where that was asked for."""
 
 
 class VolumeActs:
@@ -295,11 +299,27 @@ class VolumeActs:
             return False
         return True
 
-    def listing(self, pool: str = "") -> Listing:
-        """The volumes of a pool, or of all that answer."""
-        volumes = self._survey.volumes(pools=[self._coordinator.inventory.pool(pool)] if pool else None)
+    def listing(self, pool: str = "", long: bool = False) -> Listing:
+        """The volumes of a pool, or of all that answer; `long`: with what they take, and whose they are."""
+        pools = [self._coordinator.inventory.pool(pool)] if pool else None
+        volumes = self._survey.volumes(pools=pools)
         self._warn_of_twins(volumes)
-        return Listing(volumes, [*self._survey.damaged.values()])
+        found = Listing(volumes, [*self._survey.damaged.values()])
+        return replace(found, usages=self._survey.usage(pools, volumes=True), guests=self._guests()) if long else found
+
+    def _guests(self) -> dict[str, list[str]]:
+        """The guests of each volume, by its UUID."""
+        from storkit.plans.intent.kept import sources
+
+        problems: list[StorkitError] = []
+        found: dict[str, list[str]] = {}
+        for guest in sources.everybody(self._coordinator, problems):
+            roots = [guest.root.uuid] if guest.root else []
+            for uuid in dict.fromkeys([*(disk.uuid for disk in guest.disks), *roots]):
+                found.setdefault(uuid, []).append(guest.name)
+        for problem in problems:
+            self._coordinator.warn(problem.message)
+        return found
 
     def show(self, name: str) -> VolumeView:
         """A volume, its exports, and what its clients have of it."""

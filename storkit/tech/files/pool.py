@@ -261,7 +261,7 @@ class FilePool(KeepsGuests):
         self._forget(volume.uuid for volume in volumes)
         openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
-    def capacity(self) -> Usage:
+    def capacity(self, volumes: bool = False) -> Usage:
         sidecars, damaged = self._files.look(None) if self._exists() else ([], {})
         path = self.path if self._exists() else self.site.state
         try:
@@ -270,6 +270,7 @@ class FilePool(KeepsGuests):
             raise files.explain(error, path) from error
         total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
         provisioned = allocated = growth = 0
+        used: dict[str, int] = {}
         for sidecar in sidecars:
             size = sidecar.volume.size
             file = self._files.data(sidecar.volume.name, sidecar.volume.format)
@@ -281,6 +282,8 @@ class FilePool(KeepsGuests):
             # A tree was measured when it was made: doing that again would take as long as a backup.
             taken = size if sidecar.volume.kind == "tree" else volumefile.allocated(file)
             provisioned, allocated = provisioned + size, allocated + taken
+            if volumes:
+                used[sidecar.volume.name] = taken
             growth += max(0, size - taken) if sidecar.volume.kind == "disk" else 0
         warnings = self._uncounted(damaged)
         limit = self.settings.overcommit
@@ -292,7 +295,7 @@ class FilePool(KeepsGuests):
         if free < total * _LITTLE_ROOM:
             warnings.append(f"pool {self.pool} is nearly full: {format_size(free)} of {format_size(total)} free")
         held = {sidecar.volume.name: hold for sidecar in sidecars if (hold := sidecar.volume.hold)}
-        return Usage(self.pool, self.site.host, total, free, provisioned, allocated, warnings, held)
+        return Usage(self.pool, self.site.host, total, free, provisioned, allocated, warnings, held, used=used)
 
     # What the verbs share
 

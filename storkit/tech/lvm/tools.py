@@ -61,6 +61,7 @@ class LogicalVolume:
     data: float | None = None
     """Percent of a thin pool's space that is taken; None: not known, since it is not active."""
     metadata: float | None = None
+    """Percent of a thin pool's metadata that is taken."""
     tags: dict[str, str] = field(default_factory=dict)
     """storkit's, without the prefix."""
 
@@ -84,6 +85,14 @@ class LogicalVolume:
     def zeroes(self) -> bool:
         """A thin pool's new chunks are zeroed before a volume gets them."""
         return self.attr[7] == "z"
+
+    @property
+    def used(self) -> int | None:
+        """The bytes that it takes; of a thin volume at most, since its percentage is rounded. None: not known, since it
+        is not active."""
+        if not self.pool:
+            return self.size
+        return None if self.data is None else min(self.size, int(self.size * (self.data + 0.005) / 100))
 
     @property
     def health(self) -> str:

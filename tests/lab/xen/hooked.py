@@ -106,16 +106,21 @@ class HookedXen(XenWorld):
         crash = 'exec "$(echo /usr/lib/xen-*/bin/xen-hvmcrash)" "$1"'
         host.run(["sh", "-euc", crash, "sh", str(self.domain(host))])
 
+    def devices(self, host: Dom0) -> str:
+        """What is there of disks: storkit's, and those that Xen gives to domains."""
+        return host.run(["sh", "-c", "ls /dev/storkit; xenstore-ls /local/domain/0/backend/vbd; true"]).stdout
+
     def clean(self, host: Dom0) -> bool:
         """Whether nothing of the guest is left there: no domain, no device, no export."""
-        there = host.run(["sh", "-c", "ls /dev/storkit; xenstore-ls /local/domain/0/backend/vbd; true"]).stdout
+        there = self.devices(host)
         assert not self.domains(host) and "g1" not in there, f"{host.name}: {self.domains(host)}\n{there}"
         return host.name not in [each["client"] for each in self.volume()["exports"]]
 
     def wait_for_nobody(self, host: Dom0) -> None:
-        """Wait until the hook of a host has given up its right."""
+        """Wait until the hook of a host has given up its right, and xl has forgotten the disk: it does that after."""
         try:
             host.wait_for(lambda: self.writers() == [], "end of the guest's right", PATIENT / 4, every=2)
+            host.wait_for(lambda: "g1" not in self.devices(host), "end of the guest's disk", PATIENT / 4, every=2)
         except LabError as error:
             raise AssertionError(f"{error}\n{host.run(['cat', LOG]).stdout}\n{self.xl(host, 'list')}") from error
 

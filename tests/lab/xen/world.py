@@ -40,11 +40,13 @@ class XenWorld:
             tables.append(f'[hosts.{host.name}]\nurl = "ssh://root@{host.name}"\naddress = "{host.address("san1")}"')
         return tables
 
+    def _pool(self) -> dict[str, str]:
+        return {"host": "s", "type": self.storage.pool, "transport": self.storage.transport}
+
     def _inventory(self) -> str:
         lines = self._hosts()
-        pool = {"host": "s", "type": self.storage.pool, "transport": self.storage.transport}
         for name, values in (
-            ("pools.default", pool | self.storage.pool_settings),
+            ("pools.default", self._pool() | self.storage.pool_settings),
             (f"transports.{self.storage.transport}", self.storage.transport_settings),
             ("hypervisors.xl", {"stall_timeout": PATIENT}),
             ("defaults", {"hypervisor": "xl"}),

@@ -75,6 +75,8 @@ class _Found:
     """Its own, which have its disks open, if it runs."""
     pinned: str = ""
     """Why it could not leave its host before its next stop."""
+    uuid: str = ""
+    """What one runs with whose configuration need not say it."""
 
 
 class _NewVolumes:
@@ -204,7 +206,7 @@ def _refuse_contradictions(names: Sequence[str], wish: AdoptionWish) -> None:
 def _look(coordinator: Coordinator, where: str, names: Sequence[str], wish: AdoptionWish) -> list[_Found]:
     """The guests as their hypervisor keeps them, or as the file says."""
     if wish.config:
-        return [_from_file(Path(wish.config), names)]
+        return [_running(coordinator, where, _from_file(Path(wish.config), names))]
     found: list[_Found] = []
     problems: list[StorkitError] = []
     to = coordinator.connections.to(where)
@@ -256,6 +258,9 @@ def _ask(coordinator: Coordinator, where: str, kind: str, names: Sequence[str], 
     found: list[_Found] = []
     for seen in hypervisor.originals(wanted, process):
         place = f"{seen.name} on {where}"
+        if not seen.document:
+            message = f"{place} runs, and its hypervisor keeps no configuration of it"
+            raise Conflict(message, f"name its own: storkit guest adopt {seen.name} --config FILE --on {where}")
         _refuse_large(seen.document, place)
         found.append(_Found(seen.name, kind, seen.document, place, seen.secrets, seen.processes, seen.pinned))
     return found
@@ -293,6 +298,29 @@ def _from_file(file: Path, names: Sequence[str]) -> _Found:
         if name != said.name:
             raise UsageError(f"{file} is the configuration of {said.name!r}, and not of {name!r}", "name the right one")
     return _Found(check_name("guest", said.name), kind, text, str(file), passwords)
+
+
+def _running(coordinator: Coordinator, where: str, found: _Found) -> _Found:
+    """A guest of a file with what its hypervisor says of it, if it runs there with nothing but this file for a
+    configuration. Raises what it has otherwise than the file says."""
+    if registry.hypervisor(found.kind).tells:
+        return found
+    try:
+        (seen,) = coordinator.connections.to(where).hypervisor(f"hypervisor:{found.kind}").originals([found.name])
+    except (NotFound, Unsupported, CommandFailed):
+        return found
+    problems: list[StorkitError] = []
+    said = document.read(found.kind, found.text, found.where).uuid.lower()
+    if said not in ("", seen.uuid):
+        message = f"{found.name} runs on {where} with UUID {seen.uuid}, and {found.where} says {said}"
+        problems.append(Conflict(message, "name the configuration that it was started with"))
+    disks = {each.target: each.place for each in document.find_disks(found.kind, found.text) if each.place}
+    for target in sorted({*disks, *seen.places}):
+        if (here := seen.places.get(target, "nothing")) != (there := disks.get(target, "nothing")):
+            message = f"{found.name} runs on {where} with {here} as {target}, and {found.where} says {there}"
+            problems.append(Conflict(message, "name the configuration that it was started with, or change it"))
+    raise_problems(problems)
+    return replace(found, processes=seen.processes, pinned=seen.pinned, uuid=seen.uuid)
 
 
 def _refuse_large(text: str, where: str) -> None:
@@ -349,10 +377,8 @@ def _read(
     raise_problems(problems)
     uuids = {disk.volume.name: disk.volume.uuid for disk in made}
     records = [replace(disk, uuid=uuids[disk.volume]) for disk in bound]
-    guest = Guest(
-        found.name, said.uuid.lower() or str(uuid4()), 0, hypervisor=found.kind, document=found.text, local=kept,
-        disks=records,
-    )  # fmt: skip
+    uuid = found.uuid or said.uuid.lower() or str(uuid4())
+    guest = Guest(found.name, uuid, 0, hypervisor=found.kind, document=found.text, local=kept, disks=records)
     guest = document.with_facts(guest)
     problems += [*check(guest, found.where), *document.problems(guest, found.where)]
     if all(disk.readonly for disk in made):

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.moving.outcomes import Move as Move
     from storkit.plans.intent.running.entering import ConsoleDoor as ConsoleDoor
     from storkit.plans.intent.running.entering import GuestAddress as GuestAddress
+    from storkit.plans.intent.running.executing import GuestOutput as GuestOutput
     from storkit.plans.intent.running.sleeping import Slept as Slept
     from storkit.plans.intent.running.sleeping import Woken as Woken
     from storkit.plans.intent.volumes import Listing as Listing
@@ -126,6 +127,7 @@ _PLACES = {
     "VolumeView": "storkit.plans.intent.volumes",
     "ConsoleDoor": "storkit.plans.intent.running.entering",
     "GuestAddress": "storkit.plans.intent.running.entering",
+    "GuestOutput": "storkit.plans.intent.running.executing",
     "GuestView": "storkit.plans.migration",
     "Plan": "storkit.plans.plan",
     "Step": "storkit.plans.plan",

@@ -88,7 +88,7 @@ def ssh(session: Session, options: Namespace) -> None:
 
 
 def console(session: Session, options: Namespace) -> None:
-    from storkit.cli.guest import enter
+    from storkit.cli.inside.console import enter
 
     enter(session, session.site.fleets.member(options.member))
 

@@ -43,9 +43,15 @@ def seal(session: Session, options: Namespace) -> None:
 def build(session: Session, options: Namespace) -> None:
     from storkit.api import BuildWish
 
+    if not (options.script or options.cloud_config):
+        hint = f"storkit image build {options.name} --script FILE, or --cloud-config FILE"
+        raise UsageError("nothing is to be done to the image", hint)
+    if options.script == options.cloud_config == STANDARD:
+        raise UsageError("standard input is one text, and cannot be both", "name a file for one of them")
+    script, config = (_script(name) if name else "" for name in (options.script, options.cloud_config))
     wish = BuildWish(
-        _script(options.script), options.source, options.on, options.memory, options.vcpus, "", options.kernel,
-        options.initrd, options.cmdline, options.set, options.timeout, options.keep,
+        script, options.source, options.on, options.memory, options.vcpus, "", options.kernel,
+        options.initrd, options.cmdline, options.set, options.timeout, options.keep, config,
     )  # fmt: skip
     built = session.site.images.build(options.name, wish)
     said = [output.lines_shown(built.output.rstrip("\n"))] if built.output.strip() else []

@@ -19,7 +19,20 @@ from storkit.core.contracts.pools import PoolVerbs
 from storkit.core.contracts.transports import TransportVerbs
 from storkit.core.errors import ServiceUnreachable, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.host import Door
-from storkit.core.identities import ClientName, Count, GuestName, Line, MaybePath, Port, Size, Uuid, VolumeName, Words
+from storkit.core.identities import (
+    Base64,
+    ClientName,
+    Count,
+    GuestName,
+    Line,
+    MaybePath,
+    Port,
+    Seconds,
+    Size,
+    Uuid,
+    VolumeName,
+    Words,
+)
 from storkit.core.model import (
     Adoptable,
     Attachment,
@@ -35,7 +48,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Console, Guest, KeptGuest, KeptHere, TakenGuest
+    from storkit.core.guest import Console, Executed, Frozen, Guest, GuestCard, KeptGuest, KeptHere, TakenGuest
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -313,6 +326,21 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:
         return {}
+
+    def execute(self, name: GuestName, words: list[Words], stdin: Base64 = "", timeout: Seconds = 600.0) -> Executed:
+        message = f"hypervisor {self.name} has no way to an agent inside guest {name}"
+        raise Unsupported(message, f"storkit guest console {name}, or ssh: storkit guest address {name}")
+
+    def cards(self, guests: list[GuestName]) -> dict[GuestName, list[GuestCard]]:
+        return {}
+
+    def freeze(self, name: GuestName) -> Frozen:
+        from storkit.core.guest import Frozen
+
+        return Frozen(name, 0, f"hypervisor {self.name} has no way to an agent inside it")
+
+    def thaw(self, name: GuestName) -> Frozen:
+        return self.freeze(name)
 
     def cancel(self, name: GuestName) -> None:
         """Nothing, unless a migration of the technology outlives the command that began it."""

@@ -20,7 +20,7 @@ CHANGE = 120.0
 
 QUESTIONS = frozenset(
     {"find", "look", "find_exports", "find_attachments", "find_off", "capacity", "check", "fingerprint", "messages"}
-    | {"may_leave", "adoptable", "strangers", "originals", "edited"}
+    | {"may_leave", "adoptable", "strangers", "originals", "edited", "cards"}
     | {"look_exports", "look_attachments", "ready", "doors", "saved"}
 )
 
@@ -70,6 +70,7 @@ def quiet(verb: str, args: Mapping[str, Any], settings: Mapping[str, Any]) -> fl
     usual = LONG.get(verb, CHANGE)
     said = {
         "stop": args.get("timeout", 60.0),
+        "execute": args.get("timeout", 600.0),
         "send": settings.get("stall_timeout"),
         "pull": _hundredth([args.get("volume")], args.get("rate")),
         "refill": _hundredth(args.get("volumes"), args.get("rate")),

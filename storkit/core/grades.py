@@ -47,7 +47,9 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         "host": "drain undrain",
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define strangers originals edited note take give_back undefine start stop "
-        "pause console receive credential send resume wake messages grow cancel retire save unsave saved load spend",
+        "pause console receive credential send resume wake messages grow cancel retire save unsave saved load spend "
+        # To be root in a guest, and to have it stand still.
+        "execute cards freeze thaw",
     },
     HOOK: {"hook": "enter woken may_leave leave hold"},
 }

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from storkit.core.identities import Count, GuestName, Hex, Line, MaybeUuid, Uuid, VolumeName, Word, Words
+from storkit.core.identities import (
+    Address,
+    Base64,
+    Count,
+    GuestName,
+    Hex,
+    Line,
+    Mac,
+    MaybeUuid,
+    Uuid,
+    VolumeName,
+    Word,
+    Words,
+)
 from storkit.core.model import DiskSource, Finding, Secrets
 
 
@@ -113,6 +126,9 @@ class Guest:
     nics: list[Nic] = field(default_factory=list)
     console: Line = ""
     """A file on the host that takes the serial console's output; empty: none."""
+    agent: bool = False
+    """It has a channel for the QEMU guest agent, where its hypervisor has such a thing. New guests have it; one from
+    before there was any has none, and gets none by being migrated."""
     extra: list[Line] = field(default_factory=list)
     """Further words for the hypervisor, as they are (QEMU arguments, lines of xl.cfg)."""
     document: Words = ""
@@ -154,6 +170,42 @@ class Console:
     """A Unix socket, which has the console's bytes in both directions; or a program for a terminal."""
     words: list[Line]
     """The socket's path, or the program and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What a command left that ran inside a guest, as the guest's agent says."""
+
+    name: GuestName
+    """The guest's."""
+    status: Count
+    """Its exit status."""
+    signal: Count = 0
+    """The signal that ended it; 0: none did."""
+    stdout: Base64 = ""
+    stderr: Base64 = ""
+    cut: list[Literal["stdout", "stderr"]] = field(default_factory=list)
+    """Of what there was more than the agent keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCard:
+    """A network card with its addresses, as the guest itself says."""
+
+    device: Line
+    """The guest's own name of it."""
+    mac: Mac
+    addresses: list[Address]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Whether the file systems of a guest stand still, and if not, why."""
+
+    name: GuestName
+    systems: Count
+    """How many do."""
+    why: Words = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", re.ASCII)
 _PORTAL = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_][A-Za-z0-9_.%-]*)(:[0-9]{1,5})?", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]*", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -233,6 +234,7 @@ MaybePath = Annotated[str, Check(check_path, empty=True)]
 AbsolutePath = Annotated[str, Check(check_path)]
 MaybeAddress = Annotated[str, Check(_check_address, empty=True)]
 """A host name or an IP address."""
+Address = Annotated[str, Check(_check_address)]
 Portal = Annotated[str, Check(_matches(_PORTAL, "ADDRESS:PORT"))]
 Word = Annotated[str, Check(_matches(_WORD, "word"), empty=True)]
 """Letters, digits and `._+-`: the name of a technology, a format, a machine type."""
@@ -242,5 +244,7 @@ Mac = Annotated[str, Check(_matches(_MAC, "MAC address"))]
 """In lower case, with colons."""
 Hex = Annotated[str, Check(_matches(_HEX, "hexadecimal number"))]
 Decimal = Annotated[str, Check(_matches(_DECIMAL, "offset"))]
+Base64 = Annotated[str, Check(_matches(_BASE64, "Base64", longest=1 << 25))]
+"""Bytes, as RFC 4648 (4) writes them in text."""
 Words = Annotated[str, Check(_check_words)]
 """What somebody has to say to people, whatever it is: it names nothing, and is shown by storkit.cli.output alone."""

@@ -18,9 +18,11 @@ class Place:
     """QEMU: start without running, to receive the guest by live migration."""
     daemonize: bool = False
     qmp: str = ""
+    """QEMU: the monitor's socket."""
     console: str = ""
     """The socket of the serial console; empty: none, and its output goes to the record's file alone."""
-    """QEMU: the monitor's socket."""
+    agent: str = ""
+    """QEMU: the socket that leads to the guest's agent; empty: none."""
     pidfile: str = ""
     reconnect_delay: int = 300
     """Seconds that QEMU tries to reach an NBD server again before the guest's requests fail, and it is paused."""

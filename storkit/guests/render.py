@@ -196,6 +196,7 @@ def _place_problems(place: Place) -> list[StorkitError]:
         place.machine,
         place.qmp,
         place.console,
+        place.agent,
         place.pidfile,
         place.uml_dir,
         place.umid,

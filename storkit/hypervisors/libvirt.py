@@ -39,7 +39,8 @@ from storkit.core.model import (
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._embedded import RECORD
-from storkit.hypervisors._libvirt import adopting, domainlog, host, saving
+from storkit.hypervisors._guestagent import ByAgent, Way
+from storkit.hypervisors._libvirt import adopting, domainlog, host, inside, saving
 from storkit.hypervisors._libvirt import domain as domains
 from storkit.hypervisors._libvirt.domain import Domain
 from storkit.hypervisors._libvirt.guests import WRITTEN, XML, Guests, KnownGuest
@@ -90,7 +91,7 @@ class LibvirtSettings:
     """Seconds without a byte sent after which a migration is given up."""
 
 
-class Libvirt(Hypervisor):
+class Libvirt(ByAgent, Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "libvirt"
@@ -398,6 +399,9 @@ class Libvirt(Hypervisor):
         if not self._guests.active(known):
             raise NotFound(f"guest {name} does not run here", look_command(name))
         return Console("program", ["virsh", "-c", self.settings.uri, "console", known.uuid])
+
+    def _way(self, name: str) -> Way:
+        return inside.way(self._virsh, name, self._one(name).uuid)
 
     def messages(self, name: str) -> str:
         """The end of libvirt's log of the guest, since it was last started here or began to arrive."""

@@ -45,6 +45,7 @@ from storkit.core.model import (
 from storkit.hypervisors import _paused as paused
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._embedded import RECORD, Embedded
+from storkit.hypervisors._guestagent import ByAgent, Way
 from storkit.hypervisors._machine import (
     DEFAULT_MACHINE,
     PRESS_AGAIN,
@@ -58,7 +59,7 @@ from storkit.hypervisors._machine import (
     stop_command,
 )
 from storkit.hypervisors._qemu import definition as definitions
-from storkit.hypervisors._qemu import host, ports
+from storkit.hypervisors._qemu import host, inside, ports
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, START_TIMEOUT, Answer, Process, ask, process
 from storkit.system.addresses import address_problem, own_address
@@ -92,7 +93,7 @@ class QemuSettings:
     """True: guests' memory may cross the network unencrypted."""
 
 
-class Qemu(Embedded[Definition], Hypervisor):
+class Qemu(Embedded[Definition], ByAgent, Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "qemu"
@@ -342,6 +343,9 @@ class Qemu(Embedded[Definition], Hypervisor):
     def forwarded(self, guests: list[str]) -> dict[str, int]:
         found = {name: ports.ssh_port(self.site, self._definition(name).guest) for name in self._names(guests)}
         return {name: port for name, port in found.items() if port}
+
+    def _way(self, name: str) -> Way:
+        return inside.way(self._process(check_name("guest", name)))
 
     def cancel(self, name: str) -> None:
         import asyncio

@@ -31,7 +31,6 @@ from storkit.plans.verbs.volumes import (
     ImportTree,
     RelabelVolumes,
     ResizeVolumes,
-    SnapshotVolume,
 )
 
 
@@ -127,14 +126,6 @@ def clone(copies: list[tuple[Volume, list[Volume]]], inventory: Inventory) -> Pl
         )
     )
     return finish_plan("; ".join(titles), stages, locks_of([source for source, _ in copies], shared=True), inventory)
-
-
-def snapshot(source: Volume, snapshot: Volume, inventory: Inventory) -> Plan:
-    """Keep a volume as it is now, under another name."""
-    stages = Stages()
-    title = f"snapshot {source.name} as {snapshot.name}"
-    stages.then(step(SnapshotVolume([snapshot], source), source.host, f"pool:{source.pool}", title))
-    return finish_plan(title, stages, locks_of([source]), inventory)
 
 
 def refuse_written(volume: Volume, exports: list[Export], what: str) -> None:

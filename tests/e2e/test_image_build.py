@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.test_fleet import MEMORY
 from tests.e2e.test_fleet import golden as small_image
 from tests.e2e.world import World
-from tests.guestkit import debian
+from tests.guestkit import cloud, debian
 
 pytestmark = pytest.mark.parametrize("world", ["qcow2"], indirect=True)
 SCRIPT = """\
@@ -111,6 +111,67 @@ def test_what_failed_leaves_nothing_and_what_was_killed_is_finished(image: World
         made = build(image, f"echo {number}").json
         assert made["name"] == f"debian@{number}"
         nothing_else(image, "debian", *(f"debian.v{each}" for each in range(2, number + 1)))
+
+
+CONFIG = """\
+#cloud-config
+hostname: another
+write_files:
+- {path: /root/made, content: "by cloud-init"}
+users:
+- {name: web, lock_passwd: true}
+runcmd:
+- [sh, -c, "hostname > /root/built-by"]
+"""
+
+
+def by_cloud_init(world: World, text: str, *more: object, ok: int = 0) -> Any:
+    """An image that has cloud-init, and what it makes of it."""
+    kit, file = cloud.build(), world.directory / "config.yaml"
+    world.storkit("volume", "import", "--golden", kit.root, "debian")
+    file.write_text(text)
+    boot = ("--memory", cloud.MEMORY, "--kernel", kit.kernel, "--initrd", kit.initrd, "--cmdline",
+            f"{cloud.CMDLINE} root=/dev/vda", "--timeout", 4 * PATIENCE)  # fmt: skip
+    command = ("--json", "image", "build", "debian", "--cloud-config", file, *boot, *more)
+    return world.storkit(*command, ok=ok, patience=4 * PATIENCE)
+
+
+@pytest.mark.slow
+def test_what_cloud_init_has_failed_to_do_is_no_version(world: World) -> None:
+    failed = by_cloud_init(world, "#cloud-config\nruncmd: [[sh, -c, 'echo it is wrong; exit 4']]\n", ok=6).stderr
+    assert "cloud-init on debian-build-01 failed with status" in failed
+    assert "it is wrong" in failed and "status: error" in failed
+    nothing_else(world, "debian")
+
+
+@pytest.mark.slow
+def test_cloud_init_makes_a_version(world: World) -> None:
+    passwords, script = "swordfish", world.directory / "script"
+    script.write_text("cat /root/made; id -un web")
+    made = by_cloud_init(world, f"{CONFIG}# {passwords}\n", "--script", script).json
+    assert made["name"] == "debian@2" and made["output"].endswith("by cloud-initweb\n")
+    nothing_else(world, "debian", "debian.v2")
+    assert told(world, "debian.v2", "/root/built-by") == "debian-build-01"  # who it is was not the text's to say
+    for path in ("/etc/hostname", "/etc/machine-id", "/etc/hosts", "/root/.ssh/authorized_keys"):
+        assert told(world, "debian.v2", path) == told(world, "debian", path), path
+    assert told(world, "debian.v2", "/var/lib/cloud/instance/user-data.txt") == ""
+    kept = [file for file in (world.directory / "coordinator").rglob("*") if file.is_file()]
+    assert kept and not any(passwords.encode() in each.read_bytes() for each in kept)
+
+
+def test_a_cloud_config_is_refused_where_nobody_would_carry_it_out(world: World) -> None:
+    small_image(world)
+    file = world.directory / "config.yaml"
+    command = ("image", "build", "debian", "--cloud-config", file, *MEMORY)
+    file.write_text("packages: [nginx]\n")
+    assert "the first line of a cloud-config" in world.storkit(*command, ok=2).stderr
+    file.write_text("#cloud-config\npackages: [nginx]\n")
+    refused = world.storkit(*command, ok=3)
+    assert "image debian has no cloud-init in it" in refused.stderr and "--script" in refused.stderr
+    assert "nothing is to be done" in world.storkit("image", "build", "debian", ok=2).stderr
+    both = ("--script", "-", "--cloud-config", "-")
+    assert "cannot be both" in world.storkit("image", "build", "debian", *both, ok=2).stderr
+    nothing_else(world, "debian")
 
 
 @pytest.mark.parametrize("point", [f"after:{number}" for number in (0, 2, 5, 8, 12, 16, 20)])

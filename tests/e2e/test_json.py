@@ -283,6 +283,7 @@ def test_every_command_prints_what_the_page_says(storkit: Run, monkeypatch: pyte
         "plan resume",
         "plan rollback",
         *of_a_guest_with_ssh,
+        "guest exec",  # test_guest_agent.py
         *of_orphans,
         *of_ssh,
         *of_this_machine,

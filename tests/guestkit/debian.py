@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from storkit.system.run import run
@@ -47,6 +48,11 @@ def build() -> linux.Kit:
 
 def _build(scratch: Path, done: Path) -> None:
     linux.boot_files(scratch, done, HERE / "debian.initramfs", MODULES)
+    make_root(scratch, done, PACKAGES, SIZE)
+
+
+def make_root(scratch: Path, done: Path, packages: Iterable[str], size: str, more: Iterable[str] = ()) -> None:
+    """Make root.img, with these packages in it. `more`: further hooks of mmdebstrap's, which have its root as $1."""
     suite = sources()[0].split()[2].split("-")[0]
     masked = [unit if "." in unit else f"{unit}.service" for unit in MASKED]
     hooks = [
@@ -57,15 +63,16 @@ def _build(scratch: Path, done: Path) -> None:
         *(f'ln -sf /dev/null "$1/etc/systemd/system/{shlex.quote(unit)}"' for unit in masked),
         'echo 0123456789abcdef0123456789abcdef > "$1/etc/machine-id"',
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*',
+        *more,
     ]
     root = scratch / "root"
     run(
         ["mmdebstrap", "--quiet", "--mode=auto", "--format=directory", "--variant=minbase", "--components=main",
-         f"--include={','.join(PACKAGES)}", *(f"--dpkgopt=path-exclude={glob}" for glob in EXCLUDED),
+         f"--include={','.join(packages)}", *(f"--dpkgopt=path-exclude={glob}" for glob in EXCLUDED),
          *(f"--customize-hook={hook}" for hook in hooks), suite, root, *sources()],
         timeout=1800, package="mmdebstrap",
     )  # fmt: skip
-    run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", root, done / "root.img", SIZE],
+    run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-E", "root_owner=0:0", "-d", root, done / "root.img", size],
         package="e2fsprogs", timeout=300)  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import email
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -239,6 +241,30 @@ def test_cloud_init_is_told_by_a_disk_that_is_read_as_it_was_meant() -> None:
     assert cards["card1"]["addresses"] == [str(fleet.address("web-02"))]
     # What cloud-init leaves as it is is laid.
     assert [file.path for file in identity.to_lay(fleet, of())] == ["/etc/machine-id"]
+
+
+def test_what_else_cloud_init_is_to_do_stands_beside_who_the_machine_is(tmp_path: Path) -> None:
+    """As cloud-init takes a MIME multi-part archive apart: by the standard library's email."""
+    guest = member(FLEET, "web-01")
+    fleet = replace(FLEET, inside=Inside("ext4", 0, ["systemd", "sshd", "cloud-init"]))
+    keys.configure(tmp_path, UUID, "#cloud-config\nhostname: other # \u00fc\n")
+    keys.make(tmp_path, UUID, [guest.uuid])
+    mine = keys.load(tmp_path, UUID, [guest.uuid])
+    files = identity.cloud_config(fleet, identity.identity(fleet, guest), mine)
+    whole = email.message_from_string(files["user-data"])
+    parts: Any = whole.get_payload()
+    own, more = parts
+    assert whole.get_content_type() == "multipart/mixed"
+    assert [part.get_content_type() for part in (own, more)] == ["text/cloud-config"] * 2
+    texts = [part.get_payload(decode=True).decode() for part in (own, more)]
+    assert json.loads(texts[0].removeprefix("#cloud-config\n"))["hostname"] == "web-01"
+    assert texts[1] == "#cloud-config\nhostname: other # \u00fc\n"
+    assert own["Merge-Type"] is None and more["Merge-Type"] == "list(append)+dict(no_replace,recurse_array)+str()"
+    assert {"/etc/hosts", "/root/.ssh/authorized_keys", "/etc/machine-id"} <= set(identity.put_back(fleet, mine))
+    (kept,) = tmp_path.rglob("cloud-config")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    keys.forget(tmp_path, UUID)
+    assert not kept.exists()
 
 
 def test_keys_are_made_once_and_are_nobody_elses(tmp_path: Path) -> None:

@@ -157,6 +157,16 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("hypervisor", "pause"): ({"name": "g"}, STATE),
     ("hypervisor", "console"): ({"name": "g"}, {"kind": "socket", "words": ["/run/g/console"]}),
     ("hypervisor", "forwarded"): ({"guests": ["g"]}, {"g": 40001}),
+    ("hypervisor", "execute"): (
+        {"name": "g", "words": ["true"]},
+        {"name": "g", "status": 0, "signal": 0, "stdout": "aGk=", "stderr": "", "cut": ["stdout"]},
+    ),
+    ("hypervisor", "cards"): (
+        {"guests": ["g"]},
+        {"g": [{"device": "eth0", "mac": "52:54:00:12:34:56", "addresses": ["10.0.2.15"]}]},
+    ),
+    ("hypervisor", "freeze"): ({"name": "g"}, {"name": "g", "systems": 1, "why": "x"}),
+    ("hypervisor", "thaw"): ({"name": "g"}, {"name": "g", "systems": 1, "why": "x"}),
     ("host", "declare_off"): ({"client": "c", "by": "ann", "keepers": ["h"]}, DECLARED),
     ("host", "find_off"): ({}, [DECLARED]),
     ("host", "drain"): ({"by": "ann"}, DRAINED),

@@ -41,6 +41,11 @@ COMMANDS = (
             arg("--bridge", help="a network card on this bridge", action="append", metavar="BRIDGE"),
             arg("--console", help="write the serial console to this file", metavar="FILE"),
             arg("--hypervisor", help="what runs it (default: the inventory's)", metavar="NAME"),
+            arg(
+                "--agent",
+                help="with --replace: give it a channel for a guest agent, which new guests have",
+                action="store_true",
+            ),
             arg("--replace", help="change what is given of a guest that exists, and nothing else", action="store_true"),
             arg(
                 "--without",
@@ -140,8 +145,22 @@ COMMANDS = (
         "guest",
         "console",
         "put a running guest's serial console on this terminal; Ctrl-] leaves it",
-        "guest:console",
+        "inside.console:console",
         (A_GUEST,),
+    ),
+    Command(
+        "guest",
+        "exec",
+        "run a command inside a running guest, by its guest agent; its exit status is this command's",
+        "inside.executing:execute",
+        (
+            A_GUEST,
+            arg("--stdin", help="it reads what is on standard input, a file or a pipe", action="store_true"),
+            arg(
+                "--timeout", help="kill it after this time (default: 600)", type=float, default=600.0, metavar="SECONDS"
+            ),
+            arg("words", help="the command, after --", nargs="*", metavar="COMMAND"),
+        ),
     ),
     Command(
         "guest", "address", "list the addresses at which running guests can be reached", "guest:address", (SOME_GUESTS,)

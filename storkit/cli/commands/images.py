@@ -27,11 +27,13 @@ COMMANDS = (
     Command(
         "image",
         "build",
-        "boot a clone of an image, run a script in it, and make what it is then the next version",
+        "boot a clone of an image, change it by a script or cloud-init, and make that the next version",
         "image:build",
         (
             arg("name", help="the image that gets another version", metavar="NAME"),
-            arg("--script", help="the file of the script; - is standard input", required=True, metavar="FILE"),
+            arg("--script", help="the file of the script; - is standard input", default="", metavar="FILE"),
+            arg("--cloud-config", help="what cloud-init is to do in it, before the script; - is standard input",
+                default="", metavar="FILE"),
             arg("--from", help="what it is made from (default: the newest version of NAME)", default="", dest="source",
                 **_IMAGE),
             arg("--on", help="the host that boots it (default: the image's)", default="", **HOST),

@@ -52,7 +52,9 @@ ACCEPT = arg(
 HOST_FILE = arg(
     "--file", help="the file of what this host's hooks know (default: /etc/storkit/host.toml)", metavar="FILE"
 )
-REMOVABLE = ("disks", "nvram", "root", "nics", "kernel", "initrd", "cmdline", "firmware", "machine", "console")
+REMOVABLE = (
+    "disks", "nvram", "root", "nics", "kernel", "initrd", "cmdline", "firmware", "machine", "console", "agent",
+)  # fmt: skip
 """What `guest define --without` can name."""
 FORMATS = ("raw", "qcow2", "vmdk", "vpc", "vdi")
 

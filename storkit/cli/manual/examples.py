@@ -102,6 +102,7 @@ EXAMPLES = {
         ("storkit image seal template", "Nobody writes template from now on: it is version 1 of itself."),
     ),
     "image build": (
+        ("storkit image build debian --cloud-config web.yaml", "What cloud-init makes of the newest version."),
         ("storkit image build debian --script update.sh", "Boot a clone of debian, update it, and seal it."),
         ("storkit image build web --from debian@3 --script web.sh", "The first version of another image."),
     ),
@@ -173,6 +174,10 @@ EXAMPLES = {
     "guest snapshot": (("storkit guest snapshot web monday", "Its disks as they are now: web.monday, data.monday."),),
     "guest revert": (("storkit guest revert web monday", "It is stopped: its disks are Monday's again."),),
     "guest console": (("storkit guest console web", "It does not boot: see what it says. Ctrl-] leaves it."),),
+    "guest exec": (
+        ("storkit guest exec web -- systemctl is-system-running", "Inside it, without a network."),
+        ("storkit guest exec --stdin web -- tee /etc/motd < motd", "It reads what this command does."),
+    ),
     "guest address": (
         ("storkit guest address web", "As far as its host has seen it."),
         ("storkit guest address 'ci-*' --json", "For a script."),

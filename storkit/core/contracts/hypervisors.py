@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.identities import (
+    Base64,
     Count,
     GuestName,
     Line,
@@ -30,7 +31,7 @@ from storkit.core.model import (
 )
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Console, Guest, TakenGuest
+    from storkit.core.guest import Console, Executed, Frozen, Guest, GuestCard, TakenGuest
 
 
 class HypervisorVerbs(BackendVerbs):
@@ -286,6 +287,37 @@ class HypervisorVerbs(BackendVerbs):
     @abstractmethod
     def forwarded(self, guests: list[GuestName]) -> dict[GuestName, Port]:
         """Say which TCP ports of this host's loopback lead to the SSH of guests that run here; others are left out."""
+
+    @abstractmethod
+    def execute(self, name: GuestName, words: list[Words], stdin: Base64 = "", timeout: Seconds = 600.0) -> Executed:
+        """Run a command inside a guest that runs here, by its guest agent, and wait for its end.
+
+        Args:
+            name: the guest's.
+            words: the program, by its path or its name, and its arguments: no shell takes them apart.
+            stdin: what it reads.
+            timeout: seconds that it may take; it is killed then.
+
+        Raises:
+            NotFound: the guest does not run here.
+            Unsupported: it has no agent, or its hypervisor has no way to one.
+            TimedOut: the agent does not answer, or the command did not end in time.
+            CommandFailed: the agent does not run it, or was lost.
+        """
+
+    @abstractmethod
+    def cards(self, guests: list[GuestName]) -> dict[GuestName, list[GuestCard]]:
+        """Say which network cards guests that run here have, as their agents say; those without one are left out."""
+
+    @abstractmethod
+    def freeze(self, name: GuestName) -> Frozen:
+        """Have the file systems of a guest that runs here stand still, whole, until `thaw`; they go on without that as
+        well where whoever asked is gone, or after a minute. Where it cannot be, `why` says so.
+        """
+
+    @abstractmethod
+    def thaw(self, name: GuestName) -> Frozen:
+        """Have the file systems of a guest go on. Those that stood still all the time until now are counted."""
 
     @abstractmethod
     def cancel(self, name: GuestName) -> None:

@@ -145,12 +145,37 @@ def cloud_config(fleet: Fleet, who: MemberIdentity, keys: FleetKeys) -> dict[str
                         "data": base64.b64encode(bytes.fromhex(member.seed.reveal())).decode()},
         "write_files": [each for each in files if each["content"]],
     }  # fmt: skip
+    own = "#cloud-config\n" + json.dumps(user) + "\n"
+    more = keys.cloud_config.reveal()
     meta = {"instance-id": who.uuid, "local-hostname": who.name}
     return {
         "meta-data": json.dumps(meta) + "\n",
-        "user-data": "#cloud-config\n" + json.dumps(user) + "\n",
+        "user-data": _together(own, more) if more else own,
         "network-config": json.dumps(_netplan(who)) + "\n",
     }
+
+
+def _together(own: str, more: str) -> str:
+    """Two texts for cloud-init as one: what the second says beside the first is added, and takes nothing from it
+    (cloud-init's documentation: "MIME multi-part archive", "Merging user data sections")."""
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
+    whole = MIMEMultipart(boundary=hashlib.sha256((own + more).encode()).hexdigest()[:40])
+    for text, merged in ((own, ""), (more, "list(append)+dict(no_replace,recurse_array)+str()")):
+        part = MIMEText(text, "cloud-config", "utf-8")
+        if merged:
+            part.add_header("Merge-Type", merged)
+        whole.attach(part)
+    return whole.as_string()
+
+
+def put_back(fleet: Fleet, keys: FleetKeys) -> list[str]:
+    """The files that make a clone a member, whoever has written them there: the paths."""
+    by_cloud_init = ["/etc/hostname", "/etc/hosts", "/root/.ssh/authorized_keys", HOST_KEY, f"{HOST_KEY}.pub",
+                     *SHARED_KEYS, "/etc/iscsi/initiatorname.iscsi"]  # fmt: skip
+    laid = [file.path for file in to_lay(fleet, keys)]
+    return list(dict.fromkeys([*laid, *(by_cloud_init if fleet.seeded else [])]))
 
 
 def _netplan(who: MemberIdentity) -> dict[str, object]:

@@ -3,6 +3,7 @@ They lie in the coordinator's state alone, 0600: nothing is trusted at first use
 
 STATE/fleets/UUID/login, login.pub   the fleet's own, as ssh(1) takes it
 STATE/fleets/UUID/known_hosts        the members' public keys, as ssh(1) takes them
+STATE/fleets/UUID/cloud-config       what cloud-init is to do beside that, if anything: it may have passwords in it
 STATE/fleets/UUID/members/*.json     each member's, by the UUID of its guest
 """
 
@@ -28,6 +29,7 @@ COMMENT = "storkit"
 SEED_BYTES = 512
 _LOGIN = "login"
 _MEMBERS = "members"
+_CONFIG = "cloud-config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class FleetKeys:
     public: Line
     members: dict[Uuid, MemberKeys] = field(default_factory=dict)
     """By their guests' UUIDs."""
+    cloud_config: Secret = field(default_factory=lambda: Secret(""))
+    """What cloud-init is to do in each beside making it itself (`#cloud-config`); empty: nothing."""
 
 
 def there(state: Path, fleet: str) -> bool:
@@ -63,7 +67,16 @@ def load(state: Path, fleet: str, guests: Iterable[str]) -> FleetKeys:
     if not (directory / _LOGIN).exists() or not all(file.exists() for file in files.values()):
         raise Conflict("the fleet's keys are not on this machine", f"go on where it was created, or copy {directory}")
     members = {guest: codec.load(MemberKeys, read_json(file, "keys"), str(file)) for guest, file in files.items()}
-    return FleetKeys(*_read(directory / _LOGIN), members)
+    config = directory / _CONFIG
+    text = config.read_text() if config.exists() else ""
+    return FleetKeys(*_read(directory / _LOGIN), members, Secret(text))
+
+
+def configure(state: Path, fleet: str, text: str) -> None:
+    """Keep what cloud-init is to do in the members of a fleet that is to be made."""
+    directory = _directory(state, fleet)
+    make_private(directory)
+    write_atomic(directory / _CONFIG, text)
 
 
 def make(state: Path, fleet: str, guests: Sequence[str]) -> None:

@@ -218,6 +218,10 @@ def _forwarded(host: str, hypervisor: str, args: Record, result: Record) -> Iter
         yield f"guest {name!r}, which was not asked for"
 
 
+def _of_guest(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
+    yield from _told([result], name=args["name"])
+
+
 def _console(host: str, hypervisor: str, args: Record, result: Record) -> Iterator[str]:
     words = result["words"]
     if result["kind"] == "socket" and (len(words) != 1 or not words[0].startswith("/") or ":" in words[0]):
@@ -299,6 +303,10 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("hypervisor", "saved"): _saved,
     ("hypervisor", "forwarded"): _forwarded,
     ("hypervisor", "console"): _console,
+    ("hypervisor", "execute"): _of_guest,
+    ("hypervisor", "cards"): _forwarded,
+    ("hypervisor", "freeze"): _of_guest,
+    ("hypervisor", "thaw"): _of_guest,
     ("images", "lay"): _laid,
     ("hook", "enter"): _entered,
     ("hook", "may_leave"): _named,

@@ -91,7 +91,7 @@ _RECORDS_SINCE_2 = {
     "volumes": _OF_VOLUMES,
     "volume": _OF_VOLUMES,
     "source": _OF_VOLUMES,
-    "guest": ("document", "local"),
+    "guest": ("document", "local", "agent"),
 }
 """The arguments that are records, or lists of them, and what these have only since protocol 2."""
 

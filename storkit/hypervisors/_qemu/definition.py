@@ -98,6 +98,7 @@ def _render(
         qmp=str(process.own_monitor),
         pidfile=str(process.pidfile),
         console=str(process.console),
+        agent=str(process.agent),
         uefi_code=str(firmware[0]) if firmware else "",
         uefi_vars=str(firmware[2]) if firmware else "",
         listening=frozenset(listening_sockets()),

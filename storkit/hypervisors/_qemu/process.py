@@ -111,6 +111,11 @@ class Process(GuestProcess):
         return self.directory / "console"
 
     @property
+    def agent(self) -> Path:
+        """Of the port that leads to the guest's agent, as `console`."""
+        return self.directory / "agent"
+
+    @property
     def incoming(self) -> Path:
         return self.directory / "in"
 
@@ -161,8 +166,8 @@ class Process(GuestProcess):
         self.forget()
 
     def _sweep(self) -> None:
-        mine = (self.own_monitor, self.own_migration, self.console, self.incoming, self.pidfile, self.arriving)
-        for path in (self.note, *mine, self.saving):
+        sockets = (self.own_monitor, self.own_migration, self.console, self.agent, self.incoming)
+        for path in (self.note, *sockets, self.pidfile, self.arriving, self.saving):
             path.unlink(missing_ok=True)
 
 

@@ -49,6 +49,8 @@ class GuestWish:
     address: str | None = None
     gateway: str | None = None
     without: Sequence[str] = ()
+    agent: bool | None = None
+    """A channel for a guest agent. None: a new guest has it."""
 
 
 def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool) -> Guest:
@@ -76,10 +78,11 @@ def define(coordinator: Coordinator, name: str, wanted: GuestWish, change: bool)
             f"the document of guest {name} says what it is",
             f"change it there: {file}; which volumes its disks are says {record}",
         )
-    start = old or Guest(name, str(uuid4()), parse_size(MEMORY), hypervisor=coordinator.inventory.defaults.hypervisor)
+    hypervisor = coordinator.inventory.defaults.hypervisor
+    start = old or Guest(name, str(uuid4()), parse_size(MEMORY), hypervisor=hypervisor, agent=True)
     start = _without(start, wanted.without)
     said = {"memory": memory, "vcpus": wanted.vcpus, "hypervisor": wanted.hypervisor, "machine": wanted.machine,
-            "console": _absolute(wanted.console)}  # fmt: skip
+            "console": _absolute(wanted.console), "agent": wanted.agent}  # fmt: skip
     guest = replace(start, **_given(said))
     boot = {"kernel": _absolute(wanted.kernel), "initrd": _absolute(wanted.initrd), "cmdline": wanted.cmdline}
     boot["firmware"] = wanted.firmware
@@ -238,7 +241,7 @@ def _contradictions(wanted: GuestWish, change: bool) -> list[StorkitError]:
 
 def _without(guest: Guest, keys: Sequence[str]) -> Guest:
     """The guest less what is not to be there any more."""
-    none: dict[str, Any] = {"disks": [], "root": None, "nics": [], "machine": "", "console": ""}
+    none: dict[str, Any] = {"disks": [], "root": None, "nics": [], "machine": "", "console": "", "agent": False}
     for key in keys:
         if key == "nvram":
             guest = replace(guest, disks=[disk for disk in guest.disks if disk.bus != FLASH])

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from storkit.plans.intent.making import Bytes
     from storkit.plans.intent.relocating.guests import GuestMoved
     from storkit.plans.intent.restoring import Restored
+    from storkit.plans.intent.running.executing import GuestOutput
     from storkit.plans.intent.running.snapshotting import GuestSnapshot
 
 
@@ -139,6 +140,16 @@ class GuestActs:
         """Where the console of a guest is that runs. Raises Conflict: it does not; Unsupported: it has none."""
         return entering.console(self._coordinator, name)
 
+    def execute(self, name: str, words: Sequence[str], stdin: bytes = b"", timeout: float = 600.0) -> GuestOutput:
+        """Run a command in a guest that runs, by its guest agent, as root there; what it leaves. `words`: the program
+        and its arguments, which no shell takes apart; `timeout`: seconds, after which it is killed.
+
+        Raises Conflict: the guest does not run; Unsupported: no agent is in it; TimedOut: the agent does not answer, or
+        the command did not end."""
+        from storkit.plans.intent.running import executing
+
+        return executing.execute(self._coordinator, name, words, stdin, timeout)
+
     def addresses(self, names: Sequence[str]) -> list[GuestAddress]:
         """Where guests can be reached, as far as their hosts know; nothing of one that does not run."""
         return entering.addresses(self._coordinator, names)
@@ -149,6 +160,12 @@ class GuestActs:
         from storkit.plans.intent.running import snapshotting
 
         return snapshotting.snapshot(self._coordinator, name, label)
+
+    def frozen(self, kept: GuestSnapshot) -> str:
+        """Whether the guest's file systems stood still when a snapshot was made, in a line for people."""
+        from storkit.plans.intent.running import snapshotting
+
+        return snapshotting.said_of(kept.guest, kept.frozen, kept.why)
 
     def revert(self, name: str, label: str, discard: bool = False) -> list[Restored]:
         """Set every disk that a stopped guest writes back to what `snapshot` kept. What they are now is kept as well,

@@ -201,22 +201,11 @@ class VolumeActs:
         return made(self._coordinator, self._coordinator.change(build))
 
     def snapshot(self, source: str, name: str) -> Volume:
-        """Keep a volume as it is now, under another name."""
-        check_name("volume", name)
+        """Keep a volume as it is now, under another name. The file systems of a guest that runs and writes it stand
+        still meanwhile, if its agent can have it so."""
+        from storkit.plans.intent.running import snapshotting
 
-        kept = list[Volume]()
-
-        def build() -> Plan:
-            from storkit.plans import planner
-
-            volume = self._survey.volume(source)
-            if not kept:
-                must_be_free(self._coordinator, [name])
-                pool = self._coordinator.inventory.pool(volume.pool)
-                kept.append(new_volume(pool, name, volume.size, origin=volume.uuid, kind="snapshot"))
-            return planner.snapshot(volume, kept[0], self._coordinator.inventory)
-
-        return made(self._coordinator, self._coordinator.change(build))[0]
+        return snapshotting.snapshot_volume(self._coordinator, source, name)
 
     def restore(self, name: str, snapshot: str, discard: bool = False) -> Restored:
         """Set a volume that no host has back to what it was when a snapshot of it was made; its UUID and its name stay.

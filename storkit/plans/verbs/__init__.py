@@ -12,6 +12,7 @@ from storkit.plans.verbs.draining import DrainHost, UndrainHost
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, GrowExports, SetWriters, UnexportVolumes
 from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
 from storkit.plans.verbs.fleets import LayFiles, Personalise
+from storkit.plans.verbs.freezing import FreezeGuest, ThawGuest
 from storkit.plans.verbs.guests import (
     DefineGuest,
     ForgetGuests,
@@ -74,7 +75,8 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     KeepGuests,
     ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
-    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, FreezeGuest,
+    ThawGuest,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

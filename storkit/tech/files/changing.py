@@ -16,7 +16,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, StorkitError, Unsafe, UsageError, collected, raise_problems
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    StorkitError,
+    Unsafe,
+    UsageError,
+    collected,
+    raise_problems,
+)
 from storkit.core.imagefiles import FileToLay, Inside, Laid, Piece
 from storkit.core.model import Secret, Volume
 from storkit.system import files, locks
@@ -84,7 +92,7 @@ def _write(volumes: Sequence[Volume], pieces: Mapping[str, Sequence[Piece]]) -> 
         for piece in pieces[volumes[0].uuid]:
             data = _bytes(piece)
             if os.pwrite(descriptor, data, piece.offset) != len(data):
-                raise Conflict(f"no room to write into {path}", f"df -h {path.parent}")
+                raise Conflict(f"no space left to write into {path}", f"df -h {path.parent}")
         if files.is_device(path):
             os.fsync(descriptor)
 
@@ -107,6 +115,11 @@ def _write_qcow2(wanted: Sequence[tuple[Path, Sequence[Piece]]]) -> None:
             ["env", "-C", wanted[0][0].parent, "qemu-io"], stdin="\n".join([*commands, "quit", ""]),
             timeout=scaled(60), package="qemu-utils", pass_fds=parts,
         )  # fmt: skip
+    except CommandFailed as error:
+        if os.strerror(errno.ENOSPC) not in error.stderr:
+            raise
+        directory = wanted[0][0].parent
+        raise Conflict(f"no space left to write into clones in {directory}", f"free some: df -h {directory}") from None
     finally:
         for part in parts:
             os.close(part)

@@ -72,6 +72,8 @@ class FleetWish:
     """How long the fleet lives: 30m, 2h, 1d; empty: until it is destroyed."""
     build: Build | None = None
     """The version of an image that its member is to become."""
+    cloud_config: str = ""
+    """What cloud-init is to do in each beside making it itself; the image has it."""
 
 
 def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish) -> Fleet:
@@ -91,7 +93,15 @@ def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish
         if fleet.count < old.count:
             hint = f"storkit fleet destroy {name}, then create"
             raise Conflict(f"fleet {name} has {old.count} members already", hint)
-    return complete(coordinator, directory, fleet, old)
+    if not wish.cloud_config or old or coordinator.planning:
+        return complete(coordinator, directory, fleet, old)
+    keys.configure(coordinator.state, fleet.uuid, wish.cloud_config)
+    try:
+        return complete(coordinator, directory, fleet, old)
+    except StorkitError:
+        if name not in record.names(directory):
+            keys.forget(coordinator.state, fleet.uuid)
+        raise
 
 
 def complete(coordinator: Coordinator, directory: Path, fleet: Fleet, old: Fleet | None) -> Fleet:
@@ -327,7 +337,7 @@ def _records(coordinator: Coordinator, fleet: Fleet, found: Found) -> list[Guest
     disks = [Disk("base"), *([Disk("seed", readonly=True)] if fleet.seeded else [])]
     example = Guest(
         fleet.name, fleet.uuid, fleet.memory, fleet.vcpus, fleet.hypervisor, boot=fleet.boot, disks=disks,
-        nics=fleet.nics,
+        nics=fleet.nics, agent=True,
     )  # fmt: skip
     problems: list[StorkitError] = []
     guests: list[Guest] = []

@@ -23,6 +23,7 @@ from storkit.core.errors import (
     StepFailed,
     StorkitError,
     TimedOut,
+    Unsupported,
     UsageError,
     collected,
     raise_problems,
@@ -55,13 +56,23 @@ _RUN = (
 """A script that is read on standard input becomes a file, as its first line may name any program; it reads nothing.
 Both its outputs are one, in their order."""
 
+_CLOUD_INIT = (
+    "python3 -c 'import sys, yaml; sys.exit(not isinstance(yaml.safe_load(sys.stdin), dict))' || exit 65; "
+    "cloud-init status --wait >/dev/null 2>&1; s=$?; tail -n 12 /var/log/cloud-init-output.log; "
+    "cloud-init status --long; exit $s"
+)
+"""Wait until cloud-init has done all that it is to do. A text that is no YAML it would leave out, and say that all is
+well: it is looked at by what cloud-init itself reads it with."""
+_LARGEST_CONFIG = 256 << 10
+"""Bytes: the seed disk has 1 MiB, and Base64 makes four of three."""
+
 
 @dataclass(frozen=True, slots=True)
 class BuildWish:
     """How a version is to be built."""
 
-    script: str
-    """Its text; run by /bin/sh, or by what its first line names."""
+    script: str = ""
+    """Its text; run by /bin/sh, or by what its first line names. Empty: none is."""
     source: str = ""
     """The image, as NAME or NAME@3; empty: the newest version of the one that gets another."""
     host: str = ""
@@ -76,7 +87,9 @@ class BuildWish:
     timeout: float = 1800.0
     """Seconds from its start to the end of the script."""
     keep: bool = False
-    """Leave the clone as it is where the script fails."""
+    """Leave the clone as it is where the script, or cloud-init, fails."""
+    cloud_config: str = ""
+    """What cloud-init is to do, before the script: a text that begins with `#cloud-config`. Empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +110,15 @@ def build(
     if not versions.is_version(source):
         message = f"volume {source.name} is a {source.kind}, and no golden image"
         raise Conflict(message, f"storkit image seal {source.name}")
+    if wish.cloud_config and not coordinator.connections.to(source.host).images.look_inside(source).cloud_init:
+        message = f"image {source.name} has no cloud-init in it, or none where it can be seen (a root on ext4)"
+        raise Unsupported(message, "have it installed by --script: apt-get install -y cloud-init")
     fleets = FleetActs(coordinator)
     with _locked(coordinator, image):
         name = fleet_name(image)
         # As it was asked for: once the version is there, the newest one is another.
-        recipe = hashlib.sha256(f"{wish.source}\0{wish.script}".encode()).hexdigest()
+        text = "\0".join([wish.source, wish.script, *([wish.cloud_config] if wish.cloud_config else [])])
+        recipe = hashlib.sha256(text.encode()).hexdigest()
         if name in record.names(directory) and (ready := _end(coordinator, fleets, name, image, recipe)):
             return Built(show(f"{ready.pool}/{Version(*versions.split(ready.name), ready).shown}")[0], "")
         number = sealing.next_number(coordinator, image, source.pool)
@@ -134,8 +151,14 @@ def _check(image: str, wish: BuildWish) -> None:
     for test in (lambda: versions.volume_name(image, 1), lambda: check_seconds(wish.timeout)):
         with collected(problems):
             test()
-    if not wish.script.strip():
+    if not wish.script.strip() and not wish.cloud_config:
         problems.append(UsageError("the script is empty: the version would be the one that it is made from"))
+    # cloud-init says nothing of a text that it does not know, and goes on.
+    if wish.cloud_config and wish.cloud_config.split("\n", 1)[0].rstrip() != "#cloud-config":
+        hint = "cloud-init knows it by that: https://cloudinit.readthedocs.io/en/latest/explanation/format.html"
+        problems.append(UsageError("the first line of a cloud-config is `#cloud-config`, and that one's is not", hint))
+    if len(wish.cloud_config.encode()) > _LARGEST_CONFIG:
+        problems.append(UsageError(f"a cloud-config has {_LARGEST_CONFIG >> 10} KiB at most", "have it fetch the rest"))
     raise_problems(problems)
 
 
@@ -146,7 +169,7 @@ def _create(fleets: FleetActs, name: str, source: Volume, wish: BuildWish, begun
         name,
         FleetWish(
             image, 1, hosts, wish.memory, wish.vcpus, wish.hypervisor, wish.kernel, wish.initrd, wish.cmdline,
-            settings=wish.settings, build=begun,
+            settings=wish.settings, build=begun, cloud_config=wish.cloud_config,
         ),
     )  # fmt: skip
     if not view.fleet.base:
@@ -161,22 +184,29 @@ def _run(fleets: FleetActs, name: str, wish: BuildWish) -> str:
     fleets.start(name)
     fleets.wait(name, timeout=wish.timeout)
     doors = fleets.doors(name)
-    (said,) = entering.run(doors, [_RUN], max(1.0, end - time.monotonic()), wish.script)
-    if said.status == entering.LOST and time.monotonic() >= end:
-        raise TimedOut(f"the script has not ended within {wish.timeout:g} seconds", "give it more: --timeout SECONDS")
-    if said.status:
-        raise CommandFailed(["the script"], said.status, said.stdout + said.stderr, host=said.member)
+    output = ""
+    for what, program, text in (("cloud-init", _CLOUD_INIT, wish.cloud_config), ("the script", _RUN, wish.script)):
+        if not text:
+            continue
+        (said,) = entering.run(doors, [program], max(1.0, end - time.monotonic()), text)
+        if said.status == entering.LOST and time.monotonic() >= end:
+            raise TimedOut(f"{what} has not ended within {wish.timeout:g} seconds", "give it more: --timeout SECONDS")
+        if said.status:
+            raise CommandFailed([what], said.status, said.stdout + said.stderr, host=said.member)
+        output += said.stdout
+    if wish.cloud_config:  # what it has done is no clone's own: each begins anew
+        entering.run(doors, ["cloud-init clean --logs"], max(60.0, end - time.monotonic()))
     # A machine that is told so from inside shuts down whether or not it knows a power button.
     entering.run(doors, ["sync; poweroff"], max(60.0, end - time.monotonic()))
     fleets.stop(name, timeout=max(60.0, end - time.monotonic()))
-    return said.stdout
+    return output
 
 
 def _seal(coordinator: Coordinator, fleet: Fleet, begun: Build, source: Volume) -> None:
     """Make what the member's disk is now the version: a copy that stands on nothing, without what made it a member."""
     member = fleet.members[0]
     pool = coordinator.inventory.pool(fleet.pool)
-    files = identity.to_lay(fleet, keys.load(coordinator.state, fleet.uuid, []))
+    paths = identity.put_back(fleet, keys.load(coordinator.state, fleet.uuid, []))
 
     def plan() -> Plan:
         disk = present.volumes(coordinator, fleet, [member])[member]
@@ -187,7 +217,7 @@ def _seal(coordinator: Coordinator, fleet: Fleet, begun: Build, source: Volume) 
         stages = Stages()
         stages.then(step(CloneVolume([version], disk), pool.host, target, f"clone {member} to {version.name}"))
         title = f"take out of {version.name} what made it {member}"
-        stages.then(step(PutBackFiles(version, source, fleet.inside, [file.path for file in files]), pool.host,
+        stages.then(step(PutBackFiles(version, source, fleet.inside, paths), pool.host,
                          "images", title))  # fmt: skip
         stages.then(step(FlattenVolumes([version]), pool.host, target, f"flatten {version.name}"))
         sealing.add_seal(stages, version, source.uuid)

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsupported
-from storkit.core.guest import Console, Guest
+from storkit.core.guest import Console, Guest, GuestCard
 from storkit.core.identities import several
+from storkit.hosts.connection import Connection
 from storkit.hosts.remote.ssh import forwarding_argv, terminal_argv
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
@@ -104,8 +105,9 @@ class GuestAddress:
     host: str
     address: str
     seen: str
-    """neighbour: by the host's kernel; lease: by a DHCP server of the host's; port: it leads to the guest's ssh, on the
-    loopback of the host; record: in the guest's own record."""
+    """agent: the guest itself says so, by its agent; neighbour: the host's kernel has seen it; lease: a DHCP server of
+    the host's has given it; port: it leads to the guest's ssh, on the loopback of the host; record: in the guest's own
+    record."""
     mac: str = ""
     port: int = 0
 
@@ -144,9 +146,12 @@ def _on(coordinator: Coordinator, host: str, guests: list[Guest]) -> Iterator[Gu
         for number, nic in enumerate(guest.nics)
         if nic.kind == "bridge"
     }
+    said = list(_said(connection, guests, owners))
+    yield from said
+    known = {(each.guest, each.address) for each in said}
     if owners:
         for one in connection.itself.neighbours(list(owners)):
-            if one.mac in owners:  # what else a host says is of nobody's guest
+            if one.mac in owners and (owners[one.mac], one.address) not in known:  # of nobody's guest otherwise
                 yield GuestAddress(owners[one.mac], host, one.address, one.seen, one.mac)
     with_ports: dict[str, list[str]] = {}
     for guest in guests:
@@ -155,6 +160,23 @@ def _on(coordinator: Coordinator, host: str, guests: list[Guest]) -> Iterator[Gu
     for hypervisor, names in with_ports.items():
         for name, port in connection.hypervisor(f"hypervisor:{hypervisor}").forwarded(names).items():
             yield GuestAddress(name, host, "127.0.0.1", "port", port=port)
+
+
+def _said(connection: Connection, guests: list[Guest], owners: dict[str, str]) -> Iterator[GuestAddress]:
+    """What guests say themselves, by their agents, of those cards that they have on a network (`owners`)."""
+    asked: dict[str, list[str]] = {}
+    for guest in guests:
+        if (guest.agent or guest.document) and guest.name in owners.values():
+            asked.setdefault(guest.hypervisor, []).append(guest.name)
+    for hypervisor, names in asked.items():
+        found: dict[str, list[GuestCard]] = {}
+        with suppress(Unsupported):  # a host whose storkit does not know the question
+            found = connection.hypervisor(f"hypervisor:{hypervisor}").cards(names)
+        for name, cards in found.items():
+            for card in cards:
+                if owners.get(card.mac) == name:
+                    for address in card.addresses:
+                        yield GuestAddress(name, connection.config.name, address, "agent", card.mac)
 
 
 def _running(coordinator: Coordinator, name: str) -> tuple[Guest, str]:

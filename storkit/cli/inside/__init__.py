@@ -1,0 +1,1 @@
+"""Into guests that run: their consoles, and commands in them."""

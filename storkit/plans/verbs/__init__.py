@@ -26,6 +26,14 @@ from storkit.plans.verbs.guests import (
     WakeGuest,
 )
 from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
+from storkit.plans.verbs.mirroring import (
+    CallOffMirror,
+    CompareCopy,
+    LetFill,
+    MirrorDisk,
+    SettleMirror,
+    SwitchDisk,
+)
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.relocating import (
     CarryGuests,
@@ -74,7 +82,8 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     KeepGuests,
     ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
-    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, LetFill, MirrorDisk, CompareCopy,
+    SwitchDisk, SettleMirror, CallOffMirror,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

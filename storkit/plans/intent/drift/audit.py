@@ -13,7 +13,7 @@ from typing import Literal
 
 from storkit.core.errors import StorkitError, in_a_line
 from storkit.core.guest import Guest
-from storkit.core.model import ALIVE, IMPORTING, MOVING, Attachment, Export, GuestState, Volume, guest_of
+from storkit.core.model import ALIVE, FILLING, IMPORTING, LEAVING, Attachment, Export, GuestState, Volume, guest_of
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.drift.overview import Overview, look
 from storkit.plans.lookup import disk_of
@@ -265,7 +265,7 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
         where = " and ".join(f"pool {each.pool}" for each in volumes)
         if running:
             pass  # perhaps it is just being copied
-        elif any(each.made == MOVING for each in volumes) or (len(volumes) > 1 and disk_of(volumes)):
+        elif any(each.made in LEAVING for each in volumes) or (len(volumes) > 1 and disk_of(volumes)):
             yield _cut_short(volumes)
             continue
         if len(volumes) > 1 and not disk_of(volumes):
@@ -274,7 +274,7 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
         if names[volume.name] > 1:
             what = f"another volume has its name: this one is in {where}"
             yield Drift("volume", volume.name, what, f"write {volume.pool}/{volume.name}, and rename one")
-        if volume.made == IMPORTING and not running:
+        if volume.made in (IMPORTING, FILLING) and not running:
             what = f"its content never came into it ({where}, {volume.created})"
             if kept := next((name for name, origin in snapshots if origin == uuid), ""):
                 mend = f"storkit volume restore {volume.name} {kept}"  # it was just being restored, perhaps

@@ -329,13 +329,13 @@ class Hypervisor(Backend, HypervisorVerbs):
     def _no_sleep(self) -> StorkitError:
         return Unsupported(f"hypervisor {self.name} does not save guests", "storkit guest stop, and later guest start")
 
-    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, rate: Count = 0) -> None:
+    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, identity: Line, rate: Count = 0) -> None:
         raise self._no_mirror()
 
     def mirrored(self, disk: Uuid) -> MirrorState:
         return "none"
 
-    def switch(self, name: GuestName, disk: Uuid) -> Switched:
+    def switch(self, name: GuestName, disk: Uuid, identity: Line) -> Switched:
         raise self._no_mirror()
 
     def unmirror(self, name: GuestName, disk: Uuid, over: bool = False) -> None:

@@ -348,14 +348,14 @@ class Qemu(Embedded[Definition], Hypervisor):
 
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
 
-    def mirror(self, name: str, disk: str, copy: DiskSource, rate: int = 0) -> None:
-        self._mirrors().mirror(self._definition(name), disk, copy, rate)
+    def mirror(self, name: str, disk: str, copy: DiskSource, identity: str, rate: int = 0) -> None:
+        self._mirrors().mirror(self._definition(name), disk, copy, identity, rate)
 
     def mirrored(self, disk: str) -> MirrorState:
         return self._mirrors().mirrored(disk)
 
-    def switch(self, name: str, disk: str) -> Switched:
-        return self._mirrors().switch(check_name("guest", name), disk)
+    def switch(self, name: str, disk: str, identity: str) -> Switched:
+        return self._mirrors().switch(check_name("guest", name), disk, identity)
 
     def unmirror(self, name: str, disk: str, over: bool = False) -> None:
         self._mirrors().unmirror(disk, over)

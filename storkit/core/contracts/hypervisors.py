@@ -273,19 +273,20 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, rate: Count = 0) -> None:
+    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, identity: Line, rate: Count = 0) -> None:
         """Have a guest that runs here copy its disk, and write the disk and the copy from then on: on return both hold
-        the same. The disk stays the disk until `switch`. Called again it goes on with what is there, also after the
-        copy could not be reached for a while.
+        the same. The disk stays the disk until `switch`. Called again it goes on with what is there. A copy that cannot
+        be reached is waited for; the guest goes on with its disk alone meanwhile.
 
         Args:
             name: the guest's.
             disk: the volume's UUID.
             copy: where the copy is.
+            identity: what its server says of itself: another one may have lost what it had, and is filled anew.
             rate: bytes a second at most; 0: no limit. What the guest writes is not counted.
 
         Raises:
-            ServiceUnreachable: the copy cannot be written. The guest goes on with its disk alone.
+            ServiceUnreachable: the copy cannot be written.
             Unsupported: this guest, or every guest of this hypervisor, cannot.
         """
 
@@ -301,12 +302,13 @@ class HypervisorVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def switch(self, name: GuestName, disk: Uuid) -> Switched:
+    def switch(self, name: GuestName, disk: Uuid, identity: Line) -> Switched:
         """Have a guest use the copy alone that it has filled. What it was told is written is in the copy, whatever is
         killed meanwhile. Called again it does what is left.
 
         Raises:
-            Conflict: the copy is not whole; the guest goes on with its disk.
+            Conflict: the copy is not whole, or was filled under another identity of its server. The guest goes on with
+                its disk.
         """
 
     @abstractmethod

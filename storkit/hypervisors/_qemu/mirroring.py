@@ -54,6 +54,8 @@ class Mirror:
     guest: GuestName
     disk: Uuid
     copy: DiskSource
+    identity: Line
+    """What the copy's server said of itself."""
     before: Word
     """QEMU's name of the node that was the guest's disk."""
     node: Word
@@ -79,7 +81,7 @@ class Mirrors:
         self._process = process
         self._stall = stall
 
-    def mirror(self, definition: Definition, disk: str, copy: DiskSource, rate: int) -> None:
+    def mirror(self, definition: Definition, disk: str, copy: DiskSource, identity: str, rate: int) -> None:
         """As HypervisorVerbs.mirror."""
         import asyncio
 
@@ -89,7 +91,7 @@ class Mirrors:
             known = self._read(disk)
             if known and known.copy == copy and self.state(known) == "switched":
                 return  # of another copy it is what an earlier move has left
-            known = asyncio.run(self._begun(here, definition, disk, copy, rate, known))
+            known = asyncio.run(self._begun(here, definition, disk, copy, identity, rate, known))
         asyncio.run(self._watch(here, known))
 
     def mirrored(self, disk: str) -> MirrorState:
@@ -116,7 +118,7 @@ class Mirrors:
                 raise
             return "switched" if known.switched else "none"
 
-    def switch(self, name: str, disk: str) -> Switched:
+    def switch(self, name: str, disk: str, identity: str) -> Switched:
         """As HypervisorVerbs.switch."""
         import asyncio
 
@@ -125,7 +127,7 @@ class Mirrors:
             known = self._read(disk)
             if known is None or known.guest != name:
                 raise Conflict(f"guest {name} fills no copy of this disk here", look_command(name))
-            return Switched(asyncio.run(self._switch(here, known)))
+            return Switched(asyncio.run(self._switch(here, known, identity)))
 
     def unmirror(self, disk: str, over: bool) -> None:
         """As HypervisorVerbs.unmirror."""
@@ -188,23 +190,33 @@ class Mirrors:
     # Copying
 
     async def _begun(
-        self, here: Process, definition: Definition, disk: str, copy: DiskSource, rate: int, known: Mirror | None
+        self,
+        here: Process,
+        definition: Definition,
+        disk: str,
+        copy: DiskSource,
+        identity: str,
+        rate: int,
+        known: Mirror | None,
     ) -> Mirror:
         """The job, which goes on if it is there for this copy."""
         async with qmp.connect(here.migration) as qemu:
             if known:
                 job = await _job(qemu, known)
-                if known.copy == copy and job and job["status"] not in ("concluded", "aborting", "null"):
+                whose = (known.copy, known.identity) == (copy, identity)
+                if whose and job and job["status"] not in ("concluded", "aborting", "null"):
                     await _let_go_on(qemu, known)
                     if job["paused"] or job["io-status"] != "ok":
                         await qemu.execute("block-job-resume", {"device": known.job})
                     if rate != job["speed"]:
                         await qemu.execute("block-job-set-speed", {"device": known.job, "speed": rate})
                     return self._keep(replace(known, paused=False))
+                if job:
+                    await self._call_off(here, known, qemu)
                 await _dropped(qemu, known)
             node = await disk_node(qemu, definition, disk)
             name = "copy-" + os.urandom(6).hex()
-            known = self._keep(Mirror(definition.guest.name, disk, copy, node, name))
+            known = self._keep(Mirror(definition.guest.name, disk, copy, identity, node, name))
             await _open(qemu, copy, name)
             wanted = {
                 "job-id": known.job,
@@ -235,9 +247,6 @@ class Mirrors:
                     if job is None or job["status"] in ("concluded", "aborting", "null"):
                         await _dropped(qemu, known)
                         raise ServiceUnreachable(f"guest {known.guest} has given up its copy: {_reason(job)}", _AGAIN)
-                    if job["io-status"] != "ok" or job["paused"]:
-                        message = f"the copy of a disk of guest {known.guest} cannot be written: {job['io-status']}"
-                        raise ServiceUnreachable(f"{message}; the guest goes on with its disk alone", _AGAIN)
                     if job["ready"] and job["offset"] == job["len"]:
                         self._site.progress(1.0, "the disk and its copy are the same")
                         return
@@ -246,11 +255,18 @@ class Mirrors:
                         if offset >= 0 and now > before:
                             rate = (job["offset"] - offset) / (now - before)
                         moved, offset, before = now, job["offset"], now
+                    stopped = job["io-status"] != "ok" or job["paused"]
                     if now - moved > self._stall:
                         await self._call_off(here, known, qemu)
-                        raise TimedOut(
-                            f"nothing was copied for {self._stall:g} seconds, and that was called off", _AGAIN
-                        )
+                        why = f"nothing was copied of a disk of guest {known.guest} for {self._stall:g} seconds"
+                        raise ServiceUnreachable(f"{why}; the guest goes on with its disk alone", _AGAIN)
+                    if stopped:
+                        # Its server may be back. Until then the guest writes its disk alone, and the job knows what.
+                        self._site.progress(job["offset"] / max(1, job["len"]), "the copy cannot be reached: waiting")
+                        with suppress(qmp.Refused):
+                            await qemu.execute("block-job-resume", {"device": known.job})
+                        await asyncio.sleep(TICK)
+                        continue
                     left = job["len"] - job["offset"]
                     eta = f", {left / rate:.0f} s left" if rate else ""
                     text = f"{job['offset'] >> 20} of {job['len'] >> 20} MiB, {rate / 1e6:.0f} MB/s{eta}"
@@ -274,9 +290,12 @@ class Mirrors:
 
     # The switch
 
-    async def _switch(self, here: Process, known: Mirror) -> int:
+    async def _switch(self, here: Process, known: Mirror, identity: str) -> int:
         async with qmp.connect(here.monitor, timeout=SETTLE_TIMEOUT) as qemu:
             if await _state(qemu, known) != "switched":
+                if known.identity != identity:
+                    message = f"the server of the copy that guest {known.guest} fills has begun anew since"
+                    raise Conflict(message, "storkit plan rollback, then move the volume again")
                 known = await self._pivot(qemu, known)
             await _let_go_on(qemu, known)
             if not known.switched:

@@ -30,6 +30,7 @@ from storkit.plans.verbs.mirroring import (
     CallOffMirror,
     CompareCopy,
     LetFill,
+    LetGoOfOld,
     MirrorDisk,
     SettleMirror,
     SwitchDisk,
@@ -83,7 +84,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
     DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, LetFill, MirrorDisk, CompareCopy,
-    SwitchDisk, SettleMirror, CallOffMirror,
+    SwitchDisk, SettleMirror, CallOffMirror, LetGoOfOld,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

@@ -173,12 +173,15 @@ class NbdExports(HomeExports[NbdGrant]):
         found: list[str] = []
         with wire.NbdConnection(str(self._server(grant).socket)) as connection:
             end = min(offset + length, connection.go(grant.export_name(client)).size)
-            for start in range(offset, end, block):
-                digest = hashlib.sha256()
-                for at in range(start, min(start + block, end), _READ):
-                    digest.update(connection.read(at, min(_READ, start + block - at, end - at)))
-                found.append(digest.hexdigest())
-                self.site.progress(min(1.0, (start + block - offset) / length), f"reading {volume.name}")
+            together = max(1, _READ // block) * block
+            for start in range(offset, end, together):
+                size = min(together, end - start)
+                pieces = (
+                    connection.read(at, min(_READ, start + size - at)) for at in range(start, start + size, _READ)
+                )
+                data = b"".join(pieces)
+                found += [hashlib.sha256(data[at : at + block]).hexdigest() for at in range(0, size, block)]
+                self.site.progress(min(1.0, (start + size - offset) / length), f"reading {volume.name}")
         return found
 
     def _still_there(self, grants: Sequence[NbdGrant], client: str) -> Iterable[StorkitError]:

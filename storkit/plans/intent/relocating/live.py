@@ -46,6 +46,7 @@ from storkit.plans.verbs.mirroring import (
     CallOffMirror,
     CompareCopy,
     LetFill,
+    LetGoOfOld,
     MirrorDisk,
     SettleMirror,
     SwitchDisk,
@@ -105,8 +106,9 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
     for hypervisor in coordinator.hypervisors():
         there = coordinator.connections.to(host).hypervisor(f"hypervisor:{hypervisor}")
         known = registry.hypervisor(hypervisor)
-        if unclear and known.mirrors and (said := there.mirrored(volume.uuid)) != "none":
-            seen = replace(seen, hypervisor=hypervisor, said=said)
+        if unclear and known.mirrors:
+            said = there.mirrored(volume.uuid)
+            seen = replace(seen, hypervisor=hypervisor, said=seen.said if said == "none" else said)
         for state in _having(coordinator, host, hypervisor, volume):
             seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status)
     if volume.made in MIRRORED and not seen.alive and seen.status != "stopped":
@@ -172,7 +174,7 @@ def plan(
         title = f"close {name} in pool {volume.pool}"
         stages.then(step(RelabelVolumes([replace(volume, made=SWITCHING)]), volume.host, here, title))
     title = f"switch guest {seen.guest} to {name} in pool {pool.name}"
-    stages.then(step(SwitchDisk(seen.guest, copy), host, seen.target, title))
+    stages.then(step(SwitchDisk(seen.guest, copy, target), host, seen.target, title, peer=pool.host))
     _open(stages, volume, copy)
     _rest(stages, coordinator, volume, copy, seen, view)
     title = f"move {name} from pool {volume.pool} to pool {pool.name} under guest {seen.guest}"
@@ -200,7 +202,7 @@ def opened(coordinator: Coordinator, volume: Volume, left: Volume) -> Plan:
 
 def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volume | None, seen: UnderGuest) -> Volume:
     """Have a volume be what it was before it was copied under its guest, which goes on with it, if it runs."""
-    if seen.host and seen.said != "none":
+    if seen.host and seen.hypervisor:
         guest = seen.guest or volume.name
         title = f"call off the copy of {volume.name} on {seen.host}"
         stages.then(step(CallOffMirror(guest, volume), seen.host, seen.target, title))
@@ -263,7 +265,7 @@ def _rest(
         add_detach(stages, [disk], clients, inventory)
     if seen.exports:
         title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
-        stages.then(step(UnexportVolumes([volume], seen.holders), volume.host, own, title))
+        stages.then(step(LetGoOfOld(volume, seen.holders), volume.host, own, title))
     if seen.host and seen.hypervisor:
         title = f"forget on {seen.host} which one was the disk"
         stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, seen.target, title))

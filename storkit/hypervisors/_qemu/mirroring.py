@@ -277,14 +277,23 @@ class Mirrors:
 
     async def _call_off(self, here: Process, known: Mirror, qemu: qmp.Monitor | None = None) -> None:
         """End the job: the guest goes on with its disk. Its requests to a server that hangs are given up."""
+        import asyncio
+
         if qemu is None:
             async with qmp.connect(here.monitor) as own:
                 await self._call_off(here, known, own)
             return
-        if await _job(qemu, known):
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        while (job := await _job(qemu, known)) and job["status"] not in ("concluded", "null"):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"the copy of guest {known.guest} does not end", _AGAIN)
+            # A server that takes connections and says nothing is waited for otherwise, each time.
+            hangs = {"type": "block-node", "node-name": _client(known.node)}
+            with suppress(qmp.Refused):
+                await qemu.execute("yank", {"instances": [hangs]})
             with suppress(qmp.Refused):  # it has concluded by itself
                 await qemu.execute("block-job-cancel", {"device": known.job, "force": True})
-            await _concluded(qemu, known)
+            await asyncio.sleep(0.01 if job["ready"] else TICK / 5)
         await _let_go_on(qemu, known)
         await _dropped(qemu, known)
 
@@ -433,8 +442,14 @@ async def _open(qemu: qmp.Monitor, copy: DiskSource, name: str) -> None:
         secret.update({"verify-peer": True} if copy.tls == "x509" else {})
         secret.update({"username": copy.tls_user} if copy.tls_user else {})
         await qemu.execute("object-add", secret)
-    image = {"driver": "raw", "node-name": name, "discard": "unmap", "file": _wire(copy, name, COPY_RECONNECT)}
+    wire = {"node-name": _client(name), **_wire(copy, name, COPY_RECONNECT)}
+    image = {"driver": "raw", "node-name": name, "discard": "unmap", "file": wire}
     await qemu.execute("blockdev-add", image, timeout=SETTLE_TIMEOUT)
+
+
+def _client(name: str) -> str:
+    """QEMU's name of the NBD client of the copy `name`, as long as it is being filled."""
+    return f"{name}-q"
 
 
 def _wire(copy: DiskSource, name: str, reconnect: int) -> dict[str, Any]:

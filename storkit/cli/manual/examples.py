@@ -73,7 +73,6 @@ EXAMPLES = {
     "volume move": (
         ("storkit volume move web --to fast", "To another pool, here or on another host; its guest starts from there."),
         ("storkit volume move web --to fast --rate 50MiB", "Leave the network to others as well."),
-        ("storkit -v volume move web --to far", "Under its guest as well, where QEMU opens the disk itself."),
         ("storkit volume move web --to fast --keep", "A snapshot stays where it was."),
     ),
     "volume rename": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from storkit.system.timeouts import scaled
+from tests.e2e.sshd import two_machines
 from tests.e2e.world import INVENTORY, World
 from tests.guestkit import bootsector
 
@@ -93,6 +95,9 @@ def test_there_and_back_under_writes(moving: World) -> None:
     assert moving.running() == ["b"]
     last = moving.wait_for_writes(here, last)
     moving.storkit("volume", "move", "g", "--to", "default")
+    last = moving.wait_for_writes(path(moving), last)
+    moving.storkit("volume", "move", "g", "--to", "far")
+    moving.storkit("migrate", "run", "g", "--to", "a")
     last = moving.wait_for_writes(path(moving), last)
     moving.storkit("guest", "stop", "g", "--force")
     whole(path(moving), last)
@@ -276,6 +281,29 @@ def test_a_copy_whose_server_hangs_is_given_up(moving: World) -> None:
     last = one_disk(moving, last)
     moving.storkit("guest", "stop", "g", "--force")
     whole(path(moving), last)
+
+
+@pytest.mark.slow
+def test_between_machines_by_tls() -> None:
+    """And on after the copy's server has ended and come back: the guest waits for it, as for any disk."""
+    with tempfile.TemporaryDirectory(prefix="sk-") as scratch, two_machines(Path(scratch)) as world:
+        world.inventory.write_text(world.inventory.read_text() + MORE.format(other="qcow2"))
+        large(world)
+        (done,) = world.storkit("--json", "volume", "move", "g", "--to", "far").json
+        print(f"the guest stood still for {done['stall_ms']} ms")
+        assert done["guest"] == "g" and world.running() == ["a"] and len(copies(world)) == 1
+        keys = [each.read_text().partition(":")[2].strip() for each in world.directory.rglob("keys.psk")]
+        assert keys and not any(key in line for key in keys for line in world.processes())
+        assert not [*world.directory.glob("a/nbd/copies/*")]
+        os.kill(server(world, "b"), signal.SIGKILL)
+        world.storkit("host", "restore", "b")
+        world.storkit("volume", "move", "g", "--to", "default")
+        last = world.wait_for_writes(path(world), bootsector.last_record(path(world)))
+        world.storkit("migrate", "run", "g", "--to", "b")
+        last = world.wait_for_writes(path(world), last)
+        world.storkit("guest", "stop", "g", "--force")
+        whole(path(world), last)
+        assert world.storkit("--json", "audit").json == []
 
 
 def test_nothing_else_is_begun_with_it_meanwhile(moving: World) -> None:

@@ -471,8 +471,11 @@ async def _tidy(qemu: qmp.Monitor, known: Mirror) -> None:
         await qemu.execute("blockdev-reopen", {"options": [image]}, timeout=SETTLE_TIMEOUT)
     with suppress(qmp.Refused):
         await qemu.execute("job-dismiss", {"id": known.job})
-    if known.before in named:
-        await qemu.execute("blockdev-del", {"node-name": known.before}, timeout=SETTLE_TIMEOUT)
+    # The NBD client of an earlier move is a node of its own. Left behind, it would wait for a server that is gone, and
+    # with it QEMU's main loop, as soon as all nodes are flushed: at the next migration.
+    for node in (known.before, f"{known.before}-w"):
+        if node in named:
+            await qemu.execute("blockdev-del", {"node-name": node}, timeout=SETTLE_TIMEOUT)
 
 
 async def _dropped(qemu: qmp.Monitor, known: Mirror) -> None:

@@ -39,7 +39,7 @@ from storkit.core.model import (
     Volume,
     VolumeHold,
     check_name,
-    closed,
+    closes,
     relabelled,
 )
 from storkit.system import locks, openers
@@ -179,7 +179,7 @@ class Lvm(KeepsGuests):
         with self._batches.locked("relabel") as (lock, group):
             known = self._known(group, volumes)
             both = list(zip(volumes, known, strict=True))
-            changed = [old for volume, old in both if volume.kind != old.kind or (closed(volume) and not closed(old))]
+            changed = [old for volume, old in both if volume.kind != old.kind or closes(old, volume)]
             group = self._settled(group, changed)
             problems = holds.all_held(holds.relabelled(zip(volumes, known, strict=True)), "relabelled")
             raise_problems(problems + [each for old in changed for each in self._in_use(group, old, "relabelled")])

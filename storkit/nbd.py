@@ -19,7 +19,7 @@ from typing import ClassVar
 from storkit.core.backend import Needs
 from storkit.core.errors import StorkitError, collected
 from storkit.core.host import Door
-from storkit.core.model import AttachedHere, Attachment, Evidence, Finding, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Finding, Offer, Volume
 from storkit.system import modules
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.tech.exports import HomeSide
@@ -35,6 +35,7 @@ class Nbd(HomeSide):
     name = "nbd"
     claims = True
     locks_images = True
+    opened_by_qemu = True
     beside = frozenset({"file"})
     formats = frozenset({"raw", "qcow2"})
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
@@ -81,6 +82,12 @@ class Nbd(HomeSide):
 
     def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
         return self._attachments.look(volumes)
+
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        return self._attachments.sources(offers)
+
+    def digests(self, volume: Volume, client: str, offset: int, length: int, block: int) -> list[str]:
+        return self._exports.digests(volume, client, offset, length, block)
 
     def evidence(self, volumes: list[Volume], offsets: list[int] | None = None) -> list[Evidence]:
         return self._attachments.evidence(volumes, offsets)

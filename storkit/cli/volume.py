@@ -134,8 +134,10 @@ def move(session: Session, options: Namespace) -> None:
     text = f"{volume.name}: in pool {volume.pool} of host {volume.host}"
     text += f", no longer in {done.was}" if done.was else " already"
     lines = [output.shown(text)]
+    lines += [f"guest {done.guest} went on, and stood still for {done.stall_ms} ms"] if done.guest else []
     lines += [f"what was there is kept as {done.kept}"] if done.kept else []
     data = {**codec.dump(volume), "was_in": done.was, "kept": done.kept, "digest": done.digest}
+    data.update({"guest": done.guest, "stall_ms": done.stall_ms})
     session.result([data], "\n".join(lines))
 
 

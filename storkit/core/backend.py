@@ -24,6 +24,7 @@ from storkit.core.identities import (
     ClientName,
     Count,
     GuestName,
+    Hex,
     Line,
     MaybePath,
     Port,
@@ -37,13 +38,17 @@ from storkit.core.model import (
     Adoptable,
     Attachment,
     Credential,
+    DiskSource,
     Existing,
     Export,
     Finding,
     GuestState,
+    MirrorState,
+    Offer,
     Original,
     Saved,
     Secrets,
+    Switched,
     Volume,
 )
 
@@ -217,6 +222,8 @@ class Transport(Backend, TransportVerbs):
     """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
+    opened_by_qemu: ClassVar[bool] = False
+    """Whether a guest's QEMU opens an export itself (`sources`), and the server can be asked for `digests`."""
     beside: ClassVar[frozenset[Literal["file", "device"]]] = frozenset()
     """Which raw volumes it serves that a guest's own process has open since before they were volumes."""
 
@@ -232,6 +239,16 @@ class Transport(Backend, TransportVerbs):
         found = self.look_exports(volumes)
         raise_problems([Unsafe(each.message, each.hint) for each in found.damaged])
         return found.exports
+
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        raise self._not_by_qemu()
+
+    def digests(self, volume: Volume, client: ClientName, offset: Size, length: Size, block: Count) -> list[Hex]:
+        raise self._not_by_qemu()
+
+    def _not_by_qemu(self) -> StorkitError:
+        message = f"QEMU does not open what transport {self.name} serves by itself"
+        return Unsupported(message, "stop the guest, then move its volume")
 
     def claim(self, volumes: list[Volume], writers: list[ClientName]) -> None:
         """Nothing, unless the technology's `claims` is true."""
@@ -255,6 +272,8 @@ class Hypervisor(Backend, HypervisorVerbs):
     """Whether a running guest can leave its process: by live migration, or into a file."""
     reconnects: ClassVar[bool] = True
     """Whether its guests wait for an NBD server of QEMU's that has ended their connection, and connect again."""
+    mirrors: ClassVar[bool] = False
+    """Whether a guest that runs can copy its disk to another place and go on from there (`mirror`)."""
     keeps: ClassVar[bool] = False
     """Whether it keeps the configurations of guests itself, whoever made them."""
     takes_running: ClassVar[bool] = False
@@ -313,6 +332,22 @@ class Hypervisor(Backend, HypervisorVerbs):
 
     def _no_sleep(self) -> StorkitError:
         return Unsupported(f"hypervisor {self.name} does not save guests", "storkit guest stop, and later guest start")
+
+    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, identity: Line, rate: Count = 0) -> None:
+        raise self._no_mirror()
+
+    def mirrored(self, disk: Uuid) -> MirrorState:
+        return "none"
+
+    def switch(self, name: GuestName, disk: Uuid, identity: Line) -> Switched:
+        raise self._no_mirror()
+
+    def unmirror(self, name: GuestName, disk: Uuid, over: bool = False) -> None:
+        """Nothing, unless the technology's `mirrors` is true."""
+
+    def _no_mirror(self) -> StorkitError:
+        message = f"hypervisor {self.name} does not move a disk under its guest"
+        return Unsupported(message, "storkit guest stop, then move its volume")
 
     def messages(self, name: GuestName) -> Words:
         return ""

@@ -33,8 +33,9 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     STORAGE: {
         "pool": "create import_tree clone snapshot resize rename flatten relabel hold release delete "
         "adoptable adopt disown",
-        # `offers` has credentials in its answer; `evidence` tells what is in a disk, block by block.
-        "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore",
+        # `offers` has credentials in its answer; `evidence` and `digests` tell what is in a disk, block by block.
+        "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore "
+        "sources digests",
         "hypervisor": "",
         "images": "inspect fill refill pull digest export_image look_inside lay put_back examine write_in",
         "host": "declare_off withdraw_off",
@@ -48,6 +49,7 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
         # `check` and `fingerprint` look at any file that a guest's record names.
         "hypervisor": "check fingerprint define strangers originals edited note take give_back undefine start stop "
         "pause console receive credential send resume wake messages grow cancel retire save unsave saved load spend "
+        "mirror mirrored switch unmirror "
         # To be root in a guest, and to have it stand still.
         "execute cards freeze thaw",
     },

@@ -126,7 +126,17 @@ def closed(volume: Volume) -> str:
     return {
         IMPORTING: f"the import of volume {volume.name} has not ended",
         MOVING: f"volume {volume.name} is being moved to another pool",
+        FILLING: f"volume {volume.name} is a copy that its guest has not filled",
+        MIRRORING: f"volume {volume.name} is being moved to another pool under its guest",
+        SWITCHING: f"volume {volume.name} is being moved to another pool under its guest, which switches",
     }.get(volume.made, "")
+
+
+def closes(old: Volume, new: Volume) -> bool:
+    """Whether nobody may have a volume open that gets the word `new.made`. The words of a move under a guest are for
+    volumes that their guest has: nobody else gets them."""
+    live = (MIRRORING, SWITCHING)
+    return bool(closed(new)) and new.made not in live and (not closed(old) or old.made in live)
 
 
 def relabelled(old: Volume, new: Volume) -> Volume:
@@ -310,6 +320,18 @@ IMPORTING = "importing"
 MOVING = "moving"
 """`made` of a volume that has been copied to another pool, while it is made sure that the copy is the same: nothing
 uses it, and it is the disk until the copy is open."""
+MIRRORING = "mirroring"
+"""`made` of a volume that is copied to another pool by the guest that writes it: it is the disk."""
+SWITCHING = "switching"
+"""`made` of a volume whose guest writes it and its copy, until it is told to use the copy alone: the host where the
+guest runs knows whether it does so by now (HypervisorVerbs.mirrored), and nobody else."""
+MIRRORED = frozenset((MIRRORING, SWITCHING))
+LEAVING = MIRRORED | {MOVING}
+"""`made` of a volume that another pool has a copy of, which is not open."""
+MOVED = "moved"
+"""`made` of a volume that has come from another pool."""
+FILLING = "filling"
+"""`made` of a copy that one guest fills, whose host alone may write it (`fills` of TransportVerbs.set_writers)."""
 ATTACHED = "attached"
 
 
@@ -352,6 +374,17 @@ class Evidence:
     keys: list[Hex] | None = None
     """The keys of all hosts that are registered there, as this host reads them; None: it cannot read any."""
 
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What was measured of a guest that went on with the copy of its disk."""
+
+    stall_ms: Count
+    """For how many milliseconds it stood still."""
+
+
+MirrorState = Literal["none", "copying", "switched"]
+"""copying: a guest writes a volume, and fills its copy. switched: it uses the copy alone, or did so when it ended."""
 
 GuestStatus = Literal["stopped", "running", "paused", "incoming", "arrived", "migrated", "starting", "unknown"]
 """starting: a command is just starting it, or ending it. arrived: whole, and waiting for `resume`; it has never run

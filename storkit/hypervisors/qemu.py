@@ -11,10 +11,10 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from storkit.core.backend import Hypervisor, Needs, path_setting, program_setting
 from storkit.core.errors import (
@@ -37,9 +37,11 @@ from storkit.core.model import (
     GuestState,
     GuestStatus,
     MigrationResult,
+    MirrorState,
     Original,
     Saved,
     Secrets,
+    Switched,
     check_name,
 )
 from storkit.hypervisors import _paused as paused
@@ -66,6 +68,9 @@ from storkit.system.addresses import address_problem, own_address
 from storkit.system.qemu import qmp
 from storkit.system.run import which
 from storkit.system.sourcefilter import sources
+
+if TYPE_CHECKING:
+    from storkit.hypervisors._qemu.mirroring import Mirrors
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
 
     name: ClassVar[str] = "qemu"
     takes_running = True
+    mirrors = True
     needs: ClassVar[Needs] = Needs(tools={"qemu-system-x86_64": host.PACKAGE})
     Settings: ClassVar[type] = QemuSettings
     settings: QemuSettings
@@ -158,12 +164,26 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
             before = self._definition(guest.name)
             if (before.guest, before.disks) == (guest, disks) and machine in ("", before.machine):
                 return str(directory / definitions.START)
+            if before.guest.uuid == guest.uuid and self._has_switched(before.disks, disks, before.guest):
+                # It goes on as it was started, and has its disk elsewhere: what it is started with next says so.
+                definition = replace(before, disks=disks)
+                return str(definitions.save(directory, definition, here, self._templates(), secrets or {}))
             what = "another guest of that name" if before.guest.uuid != guest.uuid else "it"
             raise Conflict(f"guest {guest.name} cannot be defined: {what} runs here", stop_command(guest.name))
         pinned = self._machine(guest, machine)
         definition = Definition(guest, disks, pinned, self._accel(guest), guest.machine)
-        templates = [Path(self.settings.templates)] if self.settings.templates else []
-        return str(definitions.save(directory, definition, here, templates, secrets or {}))
+        return str(definitions.save(directory, definition, here, self._templates(), secrets or {}))
+
+    def _templates(self) -> list[Path]:
+        return [Path(self.settings.templates)] if self.settings.templates else []
+
+    def _has_switched(self, before: list[DiskSource], now: list[DiskSource], guest: Guest) -> bool:
+        """Whether all disks that a guest has elsewhere now are there since it switched to them."""
+        if len(before) != len(now):
+            return False
+        other = [disk.uuid for disk, old, new in zip(guest.disks, before, now, strict=True) if old != new]
+        mirrors = self._mirrors()
+        return all(uuid and mirrors.switched(uuid) for uuid in other)
 
     def originals(self, names: list[str], process: int = 0) -> list[Original]:
         from storkit.hypervisors._qemu import adopting
@@ -179,8 +199,7 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
         machine = adopting.machine(guest, self.site.run) or self._machine(guest, "")
         directory = self._directory(check_name("guest", guest.name))
         definition = Definition(guest, disks, machine, self._accel(guest), guest.machine)
-        templates = [Path(self.settings.templates)] if self.settings.templates else []
-        adopting.take(self.site, self._process(guest.name), directory, definition, templates, secrets)
+        adopting.take(self.site, self._process(guest.name), directory, definition, self._templates(), secrets)
         return str(directory / RECORD)
 
     def give_back(self, guest: Guest, secrets: Secrets = None) -> None:
@@ -329,6 +348,23 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
         from storkit.hypervisors._qemu import growing
 
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
+
+    def mirror(self, name: str, disk: str, copy: DiskSource, identity: str, rate: int = 0) -> None:
+        self._mirrors().mirror(self._definition(name), disk, copy, identity, rate)
+
+    def mirrored(self, disk: str) -> MirrorState:
+        return self._mirrors().mirrored(disk)
+
+    def switch(self, name: str, disk: str, identity: str) -> Switched:
+        return self._mirrors().switch(check_name("guest", name), disk, identity)
+
+    def unmirror(self, name: str, disk: str, over: bool = False) -> None:
+        self._mirrors().unmirror(disk, over)
+
+    def _mirrors(self) -> Mirrors:
+        from storkit.hypervisors._qemu import mirroring
+
+        return mirroring.Mirrors(self.site, self._process, self.settings.stall_timeout)
 
     def console(self, name: str) -> Console:
         here = self._process(check_name("guest", name))

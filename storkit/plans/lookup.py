@@ -23,7 +23,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import MOVING, Damaged, Volume, check_name, closed
+from storkit.core.model import LEAVING, Damaged, Volume, check_name, closed
 from storkit.hosts.connections import Connections
 from storkit.plans.remembered import Hints
 
@@ -107,7 +107,7 @@ def disk_of(volumes: Sequence[Volume]) -> Volume | None:
     if len({volume.uuid for volume in volumes}) == 1:
         for found in (
             [volume for volume in volumes if not closed(volume)],
-            [volume for volume in volumes if volume.made == MOVING],
+            [volume for volume in volumes if volume.made in LEAVING],
         ):
             if len(found) == 1:
                 return found[0]

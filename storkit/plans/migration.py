@@ -11,7 +11,7 @@ from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, Unsupp
 from storkit.core.guest import Guest
 from storkit.core.holds import all_held
 from storkit.core.inventory import Inventory
-from storkit.core.model import ALIVE, Export, Volume, guest_client
+from storkit.core.model import ALIVE, Export, Volume, closed, guest_client
 from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, add_proof, finish_plan, locks_of, set_writers, writers_of
 from storkit.plans.verb import step
@@ -88,6 +88,15 @@ class GuestView:
     def awake(self, what: str) -> None:
         """Raise Conflict if a guest sleeps on a volume that this one writes: its disks cannot be `what`."""
         raise_problems(all_held(self.written, what))
+
+    def stays(self) -> None:
+        """Raise Conflict if a volume of it is being moved: nothing else is begun with its disks."""
+        problems = [
+            Conflict(why, f"storkit plan list; it is ended by: storkit volume move {volume.name} --to POOL")
+            for volume in self.written
+            if (why := closed(volume))
+        ]
+        raise_problems(problems)
 
     @property
     def running(self) -> list[str]:
@@ -218,6 +227,7 @@ def cleanup(subject: GuestView, inventory: Inventory) -> Plan:
 def _source(subject: GuestView, destination: str, parts: set[str]) -> str:
     subject.known()
     subject.awake(f"written by {destination}")
+    subject.stays()
     if not subject.running:
         raise Conflict(f"guest {subject.name} does not run", f"storkit guest start {subject.name} --on {destination}")
     if len(subject.running) > 1:

@@ -86,7 +86,7 @@ class HomeExports(ABC, Generic[G]):
         raise_problems(problems)
         return grants
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
+    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "", fills: bool = False) -> None:
         uuids = [volume.uuid for volume in volumes]
         with self._lock(uuids):
             grants, problems = self._grants.find(uuids)
@@ -94,7 +94,7 @@ class HomeExports(ABC, Generic[G]):
             self._grants.admit(grants)
             found = {grant.volume.uuid: grant for grant in grants}
             for volume in volumes:
-                problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds, hold)
+                problems += refused_writers(volume, found.get(volume.uuid), hosts, self.writable_kinds, hold, fills)
             if hosts:
                 problems += self._refuse_writers(grants)
             more = [grant for grant in grants if not set(hosts) <= set(grant.writers)]
@@ -348,8 +348,8 @@ class HomeSide(Transport):
     def offers(self, volumes: list[Volume], client: str) -> list[Offer]:
         return self._exports.offers(volumes, client)
 
-    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "") -> None:
-        self._exports.set_writers(volumes, hosts, hold)
+    def set_writers(self, volumes: list[Volume], hosts: list[str], hold: str = "", fills: bool = False) -> None:
+        self._exports.set_writers(volumes, hosts, hold, fills)
 
     def fence(self, client: str) -> list[Export]:
         return self._exports.fence(client)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from storkit.core import holds
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.model import Volume, closed
+from storkit.core.model import FILLING, Volume, closed
 from storkit.system import locks
 from storkit.system.files import make_private, read_plain, sync_directory, write_atomic
 from storkit.system.timeouts import scaled
@@ -175,14 +175,20 @@ def grants_of_client(grants: Iterable[G], volumes: Sequence[Volume], client: str
 
 
 def refused_writers(
-    volume: Volume, grant: VolumeGrant | None, hosts: Sequence[str], kinds: Container[str], hold: str = ""
+    volume: Volume,
+    grant: VolumeGrant | None,
+    hosts: Sequence[str],
+    kinds: Container[str],
+    hold: str = "",
+    fills: bool = False,
 ) -> Iterator[StorkitError]:
     """Why these hosts cannot be the writers of a volume, by its grant, if it has one; `kinds` are those that can be
-    written, `hold` is the sleep that is to be ended."""
+    written, `hold` is the sleep that is to be ended; `fills`: they fill a copy."""
     if hosts and volume.kind not in kinds and (grant is None or grant.volume.kind not in kinds):
         hint = "storkit volume clone it, and use the clone"
         yield Unsafe(f"{volume.name} is a {volume.kind}: nobody writes it", hint)
-    if hosts and (why := closed(volume)):
+    filled = fills and volume.made == FILLING and len(hosts) == 1
+    if hosts and not filled and (why := closed(volume)):
         yield Unsafe(why, f"storkit volume show {volume.name}")
     gaining = [host for host in hosts if grant is None or host not in grant.writers]
     if hold:

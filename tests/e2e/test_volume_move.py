@@ -121,7 +121,7 @@ def test_a_guest_goes_with_its_disk_and_starts_from_the_new_place(moving: World)
     moving.storkit("guest", "start", "g")
     path = Path(moving.storkit("--json", "volume", "show", "g").json["path"])
     moving.wait_for_writes(path, 0)
-    for words in (("volume", "move", "g", "--to", "far"), ("guest", "move", "g", "--to", "b")):
+    for words in (("volume", "move", "g", "--to", "thick"), ("guest", "move", "g", "--to", "b")):
         refused = moving.storkit(*words, ok=5).stderr
         assert "nothing was changed" in refused or "--stop" in refused
     moving.storkit("guest", "stop", "g", "--force")

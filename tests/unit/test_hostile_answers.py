@@ -43,6 +43,7 @@ ATTACHMENT = {
     "volume": "web", "uuid": UUID, "host": "h", "transport": "t", "path": "/dev/storkit/web", "size": 4096,
     "writable": True, "source": {"kind": "block", "path": "/dev/storkit/web", "server": "", "port": 0},
 }  # fmt: skip
+SOURCE = {"kind": "network", "protocol": "nbd", "export": "web@c", "server": "10.0.0.1", "port": 1}
 STATE = {"name": "g", "uuid": UUID, "host": "h", "hypervisor": "q", "status": "running", "pid": 1, "machine": "pc",
          "migration": "", "volumes": {UUID: "web"}}  # fmt: skip
 SAVED = {
@@ -117,6 +118,11 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("transport", "attach"): ({"offers": [OFFER]}, [ATTACHMENT]),
     ("transport", "find_attachments"): ({"volumes": [UUID]}, [ATTACHMENT]),
     ("transport", "evidence"): ({**ONE, "offsets": [0]}, [EVIDENCE]),
+    ("transport", "sources"): ({"offers": [OFFER]}, [SOURCE]),
+    ("transport", "digests"): (
+        {"volume": VOLUME, "client": "c", "offset": 0, "length": 8192, "block": 4096},
+        ["00"],
+    ),
     ("transport", "fence"): ({"client": "c"}, [EXPORT]),
     ("transport", "restore"): ({}, [EXPORT]),
     ("hypervisor", "find"): ({"guests": ["g"]}, [STATE]),
@@ -154,6 +160,8 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
         [{"path": "/etc/hostname", "size": 4, "extents": [{"offset": 1024, "length": 4}]}],
     ),
     ("hypervisor", "grow"): ({"name": "g", "disk": VOLUME["uuid"], "size": 8192}, True),
+    ("hypervisor", "mirrored"): ({"disk": VOLUME["uuid"]}, "copying"),
+    ("hypervisor", "switch"): ({"name": "g", "disk": VOLUME["uuid"]}, {"stall_ms": 12}),
     ("hypervisor", "pause"): ({"name": "g"}, STATE),
     ("hypervisor", "console"): ({"name": "g"}, {"kind": "socket", "words": ["/run/g/console"]}),
     ("hypervisor", "forwarded"): ({"guests": ["g"]}, {"g": 40001}),

@@ -25,9 +25,11 @@ from storkit.core.model import (
     DiskSource,
     GuestState,
     MigrationResult,
+    MirrorState,
     Original,
     Saved,
     Secrets,
+    Switched,
 )
 
 if TYPE_CHECKING:
@@ -269,6 +271,58 @@ class HypervisorVerbs(BackendVerbs):
 
         Returns:
             Whether the guest sees it now. Otherwise it does at its next start.
+        """
+
+    @abstractmethod
+    def mirror(self, name: GuestName, disk: Uuid, copy: DiskSource, identity: Line, rate: Count = 0) -> None:
+        """Have a guest that runs here copy its disk, and write the disk and the copy from then on: on return both hold
+        the same. The disk stays the disk until `switch`. Called again it goes on with what is there. A copy that cannot
+        be reached is waited for; the guest goes on with its disk alone meanwhile.
+
+        Args:
+            name: the guest's.
+            disk: the volume's UUID.
+            copy: where the copy is.
+            identity: what its server says of itself: another one may have lost what it had, and is filled anew.
+            rate: bytes a second at most; 0: no limit. What the guest writes is not counted.
+
+        Raises:
+            ServiceUnreachable: the copy cannot be written.
+            Unsupported: this guest, or every guest of this hypervisor, cannot.
+        """
+
+    @abstractmethod
+    def mirrored(self, disk: Uuid) -> MirrorState:
+        """Say which of two copies a guest here uses, or used when it ended.
+
+        Args:
+            disk: the volume's UUID.
+
+        Raises:
+            StorkitError: its process does not say so.
+        """
+
+    @abstractmethod
+    def switch(self, name: GuestName, disk: Uuid, identity: Line) -> Switched:
+        """Have a guest use the copy alone that it has filled. What it was told is written is in the copy, whatever is
+        killed meanwhile. Called again it does what is left.
+
+        Raises:
+            Conflict: the copy is not whole, or was filled under another identity of its server. The guest goes on with
+                its disk.
+        """
+
+    @abstractmethod
+    def unmirror(self, name: GuestName, disk: Uuid, over: bool = False) -> None:
+        """Forget a copy that a guest was filling: it goes on with its disk. None is fine.
+
+        Args:
+            name: the guest's.
+            disk: the volume's UUID.
+            over: the copy is the disk by now, as its pool says; that it is one is forgotten here.
+
+        Raises:
+            Unsafe: the guest uses the copy, and not `over`.
         """
 
     @abstractmethod

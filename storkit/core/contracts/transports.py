@@ -9,11 +9,13 @@ from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.host import Door
 from storkit.core.identities import (
     ClientName,
+    Count,
+    Hex,
     MaybeUuid,
     Size,
     Uuid,
 )
-from storkit.core.model import AttachedHere, Attachment, Client, Evidence, Export, Exported, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Client, DiskSource, Evidence, Export, Exported, Offer, Volume
 
 if TYPE_CHECKING:
     pass
@@ -71,7 +73,9 @@ class TransportVerbs(BackendVerbs):
         """
 
     @abstractmethod
-    def set_writers(self, volumes: list[Volume], hosts: list[ClientName], hold: MaybeUuid = "") -> None:
+    def set_writers(
+        self, volumes: list[Volume], hosts: list[ClientName], hold: MaybeUuid = "", fills: bool = False
+    ) -> None:
         """Let exactly `hosts` write these volumes from now on; the server refuses everyone else.
 
         Rights are taken before others are given: when this returns, no write of a host that lost its right can still
@@ -81,9 +85,11 @@ class TransportVerbs(BackendVerbs):
             volumes: whose writers they are.
             hosts: all writers.
             hold: the id of the hold of a sleeping guest: who wakes it has that.
+            fills: the volumes are copies that the one host of `hosts` fills, for the guest that has their disk there.
 
         Raises:
-            Unsafe: an image or a snapshot with any writer, or a volume whose import has not ended.
+            Unsafe: an image or a snapshot with any writer, or a volume whose import has not ended, or that is
+                moved.
             Conflict: a sleeping guest holds a volume of which a host is to gain the right, and `hold` is not its id; or
                 `hold` is given, and a volume is not held by it.
         """
@@ -135,6 +141,32 @@ class TransportVerbs(BackendVerbs):
             volumes: what is attached here.
             offsets: bytes, multiples of 4096; None: a spread chosen from the volume's size and UUID, the same on every
                 host.
+        """
+
+    @abstractmethod
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        """Say how a QEMU of this host opens volumes at their servers by itself, after each server has shown the
+        identity in the offer. Nothing is attached, and what is attached stays; credentials are kept until `attach` or
+        `detach`.
+
+        Raises:
+            Unsafe: a server shows another identity.
+            Unsupported: QEMU does not speak this transport.
+        """
+
+    @abstractmethod
+    def digests(self, volume: Volume, client: ClientName, offset: Size, length: Size, block: Count) -> list[Hex]:
+        """At the home host: read a part of a volume as its server gives it to `client`, who may be writing it.
+
+        Args:
+            volume: which one.
+            client: has an export of it.
+            offset: bytes, where to begin.
+            length: bytes, as far as there are.
+            block: bytes of which there is one digest (SHA-256) each, in order.
+
+        Raises:
+            Unsupported: this transport's servers cannot be asked so.
         """
 
     @abstractmethod

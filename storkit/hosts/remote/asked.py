@@ -171,6 +171,17 @@ def _evidence(host: str, transport: str, args: Record, result: list[Record]) -> 
             yield f"a block at {strange[0]}, which was not asked for"
 
 
+def _sources(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, kind="network")
+    yield from _each(result, args["offers"], ("export", "name"))
+
+
+def _digests(host: str, transport: str, args: Record, result: list[str]) -> Iterator[str]:
+    wanted = -(-max(0, min(args["length"], args["volume"]["size"] - args["offset"])) // args["block"])
+    if len(result) != wanted:
+        yield f"{len(result)} digests, where {wanted} were asked for"
+
+
 def _fence(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _told(result, transport=transport, client=args["client"])
 
@@ -290,6 +301,8 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("transport", "find_attachments"): _find_attachments,
     ("transport", "look_attachments"): _look_attachments,
     ("transport", "evidence"): _evidence,
+    ("transport", "sources"): _sources,
+    ("transport", "digests"): _digests,
     ("transport", "fence"): _fence,
     ("transport", "restore"): _restore,
     ("hypervisor", "find"): _guests,
@@ -329,6 +342,8 @@ WORDS = frozenset(
         ("hypervisor", "fingerprint"),
         ("hypervisor", "grow"),
         ("hypervisor", "messages"),
+        ("hypervisor", "mirrored"),
+        ("hypervisor", "switch"),
         ("hypervisor", "ready"),
         ("hypervisor", "send"),
         ("hypervisor", "strangers"),

@@ -78,6 +78,7 @@ _SINCE_2 = {
     *(("receive", name) for name in ("source", "told")),
     ("check", "arrives"),
     ("set_writers", "hold"),
+    ("set_writers", "fills"),
     ("define", "secrets"),
     ("resize", "served"),
     ("refill", "rate"),

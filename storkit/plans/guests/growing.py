@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from storkit.core import registry
-from storkit.core.errors import raise_problems
+from storkit.core.errors import Conflict, raise_problems
 from storkit.core.holds import held
 from storkit.core.inventory import Inventory
-from storkit.core.model import Volume
+from storkit.core.model import Volume, closed
 from storkit.core.units import format_size
 from storkit.plans.plan import Plan, Stages
 from storkit.plans.planner import finish_plan, locks_of, with_changed
@@ -25,6 +25,8 @@ def grow(volume: Volume, size: int, hosts: list[str], guests: list[tuple[str, st
     own where the transport shows it as a file.
     """
     raise_problems(held(volume, "resized"))
+    if why := closed(volume):
+        raise Conflict(why, f"storkit plan list; it is ended by: storkit volume move {volume.name} --to POOL")
     stages, larger, target = Stages(), with_changed(volume, size=size), inventory.transport(volume.pool)
     said = f"{volume.name} from {format_size(volume.size)} to {format_size(size)}"
     resize = step(ResizeVolumes([larger], served=True), volume.host, f"pool:{volume.pool}", f"resize {said}")

@@ -49,6 +49,8 @@ def _refuse_start(subject: GuestView, host: str) -> None:
     """Raise what keeps a guest from being started on a host."""
     subject.known()
     subject.awake(f"written by {host}")
+    if not subject.running:
+        subject.stays()
     if subject.running and subject.running != [host]:
         raise Conflict(
             f"guest {subject.name} already runs on {', '.join(subject.running)}",

@@ -105,6 +105,7 @@ def runs_on(subject: GuestView) -> str:
     """The host where a guest runs that is to be saved. Raises what keeps it from being saved."""
     subject.known()
     subject.awake("held a second time")
+    subject.stays()
     if len(subject.running) != 1:
         raise migration.running_problem(subject)
     here = subject.running[0]

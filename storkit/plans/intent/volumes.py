@@ -215,8 +215,9 @@ class VolumeActs:
         return restoring.restore(self._coordinator, name, snapshot, discard)
 
     def move(self, name: str, to: str, keep: bool = False, rate: Bytes | None = None) -> Moved:
-        """Give a volume that no host has another pool, on the same host or on another: its name, its UUID, its content
-        and what is kept with it stay. `keep`: leave a snapshot where it was. `rate`: bytes a second at most."""
+        """Give a volume another pool, on the same host or on another: its name, its UUID, its content and what is kept
+        with it stay. Nobody has it meanwhile, or one guest whose hypervisor moves a disk under it. `keep`: leave a
+        snapshot where it was. `rate`: bytes a second at most."""
         from storkit.plans.intent.relocating import volumes as relocating
 
         return relocating.move(self._coordinator, name, to, keep, rate)

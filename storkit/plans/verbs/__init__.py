@@ -27,6 +27,15 @@ from storkit.plans.verbs.guests import (
     WakeGuest,
 )
 from storkit.plans.verbs.images import ExamineVolume, PutBackFiles, SealVolume
+from storkit.plans.verbs.mirroring import (
+    CallOffMirror,
+    CompareCopy,
+    LetFill,
+    LetGoOfOld,
+    MirrorDisk,
+    SettleMirror,
+    SwitchDisk,
+)
 from storkit.plans.verbs.moves import ConfirmPlace, ReceiveGuest, ResumeGuest, RetireGuest, SendGuest
 from storkit.plans.verbs.relocating import (
     CarryGuests,
@@ -75,8 +84,9 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     KeepGuests,
     ForgetGuests, TakeGuests, GiveGuestBack, LayFiles, Personalise, SealVolume, PutBackFiles, ExamineVolume,
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
-    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, FreezeGuest,
-    ThawGuest,
+    DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, LetFill, MirrorDisk, CompareCopy,
+    SwitchDisk, SettleMirror, CallOffMirror, LetGoOfOld,
+    FreezeGuest, ThawGuest,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

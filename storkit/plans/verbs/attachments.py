@@ -7,11 +7,27 @@ from typing import ClassVar
 
 from storkit.core.errors import Unsafe
 from storkit.core.identities import HostName, Uuid
-from storkit.core.model import Attachment, Volume
+from storkit.core.model import Attachment, Offer, Volume
 from storkit.hosts import elsewhere
 from storkit.plans.plan import Step
 from storkit.plans.proof import Comparison, Proof, same_disk
 from storkit.plans.verb import BlindVerb, Run, Verb, names, uuids
+
+
+def offered(run: Run, home: str, host: str, target: str, volumes: list[Volume]) -> list[Offer]:
+    """What a host needs to attach volumes. It is fetched, with its credential, from the home host when it is needed,
+    and never kept. Raises Unsafe: it leads elsewhere."""
+    offers = run.on(home).transport(target).offers(volumes, host)
+    strange = [offer.socket or offer.path for offer in offers if offer.socket or offer.path]
+    same = run.same_machine(home, host)
+    if strange and not same:
+        raise Unsafe(
+            f"host {home} offers {strange[0]} to host {host}, which is on another machine",
+            "believe nothing that it says until you know why",
+        )
+    for offer in offers:
+        elsewhere.refuse(offer, run.doors(home, target), home, host, same)
+    return offers
 
 
 @dataclass(frozen=True)
@@ -25,17 +41,7 @@ class _Attached(Verb[list[Uuid]]):
         return [attachment.uuid for attachment in found]
 
     def _attach(self, run: Run, step: Step, volumes: list[Volume]) -> list[Attachment]:
-        """The offer, with its credential, is fetched from the home host when it is needed, and never kept."""
-        offers = run.on(step.peer).transport(step.target).offers(volumes, step.host)
-        strange = [offer.socket or offer.path for offer in offers if offer.socket or offer.path]
-        same = run.same_machine(step.peer, step.host)
-        if strange and not same:
-            raise Unsafe(
-                f"host {step.peer} offers {strange[0]} to host {step.host}, which is on another machine",
-                "believe nothing that it says until you know why",
-            )
-        for offer in offers:
-            elsewhere.refuse(offer, run.doors(step.peer, step.target), step.peer, step.host, same)
+        offers = offered(run, step.peer, step.host, step.target, volumes)
         return run.on(step.host).transport(step.target).attach(offers)
 
 

@@ -162,7 +162,11 @@ class SetWriters(Verb[dict[Uuid, list[ClientName]]]):
         self, run: Run, step: Step, volumes: list[Volume], hosts: list[ClientName], attached: list[ClientName],
         hold: MaybeUuid = "",
     ) -> None:  # fmt: skip
-        run.on(step.host).transport(step.target).set_writers(volumes, hosts, **({"hold": hold} if hold else {}))
+        transport = run.on(step.host).transport(step.target)
+        if hold:
+            transport.set_writers(volumes, hosts, hold)
+        else:
+            transport.set_writers(volumes, hosts)
         for host in attached if _claims(step.target) else ():
             run.on(host).transport(step.target).claim(volumes, hosts)
 

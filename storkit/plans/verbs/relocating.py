@@ -8,7 +8,7 @@ from typing import ClassVar
 from storkit.core.errors import Unsafe, Unsupported, raise_problems
 from storkit.core.guest import KeptGuest
 from storkit.core.identities import Count, Line
-from storkit.core.model import IMPORTING, MOVING, Volume
+from storkit.core.model import MOVING, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run, names
 from storkit.plans.verbs.volumes import RelabelVolumes
@@ -16,8 +16,8 @@ from storkit.plans.verbs.volumes import RelabelVolumes
 
 @dataclass(frozen=True)
 class PlaceCopy(BlindVerb):
-    """An empty volume with the name and the UUID of one that is moved, marked as importing. Undone by deleting it, as
-    long as it is."""
+    """An empty volume with the name and the UUID of one that is moved, marked as one that nobody uses. Undone by
+    deleting it, as long as it is."""
 
     verb: ClassVar[str] = "place"
     volume: Volume
@@ -25,7 +25,7 @@ class PlaceCopy(BlindVerb):
     def act(self, run: Run, step: Step) -> list[Volume]:
         made = run.on(step.host).pool(step.target).create([self.volume])
         for each in made:
-            if each.made != IMPORTING:  # two pools of one directory, or of one volume group
+            if each.made != self.volume.made:  # two pools of one directory, or of one volume group
                 message = f"pool {each.pool} has volume {each.name} already: it is the same storage"
                 raise Unsafe(message, "storkit pool list")
         return made

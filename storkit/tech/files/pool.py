@@ -21,6 +21,7 @@ from storkit.core.errors import Conflict, StorkitError, Unsafe, collected, raise
 from storkit.core.guest import KeptGuest
 from storkit.core.identities import check_name
 from storkit.core.model import (
+    FILLING,
     IMPORTING,
     Adoptable,
     Damaged,
@@ -29,7 +30,7 @@ from storkit.core.model import (
     PoolContent,
     Usage,
     Volume,
-    closed,
+    closes,
     relabelled,
 )
 from storkit.core.units import format_size
@@ -178,7 +179,7 @@ class FilePool(KeepsGuests):
             problems += holds.all_held(holds.relabelled(pairs), "relabelled")
             both = list(zip(volumes, known, strict=True))
             changing = [sidecar for volume, sidecar in both if volume.kind != sidecar.volume.kind]
-            closing = [sidecar for volume, sidecar in both if closed(volume) and not closed(sidecar.volume)]
+            closing = [sidecar for volume, sidecar in both if closes(sidecar.volume, volume)]
             problems += self._busy(changing, "made another kind of volume")
             problems += self._busy(closing, "closed")
             problems += directory.needed(changing, "made another kind of volume")
@@ -369,7 +370,7 @@ class FilePool(KeepsGuests):
         """Why these volumes cannot be `what` now: a server or a command has them, or another program of this host."""
         problems = [problem for sidecar in sidecars for problem in self._in_use(sidecar.volume, what)]
         # What a killed import has left running writes what is to be deleted.
-        looked = [self._volume(sidecar) for sidecar in sidecars if sidecar.volume.made != IMPORTING]
+        looked = [self._volume(sidecar) for sidecar in sidecars if sidecar.volume.made not in (IMPORTING, FILLING)]
         return problems + [other.refuse(self.site.host) for other in strangers.find(self.site.run, looked)]
 
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:

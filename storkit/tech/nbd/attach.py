@@ -24,6 +24,7 @@ from storkit.core.errors import (
     StorkitError,
     TimedOut,
     Unsafe,
+    Unsupported,
     raise_problems,
 )
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume
@@ -129,6 +130,29 @@ class NbdAttachments(Attachments[NbdAttached]):
         )
         return NbdAttached(attachment, "", source) if kernel else NbdAttached(attachment, offer.socket or source.uri)
 
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        """As TransportVerbs.sources: what is attached keeps its stable path and its credential."""
+        if self.settings.attach == "kernel":
+            message = f"hosts have NBD's volumes as block devices here, as {self.site.host} is set up"
+            raise Unsupported(message, "stop the guest, then move its volume")
+        return [self._aside(offer) for offer in offers]
+
+    def _aside(self, offer: Offer) -> DiskSource:
+        planned = self._planned(offer).attachment.source
+        if offer.socket:
+            source = replace(planned, socket=offer.socket)
+        elif planned.tls == "psk":
+            source = replace(planned, tls_dir=str(self._beside(offer.uuid)))
+        else:
+            source = planned
+        _keep_key(offer, source)
+        self._see_identity(offer, source, "")
+        return source
+
+    def _beside(self, uuid: str) -> Path:
+        """Where the credential of a copy is, while its disk is attached."""
+        return self._directory.parent / "copies" / uuid
+
     def _below(self, record: NbdAttached) -> list[str]:
         return self._kernel.of(record.attachment.uuid) if record.wire else []
 
@@ -148,10 +172,13 @@ class NbdAttachments(Attachments[NbdAttached]):
                 self._identity(one.record)
             return
         offer, source = one.offer, one.record.wire or one.record.attachment.source
-        if offer.credential is not None and offer.credential.secret is not None:
-            keys = make_private(self._directory / offer.uuid) / KEYS
-            write_atomic(keys, f"{source.tls_user}:{offer.credential.secret.reveal()}\n")
-        info = stated(source, offer.socket)
+        _keep_key(offer, source)
+        self._see_identity(offer, source, offer.socket)
+        remove_tree(self._beside(offer.uuid))
+
+    def _see_identity(self, offer: Offer, source: DiskSource, socket: str) -> None:
+        """Raise Unsafe unless the server behind a source is the one that was offered."""
+        info = stated(source, socket)
         hint = "leave it alone until you know what serves there: storkit status"
         if not offer.identity.startswith(f"storkit:{offer.uuid}:") or info.description != offer.identity:
             said = f"the server of volume {offer.volume} is {offer.identity!r}"
@@ -186,6 +213,7 @@ class NbdAttachments(Attachments[NbdAttached]):
     def _released(self, gone: Sequence[Detaching[NbdAttached]]) -> None:
         for one in gone:
             remove_tree(self._directory / one.volume.uuid)
+            remove_tree(self._beside(one.volume.uuid))
 
     def _ours(self, target: str, name: str, uuid: str, record: NbdAttached | None) -> bool:
         if record is None:
@@ -283,6 +311,15 @@ class NbdAttachments(Attachments[NbdAttached]):
         except TimedOut as error:
             # Its server has gone away, and it holds the reads until that is back.
             raise TimedOut(error.message, "storkit host restore, on both hosts") from error
+
+
+def _keep_key(offer: Offer, source: DiskSource) -> None:
+    """Keep the key that an offer has, where the source says that it is."""
+    if offer.credential is not None and offer.credential.secret is not None:
+        directory = Path(source.tls_dir)
+        make_private(directory.parent)
+        keys = make_private(directory) / KEYS
+        write_atomic(keys, f"{source.tls_user}:{offer.credential.secret.reveal()}\n")
 
 
 def stated(source: DiskSource, socket: str = "") -> nbd_wire.ExportInfo:

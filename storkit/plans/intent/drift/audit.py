@@ -13,7 +13,18 @@ from typing import Literal
 
 from storkit.core.errors import StorkitError, in_a_line
 from storkit.core.guest import Guest
-from storkit.core.model import ALIVE, IMPORTING, MOVING, Attachment, Export, GuestState, Volume, guest_of
+from storkit.core.model import (
+    ALIVE,
+    FILLING,
+    IMPORTING,
+    LEAVING,
+    Attachment,
+    Export,
+    GuestState,
+    Volume,
+    closed,
+    guest_of,
+)
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.drift.overview import Overview, look
 from storkit.plans.lookup import disk_of
@@ -188,10 +199,10 @@ def _without_right(
 
 
 def _writers(seen: Compared) -> Iterator[Drift]:
-    may = defaultdict[tuple[str, str], list[str]](list)
+    may = defaultdict[tuple[str, str], set[str]](set)  # of a volume that is moved one host may write both
     for _, export in seen.exports:
         if export.writable:
-            may[export.uuid, export.volume].append(export.client)
+            may[export.uuid, export.volume].add(export.client)
         if export.others:
             yield Drift("volume", export.volume, f"it is open for writing past its server: by {export.others}", "")
     owners = {disk.uuid: guest.name for guest in seen.overview.records for disk in guest.disks if disk.uuid}
@@ -265,7 +276,7 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
         where = " and ".join(f"pool {each.pool}" for each in volumes)
         if running:
             pass  # perhaps it is just being copied
-        elif any(each.made == MOVING for each in volumes) or (len(volumes) > 1 and disk_of(volumes)):
+        elif any(each.made in LEAVING for each in volumes) or (len(volumes) > 1 and disk_of(volumes)):
             yield _cut_short(volumes)
             continue
         if len(volumes) > 1 and not disk_of(volumes):
@@ -274,7 +285,7 @@ def _volumes(seen: Compared) -> Iterator[Drift]:
         if names[volume.name] > 1:
             what = f"another volume has its name: this one is in {where}"
             yield Drift("volume", volume.name, what, f"write {volume.pool}/{volume.name}, and rename one")
-        if volume.made == IMPORTING and not running:
+        if volume.made in (IMPORTING, FILLING) and not running:
             what = f"its content never came into it ({where}, {volume.created})"
             if kept := next((name for name, origin in snapshots if origin == uuid), ""):
                 mend = f"storkit volume restore {volume.name} {kept}"  # it was just being restored, perhaps
@@ -291,6 +302,8 @@ def _cut_short(volumes: list[Volume]) -> Drift:
     """A move that has not ended: nobody uses two of them, and what it has left is no orphan."""
     disk = disk_of(volumes) or volumes[0]
     others = [each.pool for each in volumes if each is not disk]
+    if not closed(disk):  # what is left is what it was before
+        others = []
     to = others[0] if others else disk.pool
     what = f"its move was cut short: the disk is in pool {disk.pool}" + (f", its copy in pool {to}" if others else "")
     off = f"; or, to call it off: storkit volume move {disk.name} --to {disk.pool}" if others else ""

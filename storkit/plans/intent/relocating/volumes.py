@@ -8,7 +8,8 @@ One of the two is the disk at any moment, and both say so themselves, so that a 
     moving               open          the new one is the disk
     deleted              open
 
-Nothing uses what is importing or moving, whoever asks, and both hosts refuse it themselves.
+Nothing uses what is importing or moving, whoever asks, and both hosts refuse it themselves. One that a guest writes is
+moved under it (live.py), where its hypervisor can do that.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from datetime import UTC, datetime
 from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, raise_problems
 from storkit.core.holds import held
 from storkit.core.inventory import PoolConfig
-from storkit.core.model import IMPORTING, MOVING, Export, Volume, closed
+from storkit.core.model import IMPORTING, MIRRORED, MOVED, MOVING, SWITCHING, Export, Volume, closed
 from storkit.core.units import format_size
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.intent.golden import versions
 from storkit.plans.intent.making import Bytes, in_bytes, new_volume
+from storkit.plans.intent.relocating import live
 from storkit.plans.lookup import disk_of
 from storkit.plans.plan import Hold, Plan, Stages, Step
 from storkit.plans.planner import add_attach, add_detach, finish_plan, locks_of
@@ -41,19 +43,19 @@ from storkit.plans.verbs.relocating import (
 )
 from storkit.plans.verbs.volumes import DeleteVolumes, RelabelVolumes, SnapshotVolume
 
-MOVED = "moved"
-"""`made` of a volume that has come from another pool."""
-
 
 @dataclass(frozen=True, slots=True)
 class Moved:
     """A volume where it is now. `was`: the pool that it was in; empty: it was there already. `kept`: the snapshot that
-    was left there; empty: none. `digest`: what both sides held when they were compared; empty: nothing was copied."""
+    was left there; empty: none. `digest`: what both sides held when they were compared; empty: nothing was copied.
+    `guest`: under which it was moved; empty: none. `stall_ms`: how long that one stood still at the switch."""
 
     volume: Volume
     was: str = ""
     kept: str = ""
     digest: str = ""
+    guest: str = ""
+    stall_ms: int = 0
 
 
 def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes | None) -> Moved:
@@ -70,20 +72,36 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
         found[:] = [volume]
         others = [each for each in both if each.pool != volume.pool]
         if volume.pool == pool.name:
-            return _tidy(coordinator, volume, others)
+            return _stays(coordinator, volume, others)
         twin = next((each for each in others if each.pool == pool.name), None)
-        exports = coordinator.survey.exports([volume])
+        seen = live.look(coordinator, volume, twin)
+        exports = seen.exports
         problems = _refused(coordinator, volume, pool, twin)
+        if seen.alive:
+            problems += live.refused(coordinator, volume, pool, seen)
+            problems += _unkept(volume, keep)
+        before, stages = volume, Stages()
+        if volume.made in MIRRORED and not seen.alive:
+            if twin and volume.made == SWITCHING and seen.said == "switched":
+                raise_problems(problems)
+                return live.switched(coordinator, volume, twin, seen)
+            # Its guest has ended before it had switched: the copy is worth nothing any more.
+            volume, twin = live.reopen(stages, coordinator, volume, twin, seen), None
+            exports = []
         # What a move that was cut short has left is ended by this one.
         mine = [each for each in exports if twin and each.client == pool.host and not each.writable]
-        problems += planner.exported([volume], [each for each in exports if each not in mine], coordinator.inventory)
-        if strange := [each.pool for each in others if each is not twin]:
+        if not seen.alive:
+            strangers = [each for each in exports if each not in mine]
+            problems += planner.exported([volume], strangers, coordinator.inventory)
+        if strange := [each.pool for each in others if each.pool != pool.name]:
             message = f"a move of volume {volume.name} to pool {strange[0]} was cut short"
             problems.append(Conflict(message, f"storkit volume move {volume.name} --to {strange[0]}"))
         raise_problems(problems)
+        if seen.alive:
+            return live.plan(coordinator, before, pool, twin, seen, limit)
         if keep and not kept and not closed(volume):
             kept.append(_kept(coordinator, volume))
-        return _plan(coordinator, volume, pool, twin, mine, kept, limit)
+        return _plan(coordinator, volume, pool, twin, mine, kept, limit, stages)
 
     ran = coordinator.change(build, over_marks=True)
     (old,) = found
@@ -91,9 +109,29 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
     coordinator.survey.hints.drop(old.name)
     (now,) = coordinator.survey.find_all([f"{pool.name}/{old.name}"], {old.name: old.uuid})
     coordinator.survey.hints.put([now])
-    digests = [str(result) for each, result in ran.done if each.verb == "same"]
+    digests = [str(result) for each, result in ran.done if each.verb in ("same", "compare")]
+    stalls = [(str(each.args["name"]), int(result["stall_ms"])) for each, result in ran.done if each.verb == "switch"]
     was = old.pool if old.pool != pool.name else ""
-    return Moved(now, was, kept[0].name if kept else "", digests[0] if digests else "")
+    guest, stall = stalls[0] if stalls else ("", 0)
+    return Moved(now, was, kept[0].name if kept else "", digests[0] if digests else "", guest, stall)
+
+
+def _unkept(volume: Volume, keep: bool) -> list[StorkitError]:
+    """No snapshot is left of what a guest writes."""
+    if not keep:
+        return []
+    hint = f"storkit volume snapshot {volume.name}, or stop its guest"
+    return [Unsupported(f"volume {volume.name} is moved under its guest, and --keep would keep half a write", hint)]
+
+
+def _stays(coordinator: Coordinator, volume: Volume, others: Sequence[Volume]) -> Plan:
+    """A volume that is where it is to be."""
+    if volume.made in MIRRORED:
+        return live.called_off(coordinator, volume, others, live.look(coordinator, volume, next(iter(others), None)))
+    left = [each for each in others if each.made in MIRRORED]
+    if left and len(others) == 1 and not closed(volume):
+        return live.opened(coordinator, volume, left[0])
+    return _tidy(coordinator, volume, others)
 
 
 def bytes_a_second(rate: Bytes | None) -> int:
@@ -151,10 +189,10 @@ def _kept(coordinator: Coordinator, volume: Volume) -> Volume:
 
 def _plan(
     coordinator: Coordinator, volume: Volume, pool: PoolConfig, twin: Volume | None, mine: Sequence[Export],
-    kept: list[Volume], rate: int,
+    kept: list[Volume], rate: int, stages: Stages,
 ) -> Plan:  # fmt: skip
-    """The whole way, from wherever one that was cut short has come to."""
-    inventory, stages = coordinator.inventory, Stages()
+    """The whole way, from wherever one that was cut short has come to. `stages`: what comes before."""
+    inventory = coordinator.inventory
     here, there = f"pool:{volume.pool}", f"pool:{pool.name}"
     copy = replace(volume, pool=pool.name, host=pool.host, path="", format="", made=IMPORTING, kind="disk", was="")
     if mine:

@@ -1,0 +1,111 @@
+"""A volume that is moved under its guest: what is compared, who may write the copy, which of two is the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from storkit.core.errors import Unsafe
+from storkit.core.model import FILLING, IMPORTING, MIRRORING, MOVED, MOVING, SWITCHING, Volume, closed, closes
+from storkit.plans.lookup import disk_of
+from storkit.plans.plan import Step
+from storkit.plans.verb import Run
+from storkit.plans.verbs.mirroring import CompareCopy
+from storkit.tech.grants import refused_writers
+
+MIB = 1 << 20
+UUID = "2f1c7a3e-55d0-4e0f-8a0c-0d6c7f6f9a01"
+
+
+def volume(made: str, pool: str = "p") -> Volume:
+    return Volume("g", UUID, 3 * MIB, pool, "a" if pool == "p" else "b", made=made)
+
+
+class Sides:
+    """Both homes. `meanwhile` is called before each reading, as a guest writes at any moment."""
+
+    def __init__(self, one: bytearray, other: bytearray, meanwhile: Callable[[], None]) -> None:
+        self.bytes = {"a": one, "b": other}
+        self.meanwhile = meanwhile
+
+    def on(self, host: str) -> Any:
+        return Side(self, host)
+
+
+class Side:
+    def __init__(self, sides: Sides, host: str) -> None:
+        self.sides, self.host = sides, host
+
+    def transport(self, target: str) -> Side:
+        return self
+
+    def digests(self, volume: Volume, client: str, offset: int, length: int, block: int) -> list[str]:
+        self.sides.meanwhile()
+        data = bytes(self.sides.bytes[self.host])
+        return [hashlib.sha256(data[at : at + block]).hexdigest() for at in range(offset, offset + length, block)]
+
+
+def compare(one: bytearray, other: bytearray, meanwhile: Callable[[], None] = lambda: None) -> str:
+    verb = CompareCopy(volume(MIRRORING), volume(FILLING, "q"), "h")
+    step = Step("1", "compare", "a", "transport:nbd", "", {}, "b")
+    return verb.act(cast(Run, Sides(one, other, meanwhile)), step)
+
+
+def test_one_byte_of_a_copy_that_is_another_is_found() -> None:
+    one = bytearray(os.urandom(3 * MIB))
+    assert compare(one, bytearray(one)) == compare(one, bytearray(one))
+    for place in (0, MIB + 5, 3 * MIB - 1):
+        other = bytearray(one)
+        other[place] ^= 1
+        with pytest.raises(Unsafe, match="another than the disk"):
+            compare(one, other)
+
+
+def test_what_is_written_meanwhile_is_read_again_and_hides_nothing() -> None:
+    one, count = bytearray(3 * MIB), 0
+    other = bytearray(one)
+
+    def write() -> None:
+        nonlocal count
+        count += 1
+        one[count % 512] = count % 256
+        if count % 3:
+            other[:512] = one[:512]
+
+    compare(one, other, write)
+    other[2 * MIB] ^= 1
+    with pytest.raises(Unsafe):
+        compare(one, other, write)
+
+
+def test_one_host_alone_fills_a_copy_and_nobody_writes_it_otherwise() -> None:
+    def refused(made: str, hosts: list[str], fills: bool) -> bool:
+        said = [each.message for each in refused_writers(volume(made), None, hosts, ("disk",), fills=fills)]
+        return any("not exported" not in each for each in said)
+
+    assert not refused(FILLING, ["a"], True)
+    assert refused(FILLING, ["a"], False) and refused(FILLING, ["a", "b"], True)
+    for made in (IMPORTING, MOVING, MIRRORING, SWITCHING):
+        assert refused(made, ["a"], True) and closed(volume(made))
+    assert not refused(MOVED, ["a"], False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "disk"),
+    [("created", FILLING, "p"), (MIRRORING, FILLING, "p"), (SWITCHING, FILLING, "p"), (SWITCHING, MOVED, "q")],
+)
+def test_one_of_two_is_the_disk(old: str, new: str, disk: str) -> None:
+    both = [volume(old), volume(new, "q")]
+    for volumes in (both, both[::-1]):
+        found = disk_of(volumes)
+        assert found is not None and found.pool == disk
+
+
+def test_the_words_of_a_move_under_a_guest_are_given_while_it_has_the_volume() -> None:
+    plain, mirroring = volume("created"), volume(MIRRORING)
+    assert closes(plain, volume(MOVING)) and closes(plain, volume(IMPORTING)) and closes(mirroring, volume(MOVING))
+    assert not closes(plain, mirroring) and not closes(mirroring, volume(SWITCHING)) and not closes(mirroring, plain)

@@ -9,14 +9,16 @@ WRITER = """
 import mmap, os, sys, time
 path, offset, progress = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 disk = os.open(path, os.O_RDWR | os.O_DIRECT)
-block, number = mmap.mmap(-1, 4096), 0
+block, number, longest = mmap.mmap(-1, 4096), 0, 0.0
 while True:
     number += 1
     block[:8] = number.to_bytes(8, "big")
+    began = time.monotonic()
     try:
         os.pwrite(disk, block, offset)
         os.fsync(disk)
-        line = str(number)
+        longest = max(longest, time.monotonic() - began)
+        line = f"{number} {longest:.1f}"
     except OSError as error:
         line = f"{number} failed {error.errno}"
     with open(progress + ".new", "w") as file:
@@ -44,6 +46,10 @@ class Writer:
         """How many writes were acknowledged."""
         line = self._line()
         return int(line[0]) - ("failed" in line) if line else 0
+
+    def longest(self) -> float:
+        """How many seconds the longest write took."""
+        return float(self._line()[1])
 
     def failed(self) -> bool:
         return "failed" in self._line()

@@ -146,7 +146,7 @@ class IscsiAttachments(MappedAttachments):
         if attached.several(record):
             devmapper.prepare_paths()
             paths.log_in(record, lambda number: self._login_node(one, number), one.offer is not None, deadline)
-            one.devices = paths.disks(record, self._must_answer, self._given_up())
+            one.devices = paths.disks(record, self._must_answer, self.settings.path_given_up)
             one.device = one.devices[0]
             return
         if not any(session.alive for session in attached.sessions(record)):
@@ -222,20 +222,12 @@ class IscsiAttachments(MappedAttachments):
         """How to log in at the portal of this number, of several."""
         node = self._node(one, portal(one.record.portals[number]))
         name = path_iqn(node.initiator, number)
-        return replace(node, initiator=name, replacement_timeout=self._given_up(), ping=initiator.PATH_PING)
-
-    def _given_up(self) -> int:
-        """Seconds until a lost path of several is given up. If the inventory says how long a target may be away, that
-        is meant; otherwise what no path takes waits above them."""
-        return initiator.PATH_LOST if self._queues() else self.settings.replacement_timeout
-
-    def _queues(self) -> bool:
-        return self.settings.replacement_timeout < 0
+        return replace(node, initiator=name, replacement_timeout=self.settings.path_given_up, ping=initiator.PATH_PING)
 
     def _table(self, one: Attaching[Offer]) -> str:
         if not attached.several(one.record):
             return super()._table(one)
-        return devmapper.multipath_over(one.devices, one.record.size, self._queues())
+        return devmapper.multipath_over(one.devices, one.record.size, self.settings.queues)
 
     def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
         super()._place(batch)
@@ -392,11 +384,11 @@ class IscsiAttachments(MappedAttachments):
             if record is None or node is None:
                 return True
             own = reservations.key_for(uuid, self.site.host) if record.writable else None
-            back = paths.back(record, node, self._must_answer, own, self._given_up())
+            back = paths.back(record, node, self._must_answer, own, self.settings.path_given_up)
             used = devmapper.paths(node)
             if any(disk not in used for disk in back):
                 devices = [*(disk for disk, works in used.items() if works), *back]
-                table = devmapper.multipath_over(devices, record.size, self._queues())
+                table = devmapper.multipath_over(devices, record.size, self.settings.queues)
                 devmapper.swap([Wanted(node.name, node.uuid, table, node.readonly)])
             paths.reinstate(node, back)
             states = devmapper.paths(node)

@@ -44,9 +44,7 @@ RECOVERY = scaled(45.0)
 """Seconds for a lost session whose target is back: iscsid's login timeout (15 s), its pause, and TCP's own back-off."""
 _LOOK = 0.1
 PATH_PING = (2, 3)
-PATH_LOST = 5
-"""Seconds that I/O waits for the session of one path of several, before it goes by another: with the time in which the
-loss is noticed, 10 in all."""
+"""As InitiatorRecord.ping, for one path of several."""
 
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
 _TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11

@@ -21,6 +21,8 @@ from storkit.tech.grants import short_digest
 
 PREFIX = "iqn.2026-11.org.storkit"
 PORT = 3260
+PATH_LOST = 5
+"""Seconds until a lost path of several is given up. With the time in which the loss is noticed, 10 in all."""
 _PREFIX = re.compile(r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9-]+){2,}(:[a-z0-9.:-]*[a-z0-9])?")
 
 Chap = Literal["mutual", "one-way", "none"]
@@ -55,6 +57,17 @@ class IscsiSettings:
             hint = "-1 waits as long as it takes"
             problems.append(UsageError(f"iscsi: replacement_timeout = {self.replacement_timeout}", hint))
         raise_problems(problems)
+
+    @property
+    def queues(self) -> bool:
+        """Whether I/O waits for as long as it takes."""
+        return self.replacement_timeout < 0
+
+    @property
+    def path_given_up(self) -> int:
+        """Seconds that I/O waits for a lost path of several, before it goes by another. If the inventory says how long a
+        target may be away, that is meant; otherwise what no path takes waits above them."""
+        return PATH_LOST if self.queues else self.replacement_timeout
 
 
 def portal(text: str) -> tuple[str, int]:

@@ -1,9 +1,9 @@
 """The transport `iscsi`: block volumes by the kernel's own target (LIO) and initiator (open-iscsi).
 
 Every volume has a target of its own, PREFIX:UUID, with one logical unit whose serial number is the volume's UUID; every
-client host an access list in it for each portal, with secrets of its own. The home host itself comes through no target: its guest has a
-node over the same device. Who may write is decided at the home host, in both. See storkit.tech.iscsi.exports and
-storkit.tech.iscsi.attach.
+client host an access list in it for each portal, with secrets of its own. The home host itself comes through no target:
+its guest has a node over the same device. Who may write is decided at the home host, in both. See
+storkit.tech.iscsi.exports and storkit.tech.iscsi.attach; of several portals storkit.tech.iscsi.paths.sessions.
 """
 
 from __future__ import annotations

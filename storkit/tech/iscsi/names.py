@@ -65,8 +65,8 @@ class IscsiSettings:
 
     @property
     def path_given_up(self) -> int:
-        """Seconds that I/O waits for a lost path of several, before it goes by another. If the inventory says how long a
-        target may be away, that is meant; otherwise what no path takes waits above them."""
+        """Seconds that I/O waits for a lost path of several, before it goes by another. If the inventory says how long
+        a target may be away, that is meant; otherwise what no path takes waits above them."""
         return PATH_LOST if self.queues else self.replacement_timeout
 
 

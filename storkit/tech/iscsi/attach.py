@@ -146,7 +146,7 @@ class IscsiAttachments(MappedAttachments):
         if attached.several(record):
             devmapper.prepare_paths()
             paths.log_in(record, lambda number: self._login_node(one, number), one.offer is not None, deadline)
-            one.devices = paths.disks(record, self._must_answer, self.settings.path_given_up)
+            one.devices = paths.disks(record, self._must_answer)
             one.device = one.devices[0]
             return
         if not any(session.alive for session in attached.sessions(record)):
@@ -154,6 +154,8 @@ class IscsiAttachments(MappedAttachments):
         elif path := sessiondisk.find(attached.sessions(record)[0]):
             self._must_answer(record, path)
         (session,) = attached.alive(record, self.site.host)
+        if node is not None and devmapper.paths(node):  # it had several, and is the only one from now on
+            initiator.give_up_after(session, self.settings.replacement_timeout)
         one.device = sessiondisk.attach(session, record.volume, record.identity, record.size).path
         one.devices = [one.device]
 
@@ -234,6 +236,7 @@ class IscsiAttachments(MappedAttachments):
         if many := [one for one in batch if attached.several(one.record)]:
             nodes = devmapper.of_role(ROLE)
             for one in many:
+                paths.give_up_after(one.record, self.settings.path_given_up)
                 paths.reinstate(nodes[one.record.uuid], one.devices)
             watch.start(self.site, self.settings)
 
@@ -384,12 +387,13 @@ class IscsiAttachments(MappedAttachments):
             if record is None or node is None:
                 return True
             own = reservations.key_for(uuid, self.site.host) if record.writable else None
-            back = paths.back(record, node, self._must_answer, own, self.settings.path_given_up)
+            back = paths.back(record, node, self._must_answer, own)
             used = devmapper.paths(node)
             if any(disk not in used for disk in back):
                 devices = [*(disk for disk, works in used.items() if works), *back]
                 table = devmapper.multipath_over(devices, record.size, self.settings.queues)
                 devmapper.swap([Wanted(node.name, node.uuid, table, node.readonly)])
+            paths.give_up_after(record, self.settings.path_given_up)
             paths.reinstate(node, back)
             states = devmapper.paths(node)
             return all(each.alive and states.get(sessiondisk.find(each)) for each in attached.sessions(record))

@@ -66,9 +66,8 @@ def _log_in_again(node: InitiatorRecord, session: IscsiSession | None, deadline:
     initiator.login(node)
 
 
-def disks(record: Offer, answers: Answers, seconds: int) -> list[str]:
-    """The disks of the sessions, each verified, in the order of the portals; `seconds` is how long each session is
-    waited for from now on. A path that does not answer is left out.
+def disks(record: Offer, answers: Answers) -> list[str]:
+    """The disks of the sessions, each verified, in the order of the portals. A path that does not answer is left out.
 
     Raises Unsafe, and ends the session: one shows another disk. ServiceUnreachable: none answers.
     """
@@ -77,7 +76,6 @@ def disks(record: Offer, answers: Answers, seconds: int) -> list[str]:
         session = initiator.at_portal(record.name, *portal(text))
         if session is None or not session.alive:
             continue
-        initiator.give_up_after(session, seconds)
         try:
             found.append(_verified(record, session, answers))
         except (ServiceUnreachable, TimedOut) as error:
@@ -99,7 +97,7 @@ def _verified(record: Offer, session: IscsiSession, answers: Answers) -> str:
     return sessiondisk.attach(session, record.volume, record.identity, record.size).path
 
 
-def back(record: Offer, node: MappedNode, answers: Answers, key: int | None, seconds: int) -> list[str]:
+def back(record: Offer, node: MappedNode, answers: Answers, key: int | None) -> list[str]:
     """The disks of sessions that go on, which the node does not use: verified, and registered with a writer's `key`."""
     used = devmapper.paths(node)
     found = []
@@ -107,7 +105,6 @@ def back(record: Offer, node: MappedNode, answers: Answers, key: int | None, sec
         session = initiator.at_portal(record.name, *portal(text))
         if session is None or not session.alive or used.get(sessiondisk.find(session)):
             continue
-        initiator.give_up_after(session, seconds)
         with suppress(StorkitError):  # it is lost again, or another disk: the next look finds it so, or better
             disk = _verified(record, session, answers)
             if key is None or _registered(disk, key):
@@ -128,6 +125,12 @@ def hang_up(record: Offer) -> None:
     """End all sessions of an attachment."""
     while session := attached.session(record):
         initiator.logout(session)
+
+
+def give_up_after(record: Offer, seconds: int) -> None:
+    """How long each session is waited for from now on, once the node has others: one that had no other waits longer."""
+    for session in attached.sessions(record):
+        initiator.give_up_after(session, seconds)
 
 
 def reinstate(node: MappedNode, wanted: Sequence[str]) -> None:

@@ -41,9 +41,9 @@ def running(site: Site) -> bool:
 
 
 def start(site: Site, settings: IscsiSettings) -> None:
-    """See to it that the program runs, of this very version."""
+    """See to it that the program runs, of this very version and with these settings."""
     with _alone(site):
-        said = f"watching the paths of volumes, by storkit {storkit.__version__}"
+        said = f"the watch over the paths of volumes, storkit {storkit.__version__}, {settings}"
         if running(site):
             if _lock(site).read_text() == said:
                 return

@@ -5,6 +5,7 @@ and looks every other second whether its session goes on. The kernel has no even
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,14 @@ def watch(attachments: IscsiAttachments) -> None:
     with udev.Watch("block", processed=False) as events:
         while True:
             lost = [uuid for uuid in attachments.of_several_paths() if not mended(attachments, uuid)]
-            try:
+            with suppress(TimedOut, OSError):  # ENOBUFS: events were lost
                 events.wait(_failed, SOON if lost else LATE, "a path that failed")
-            except TimedOut:
-                continue
 
 
 def mended(attachments: IscsiAttachments, uuid: str) -> bool:
     try:
         return attachments.mend(uuid)
-    except StorkitError:
+    except (StorkitError, OSError):
         return False  # another command has it, or it is lost again
 
 

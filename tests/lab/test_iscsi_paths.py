@@ -74,6 +74,17 @@ class PathsRig(IscsiPaths):
         files = "/sys/kernel/config/target/core/iblock_*/storkit-v/pr/res_pr_registered_i_pts"
         return self.at_home("sh", "-c", f"cat {files}").count(" Node: ")
 
+    def watcher(self) -> str:
+        """The pid of the program that has lost paths used again, once it says it."""
+        pids: list[str] = []
+
+        def said() -> bool:
+            pids[:] = self.host("b").run(["cat", "/run/storkit/iscsi-paths.pid"], check=False).stdout.split()
+            return bool(pids)
+
+        self.host("b").wait_for(said, "watch over paths", 60)
+        return pids[0]
+
     def reboot(self, name: str) -> None:
         self._power_cycle(self._machines[name])
 
@@ -139,7 +150,7 @@ def test_an_attach_takes_up_what_nobody_watches(lab_hosts: Hosts) -> None:
     b = rig.host("b")
     volume, there = rig.writing()
     writer = Writer(b, there)
-    watcher = b.run(["cat", "/run/storkit/iscsi-paths.pid"]).stdout.strip()
+    watcher = rig.watcher()
     b.run(["kill", "-9", watcher])
     (warning,) = [each for each in rig.far.ready(attaches=True) if "nobody has lost paths" in each.message]
     assert warning.warning and "host restore b" in warning.hint
@@ -151,7 +162,7 @@ def test_an_attach_takes_up_what_nobody_watches(lab_hosts: Hosts) -> None:
     b.wait_for(lambda: "not taken up again" in rig.paths()[1], "session that goes on", 90, every=1)
     writer.assert_goes_on()
     assert all(path.state == "working" for path in rig.far.attach(rig.home.offers([volume], "b"))[0].paths)
-    assert b.run(["cat", "/run/storkit/iscsi-paths.pid"]).stdout.strip() != watcher
+    b.wait_for(lambda: rig.watcher() != watcher, "new watch", 60)
     assert not [each for each in rig.far.ready(attaches=True) if "path" in each.message]
     b.cut("san1")
     rig.wait_for_paths(False, True)

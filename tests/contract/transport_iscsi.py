@@ -47,7 +47,7 @@ class IscsiThin(IscsiThick):
         host.run(["lvremove", "-q", "-f", f"{VG}/first"])
 
 
-class IscsiPaths(IscsiThin):
+class IscsiPaths(IscsiThick):
     """Host a listens on both storage networks."""
 
     def __init__(self, hosts: Hosts) -> None:

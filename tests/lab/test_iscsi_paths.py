@@ -100,7 +100,7 @@ def test_a_writer_goes_on_when_a_network_is_lost(lab_hosts: Hosts) -> None:
     rig = PathsRig(lab_hosts)
     volume, there = rig.writing()
     assert [path.state for path in there.paths] == ["working", "working"], there
-    writer = Writer(rig.host("b"), there)
+    writer = Writer(rig.host("b"), there, rest=0.2)
     rig.host("b").cut("san2")
     rig.wait_for_paths(True, False)
     writer.assert_goes_on()
@@ -302,6 +302,7 @@ def test_attachments_come_back_after_a_power_cut_of_either_host(lab_hosts: Hosts
     assert rig.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_portal_that_shows_another_disk_is_refused(lab: Lab) -> None:
     """Also under a writer, who goes on by what he had."""
     targets, wrong, client = Targets(lab.host("s")), Targets(lab.host("a")), Client(lab.host("b"))

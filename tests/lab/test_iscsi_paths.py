@@ -158,6 +158,7 @@ def test_an_attach_takes_up_what_nobody_watches(lab_hosts: Hosts) -> None:
     rig.wait_for_paths(True, False)
     (lost,) = [each for each in rig.far.ready(attaches=True) if "lost its path" in each.message]
     assert lost.warning
+    writer.assert_goes_on()  # the kernel has given the path up
     b.heal("san2")
     b.wait_for(lambda: "not taken up again" in rig.paths()[1], "session that goes on", 90, every=1)
     writer.assert_goes_on()
@@ -321,6 +322,39 @@ def test_a_portal_that_shows_another_disk_is_refused(lab: Lab) -> None:
     assert len(client.states()) == 1
     before = client.written()
     b.wait_for(lambda: client.written() > before + 3, "writes after it")
+    assert writer.running()
+    writer.kill(9)
+    writer.wait(check=False)
+    client.detach(1)
+    assert client.left() == []
+
+
+@pytest.mark.slow
+def test_a_second_path_is_added_under_a_writer_and_taken_away(lab: Lab) -> None:
+    """As where the inventory gives a target another portal, or storkit is upgraded: nobody detaches for that."""
+    targets, client = Targets(lab.host("s")), Client(lab.host("b"))
+    b, places = client.host, [targets.host.address(network) for network in ("san1", "san2")]
+    targets.make(1, b, writable=True, portals=places)
+    portals = [f"{place}:3260" for place in places]
+    one = targets.offer(1, b, writable=True, portals=portals[:1])
+    both = targets.offer(1, b, writable=True, portals=portals)
+    (found,) = client.attach(one)
+    assert found.paths == [] and "linear" in client.sh("dmsetup table storkit:v1:attached")
+    writer = client.writer(1)
+    b.wait_for(lambda: client.written() > 3, "writes")
+    (found,) = client.attach(both)
+    assert [path.state for path in found.paths] == ["working", "working"]
+    b.cut("san1")
+    b.wait_for(lambda: client.find()[0].lost, "a lost path", 90, every=1)
+    before = client.written()
+    b.wait_for(lambda: client.written() > before + 3, "writes by the other path", 60)
+    b.heal("san1")
+    b.wait_for(lambda: not client.find()[0].lost, "both paths", 90, every=1)
+    (found,) = client.attach(one)
+    assert found.paths == [] and not found.broken
+    assert set(client.sh("cat /sys/class/iscsi_session/*/recovery_tmo").split()) & {"-1", "off"}
+    before = client.written()
+    b.wait_for(lambda: client.written() > before + 3, "writes by one path again")
     assert writer.running()
     writer.kill(9)
     writer.wait(check=False)

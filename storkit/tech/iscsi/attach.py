@@ -306,6 +306,7 @@ class IscsiAttachments(MappedAttachments):
                 if attached.several(here.record):
                     # Also those of its paths' earlier sessions: nobody writes here any more.
                     own = reservations.key_for(here.record.uuid, self.site.host)
+                    reservations.register(disks[0], own)
                     reservations.preempt(disks[0], own, own)
                 reservations.register(disks[0], 0)
         paths.hang_up(here.record)

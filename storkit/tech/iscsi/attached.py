@@ -74,7 +74,7 @@ def _fault_of_all(record: Offer, node: MappedNode | None, alive: Sequence[IscsiS
 
 def paths(record: Offer, node: MappedNode | None) -> list[AttachmentPath]:
     """The state of each of several paths."""
-    used = devmapper.paths(node) if node else {}
+    used = dict.fromkeys(devmapper.below(node), True) | devmapper.paths(node) if node else {}
     places = {portal(each.portal): each for each in sessions(record) if each.portal}
     return [AttachmentPath(text, _path_state(places.get(portal(text)), used)) for text in record.portals]
 

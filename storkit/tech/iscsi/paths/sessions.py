@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from storkit.core.errors import NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe, raise_problems
 from storkit.core.model import Offer
@@ -29,7 +30,7 @@ def log_in(record: Offer, described: Callable[[int], InitiatorRecord], told: boo
 
     Raises ServiceUnreachable: nobody answers anywhere; what the targets say, where they refuse.
     """
-    silent, refused = list[str](), list[StorkitError]()
+    silent, refused, answering = list[str](), list[StorkitError](), list[int]()
     kept = [] if told else initiator.find_records(record.name)
     for number, text in enumerate(record.portals):
         place = portal(text)
@@ -37,6 +38,8 @@ def log_in(record: Offer, described: Callable[[int], InitiatorRecord], told: boo
         if session is not None and session.alive:
             continue
         node = described(number)
+        if any(each.initiator == node.initiator for each in attached.sessions(record) if each != session):
+            continue  # from before there were several: two sessions of one name are one too many for the target
         if told:
             initiator.write_record(node)  # also where nobody answers: the way back is the same
         elif place not in kept:
@@ -50,10 +53,26 @@ def log_in(record: Offer, described: Callable[[int], InitiatorRecord], told: boo
             _log_in_again(node, session, deadline)
         except StorkitError as error:
             refused.append(error)
+            if isinstance(error, Unsafe) and number and told:
+                answering.append(number)
+    if answering and not attached.sessions(record):
+        _log_in_by_the_first_name(described, answering[0], refused)
     if not any(each.alive for each in attached.sessions(record)):
         raise_problems(refused)
         message = f"no portal of volume {record.volume} answers ({'; '.join(silent)})"
         raise ServiceUnreachable(message, "storkit host check")
+
+
+def _log_in_by_the_first_name(
+    described: Callable[[int], InitiatorRecord], number: int, refused: list[StorkitError]
+) -> None:
+    """A target of an earlier storkit knows its clients by one name, whatever the portal."""
+    node = replace(described(number), initiator=described(0).initiator)
+    try:
+        initiator.write_record(node)
+        initiator.login(node)
+    except StorkitError as error:
+        refused[:] = [error]
 
 
 def _log_in_again(node: InitiatorRecord, session: IscsiSession | None, deadline: float) -> None:

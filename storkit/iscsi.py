@@ -1,9 +1,9 @@
 """The transport `iscsi`: block volumes by the kernel's own target (LIO) and initiator (open-iscsi).
 
 Every volume has a target of its own, PREFIX:UUID, with one logical unit whose serial number is the volume's UUID; every
-client host an access list in it, with secrets of its own. The home host itself comes through no target: its guest has a
-node over the same device. Who may write is decided at the home host, in both. See storkit.tech.iscsi.exports and
-storkit.tech.iscsi.attach.
+client host an access list in it for each portal, with secrets of its own. The home host itself comes through no target:
+its guest has a node over the same device. Who may write is decided at the home host, in both. See
+storkit.tech.iscsi.exports and storkit.tech.iscsi.attach; of several portals storkit.tech.iscsi.paths.sessions.
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ class Iscsi(BlockSides):
             found.append(Finding(problem.message, problem.hint))
         if attaches:
             from storkit.system.block import grabbers
+            from storkit.tech.iscsi.paths import checks
             from storkit.tech.iscsi.sessiondisk import sample
 
-            found += grabbers.findings(sample(), grabbers.LVM_FILTER, grabbers.MULTIPATH_BLACKLIST)
+            several = len(self.settings.portals) > 1
+            found += grabbers.findings(sample(several), grabbers.LVM_FILTER, grabbers.MULTIPATH_BLACKLIST)
+            found += checks.findings(self.site, self.settings, self._attachments)
         if serves:
             from storkit.tech.iscsi import others
 

@@ -207,6 +207,14 @@ def status(session: Session, options: Namespace) -> int:
         return _checked(session, found)
     rows = [(held.volume, held.home, held.client, held.right, held.there) for held in found.holdings]
     parts = [output.table(("VOLUME", "HOME", "CLIENT", "RIGHT", "THERE"), rows) if rows else "no exports"]
+    paths = [
+        (each.volume, host, path.portal, path.state)
+        for host, group in found.attachments.items()
+        for each in group
+        for path in each.paths
+    ]
+    if paths:
+        parts.append(output.table(("VOLUME", "HOST", "PATH", "STATE"), paths))
     parts += found.others + found.doubled
     parts += [
         f"host {host} takes no guests: {said.by} drains it since {said.since}" for host, said in found.drained.items()
@@ -261,6 +269,12 @@ def _checked(session: Session, found: Overview) -> int:
         if each.state != ATTACHED
     ]
     warning = [*found.warnings]
+    warning += [
+        f"{each.volume} on {host} has lost its path {path.portal}: {path.state}"
+        for host, group in found.attachments.items()
+        for each in group
+        for path in each.lost
+    ]
     warning += [f"plan {plan.id} ({plan.title}) is {plan.status}" for plan in found.plans if plan.status != "running"]
     warning += [f"host {host} takes no guests" for host in found.drained]
     warning += [f"host {host} is declared off" for host in site.off]

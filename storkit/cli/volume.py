@@ -203,7 +203,9 @@ def show(session: Session, options: Namespace) -> None:
         (f"on {e.client}", ("writes" if e.writable else "reads") + ("" if e.live else ", but its server is down"))
         for e in found.exports
     ]
-    lines += [(f"at {a.host}", f"{a.path} ({a.state})" if a.broken else a.path) for a in found.attachments]
+    for a in found.attachments:
+        lines.append((f"at {a.host}", f"{a.path} ({a.state})" if a.broken else a.path))
+        lines += [(f"at {a.host} by", f"{path.portal}: {path.state}") for path in a.paths]
     session.result(data, output.fields(lines))
 
 

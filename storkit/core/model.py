@@ -335,6 +335,20 @@ FILLING = "filling"
 ATTACHED = "attached"
 
 
+WORKING = "working"
+"""The state of a path by which a disk is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentPath:
+    """One of several ways on which an attachment reaches its server."""
+
+    portal: Line
+    """Where the server is reached."""
+    state: Words = WORKING
+    """`working`, or why not, as this host's kernel says without asking the server."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """An export on one host, at its stable path."""
@@ -351,6 +365,13 @@ class Attachment:
     """What this host asked for; what the server grants is in its exports."""
     state: Words = ATTACHED
     """`attached`, or `broken: ` and why, as this host's kernel says without asking the disk."""
+    paths: list[AttachmentPath] = field(default_factory=list)
+    """Where there are several, each with its state; one that works is enough."""
+
+    @property
+    def lost(self) -> list[AttachmentPath]:
+        """The paths that do not work."""
+        return [path for path in self.paths if path.state != WORKING]
 
     @property
     def broken(self) -> str:

@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -29,7 +29,7 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.model import ATTACHED, AttachedHere, Attachment, Evidence, Offer, Volume, check_name
+from storkit.core.model import ATTACHED, AttachedHere, Attachment, AttachmentPath, Evidence, Offer, Volume, check_name
 from storkit.system import locks
 from storkit.system.block import holders, reading
 from storkit.system.block.fingerprint import BLOCK
@@ -58,6 +58,8 @@ class Attaching(Generic[R]):
     """Whether this call connected it: that is taken back if anything fails."""
     device: str = ""
     """The block device that was connected, where there is one."""
+    devices: list[str] = field(default_factory=list)
+    """All that lead to the one disk, where there may be several."""
     target: str = ""
     """What the stable path is to lead to."""
 
@@ -146,7 +148,7 @@ class Attachments(ABC, Generic[R]):
             known = self._check(offers)
             batch = [Attaching(self._planned(offer), known.get(offer.uuid), offer) for offer in offers]
             self._bring(batch)
-            return [self._shown(one.record) for one in batch]
+            return [replace(self._shown(one.record), paths=self._paths(one.record)) for one in batch]
 
     def _check(self, offers: Sequence[Offer]) -> dict[str, R]:
         """The records of what is attached, after everything that can be refused was: all problems at once."""
@@ -276,12 +278,19 @@ class Attachments(ABC, Generic[R]):
         known, problems = self._records.find(volumes)
         known |= self._unrecorded(known, volumes)
         broken = self._faults(known)
-        found = [replace(self._shown(record), state=state(broken.get(uuid, ""))) for uuid, record in known.items()]
+        found = [
+            replace(self._shown(record), state=state(broken.get(uuid, "")), paths=self._paths(record))
+            for uuid, record in known.items()
+        ]
         return AttachedHere(sorted(found, key=lambda each: (each.volume, each.uuid)), damaged_findings(problems))
 
     def _unrecorded(self, known: Mapping[str, R], volumes: list[str] | None) -> dict[str, R]:
         """What is attached without a record."""
         return {}
+
+    def _paths(self, record: R) -> list[AttachmentPath]:
+        """The states of an attachment's paths, where it may have several. No server is asked."""
+        return []
 
     def _shown(self, record: R) -> Attachment:
         # By the name that this host has now: a record may be older than the inventory.

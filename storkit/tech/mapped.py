@@ -55,11 +55,15 @@ class MappedAttachments(Attachments[Offer]):
     def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
         nodes = []
         for one in batch:
-            record, table = one.record, devmapper.linear(one.device, one.record.size)
+            record, table = one.record, self._table(one)
             name, uuid = node_name(record.volume, ROLE), node_uuid(record.uuid, ROLE)
             nodes.append(Wanted(name, uuid, table, not record.writable))
             one.target = node_path(name)
         devmapper.ensure(nodes)
+
+    def _table(self, one: Attaching[Offer]) -> str:
+        """What the node of an attachment is to stand on."""
+        return devmapper.linear(one.device, one.record.size)
 
     def _taken_up(self, batch: Sequence[Attaching[Offer]]) -> None:
         """Make attachments writable that are connected, under whoever has the paths open."""
@@ -105,7 +109,7 @@ def node_fault(node: MappedNode | None, disk: str, whose: str, writable: bool) -
     """Why the node over a client's disk does not work; empty if it does. `whose` disk it is, for people."""
     if node is None:
         return "its device-mapper node is gone"
-    if devmapper.below(node) != [disk]:
+    if disk not in devmapper.below(node):
         return f"{node.path} does not lead to its {whose}'s disk {disk}"
     if node.suspended:
         return f"{node.path} is suspended"

@@ -363,7 +363,8 @@ def test_an_attachment_that_has_lost_its_connection_is_said_to_be_broken_and_att
     assert can_write(rig, there, 1)
     rig.disconnect(there)
     found = {attachment.volume: attachment for attachment in rig.far.find_attachments()}
-    assert found["v"].broken and replace(found["v"], state=ATTACHED) == there and found["other"] == well
+    alike = replace(found["v"], state=ATTACHED, paths=there.paths) == there
+    assert found["v"].broken and alike and found["v"].lost == found["v"].paths and found["other"] == well
     with pytest.raises(StorkitError) as refused:
         rig.far.evidence([volume, other])
     # Of a host that is asked over the wire the message is marked as its own.

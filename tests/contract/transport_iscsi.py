@@ -1,4 +1,4 @@
-"""iSCSI to test, in the lab alone: it is the kernel's at both ends. Volumes of a thin pool and thick ones."""
+"""iSCSI to test, in the lab alone: it is the kernel's at both ends. Of thin volumes, thick ones, and by two paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from storkit.core.model import Attachment
 from tests.lab import services
 from tests.lab.host import Host
-from tests.lab.remote import LabRig, LabSetup, lab_rig
+from tests.lab.remote import Hosts, LabRig, LabSetup, lab_rig
 
 VG = "vg"
 
@@ -47,5 +47,14 @@ class IscsiThin(IscsiThick):
         host.run(["lvremove", "-q", "-f", f"{VG}/first"])
 
 
+class IscsiPaths(IscsiThick):
+    """Host a listens on both storage networks."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        a = hosts.lab.host("a")
+        self.settings = {"portals": [a.address("san1"), a.address("san2")]}
+        super().__init__(hosts)
+
+
 def lab_setups() -> dict[str, LabSetup]:
-    return {"thin": lab_rig(IscsiThin), "thick": lab_rig(IscsiThick)}
+    return {"thin": lab_rig(IscsiThin), "thick": lab_rig(IscsiThick), "paths": lab_rig(IscsiPaths)}

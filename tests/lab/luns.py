@@ -129,7 +129,11 @@ class Targets:
         """What `do` has to do for a target with these clients."""
         where = list(portals) or [self.host.address("san1")]
         made = ["make", iqn(number), serial or uuid(number), size, where, lun, name or f"storkit-v{number}"]
-        return [made, *(["allow", iqn(number), initiator(client), writable] for client in clients)]
+        paths = [(client, path) for client in clients for path in range(len(where))]
+        return [
+            made,
+            *(["allow", iqn(number), names.path_iqn(initiator(client), path), writable] for client, path in paths),
+        ]
 
     def offer(self, number: int, client: Host, writable: bool = False, **fields: Any) -> Offer:
         secret = Secret(fields.pop("secret", SECRET))
@@ -204,7 +208,7 @@ class Client:
         places = (
             "/sys/class/iscsi_session/* /sys/class/scsi_disk/* /dev/mapper/storkit:* /dev/storkit/* /dev/storkit/.* "
             "/etc/iscsi/nodes/* /etc/iscsi/static/* /etc/iscsi/ifaces/* /var/lib/storkit/iscsi-attached/* "
-            "/run/storkit/iscsi-attach/*"
+            "/run/storkit/iscsi-attach/* /run/storkit/iscsi-paths.pid"
         )
         return self.sh(f"for f in {places}; do [ -e $f -o -L $f ] && echo $f; done | grep -v '/[.]*$'").split()
 

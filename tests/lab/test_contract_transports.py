@@ -15,9 +15,9 @@ from tests.lab.plugin import the_lab
 from tests.lab.remote import Hosts
 
 pytestmark = pytest.mark.lab
-SLOW = {"nbd-psk", "iscsi-thick", "nvme-chap", "nvme-trusted"}
-"""What tests/contract asks on one machine, what differs below the transport, or in who proves what, alone, and what
-takes modules that are built first (tests/lab/modules.py)."""
+SLOW = {"nbd-psk", "iscsi-thick", "iscsi-paths", "nvme-chap", "nvme-trusted"}
+"""What tests/contract asks on one machine, what differs below the transport, in who proves what or in the number of
+paths alone, and what takes modules that are built first (tests/lab/modules.py)."""
 SAME_SERVER = {
     test_nothing_is_exported_at_first,  # noqa: F405
     test_an_offer_is_for_the_client_it_was_exported_to,  # noqa: F405

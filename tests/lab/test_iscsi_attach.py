@@ -224,7 +224,8 @@ def test_logins_that_cannot_be(targets: Targets, client: Client) -> None:
     assert "iscsid" in refused(client, StorkitError, targets).hint
     client.restart_iscsid()
     found = client.attach(targets.offer(1, b, portals=[f"{address}:3299", f"{address}:3260"]))
-    assert [one.volume for one in found] == ["v1"], "the first portal that answers"
+    assert [one.volume for one in found] == ["v1"], "the portal that answers, also by the first path's name"
+    assert [path.state == "working" for path in found[0].paths] == [False, True]
 
 
 def test_attachments_come_back_after_a_reboot(targets: Targets, client: Client) -> None:

@@ -49,7 +49,7 @@ class Storage:
     pool: str
     transport: str
     pool_settings: dict[str, str] = field(default_factory=dict)
-    transport_settings: dict[str, str] = field(default_factory=dict)
+    transport_settings: dict[str, Any] = field(default_factory=dict)
     make: Callable[[Host], None] = lambda s: None
     """Make what the pool needs, once."""
     serve: Callable[[Host], None] = lambda s: None
@@ -307,8 +307,9 @@ class Move:
     """The guest's last record some time after."""
 
 
-def _table(name: str, values: dict[str, str]) -> str:
-    return "\n".join([f"[{name}]", *(f'{key} = "{value}"' for key, value in values.items())]) + "\n"
+def _table(name: str, values: dict[str, Any]) -> str:
+    # words and lists of words are in TOML what they are in JSON
+    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
 
 
 def names(combinations: Sequence[tuple[Storage, str]]) -> list[str]:

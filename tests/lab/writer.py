@@ -7,16 +7,18 @@ from tests.lab.host import Host
 
 WRITER = """
 import mmap, os, sys, time
-path, offset, progress = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+path, offset, progress, rest = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 disk = os.open(path, os.O_RDWR | os.O_DIRECT)
-block, number = mmap.mmap(-1, 4096), 0
+block, number, longest = mmap.mmap(-1, 4096), 0, 0.0
 while True:
     number += 1
     block[:8] = number.to_bytes(8, "big")
+    began = time.monotonic()
     try:
         os.pwrite(disk, block, offset)
         os.fsync(disk)
-        line = str(number)
+        longest = max(longest, time.monotonic() - began)
+        line = f"{number} {longest:.1f}"
     except OSError as error:
         line = f"{number} failed {error.errno}"
     with open(progress + ".new", "w") as file:
@@ -24,16 +26,16 @@ while True:
     os.rename(progress + ".new", progress)
     if "failed" in line:
         break
-    time.sleep(0.02)  # storkit needs the host's one processor too
+    time.sleep(rest)  # storkit needs the host's one processor too
 """
 
 
 class Writer:
-    """A process on a host that counts up in one block of a disk, up to 50 times a second."""
+    """A process on a host that counts up in one block of a disk, and rests so many seconds between two writes."""
 
-    def __init__(self, host: Host, attachment: Attachment, offset: int = 0) -> None:
+    def __init__(self, host: Host, attachment: Attachment, offset: int = 0, rest: float = 0.02) -> None:
         self._host, self._file = host, f"/run/writer.{attachment.host}.{offset}"
-        argv = ["/usr/bin/python3", "-c", WRITER, attachment.path, str(offset), self._file]
+        argv = ["/usr/bin/python3", "-c", WRITER, attachment.path, str(offset), self._file, str(rest)]
         self.command = host.spawn(argv)
         host.wait_for(lambda: self.written() > 0, "first write", 60)
 
@@ -44,6 +46,10 @@ class Writer:
         """How many writes were acknowledged."""
         line = self._line()
         return int(line[0]) - ("failed" in line) if line else 0
+
+    def longest(self) -> float:
+        """How many seconds the longest write took."""
+        return float(self._line()[1])
 
     def failed(self) -> bool:
         return "failed" in self._line()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, NotFound, StorkitError, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, quoted, raise_problems
 from storkit.core.identities import several
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Attachment, Export, Volume, guest_of
@@ -85,6 +85,10 @@ class AttachmentActs:
 
         ran = self._coordinator.change(build)
         attachments = codec.load(list[Attachment], ran.of("attach"), name, strict=False)
+        for each in attachments:
+            for path in each.lost:
+                said = f"volume {each.volume} is attached on {name} without its path {path.portal}: {path.state}"
+                self._coordinator.warn(quoted(said, self._survey.speaker(name)))
         pools = dict.fromkeys(inventory.pool(volume.pool) for volume in volumes)
         return Attached(attachments, self._coordinator.fullness(pools))
 

@@ -34,7 +34,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.units import SECTOR
-from storkit.system.block import dmioctl, udev
+from storkit.system.block import configfs, dmioctl, multipath, udev
 from storkit.system.run import TIMEOUT, run
 from storkit.system.timeouts import scaled
 
@@ -120,6 +120,12 @@ def error(size: int) -> str:
     return f"0 {_sectors(size)} error"
 
 
+def multipath_over(devices: Sequence[str], size: int, queue: bool = True) -> str:
+    """One disk by several paths (storkit.system.block.multipath). While none of them works, what is sent there waits,
+    or, without `queue`, fails."""
+    return multipath.line([_number(device) for device in devices], _sectors(size), queue)
+
+
 def refuse_writes(device: str, size: int, offset: int = 0) -> str:
     """Reads pass, writes fail (EIO), by the target `flakey`, also for those who have had the node open for writing.
 
@@ -188,6 +194,13 @@ def _node(mapped: dmioctl.Mapped) -> MappedNode:
     return MappedNode(mapped.name, mapped.uuid, f"/dev/{mapped.device}", size, *state, table)
 
 
+def prepare_paths() -> None:
+    """Load what nodes of several paths need. Raises Unsupported: this kernel has it not."""
+    for module in multipath.MODULES:
+        if not Path("/sys/module", module).is_dir():
+            configfs.modprobe(module)
+
+
 def create(wanted: Sequence[Wanted]) -> list[MappedNode]:
     """Make nodes, all in one process, all or none; those that are there with this UUID, table and mode are fine.
 
@@ -219,7 +232,8 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
     to the device below has come back, swaps the tables, and resumes it. Once this returns, nothing that was written
     through the old table is still on its way. What comes meanwhile is held, and goes through the new table.
     With `flush`, what this host's page cache holds for the node is written first, through the old table, and a file
-    system mounted on it is frozen. Without, it is left to the new table: for a device below that does not answer.
+    system mounted on it is frozen. Without, it is left to the new table: for a device below that does not answer. A
+    node of several paths is never flushed: while none of them works, that would fail what waits for one.
 
     Raises TimedOut if the device below keeps what it was sent for `timeout` seconds: device-mapper cannot take it back.
     That node and those after it have their old tables then. Make the device fail first (iSCSI: recovery_tmo, or the
@@ -239,11 +253,37 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
         try:
             for node in todo:
                 _load(node)
-            _dmsetup(["resume", *([] if flush else ["--noflush", "--nolockfs"]), *names], timeout=timeout)
+            for flushed in (True, False):
+                if some := [name for name in names if flushed == (flush and not _of_paths(there[name]))]:
+                    _dmsetup(["resume", *([] if flushed else ["--noflush", "--nolockfs"]), *some], timeout=timeout)
         except StorkitError:
             _dmsetup(["clear", *names])
             raise
     return _named(wanted)
+
+
+def paths(node: MappedNode) -> dict[str, bool]:
+    """The disks of a node of several paths, as /dev/NAME, and whether the kernel uses each; one that is gone is left
+    out."""
+    known = multipath.parse_paths(dmioctl.status(node.name)) if _of_paths(node) else {}
+    places = {Path(f"/sys/dev/block/{number}"): used for number, used in known.items()}
+    return {f"/dev/{place.resolve().name}": used for place, used in places.items() if place.exists()}
+
+
+def reinstate(node: MappedNode, device: str) -> None:
+    """Use a path again that the kernel gave up. What waits for a path goes on by it."""
+    _dmsetup(["message", node.name, "0", f"reinstate_path {_number(device)}"])
+
+
+def stop_queueing(node: MappedNode) -> None:
+    """Fail what waits for a path, and what comes while none works: for those who were killed, and cannot end before.
+    The next table queues again."""
+    if _of_paths(node):
+        _dmsetup(["message", node.name, "0", "fail_if_no_path"])
+
+
+def _of_paths(node: MappedNode) -> bool:
+    return multipath.is_multipath(node.table)
 
 
 def ensure(wanted: Sequence[Wanted]) -> list[MappedNode]:
@@ -321,7 +361,7 @@ def _differs(wanted: Wanted, there: MappedNode) -> list[StorkitError]:
 
 
 def _has(there: MappedNode, wanted: Wanted) -> bool:
-    return (there.table, there.readonly) == (wanted.table, wanted.readonly)
+    return multipath.alike(there.table, wanted.table) and there.readonly == wanted.readonly
 
 
 def _settled(there: MappedNode, wanted: Wanted) -> bool:

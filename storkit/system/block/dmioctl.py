@@ -55,6 +55,16 @@ def all_nodes(prefix: str = "") -> list[Mapped]:
     return sorted((node for node in found if node.uuid.startswith(prefix)), key=lambda node: node.name)
 
 
+def status(name: str) -> str:
+    """What the targets of a node say of their state, as `dmsetup status` does, without where they lie; empty: there is
+    no such node."""
+    with _control() as control, suppress(OSError):
+        if control is not None:
+            answer = _ask(control, _TABLE_STATUS, name.encode(errors="surrogateescape"), table=False)
+            return "\n".join(f"{kind} {words}" for _, _, kind, words in parse_status(answer).targets)
+    return ""
+
+
 @contextmanager
 def _control() -> Iterator[int | None]:
     try:
@@ -77,12 +87,12 @@ def _status(control: int, name: bytes) -> Mapped | None:
     return None
 
 
-def _ask(control: int, command: int, name: bytes = b"") -> bytearray:
+def _ask(control: int, command: int, name: bytes = b"", table: bool = True) -> bytearray:
     """The kernel's answer, header and data."""
     size = 1 << 14
     while True:
         buffer = bytearray(size)
-        flags = _TABLE if command == _TABLE_STATUS else 0
+        flags = _TABLE if command == _TABLE_STATUS and table else 0
         _HEADER.pack_into(buffer, 0, 4, 0, 0, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name, b"")
         fcntl.ioctl(control, 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command, buffer)
         if not _HEADER.unpack_from(buffer)[7] & _FULL:
@@ -103,7 +113,7 @@ def parse_names(answer: bytes | bytearray) -> list[bytes]:
 
 
 def parse_status(answer: bytes | bytearray) -> Mapped:
-    """A node from DM_TABLE_STATUS with DM_STATUS_TABLE_FLAG."""
+    """A node from DM_TABLE_STATUS: its tables with DM_STATUS_TABLE_FLAG, or what its targets say of their state."""
     header = _HEADER.unpack_from(answer)
     first, count, opens, flags = header[4], header[5], header[6], header[7]
     targets, at = [], first

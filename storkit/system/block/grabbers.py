@@ -26,6 +26,8 @@ LVM_FILTER = f'"r|^/dev/{LINKS}/|", "r|^/dev/mapper/storkit:|"'
 _MULTIPATHD = "@/org/kernel/linux/storage/multipathd"
 _TAKES = {"off", "no", "greedy", "smart"}
 """The values of find_multipaths (multipath.conf(5)) by which a disk with one path becomes a map."""
+_TAKES_SEVERAL = _TAKES | {"on", "yes"}
+"""Those by which one with several does."""
 _DEVICES_FILE = Path("/etc/lvm/devices/system.devices")
 
 
@@ -43,6 +45,8 @@ class GrabbableDisk:
     protocol: str = ""
     properties: tuple[str, ...] = ()
     """Those that storkit's rule for udevd gives it."""
+    several: bool = False
+    """Whether there are others of the same WWID: paths to the same disk."""
 
     @property
     def paths(self) -> list[str]:
@@ -93,9 +97,9 @@ def parse_multipath(text: str) -> Section:
 
 
 def multipath_takes(configuration: Section, disk: GrabbableDisk) -> bool:
-    """Whether multipathd would make a map of a disk that has one path."""
+    """Whether multipathd would make a map of a disk."""
     finds = [value for section in configuration.inner("defaults") for value in section.values("find_multipaths")]
-    if (finds or ["strict"])[-1] not in _TAKES:
+    if (finds or ["strict"])[-1] not in (_TAKES_SEVERAL if disk.several else _TAKES):
         return False
     blacklist, exceptions = configuration.inner("blacklist"), configuration.inner("blacklist_exceptions")
     for kind, value in (("devnode", disk.name), ("wwid", disk.wwid), ("protocol", disk.protocol)):
@@ -167,7 +171,7 @@ def findings(disk: GrabbableDisk, lvm_filter: str, blacklist: str = "") -> list[
     """What this host's programs would do with such a disk, and what to write where, so that they leave it alone."""
     found = []
     if blacklist and found_multipathd(disk):
-        message = "multipathd takes every new disk, and so those that storkit attaches (find_multipaths)"
+        message = "multipathd takes disks for itself, and so those that storkit attaches (find_multipaths)"
         hint = f"write into the section blacklist of /etc/multipath.conf: {blacklist}; then: multipathd reconfigure"
         found.append(Finding(message, hint))
     if found_lvm(disk):

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsupported
 from storkit.system.block import scsi
@@ -73,18 +73,22 @@ def _preemption(own: int, victim: int) -> bytes:
     return struct.pack("=QQII", own, victim, WRITE_EXCLUSIVE_REGISTRANTS, 0)
 
 
-def hold(disk: str, own: int, writers: Iterable[int] | None) -> None:
+def hold(disks: Sequence[str], own: int, writers: Iterable[int] | None) -> None:
     """Register `own` and make this host one of those who may write, and hold the reservation unless another does.
 
-    `writers` are the keys that may stay registered; all others are preempted. None: nobody is. Raises Conflict if a
-    reservation of another type is held, which is not storkit's.
+    `disks` are the paths to one logical unit, each of which is registered by itself: through a map over them the kernel
+    takes the registration of those that work back when one does not. `writers` are the keys that may stay registered;
+    all others are preempted. None: nobody is. Raises Conflict if a reservation of another type is held, which is not
+    storkit's, or if this host has been preempted meanwhile.
     """
-    register(disk, own)
+    for each in disks:
+        register(each, own)
+    disk = disks[0]
     allowed = None if writers is None else {*writers, own}
     for attempt in range(_ROUNDS):
         with scsi.ScsiDisk(disk) as asked:
             keys, held = asked.registered_keys(), asked.reservation()
-        if own not in keys:
+        if keys.count(own) < len(disks):
             raise Conflict(
                 f"{disk} has lost this host's registration as a writer",
                 "another host has taken the right: storkit status",
@@ -95,7 +99,9 @@ def hold(disk: str, own: int, writers: Iterable[int] | None) -> None:
                 f"{disk} is reserved by key {key_text(held.key)}, {name}", f"see whose it is: sg_persist --in -k {disk}"
             )
         victims = set(keys) - allowed if allowed is not None else set()
-        if keys.count(own) > 1 and attempt == 0:  # earlier sessions of this host, which ended without a word
+        # Earlier sessions of this host, which ended without a word. With several paths they stay: who writes by another
+        # path would meet a conflict before that is registered again.
+        if keys.count(own) > len(disks) == 1 and attempt == 0:
             victims.add(own)
         if held is not None and not victims:
             return

@@ -5,7 +5,8 @@ node. They are made in this order, so that a path that exists leads to a verifie
 
     open-iscsi's record, session, disk (identity, size), reservation if writable, our record, node, path
 
-Our record is the offer without its secrets, which open-iscsi's own record has.
+Our record is the offer without its secrets, which open-iscsi's own record has. Where the target has several portals,
+there is a session, and a disk, for each that answers (storkit.tech.iscsi.paths.sessions).
 """
 
 from __future__ import annotations
@@ -24,27 +25,28 @@ from storkit.core.errors import (
     Unsafe,
     raise_problems,
 )
-from storkit.core.identities import check_secret
-from storkit.core.model import Evidence, Offer, Secret, Volume
-from storkit.system.block import devmapper, reservations, scsi
-from storkit.system.block.devmapper import MappedNode, node_name
+from storkit.core.model import AttachmentPath, Evidence, Offer, Volume
+from storkit.system.block import devmapper, reading, reservations
+from storkit.system.block.devmapper import MappedNode, Wanted, node_name
 from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.openers import only_killed
 from storkit.system.parallel import for_each_at_once
 from storkit.tech import portals
 from storkit.tech.attachments import Attaching, Detaching
-from storkit.tech.iscsi import attached, initiator, sessiondisk
+from storkit.tech.iscsi import attached, chap, initiator, sessiondisk
 from storkit.tech.iscsi.initiator import IscsiSession
 from storkit.tech.iscsi.names import (
     PORT,
-    Chapped,
     IscsiSettings,
     identity,
     initiator_iqn,
     is_target,
+    path_iqn,
     portal,
     target_iqn,
 )
+from storkit.tech.iscsi.paths import proving, watch
+from storkit.tech.iscsi.paths import sessions as paths
 from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
 from storkit.tech.records import RecordFiles
 
@@ -55,11 +57,11 @@ class _Here:
 
     record: Offer
     node: MappedNode | None
-    session: IscsiSession | None
+    sessions: list[IscsiSession]
 
     @property
     def alive(self) -> bool:
-        return self.session is not None and self.session.alive
+        return any(session.alive for session in self.sessions)
 
 
 class IscsiAttachments(MappedAttachments):
@@ -81,8 +83,7 @@ class IscsiAttachments(MappedAttachments):
         return Offer(volume.name, volume.uuid, volume.size, self.site.host, "iscsi", name, "", False)
 
     def _below(self, record: Offer) -> list[str]:
-        session = attached.session(record)
-        return [disk] if session and (disk := sessiondisk.find(session)) else []
+        return [disk for session in attached.sessions(record) if (disk := sessiondisk.find(session))]
 
     def _nodes(self) -> dict[str, MappedNode]:
         """The nodes of volumes that are attached over iSCSI, by UUID."""
@@ -131,81 +132,113 @@ class IscsiAttachments(MappedAttachments):
         for_each_at_once(lambda one: self._take_right(one), [one for one in batch if one.record.writable])
 
     def _connect(self, one: Attaching[Offer], node: MappedNode | None, deadline: float) -> None:
-        """Have a session, and in it the disk that the offer speaks of. Where the volume has a node, that keeps the new
-        session, whatever fails: whoever has the node open needs it."""
+        """Have sessions, and in them the disk that the offer speaks of. Where the volume has a node, that keeps the new
+        sessions, whatever fails: whoever has the node open needs them."""
         record = one.record
-        session = attached.session(record)
-        if session is not None and not session.alive:
+        there = attached.sessions(record)
+        if there and not there[0].alive:
             if node is not None and node.opens and not only_killed(node.device):
-                self._wait_for(record, session, deadline)
-                session = attached.alive(record, self.site.host)
+                self._wait_for(record, there, deadline)
             else:
                 # The target may have other secrets by now, which a session that exists never learns.
-                _hang_up(record)
-                session = None
-        if session is None:
-            one.fresh = node is None
+                paths.hang_up(record)
+        one.fresh = one.fresh or (node is None and not attached.sessions(record))
+        if attached.several(record):
+            devmapper.prepare_paths()
+            paths.log_in(record, lambda number: self._login_node(one, number), one.offer is not None, deadline)
+            one.devices = paths.disks(record, self._must_answer)
+            one.device = one.devices[0]
+            return
+        if not any(session.alive for session in attached.sessions(record)):
             self._log_in(one)
-            session = attached.alive(record, self.site.host)
-        elif path := sessiondisk.find(session):
+        elif path := sessiondisk.find(attached.sessions(record)[0]):
             self._must_answer(record, path)
+        (session,) = attached.alive(record, self.site.host)
+        if node is not None and devmapper.paths(node):  # it had several, and is the only one from now on
+            initiator.give_up_after(session, self.settings.replacement_timeout)
         one.device = sessiondisk.attach(session, record.volume, record.identity, record.size).path
+        one.devices = [one.device]
 
-    def _wait_for(self, record: Offer, session: IscsiSession, deadline: float) -> None:
-        """The session of a disk in use goes on by itself, soon after its target is back; nothing else may end it.
+    def _wait_for(self, record: Offer, sessions: Sequence[IscsiSession], deadline: float) -> None:
+        """The sessions of a disk in use go on by themselves, soon after their target is back; nothing else may end
+        them. One is enough.
 
         Raises ServiceUnreachable: the target is still away.
         """
-        reason = portals.probe(*portal(session.portal))
-        if not reason and not initiator.recovered(session.target, deadline):
-            reason = "its port is open, and the session does not go on"
-        if reason:
+        reasons = [portals.probe(*portal(session.portal)) for session in sessions]
+        if not all(reasons):
+            reasons = [] if initiator.recovered(record.name, deadline) else ["its port is open, and no session goes on"]
+        if reasons:
+            where = " and ".join(session.portal for session in sessions)
             raise ServiceUnreachable(
-                f"volume {record.volume} is in use on {self.site.host}, and its target {session.target} at "
-                f"{session.portal} is away ({reason})",
+                f"volume {record.volume} is in use on {self.site.host}, and its target {record.name} at "
+                f"{where} is away ({'; '.join(reasons)})",
                 "it goes on when the target is back: storkit status",
             )
 
     def _heed_target(self, one: Attaching[Offer]) -> None:
         """After a reboot this host writes only what it wrote before and the target still lets it write."""
         if one.record.writable:
-            sessiondisk.rescan(one.device)
-            if sessiondisk.readonly(one.device):
+            for device in one.devices:
+                sessiondisk.rescan(device)
+            if all(map(sessiondisk.readonly, one.devices)):
                 one.record = replace(one.record, writable=False)
 
     def _log_in(self, one: Attaching[Offer]) -> None:
-        """With the secrets of the offer, or with those of open-iscsi's record: our own has none."""
+        """With the secrets of the offer, or with those of open-iscsi's record: our own has none. At the first portal
+        where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
+        record = one.record
         if one.offer is not None:
-            node = self._login_node(one.offer, [portal(text) for text in one.offer.portals])
-            initiator.write_record(node)
-        else:
-            portals = initiator.find_records(one.record.name)
-            if not portals:
-                raise NotFound(
-                    f"the record of volume {one.record.volume} is gone from {initiator.database()}",
-                    f"storkit attach {one.record.volume} --on {self.site.host}",
-                )
-            node = self._login_node(one.record, portals)
-        initiator.login(node)
-
-    def _login_node(self, offer: Offer, places: list[tuple[str, int]]) -> initiator.InitiatorRecord:
-        """The first portal where anybody answers: trying costs milliseconds here, and minutes in iscsid."""
+            places = [portal(text) for text in one.offer.portals]
+        elif not (places := initiator.find_records(record.name)):
+            raise NotFound(
+                f"the record of volume {record.volume} is gone from {initiator.database()}",
+                f"storkit attach {record.volume} --on {self.site.host}",
+            )
         silent = []
-        for address, port in places:
-            reason = portals.probe(address, port)
-            if not reason:
-                return initiator.InitiatorRecord(
-                    offer.name,
-                    address,
-                    port,
-                    initiator_iqn(offer.name.removesuffix(f":{offer.uuid.lower()}"), self.site.host),
-                    _chap(offer),
-                    self.settings.login_timeout,
-                    self.settings.replacement_timeout,
-                )
-            silent.append(f"{portals.name(address, port)}: {reason}")
-        message = f"no portal of volume {offer.volume} answers ({'; '.join(silent)})"
+        for place in places:
+            if reason := portals.probe(*place):
+                silent.append(f"{portals.name(*place)}: {reason}")
+                continue
+            node = self._node(one, place)
+            if one.offer is not None:
+                initiator.write_record(node)
+            return initiator.login(node)
+        message = f"no portal of volume {record.volume} answers ({'; '.join(silent)})"
         raise ServiceUnreachable(message, "storkit host check")
+
+    def _node(self, one: Attaching[Offer], place: tuple[str, int]) -> initiator.InitiatorRecord:
+        offer = one.offer or one.record
+        address, port = place
+        return initiator.InitiatorRecord(
+            offer.name,
+            address,
+            port,
+            initiator_iqn(offer.name.removesuffix(f":{offer.uuid.lower()}"), self.site.host),
+            chap.of_offer(offer),
+            self.settings.login_timeout,
+            self.settings.replacement_timeout,
+        )
+
+    def _login_node(self, one: Attaching[Offer], number: int) -> initiator.InitiatorRecord:
+        """How to log in at the portal of this number, of several."""
+        node = self._node(one, portal(one.record.portals[number]))
+        name = path_iqn(node.initiator, number)
+        return replace(node, initiator=name, replacement_timeout=self.settings.path_given_up, ping=initiator.PATH_PING)
+
+    def _table(self, one: Attaching[Offer]) -> str:
+        if not attached.several(one.record):
+            return super()._table(one)
+        return devmapper.multipath_over(one.devices, one.record.size, self.settings.queues)
+
+    def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
+        super()._place(batch)
+        if many := [one for one in batch if attached.several(one.record)]:
+            nodes = devmapper.of_role(ROLE)
+            for one in many:
+                paths.give_up_after(one.record, self.settings.path_given_up)
+                paths.reinstate(nodes[one.record.uuid], one.devices)
+            watch.start(self.site, self.settings)
 
     def _duplicates(self, record: Offer) -> Iterator[StorkitError]:
         if others := sessiondisk.others(record.uuid.lower(), record.name):
@@ -216,21 +249,22 @@ class IscsiAttachments(MappedAttachments):
             )
 
     def _take_right(self, one: Attaching[Offer], writers: list[str] | None = None) -> None:
-        """As a writer: be registered, and see to it that the unregistered cannot write."""
-        uuid = one.record.uuid
-        sessiondisk.rescan(one.device)
-        if sessiondisk.readonly(one.device):
+        """As a writer: be registered, by every path, and see to it that the unregistered cannot write."""
+        uuid, own = one.record.uuid, reservations.key_for(one.record.uuid, self.site.host)
+        for device in one.devices:
+            sessiondisk.rescan(device)
+        if any(map(sessiondisk.readonly, one.devices)):
             raise Conflict(
                 f"the target of volume {one.record.volume} lets host {self.site.host} read only", "storkit status"
             )
         keys = None if writers is None else [reservations.key_for(uuid, host) for host in writers]
-        reservations.hold(one.device, reservations.key_for(uuid, self.site.host), keys)
+        reservations.hold(one.devices, own, keys)
 
     def _abandon(self, fresh: Sequence[Attaching[Offer]]) -> None:
         with suppress(StorkitError):
             devmapper.remove([node_name(one.record.volume, ROLE) for one in fresh])
         with suppress(StorkitError):
-            for_each_at_once(lambda one: _hang_up(one.record), fresh)
+            for_each_at_once(lambda one: paths.hang_up(one.record), fresh)
         for one in fresh:
             if one.offer is not None:
                 initiator.delete_records(one.record.name)
@@ -240,10 +274,10 @@ class IscsiAttachments(MappedAttachments):
     def _close(self, batch: Sequence[Detaching[Offer]]) -> None:
         nodes = self._nodes()
         records = [one.record or self._bare(one.volume) for one in batch]
-        here = [_Here(record, nodes.get(record.uuid), attached.session(record)) for record in records]
-        if any(each.session for each in here):
+        here = [_Here(record, nodes.get(record.uuid), attached.sessions(record)) for record in records]
+        if any(each.sessions for each in here):
             initiator.check_daemon()
-        lost = [each.session is not None and not each.alive for each in here]
+        lost = [bool(each.sessions) and not each.alive for each in here]
         raise_problems(
             [
                 problem
@@ -252,10 +286,12 @@ class IscsiAttachments(MappedAttachments):
             ]
         )
         for_each_at_once(_flush, [each for each in here if each.alive and each.node and not each.node.readonly])
-        # What was sent to a target that is away comes back only at the end of its session.
-        for_each_at_once(lambda each: _hang_up(each.record), [each for each in here if not each.alive])
+        # What was sent to a target that is away comes back only at the end of its sessions.
+        for node in [each.node for each in here if each.node and not each.alive]:
+            devmapper.stop_queueing(node)
+        for_each_at_once(lambda each: paths.hang_up(each.record), [each for each in here if not each.alive])
         for_each_at_once(
-            lambda each: initiator.end_logins(each.record.name), [each for each in here if not each.session]
+            lambda each: initiator.end_logins(each.record.name), [each for each in here if not each.sessions]
         )
         devmapper.remove([each.node.name for each in here if each.node])
         for_each_at_once(self._let_go, [each for each in here if each.alive])
@@ -263,17 +299,28 @@ class IscsiAttachments(MappedAttachments):
             one.gone = True
 
     def _let_go(self, here: _Here) -> None:
-        """Take back this host's registration, if it may still write, and log out."""
-        assert here.session is not None
-        if here.node and not here.node.readonly and sessiondisk.writable(here.session, here.record.identity):
+        """Take back this host's registrations, if it may still write, and log out."""
+        disks = [disk for each in here.sessions if each.alive and (disk := sessiondisk.find(each))]
+        if here.node and not here.node.readonly and _writable(here):
             with suppress(StorkitError):
-                reservations.register(sessiondisk.find(here.session), 0)
-        _hang_up(here.record)
+                if attached.several(here.record):
+                    # Also those of its paths' earlier sessions: nobody writes here any more.
+                    own = reservations.key_for(here.record.uuid, self.site.host)
+                    reservations.register(disks[0], own)
+                    reservations.preempt(disks[0], own, own)
+                reservations.register(disks[0], 0)
+        paths.hang_up(here.record)
+        if attached.several(here.record):
+            initiator.end_logins(here.record.name)  # a path at which a command was killed
 
     def _released(self, gone: Sequence[Detaching[Offer]]) -> None:
         # Before our own records: as long as those are there, they name what may be left.
         for one in gone:
             initiator.delete_records((one.record or self._bare(one.volume)).name)
+
+    def _forget(self, gone: Sequence[Detaching[Offer]]) -> None:
+        super()._forget(gone)
+        watch.stop_unless(self.site, self.of_several_paths)
 
     # claim
 
@@ -311,23 +358,46 @@ class IscsiAttachments(MappedAttachments):
         }
         return {uuid: why for uuid, why in faults.items() if why}
 
+    def _paths(self, record: Offer) -> list[AttachmentPath]:
+        return attached.paths(record, devmapper.of_role(ROLE).get(record.uuid)) if attached.several(record) else []
+
     def _look(self, record: Offer, offsets: list[int] | None) -> Evidence:
-        session = attached.alive(record, self.site.host)
-        # A session is lost ten seconds after its target: who asks the disk meanwhile waits until that is back.
-        if reason := portals.probe(*portal(session.portal)):
-            message = f"the target of volume {record.volume} does not answer {self.site.host} at {session.portal}"
-            raise ServiceUnreachable(f"{message}: {reason}", "storkit status")
-        path = sessiondisk.find(session)
         ranges = wanted(record.uuid, record.size, offsets)
-        seen = self._must_answer(record, path, ranges)
-        disk = sessiondisk.read(path)
-        seen = self._blocks(record, path, seen, disk.identity)
-        with scsi.ScsiDisk(path) as asked:
-            keys = {reservations.key_text(key) for key in asked.registered_keys()}
-        own = reservations.key_text(reservations.key_for(record.uuid, self.site.host))
-        key = own if own in keys else ""
-        blocks = digests(ranges, seen)
-        return Evidence(record.volume, self.site.host, disk.identity, disk.size, blocks, key, sorted(keys))
+        shares = proving.shares(proving.answering(record, self.site.host), ranges)
+        seen: dict[tuple[int, int], bytes] = {}
+        states = []
+        for path, share in shares.items():
+            blocks = self._must_answer(record, path, share or reading.PROBE)
+            states.append(proving.ask(path))
+            seen |= dict(zip(share, self._blocks(record, path, blocks, states[-1].identity), strict=False))
+        return proving.told(record, self.site.host, states, digests(ranges, [seen[each] for each in ranges]))
+
+    # paths that come back
+
+    def of_several_paths(self) -> list[str]:
+        """The volumes that are attached by several paths."""
+        return [uuid for uuid, record in self._records.find()[0].items() if attached.several(record)]
+
+    def mend(self, uuid: str) -> bool:
+        """Use the paths of a volume again that the kernel gave up, and whose sessions go on: each is verified anew, and
+        registered if this host writes. Whether there is nothing left to wait for: a portal without a session needs an
+        attach."""
+        with self._locked([uuid]):
+            record = self._records.find([uuid])[0].get(uuid)
+            node = devmapper.of_role(ROLE).get(uuid)
+            if record is None or node is None:
+                return True
+            own = reservations.key_for(uuid, self.site.host) if record.writable else None
+            back = paths.back(record, node, self._must_answer, own)
+            used = devmapper.paths(node)
+            if any(disk not in used for disk in back):
+                devices = [*(disk for disk, works in used.items() if works), *back]
+                table = devmapper.multipath_over(devices, record.size, self.settings.queues)
+                devmapper.swap([Wanted(node.name, node.uuid, table, node.readonly)])
+            paths.give_up_after(record, self.settings.path_given_up)
+            paths.reinstate(node, back)
+            states = devmapper.paths(node)
+            return all(each.alive and states.get(sessiondisk.find(each)) for each in attached.sessions(record))
 
 
 def _patience() -> float:
@@ -335,27 +405,17 @@ def _patience() -> float:
     return time.monotonic() + initiator.RECOVERY
 
 
-def _hang_up(record: Offer) -> None:
-    while session := attached.session(record):
-        initiator.logout(session)
+def _writable(here: _Here) -> bool:
+    """Whether the target still shows this disk to this host, and lets it write."""
+    alive = [session for session in here.sessions if session.alive]
+    return any(sessiondisk.writable(session, here.record.identity) for session in alive)
 
 
 def _flush(here: _Here) -> None:
     """Write what this host's page cache holds. Raises ServiceUnreachable if the disk, though it is there and this host
     may write it, does not take it: tried again, it may."""
-    assert here.node is not None and here.session is not None
+    assert here.node is not None
     error = flush(here.node)
-    if error is not None and sessiondisk.writable(here.session, here.record.identity):
+    if error is not None and _writable(here):
         message = f"volume {here.record.volume} cannot be flushed: {error.strerror}"
         raise ServiceUnreachable(message, "storkit status") from error
-
-
-def _chap(offer: Offer) -> Chapped | None:
-    """The secrets of an offer: the client's own, and with mutual CHAP the one that the target must know."""
-    credential = offer.credential
-    if credential is None or credential.secret is None:
-        return None
-    user, secret = (credential.files.get(name, Secret("")) for name in ("mutual-user", "mutual-secret"))
-    for said in (user, secret):
-        check_secret(said)  # they are lines of open-iscsi's record
-    return Chapped(credential.user, credential.secret, user.reveal(), secret)

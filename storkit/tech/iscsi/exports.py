@@ -43,6 +43,7 @@ from storkit.tech.iscsi.names import (
     IscsiSettings,
     identity,
     initiator_iqn,
+    is_path_of,
     naa,
     portal,
     stated,
@@ -171,7 +172,7 @@ class IscsiExports(BlockExports[IscsiGrant]):
                     live, where = Path(volume.path).exists(), volume.path
                     writable = mine.get(volume.uuid, writable)
                 else:
-                    right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
+                    right = _right(grant, client, seen)
                     live = seen is not None and seen.enabled and right is not None
                     writable, where = right if live else writable, ", ".join(grant.portals)
                 exports.append(
@@ -189,7 +190,7 @@ class IscsiExports(BlockExports[IscsiGrant]):
             common = (volume.name, volume.uuid, volume.size, client, TRANSPORT, volume.path, said, writable)
             return Offer(*common, path=volume.path)
         seen = target.observe(grant.iqn)
-        right = seen.access.get(initiator_iqn(grant.prefix, client)) if seen else None
+        right = _right(grant, client, seen)
         if seen is None or right is None or not seen.enabled:
             message = f"the target of volume {volume.name} does not run on host {self.site.host}"
             raise ServiceUnreachable(message, f"storkit host restore {self.site.host}")
@@ -214,12 +215,10 @@ class IscsiExports(BlockExports[IscsiGrant]):
     def _not_off(self, grant: IscsiGrant, client: str) -> Iterable[StorkitError]:
         """Yield an error for each way in that `client` still has: an access list (and so a session), a reservation
         key, a writable device-mapper node."""
-        initiator = initiator_iqn(grant.prefix, client) if grant.iqn else ""
-        seen = target.observe(grant.iqn) if initiator else None
+        seen = target.observe(grant.iqn) if grant.iqn else None
         if seen is not None:
-            left = initiator in seen.access
-            left = left or (seen.backstore is not None and initiator in target.registrations(seen.backstore))
-            if left:
+            known = {*seen.access, *(target.registrations(seen.backstore) if seen.backstore is not None else ())}
+            if any(is_path_of(name, initiator_iqn(grant.prefix, client)) for name in known):
                 hint = f"storkit fence {client}"
                 yield Unsafe(f"the target of volume {grant.volume.name} still knows host {client}", hint)
         if client == self.site.host:
@@ -241,7 +240,13 @@ def _wanted_export(volume: Volume) -> devmapper.Wanted:
 def _lets_in(grant: IscsiGrant, client: str) -> bool:
     """Whether the kernel's target of a volume knows a client."""
     seen = target.observe(grant.iqn) if grant.iqn else None
-    return seen is not None and initiator_iqn(grant.prefix, client) in seen.access
+    return seen is not None and any(is_path_of(name, initiator_iqn(grant.prefix, client)) for name in seen.access)
+
+
+def _right(grant: IscsiGrant, client: str, seen: target.Seen | None) -> bool | None:
+    """Whether a client may write by any of its paths; None: it is not let in."""
+    rights = [right for name in grant.initiators(client) if seen and (right := seen.access.get(name)) is not None]
+    return any(rights) if rights else None
 
 
 def _runs(grant: IscsiGrant) -> bool:
@@ -253,9 +258,10 @@ def _unit(grant: IscsiGrant) -> target.Unit:
     """A grant as the kernel's target should have it."""
     volume = grant.volume
     access = {
-        initiator_iqn(grant.prefix, client): target.Access(client in grant.writers, granted.chap)
+        name: target.Access(client in grant.writers, granted.chap)
         for client, granted in grant.clients.items()
         if not granted.same_machine
+        for name in grant.initiators(client)
     }
     return target.Unit(
         name=f"storkit-{volume.name}",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from storkit.system.run import run, which
 from storkit.system.timeouts import scaled
 from storkit.tech import portals
 from storkit.tech.iscsi import kill
-from storkit.tech.iscsi.names import Chapped
+from storkit.tech.iscsi.names import Chapped, portal
 
 INTERFACE = "storkit"
 PACKAGE = "open-iscsi"
@@ -41,6 +43,8 @@ _LOGOUT_TIMEOUT = scaled(30.0)
 RECOVERY = scaled(45.0)
 """Seconds for a lost session whose target is back: iscsid's login timeout (15 s), its pause, and TCP's own back-off."""
 _LOOK = 0.1
+PATH_PING = (2, 3)
+"""As InitiatorRecord.ping, for one path of several."""
 
 # iscsiadm's exit statuses (open-iscsi's include/iscsi_err.h)
 _TRANSPORT, _LOGIN, _TRANSPORT_TIMEOUT, _PDU_TIMEOUT = 4, 5, 8, 11
@@ -60,6 +64,8 @@ class InitiatorRecord:
     login_timeout: int = 15
     replacement_timeout: int = -1
     """Seconds that I/O waits for a lost session before it fails; -1: for as long as it takes."""
+    ping: tuple[int, int] = (5, 5)
+    """After how many seconds without a word the target is asked whether it is there, and how many it has to answer."""
 
     @property
     def portal(self) -> str:
@@ -93,7 +99,8 @@ def node_record(node: InitiatorRecord) -> str:
 
     Nothing in it comes from iscsid.conf, so all hosts behave alike. `startup` and `scan` are manual: nobody but storkit
     logs in, and no logical unit appears that was not asked for. The target is asked every 5 seconds whether it is there
-    (noop_out): a session whose connection was lost in silence is recovered after 10.
+    (noop_out): a session whose connection was lost in silence is recovered after 10. Where there are other paths
+    (PATH_PING), it is sooner.
     """
     auth = {"node.session.auth.authmethod": "None"}
     if node.chap is not None:
@@ -148,8 +155,8 @@ def node_record(node: InitiatorRecord) -> str:
         "node.conn[0].timeo.logout_timeout": 5,
         "node.conn[0].timeo.login_timeout": node.login_timeout,
         "node.conn[0].timeo.auth_timeout": 45,
-        "node.conn[0].timeo.noop_out_interval": 5,
-        "node.conn[0].timeo.noop_out_timeout": 5,
+        "node.conn[0].timeo.noop_out_interval": node.ping[0],
+        "node.conn[0].timeo.noop_out_timeout": node.ping[1],
         "node.conn[0].iscsi.MaxXmitDataSegmentLength": 0,
         "node.conn[0].iscsi.MaxRecvDataSegmentLength": 262144,
         "node.conn[0].iscsi.HeaderDigest": "None",
@@ -226,14 +233,14 @@ def find_sessions(root: Path = SESSIONS) -> list[IscsiSession]:
 
 def _session(directory: Path) -> IscsiSession:
     device = (directory / "device").resolve(strict=True)
-    portal = ""
+    where = ""
     for connection in device.glob("connection*/iscsi_connection/*"):
-        portal = portals.name(_value(connection, "persistent_address"), int(_value(connection, "persistent_port") or 0))
+        where = portals.name(_value(connection, "persistent_address"), int(_value(connection, "persistent_port") or 0))
     return IscsiSession(
         int(directory.name.removeprefix("session")),
         _value(directory, "targetname"),
         _value(directory, "initiatorname"),
-        portal,
+        where,
         _value(directory, "state"),
         device,
     )
@@ -277,37 +284,46 @@ def login(node: InitiatorRecord) -> None:
     argv = ["iscsiadm", "-m", "node", "-T", node.target, "-p", f"{node.portal},{TPGT}", "--login"]
     try:
         done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE, locked=True)
-        if done.status == _SESSION_EXISTS and not _has_session(node.target):
-            end_logins(node.target)
+        if done.status == _SESSION_EXISTS and not at_portal(node.target, node.address, node.port):
+            end_logins(node.target, [(node.address, node.port)])
             done = run(argv, ok=(0, _SESSION_EXISTS), timeout=_LOGIN_TIMEOUT, package=PACKAGE, locked=True)
     except CommandFailed as failure:
         raise explain_login(node, failure) from failure
-    if done.status == _SESSION_EXISTS and not _has_session(node.target):
+    if done.status == _SESSION_EXISTS and not at_portal(node.target, node.address, node.port):
         raise Conflict(
             f"iscsid holds on to a session to {node.target} that is gone",
             "restart it, which no other session suffers from: systemctl restart iscsid",
         )
 
 
-def _has_session(target: str) -> bool:
-    return any(found.target == target for found in find_sessions())
+def at_portal(target: str, address: str, port: int) -> IscsiSession | None:
+    """The session with a target at one of its portals."""
+    sessions = [found for found in find_sessions() if found.target == target]
+    return next((found for found in sessions if found.portal and portal(found.portal) == (address, port)), None)
 
 
-def end_logins(target: str) -> None:
-    """End what iscsid is still logging in to by a target's node records, for a command that was killed: the session has
-    no name in sysfs until it is logged in, and iscsid does not call a login off. None is fine.
+def give_up_after(session: IscsiSession, seconds: int) -> None:
+    """How long I/O waits for this session while it is lost: also for one that was made with another time."""
+    with suppress(OSError):  # it has gone meanwhile
+        (SESSIONS / f"session{session.id}" / "recovery_tmo").write_text(str(seconds))
+
+
+def end_logins(target: str, places: Iterable[tuple[str, int]] | None = None) -> None:
+    """End what iscsid is still logging in to by a target's node records (at these portals, by address and port; None:
+    at all), for a command that was killed: the session has no name in sysfs until it is logged in, and iscsid does not
+    call a login off. None is fine.
 
     Raises ServiceUnreachable: the target lets it wait.
     """
-    for address, port in find_records(target) if _listening() else ():
+    for address, port in (find_records(target) if places is None else places) if _listening() else ():
         if not _log_out(target, portals.name(address, port), _LOGIN_TIMEOUT):
             message = f"iscsid is still logging in to {target}, for a command that was killed"
             raise ServiceUnreachable(message, "wait, or: systemctl restart iscsid, which no other session suffers from")
 
 
-def _log_out(target: str, portal: str, timeout: float) -> bool:
+def _log_out(target: str, where: str, timeout: float) -> bool:
     """End the session of a node record, or see that there is none; False: iscsid is logging in to it all the time."""
-    argv = ["iscsiadm", "-m", "node", "-T", target, "-p", f"{portal},{TPGT}", "--logout"]
+    argv = ["iscsiadm", "-m", "node", "-T", target, "-p", f"{where},{TPGT}", "--logout"]
     ended, deadline = (0, _NO_OBJECTS, _NOT_FOUND, _NOT_CONNECTED), time.monotonic() + timeout
     while run(argv, ok=(*ended, _INTERNAL), timeout=timeout, package=PACKAGE, locked=True).status not in ended:
         if time.monotonic() > deadline:
@@ -341,14 +357,18 @@ def last_line(stderr: str) -> str:
     return (telling or lines or ["no message"])[-1]
 
 
-def recovered(target: str, deadline: float) -> bool:
-    """Wait for iscsid to take up a lost session of this target again, which it tries every few seconds; whether it did
-    until `deadline`, by time.monotonic().
+def recovered(target: str, deadline: float, id: int | None = None) -> bool:
+    """Wait for iscsid to take up a lost session of this target again (any, or that of this number), which it tries
+    every few seconds; whether it did until `deadline`, by time.monotonic().
 
     A session that goes on is in sysfs and in no event. While a network was cut and healed under Linux 6.1, the last on
     NETLINK_ISCSI was the login's answer on its way to iscsid, which comes before; and there was no uevent.
     """
-    while not (alive := any(found.alive for found in find_sessions() if found.target == target)):
+    while not (
+        alive := any(
+            found.alive and id in (None, found.id) for found in find_sessions() if found.target == target
+        )
+    ):  # fmt: skip
         if time.monotonic() > deadline:
             break
         time.sleep(_LOOK)

@@ -21,6 +21,8 @@ from storkit.tech.grants import short_digest
 
 PREFIX = "iqn.2026-11.org.storkit"
 PORT = 3260
+PATH_LOST = 5
+"""Seconds until a lost path of several is given up. With the time in which the loss is noticed, 10 in all."""
 _PREFIX = re.compile(r"iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9-]+){2,}(:[a-z0-9.:-]*[a-z0-9])?")
 
 Chap = Literal["mutual", "one-way", "none"]
@@ -40,7 +42,8 @@ class IscsiSettings:
     login_timeout: int = 15
     """Seconds that a client tries one portal before it is called unreachable."""
     replacement_timeout: int = -1
-    """Seconds that a client's I/O waits for a target that is away, before it fails; -1: as long as it takes."""
+    """Seconds that a client's I/O waits for a target that is away, before it fails; -1: as long as it takes. With
+    several portals, seconds that it waits for one of them."""
 
     def __post_init__(self) -> None:
         problems: list[StorkitError] = []
@@ -54,6 +57,17 @@ class IscsiSettings:
             hint = "-1 waits as long as it takes"
             problems.append(UsageError(f"iscsi: replacement_timeout = {self.replacement_timeout}", hint))
         raise_problems(problems)
+
+    @property
+    def queues(self) -> bool:
+        """Whether I/O waits for as long as it takes."""
+        return self.replacement_timeout < 0
+
+    @property
+    def path_given_up(self) -> int:
+        """Seconds that I/O waits for a lost path of several, before it goes by another. If the inventory says how long
+        a target may be away, that is meant; otherwise what no path takes waits above them."""
+        return PATH_LOST if self.queues else self.replacement_timeout
 
 
 def portal(text: str) -> tuple[str, int]:
@@ -80,6 +94,18 @@ def initiator_iqn(prefix: str, host: str) -> str:
     """
     clean = re.sub(r"[^a-z0-9.-]+", "-", host.lower()).strip("-.")[:60]
     return f"{prefix}:host.{host if clean == host else f'{clean}:{short_digest(host)}'}"
+
+
+def path_iqn(initiator: str, number: int) -> str:
+    """The IQN that a client logs in with at the target's portal of this number, from 0. Each path has a name, and so an
+    access list, of its own: of several sessions by one name, the kernel's target shows no more than one, and whether
+    the others have ended is not to be seen. The end is like that of no host's name: a hash has no `p`."""
+    return f"{initiator}:path{number + 1}" if number else initiator
+
+
+def is_path_of(name: str, initiator: str) -> bool:
+    """Whether this is the IQN of one of a client's paths."""
+    return re.fullmatch(re.escape(initiator) + r"(:path[0-9]+)?", name) is not None
 
 
 def unit_serial(uuid: str) -> str:
@@ -151,9 +177,14 @@ class IscsiGrant:
     """That of the last command that changed it (storkit.tech.grants)."""
 
     def remote(self) -> dict[str, bool]:
-        """The initiator names that the target lets in, and whether each may write."""
+        """The clients that come over the network, by initiator name, and whether each may write."""
         return {
             initiator_iqn(self.prefix, client): client in self.writers
             for client, granted in self.clients.items()
             if not granted.same_machine
         }
+
+    def initiators(self, client: str) -> list[str]:
+        """The initiator names of a client: one for each path."""
+        initiator = initiator_iqn(self.prefix, client)
+        return [path_iqn(initiator, number) for number in range(max(1, len(self.portals)))]

@@ -46,10 +46,11 @@ class Lun:
     """The logical block size, in bytes."""
 
 
-def sample() -> GrabbableDisk:
-    """A disk of a session of storkit's, as multipathd and LVM would meet it."""
-    wwid = "3" + naa("00000000-0000-4000-8000-000000000000")
-    return GrabbableDisk("sdzz", (f"/dev/{LINKS}/sdzz",), "LIO-ORG", "IBLOCK", wwid, "scsi:iscsi", (PROPERTY, "ID_WWN"))
+def sample(several: bool = False) -> GrabbableDisk:
+    """A disk of a session of storkit's, as multipathd and LVM would meet it; `several`: one of several paths."""
+    wwid, names = "3" + naa("00000000-0000-4000-8000-000000000000"), (f"/dev/{LINKS}/sdzz",)
+    properties = (PROPERTY, "ID_WWN")
+    return GrabbableDisk("sdzz", names, "LIO-ORG", "IBLOCK", wwid, "scsi:iscsi", properties, several)
 
 
 def find(session: IscsiSession) -> str:

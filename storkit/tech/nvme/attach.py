@@ -16,7 +16,7 @@ from time import monotonic
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, Unsafe, UsageError, raise_problems
 from storkit.core.identities import check_secret
-from storkit.core.model import Evidence, Offer, Volume
+from storkit.core.model import WORKING, AttachmentPath, Evidence, Offer, Volume
 from storkit.system.block import devmapper, udev
 from storkit.system.block.devmapper import MappedNode, node_name
 from storkit.system.block.fingerprint import digests, wanted
@@ -218,6 +218,12 @@ class NvmeAttachments(MappedAttachments):
 
     # what is there
 
+    def _paths(self, record: Offer) -> list[AttachmentPath]:
+        if len(record.portals) < 2:
+            return []
+        there = {(path.address, path.port): path for path in controllers.find(record.name)}
+        return [AttachmentPath(text, _path_state(there.get(portal(text)))) for text in record.portals]
+
     def _broken(self, records: Mapping[str, Offer]) -> dict[str, str]:
         nodes, paths = devmapper.of_role(ROLE), controllers.find()
         faults = {
@@ -250,6 +256,12 @@ def fault(record: Offer, node: MappedNode | None, paths: Sequence[Controller]) -
     if not (disk := controllers.disk(record.name)):
         return "its target shows no disk"
     return node_fault(node, disk, "target", record.writable)
+
+
+def _path_state(path: Controller | None) -> str:
+    if path is None:
+        return "it has no connection"
+    return WORKING if path.alive else f"its connection is lost ({path.state})"
 
 
 def _hang_up(record: Offer) -> None:

@@ -259,31 +259,6 @@ def test_a_server_that_dies_is_waited_for(moving: World, host: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_copy_whose_server_hangs_is_given_up(moving: World) -> None:
-    text = moving.inventory.read_text()
-    moving.inventory.write_text(text.replace('accel = "tcg"', 'accel = "tcg"\nstall_timeout = 4'))
-    large(moving)
-    here = path(moving)
-    command = mirroring(moving)
-    hangs = server(moving, "b")
-    os.kill(hangs, signal.SIGSTOP)
-    try:
-        _, said = command.communicate(timeout=scaled(300.0))
-        assert command.returncode, said
-        last = moving.wait_for_writes(here, bootsector.last_record(here))
-    finally:
-        os.kill(hangs, signal.SIGCONT)
-    for plan in interrupted(moving):
-        moving.storkit("plan", "rollback", plan)
-    last = one_disk(moving, last)
-    assert path(moving) == here
-    moving.storkit("volume", "move", "g", "--to", "far")
-    last = one_disk(moving, last)
-    moving.storkit("guest", "stop", "g", "--force")
-    whole(path(moving), last)
-
-
-@pytest.mark.slow
 def test_between_machines_by_tls() -> None:
     """And on after the copy's server has ended and come back: the guest waits for it, as for any disk."""
     with tempfile.TemporaryDirectory(prefix="sk-") as scratch, two_machines(Path(scratch)) as world:

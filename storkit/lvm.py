@@ -297,8 +297,9 @@ class Lvm(KeepsGuests):
         allocated = min(pool.size, int(pool.size * (pool.data + 0.005) / 100)) if pool.data else 0
         free = pool.size - allocated if pool.data is not None else 0
         warnings += checks.warnings(self.pool, pool, sizes, self.settings.warn, self.settings.overcommit)
+        thin = None if pool.metadata is None else round(pool.metadata)
         return Usage(
-            self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings, held, pool.metadata, used
+            self.pool, self.site.host, pool.size, free, sum(sizes), allocated, warnings, held, thin, used
         )  # fmt: skip
 
     # The volume group

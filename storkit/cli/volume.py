@@ -176,7 +176,7 @@ def list_(session: Session, options: Namespace) -> None:
 def _filled(usage: Usage) -> str:
     """How full a pool is, in a line."""
     full = f"pool {usage.pool}: {format_size(usage.free)} of {format_size(usage.total)} free"
-    thin = "" if usage.metadata is None else f", its metadata {usage.metadata:.0f} % full"
+    thin = "" if usage.metadata is None else f", its metadata {usage.metadata} % full"
     return f"{full}{thin}; volumes can grow to {format_size(usage.provisioned)}"
 
 

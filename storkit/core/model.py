@@ -207,7 +207,7 @@ class Usage:
     warnings: list[Words] = field(default_factory=list)
     held: dict[VolumeName, VolumeHold] = field(default_factory=dict)
     """The volumes on which guests sleep."""
-    metadata: float | None = None
+    metadata: Count | None = None
     """How full a thin pool's metadata is, in percent; None: the pool has none."""
     used: dict[VolumeName, Count] = field(default_factory=dict)
     """The bytes that each volume takes by itself, where they were asked for."""

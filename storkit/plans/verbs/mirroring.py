@@ -46,7 +46,7 @@ class LetFill(BlindVerb):
 
 
 @dataclass(frozen=True)
-class _OfGuest(BlindVerb):
+class _Mirroring(BlindVerb):
     """At the host of the guest `name`, whose hypervisor is the step's target: its disk `volume`, by that one's UUID."""
 
     name: GuestName
@@ -63,7 +63,7 @@ class _OfGuest(BlindVerb):
 
 
 @dataclass(frozen=True)
-class MirrorDisk(_OfGuest):
+class MirrorDisk(_Mirroring):
     """The guest copies its disk to `volume`, whose home is the step's peer, and writes both from then on. Undone by
     calling that off."""
 
@@ -88,7 +88,7 @@ class MirrorDisk(_OfGuest):
 
 
 @dataclass(frozen=True)
-class CallOffMirror(_OfGuest):
+class CallOffMirror(_Mirroring):
     """The guest goes on with its disk. Nothing needs its copy back."""
 
     verb: ClassVar[str] = "call_off"
@@ -98,7 +98,7 @@ class CallOffMirror(_OfGuest):
 
 
 @dataclass(frozen=True)
-class SwitchDisk(_OfGuest):
+class SwitchDisk(_Mirroring):
     """The guest uses the copy alone. Undone only as long as it
     has not switched: a barrier, since the copy alone has what it writes from then on."""
 
@@ -113,7 +113,7 @@ class SwitchDisk(_OfGuest):
 
 
 @dataclass(frozen=True)
-class SettleMirror(_OfGuest):
+class SettleMirror(_Mirroring):
     """The pools say which is the disk: what the guest's host keeps of that is forgotten."""
 
     verb: ClassVar[str] = "settle"

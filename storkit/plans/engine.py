@@ -246,6 +246,7 @@ class Engine:
                     error.left = PUT_BACK
                     raise error
             again = f"storkit plan resume {plan.id}, or storkit plan rollback {plan.id}"
+            again += "".join(f"; if {host} has died: storkit host evacuate {host}" for host in _dead(failures))
         raise StepFailed(
             failed + (f"; {left}" if left and left not in failed else ""),
             "; before that: ".join([again, "; ".join(hints)] if hints else [again]),
@@ -368,6 +369,12 @@ class Engine:
     def _unmark(self, plan: Plan) -> None:
         for host in _marked(plan):
             self.connections.to(host).itself.unmark(plan.id)
+
+
+def _dead(failures: list[tuple[Step, StorkitError]]) -> list[str]:
+    """The hosts that guests ran on, or came to, and that said nothing any more."""
+    silent = [step for step, error in failures if any(isinstance(each, HostUnreachable) for each in error.each)]
+    return list(dict.fromkeys(step.host for step in silent if step.target.startswith("hypervisor:")))
 
 
 @contextmanager

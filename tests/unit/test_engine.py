@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -205,6 +205,17 @@ def test_every_problem_of_a_step_is_named_where_the_plan_stays(engine: Engine, l
     assert "make room" in caught.value.hint and "look" in caught.value.hint
     assert isinstance(caught.value.cause, Problems)
     assert [each["message"] for each in caught.value.to_json()["cause"]["problems"]] == ["no room", "no answer"]
+
+
+@pytest.mark.parametrize(("target", "said"), [("hypervisor:x", "; if h has died: storkit host evacuate h"), ("x", "")])
+def test_a_host_of_guests_that_says_nothing_more_may_have_died(
+    engine: Engine, log: list[str], target: str, said: str
+) -> None:
+    made = plan([note("one")], [replace(note("two", fail="silent"), target=target)])
+    with pytest.raises(StepFailed) as caught:
+        engine.run(made)
+    ends = f"storkit plan resume {made.id}, or storkit plan rollback {made.id}"
+    assert caught.value.hint == f"{ends}{said}; before that: look"
 
 
 @pytest.mark.parametrize("how", ["conflict", "silent"])

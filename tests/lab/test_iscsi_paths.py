@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from storkit.core.errors import ServiceUnreachable
+from storkit.core.errors import Conflict, ServiceUnreachable
 from storkit.core.model import Attachment, Volume
 from tests.contract.transport_iscsi import IscsiPaths
 from tests.lab import Host
@@ -55,7 +55,10 @@ class PathsRig(IscsiPaths):
     def writes(self, disk: str) -> bool:
         """Whether the target takes a write of this host's by one path, past the node: the last block, zeros."""
         code = "import os, sys; print(os.lseek(os.open(sys.argv[1], os.O_RDONLY), 0, os.SEEK_END) // 512 - 8)"
-        at = self.run("b", "python3", "-c", code, disk).strip()
+        found = self.host("b").run(["python3", "-c", code, disk], check=False)
+        if found.status:  # it does not even open: its session is given up
+            return False
+        at = found.stdout.strip()
         argv = ["sg_dd", "blk_sgio=1", "if=/dev/zero", f"of={disk}", "bs=512", "count=8", f"seek={at}"]
         return self.host("b").run(argv, check=False, timeout=60).status == 0
 
@@ -136,6 +139,39 @@ def test_both_networks_come_and_go(lab_hosts: Hosts) -> None:
 
 
 @pytest.mark.slow
+def test_an_attach_takes_up_what_nobody_watches(lab_hosts: Hosts) -> None:
+    """The program that has lost paths used again is killed: the disk goes on by the other path, and attach, or what
+    restores, does the rest and starts it anew."""
+    rig = PathsRig(lab_hosts)
+    b = rig.host("b")
+    volume, there = rig.writing()
+    writer = Writer(b, there)
+    watcher = rig.watcher()
+    b.run(["kill", "-9", watcher])
+    (warning,) = [each for each in rig.far.ready(attaches=True) if "nobody has lost paths" in each.message]
+    assert warning.warning and "host restore b" in warning.hint
+    b.cut("san2")
+    rig.wait_for_paths(True, False)
+    (lost,) = [each for each in rig.far.ready(attaches=True) if "lost its path" in each.message]
+    assert lost.warning
+    writer.assert_goes_on()  # the kernel has given the path up
+    b.heal("san2")
+    b.wait_for(lambda: "not taken up again" in rig.paths()[1], "session that goes on", 90, every=1)
+    writer.assert_goes_on()
+    assert all(path.state == "working" for path in rig.far.attach(rig.home.offers([volume], "b"))[0].paths)
+    b.wait_for(lambda: rig.watcher() != watcher, "new watch", 60)
+    assert not [each for each in rig.far.ready(attaches=True) if "path" in each.message]
+    b.cut("san1")
+    rig.wait_for_paths(False, True)
+    writer.assert_goes_on()
+    b.heal("san1")
+    rig.wait_for_paths(True, True)
+    writer.stop()
+    rig.end(volume)
+    assert rig.leftovers() == []
+
+
+@pytest.mark.slow
 def test_a_right_is_given_and_taken_by_both_paths(lab_hosts: Hosts) -> None:
     rig = PathsRig(lab_hosts)
     b = rig.host("b")
@@ -170,7 +206,37 @@ def test_a_right_is_given_and_taken_by_both_paths(lab_hosts: Hosts) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("down", ["san2"])
+def test_a_fenced_host_is_off_by_both_paths(lab_hosts: Hosts) -> None:
+    rig = PathsRig(lab_hosts)
+    b = rig.host("b")
+    volume, there = rig.writing()
+    writer = Writer(b, there)
+    disks = rig.disks()
+    (had,) = rig.home.fence("b")
+    assert had.writable and rig.registrations() == 0
+    assert not rig.at_home(
+        "sh", "-c", "ls /sys/kernel/config/target/iscsi/iqn*/tpgt_1/acls 2>/dev/null || true"
+    ).strip()
+    written = writer.assert_stalls()
+    assert not any(rig.writes(disk) for disk in disks)
+    with pytest.raises(Conflict, match="in use"):
+        rig.far.detach([volume])
+    writer.kill()
+    rig.far.detach([volume])
+    writer.stop()
+    (own,) = rig.home.attach(rig.home.offers([volume], "a"))
+    with rig.access(own) as disk:
+        assert int.from_bytes(disk.read(0, 4096)[:8], "big") <= written + 1
+    rig.home.unfence("b")
+    rig.home.export([volume], [rig.b])
+    (there,) = rig.far.attach(rig.home.offers([volume], "b"))
+    assert not there.lost and not there.writable
+    rig.end(volume)
+    assert rig.leftovers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("down", ["san1", "san2"])
 def test_a_portal_that_is_down_is_left_for_later(lab_hosts: Hosts, down: str) -> None:
     rig = PathsRig(lab_hosts)
     b = rig.host("b")
@@ -186,6 +252,50 @@ def test_a_portal_that_is_down_is_left_for_later(lab_hosts: Hosts, down: str) ->
     writer.assert_goes_on()
     assert writer.longest() < PAUSE
     b.heal()
+    writer.stop()
+    rig.end(volume)
+    assert rig.leftovers() == []
+
+
+@pytest.mark.slow
+def test_it_becomes_larger_under_its_writer(lab_hosts: Hosts) -> None:
+    """Also where a path is lost meanwhile: it comes back with the new size."""
+    rig = PathsRig(lab_hosts)
+    b = rig.host("b")
+    volume, there = rig.writing()
+    writer = Writer(b, there)
+    for lost in ("", "san2"):
+        if lost:
+            b.cut(lost)
+            rig.wait_for_paths(True, False)
+        volume = rig.grow(volume, volume.size * 2)
+        rig.home.grow([volume])
+        (there,) = rig.far.attach(rig.home.offers([volume], "b"))
+        assert int(rig.run("b", "blockdev", "--getsize64", there.path)) == there.size == volume.size
+    b.heal("san2")
+    rig.wait_for_paths(True, True)
+    assert {rig.run("b", "blockdev", "--getsize64", disk).strip() for disk in rig.disks()} == {str(volume.size)}
+    writer.assert_goes_on()
+    writer.stop()
+    rig.end(volume)
+    assert rig.leftovers() == []
+
+
+@pytest.mark.slow
+def test_attachments_come_back_after_a_power_cut_of_either_host(lab_hosts: Hosts) -> None:
+    rig = PathsRig(lab_hosts)
+    volume, there = rig.writing()
+    rig.reboot("b")
+    rig.far.restore()
+    (there,) = rig.far.find_attachments()
+    assert there.writable and not there.broken and not there.lost, there
+    writer = Writer(rig.host("b"), there)
+    rig.reboot("a")
+    writer.assert_stalls()
+    rig.home.restore()
+    writer.assert_goes_on()
+    rig.wait_for_paths(True, True)
+    assert rig.registrations() == 2
     writer.stop()
     rig.end(volume)
     assert rig.leftovers() == []

@@ -254,7 +254,7 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
             for node in todo:
                 _load(node)
             for flushed in (True, False):
-                if some := [name for name in names if flushed == (flush and not _of_paths(there[name]))]:
+                if some := [name for name in names if flushed == (flush and not of_paths(there[name]))]:
                     _dmsetup(["resume", *([] if flushed else ["--noflush", "--nolockfs"]), *some], timeout=timeout)
         except StorkitError:
             _dmsetup(["clear", *names])
@@ -265,7 +265,7 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
 def paths(node: MappedNode) -> dict[str, bool]:
     """The disks of a node of several paths, as /dev/NAME, and whether the kernel uses each; one that is gone is left
     out."""
-    known = multipath.parse_paths(dmioctl.status(node.name)) if _of_paths(node) else {}
+    known = multipath.parse_paths(dmioctl.status(node.name)) if of_paths(node) else {}
     places = {Path(f"/sys/dev/block/{number}"): used for number, used in known.items()}
     return {f"/dev/{place.resolve().name}": used for place, used in places.items() if place.exists()}
 
@@ -278,11 +278,12 @@ def reinstate(node: MappedNode, device: str) -> None:
 def stop_queueing(node: MappedNode) -> None:
     """Fail what waits for a path, and what comes while none works: for those who were killed, and cannot end before.
     The next table queues again."""
-    if _of_paths(node):
+    if of_paths(node):
         _dmsetup(["message", node.name, "0", "fail_if_no_path"])
 
 
-def _of_paths(node: MappedNode) -> bool:
+def of_paths(node: MappedNode) -> bool:
+    """Whether a node's table is that of several paths."""
     return multipath.is_multipath(node.table)
 
 

@@ -4,8 +4,9 @@ The kernel sends what is read and written by all paths, gives up one that fails,
 is left it keeps everything, with `queue`. It never tries again a path that it gave up: somebody has to say `reinstate`,
 once the path is known to lead to the right disk again.
 
-`queue_mode bio` makes the node one of the same kind as a linear one, and so one table can be put in place of the other
-under whoever has the node open (Linux 4.8, dm_table_determine_type() in drivers/md/dm-table.c).
+`queue_mode bio` makes the node one of the same kind as a linear one, and so a table of several paths can take the place
+of a linear one under whoever has the node open (Linux 4.8, dm_table_determine_type() in drivers/md/dm-table.c). There
+is no way back but to `error`: the kernel calls this target immutable (table_load() in drivers/md/dm-ioctl.c).
 
 Kernel: parse_features() and multipath_status() in drivers/md/dm-mpath.c.
 """

@@ -73,13 +73,13 @@ def _preemption(own: int, victim: int) -> bytes:
     return struct.pack("=QQII", own, victim, WRITE_EXCLUSIVE_REGISTRANTS, 0)
 
 
-def hold(disks: Sequence[str], own: int, writers: Iterable[int] | None) -> None:
+def hold(disks: Sequence[str], own: int, writers: Iterable[int] | None, *, only: bool = True) -> None:
     """Register `own` and make this host one of those who may write, and hold the reservation unless another does.
 
     `disks` are the paths to one logical unit, each of which is registered by itself: through a map over them the kernel
     takes the registration of those that work back when one does not. `writers` are the keys that may stay registered;
-    all others are preempted. None: nobody is. Raises Conflict if a reservation of another type is held, which is not
-    storkit's, or if this host has been preempted meanwhile.
+    all others are preempted. None: nobody is. `only`: this host has no other path. Raises Conflict if a reservation of
+    another type is held, which is not storkit's, or if this host has been preempted meanwhile.
     """
     for each in disks:
         register(each, own)
@@ -101,7 +101,7 @@ def hold(disks: Sequence[str], own: int, writers: Iterable[int] | None) -> None:
         victims = set(keys) - allowed if allowed is not None else set()
         # Earlier sessions of this host, which ended without a word. With several paths they stay: who writes by another
         # path would meet a conflict before that is registered again.
-        if keys.count(own) > len(disks) == 1 and attempt == 0:
+        if only and keys.count(own) > len(disks) == 1 and attempt == 0:
             victims.add(own)
         if held is not None and not victims:
             return

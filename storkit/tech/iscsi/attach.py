@@ -227,17 +227,20 @@ class IscsiAttachments(MappedAttachments):
         return replace(node, initiator=name, replacement_timeout=self.settings.path_given_up, ping=initiator.PATH_PING)
 
     def _table(self, one: Attaching[Offer]) -> str:
-        if not attached.several(one.record):
+        node = devmapper.of_role(ROLE).get(one.record.uuid)
+        # A node that had several stays one of that target, with a single path: the kernel takes no other in its place.
+        if not attached.several(one.record) and not (node and devmapper.of_paths(node)):
             return super()._table(one)
         return devmapper.multipath_over(one.devices, one.record.size, self.settings.queues)
 
     def _place(self, batch: Sequence[Attaching[Offer]]) -> None:
         super()._place(batch)
-        if many := [one for one in batch if attached.several(one.record)]:
-            nodes = devmapper.of_role(ROLE)
-            for one in many:
+        nodes = devmapper.of_role(ROLE)
+        for one in batch:
+            if attached.several(one.record):
                 paths.give_up_after(one.record, self.settings.path_given_up)
-                paths.reinstate(nodes[one.record.uuid], one.devices)
+            paths.reinstate(nodes[one.record.uuid], one.devices)
+        if any(attached.several(one.record) for one in batch):
             watch.start(self.site, self.settings)
 
     def _duplicates(self, record: Offer) -> Iterator[StorkitError]:
@@ -258,7 +261,7 @@ class IscsiAttachments(MappedAttachments):
                 f"the target of volume {one.record.volume} lets host {self.site.host} read only", "storkit status"
             )
         keys = None if writers is None else [reservations.key_for(uuid, host) for host in writers]
-        reservations.hold(one.devices, own, keys)
+        reservations.hold(one.devices, own, keys, only=len(attached.sessions(one.record)) == 1)
 
     def _abandon(self, fresh: Sequence[Attaching[Offer]]) -> None:
         with suppress(StorkitError):

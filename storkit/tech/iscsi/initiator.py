@@ -303,9 +303,10 @@ def at_portal(target: str, address: str, port: int) -> IscsiSession | None:
 
 
 def give_up_after(session: IscsiSession, seconds: int) -> None:
-    """How long I/O waits for this session while it is lost: also for one that was made with another time."""
-    with suppress(OSError):  # it has gone meanwhile
-        (SESSIONS / f"session{session.id}" / "recovery_tmo").write_text(str(seconds))
+    """How long I/O waits for this session while it is lost, -1: as long as it takes; also for one that was made with
+    another time. Of one that is lost just now it cannot be changed (EBUSY)."""
+    with suppress(OSError):
+        (SESSIONS / f"session{session.id}" / "recovery_tmo").write_text("off" if seconds < 0 else str(seconds))
 
 
 def end_logins(target: str, places: Iterable[tuple[str, int]] | None = None) -> None:

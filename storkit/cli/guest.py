@@ -162,7 +162,7 @@ def snapshot(session: Session, options: Namespace) -> None:
     kept = session.site.guests.snapshot(options.name, options.label)
     data = {"guest": kept.guest, "snapshots": kept.snapshots, "paused": kept.paused, "frozen": kept.frozen}
     if kept.frozen or kept.why:
-        session.say(session.site.guests.frozen(kept))
+        session.say(kept.said)
     still = "; it stood still meanwhile" if kept.paused else ""
     session.result(data, f"{kept.guest} is kept: {', '.join(kept.snapshots.values())}{still}")
 

@@ -183,7 +183,7 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
             return False
         other = [disk.uuid for disk, old, new in zip(guest.disks, before, now, strict=True) if old != new]
         mirrors = self._mirrors()
-        return all(uuid and mirrors.switched(uuid) for uuid in other)
+        return bool(other) and all(uuid and mirrors.switched(uuid) for uuid in other)
 
     def originals(self, names: list[str], process: int = 0) -> list[Original]:
         from storkit.hypervisors._qemu import adopting

@@ -161,12 +161,6 @@ class GuestActs:
 
         return snapshotting.snapshot(self._coordinator, name, label)
 
-    def frozen(self, kept: GuestSnapshot) -> str:
-        """Whether the guest's file systems stood still when a snapshot was made, in a line for people."""
-        from storkit.plans.intent.running import snapshotting
-
-        return snapshotting.said_of(kept.guest, kept.frozen, kept.why)
-
     def revert(self, name: str, label: str, discard: bool = False) -> list[Restored]:
         """Set every disk that a stopped guest writes back to what `snapshot` kept. What they are now is kept as well,
         unless that is to be discarded."""

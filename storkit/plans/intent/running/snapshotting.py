@@ -37,6 +37,11 @@ class GuestSnapshot:
     why: str = ""
     """Why none did of a guest that ran."""
 
+    @property
+    def said(self) -> str:
+        """Whether they stood still, in a line for people."""
+        return said_of(self.guest, self.frozen, self.why)
+
 
 def snapshot(coordinator: Coordinator, name: str, label: str) -> GuestSnapshot:
     """Keep every disk that a guest writes as it is, all at one instant, as VOLUME.LABEL.

@@ -295,7 +295,9 @@ def test_attachments_come_back_after_a_power_cut_of_either_host(lab_hosts: Hosts
     rig.home.restore()
     writer.assert_goes_on()
     rig.wait_for_paths(True, True)
-    assert rig.registrations() == 2
+    # Those of before the client's power cut may be there as well: by which path the writer would meet a conflict, if
+    # they were taken away, is not known. They go with its attachment.
+    assert rig.registrations() in (2, 4)
     writer.stop()
     rig.end(volume)
     assert rig.leftovers() == []

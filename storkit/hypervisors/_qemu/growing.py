@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from storkit.hypervisors._qemu.definition import Definition
-from storkit.hypervisors._qemu.mirroring import disk_node
+from storkit.hypervisors._qemu.mirrorjob import disk_node
 from storkit.system.qemu import qmp
 from storkit.system.timeouts import scaled
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from storkit.core.errors import (
     Conflict,
     NotFound,
     StorkitError,
-    TimedOut,
     Unsafe,
     Unsupported,
     raise_problems,
@@ -34,7 +32,6 @@ from storkit.core.model import (
     DiskSource,
     Finding,
     GuestState,
-    GuestStatus,
     MigrationResult,
     Original,
     Saved,
@@ -46,7 +43,6 @@ from storkit.hypervisors import _door as door
 from storkit.hypervisors import _saved as memory
 from storkit.hypervisors._embedded import RECORD
 from storkit.hypervisors._machine import (
-    PRESS_AGAIN,
     differences,
     digest,
     end_command,
@@ -54,27 +50,20 @@ from storkit.hypervisors._machine import (
     force_command,
     look_command,
     refuse_retire,
-    refuse_shutdown,
     resume_command,
     with_secrets,
 )
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
-from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent, watched
+from storkit.hypervisors._xl.ending import CHANGE_TIMEOUT, SETTLE_TIMEOUT, XlEnding
+from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
-from storkit.hypervisors._xl.processes import GUEST, kill, wait_until, xl_processes
-from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
+from storkit.hypervisors._xl.processes import GUEST, wait_until
+from storkit.hypervisors._xl.toolstack import PACKAGE, xl
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import write_atomic
 from storkit.system.sourcefilter import sources
-from storkit.system.timeouts import scaled
-
-CHANGE_TIMEOUT = scaled(180.0)
-"""Seconds for xl to build a guest and open its disks, or to take it apart; its scripts get 40 for each disk."""
-SETTLE_TIMEOUT = scaled(30.0)
-"""Seconds for an xl that has lost its connection to end, and for a domain to be taken apart."""
-TICK = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +91,10 @@ class Xl(Hypervisor):
     @property
     def _guests(self) -> XenGuests:
         return XenGuests(self.site.state.absolute() / "xl", self.site.run.absolute() / "xl")
+
+    @property
+    def _ending(self) -> XlEnding:
+        return XlEnding(self._guests)
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
         if not toolstack.is_dom0():
@@ -215,7 +208,7 @@ class Xl(Hypervisor):
             raise Conflict(f"guest {name} cannot start here: it is {found.status}", look_command(name))
         if found.idle or not found.seen:
             self._check_disks(found)
-            self._end(name, "migrated")
+            self._ending.end(name, "migrated")
             try:
                 # By its name the xl that stays to watch the domain is known when that reboots.
                 xl("create", str(self._guests.config(name)), timeout=CHANGE_TIMEOUT, env={GUEST: name})
@@ -228,7 +221,6 @@ class Xl(Hypervisor):
         return self.find([name])[0]
 
     def stop(self, name: str, force: bool = False, timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
         found = self._guests.one(name)
         if found is None or found.idle:
             return
@@ -236,24 +228,13 @@ class Xl(Hypervisor):
             raise silent(name, "ended")
         if force or found.status in ("incoming", "arrived"):
             self._source(name).cancel()
-            self._stop_receiving(name)
-            self._stop_building(name)
-            self._end(name)
+            self._ending.stop_receiving(name)
+            self._ending.stop_building(name)
+            self._ending.end(name)
             self._guests.forget_arrival(name)
             saving.XlSave(self._guests, name).forget()
             return
-        if not self._take_apart(name, found.of("paused")):
-            refuse_shutdown(name, found.status)
-        pressed = 0.0
-        while (running := self._living(found.uuid)) or self._guests.bringers(name):
-            if time.monotonic() >= deadline:
-                raise TimedOut(f"guest {name} did not shut down within {timeout:g} seconds", force_command(name))
-            if time.monotonic() - pressed > PRESS_AGAIN:
-                pressed = time.monotonic()
-                for domain in running:
-                    self._press(domain)
-            self._take_apart(name, running)
-            time.sleep(TICK)
+        self._ending.shut_down(found, timeout)
         self._guests.forget_arrival(name)
 
     @classmethod
@@ -273,7 +254,7 @@ class Xl(Hypervisor):
         if found.status not in ("stopped", "migrated", "incoming"):
             raise Conflict(f"guest {name} cannot be received here: it is {found.status} here", look_command(name))
         self._check_disks(found)
-        self._end(name, "migrated")
+        self._ending.end(name, "migrated")
         directory = self._guests.moving(name)
         self._guests.make(name)
         self._source(name).forget()
@@ -338,7 +319,7 @@ class Xl(Hypervisor):
         found = self._one(name)
         if found.status == "incoming":
             # The source has let go of it: what it waits for does not come any more.
-            self._stop_receiving(name)
+            self._ending.stop_receiving(name)
             found = self._one(name)
         if found.status not in ("running", "paused", "arrived") or found.first is None or found.first.dead:
             raise Unsafe(f"guest {name} cannot go on here: it is {found.status}", look_command(name))
@@ -388,12 +369,12 @@ class Xl(Hypervisor):
         if found.status not in ("stopped", "migrated", "incoming"):
             raise Conflict(f"guest {name} cannot wake up here: it is {found.status} here", look_command(name))
         self._check_disks(found)
-        self._give_up_arrival(name)  # killed while it was read
+        self._ending.give_up_arrival(name)  # killed while it was read
         self._guests.make(name)
         try:
             saving.load(self._guests, name, path, found.record.disks if found.record else [])
         except StorkitError:
-            self._give_up_arrival(name)
+            self._ending.give_up_arrival(name)
             raise
         self._source(name).forget()
 
@@ -421,8 +402,8 @@ class Xl(Hypervisor):
         found = self._guests.one(name)
         if found:
             refuse_retire(name, found.status)
-        self._stop_receiving(name)
-        self._give_up_arrival(name)
+        self._ending.stop_receiving(name)
+        self._ending.give_up_arrival(name)
         incoming.forget_key(self._guests.moving(name))
 
     # --- parts
@@ -464,76 +445,6 @@ class Xl(Hypervisor):
         for domain in (mine := [domain for domain in domains if not domain.away]):
             toolstack.go_on(domain)
         return bool(mine)
-
-    def _take_apart(self, name: str, domains: list[XenDomain]) -> bool:
-        """Destroy those that have shut down, if no xl does that; whether there was one."""
-        off = [domain for domain in domains if domain.ended == "-"]
-        if not off or watched(name, xl_processes()):
-            return False
-        for domain in off:
-            xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
-        return True
-
-    def _press(self, domain: XenDomain) -> None:
-        try:
-            xl("shutdown", "-F", str(domain.id))
-        except CommandFailed:
-            if any(other.id == domain.id for other in toolstack.domains()):
-                raise
-
-    def _living(self, uuid: str) -> list[XenDomain]:
-        return [domain for domain in toolstack.domains() if domain.uuid == uuid and not domain.dying]
-
-    def _end(self, name: str, *statuses: GuestStatus) -> None:
-        """Destroy the guest's domains that are one of these now, without any all of them, and wait until their devices
-        are gone. Raises Unsafe: xl does not answer."""
-        found = self._guests.one(name)
-        if found and found.status == "unknown":
-            raise silent(name, "ended")
-        seen = found.seen if found else []
-        for domain in [one.domain for one in seen if not statuses or one.status in statuses]:
-            try:
-                xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
-            except CommandFailed:
-                if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
-                    raise
-
-    def _give_up_arrival(self, name: str) -> None:
-        """End what has arrived here and has never run, what reads its memory from a file, and what moved away."""
-        self._stop_building(name)
-        self._end(name, "arrived", "incoming", "migrated")
-        self._guests.forget_arrival(name)
-
-    def _stop_building(self, name: str) -> None:
-        """End the xl that builds the guest's domain, or would build it anew when it reboots. Raises TimedOut."""
-        for process in self._guests.bringers(name):
-            kill(process)
-        if not wait_until(lambda: not self._guests.bringers(name), SETTLE_TIMEOUT):
-            raise TimedOut(f"the xl that starts guest {name} does not end", "ps -C xl")
-
-    def _stop_receiving(self, name: str) -> None:
-        """End what receives the guest here for storkit, and leave what has arrived as it is. Raises Unsafe: somebody
-        else receives it."""
-        directory = self._guests.moving(name)
-        door.close_door(directory)
-        incoming.cut(directory)
-
-        def ended() -> bool:
-            return not any(process.receives and process.guest == name for process in xl_processes())
-
-        if not wait_until(ended, SETTLE_TIMEOUT):
-            for process in xl_processes():
-                if process.receives and process.guest == name:
-                    kill(process)
-            wait_until(ended, SETTLE_TIMEOUT)
-        found = self._guests.one(name)
-        strangers = [process.pid for process in xl_processes() if process.receives and not process.guest]
-        if found and found.of("incoming") and strangers:
-            raise Unsafe(
-                f"perhaps guest {name} is just being moved here by hand, and perhaps another guest:"
-                f" xl migrate-receive, process {strangers[0]}",
-                f"wait for its end, then: {look_command(name)}",
-            )
 
     def _source(self, name: str) -> XlSource:
         return XlSource(self._guests, name, self.site.progress)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from storkit.core.errors import Conflict, NotFound, StorkitError, TimedOut, Unsafe
-from storkit.hypervisors import xl
-from storkit.hypervisors._xl import guests, toolstack
+from storkit.hypervisors._xl import ending, guests, toolstack
+from storkit.hypervisors._xl.ending import XlEnding
 from storkit.hypervisors._xl.processes import wait_until, xl_processes
 from storkit.hypervisors._xl.toolstack import XenDomain
 from storkit.hypervisors.xl import Xl
@@ -41,7 +41,7 @@ def test_nothing_is_done_while_xl_does_not_answer(hypervisor: Xl, tmp_path: Path
         lambda: hypervisor.stop("g", force=True),
         lambda: hypervisor.stop("g"),
         lambda: hypervisor.start("g"),
-        lambda: hypervisor._end("g", "migrated"),
+        lambda: hypervisor._ending.end("g", "migrated"),
     ):
         with pytest.raises(Unsafe, match="xl does not answer here"):
             act()
@@ -72,7 +72,7 @@ def test_force_ends_the_domains_that_there_are_by_then(
 ) -> None:
     listed(tmp_path, line("g", "-b----", 1))
     # it reboots meanwhile
-    monkeypatch.setattr(Xl, "_stop_receiving", lambda self, name: listed(tmp_path, line("g", "-b----", 2)))
+    monkeypatch.setattr(XlEnding, "stop_receiving", lambda self, name: listed(tmp_path, line("g", "-b----", 2)))
     hypervisor.stop("g", force=True)
     assert done(tmp_path) == [" destroy 2"]
 
@@ -234,7 +234,7 @@ def test_a_receiver_of_another_s_is_told_of_and_not_to_be_killed(
     hypervisor: Xl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed(tmp_path, line("g--incoming", "--p---", seconds=0))
-    for module in (guests, xl):
+    for module in (guests, ending):
         monkeypatch.setattr(module, "xl_processes", lambda: [replace(RECEIVER, guest="")])
     with pytest.raises(Unsafe, match="perhaps another guest") as caught:
         hypervisor.resume("g")

@@ -302,18 +302,19 @@ def freeze(way: Way, name: str) -> Frozen:
 
 
 def thaw(way: Way, name: str) -> Frozen:
-    """Have file systems go on (HypervisorVerbs.thaw); how many stood still until now."""
+    """Have file systems go on (HypervisorVerbs.thaw); how many stood still until now. Those that somebody else had
+    stand still stay so: of storkit's other commands each has a process of its own that lets them go on."""
     keeper = _frozen.pop(way.key, None)
+    if keeper is None:
+        return Frozen(name, 0, "this command did not have them stand still")
     try:
         with way.talk() as ask:
             stood = ask("guest-fsfreeze-status") == "frozen"
             count = _number({"count": ask("guest-fsfreeze-thaw", timeout=FREEZE)}, "count", "guest-fsfreeze-thaw")
     except StorkitError as error:
-        if keeper:
-            keeper.give_up()
+        keeper.give_up()
         return Frozen(name, 0, _why(error))
-    if keeper:
-        keeper.done()
+    keeper.done()
     if not stood:
         return Frozen(name, 0, "they went on before it was done")
     return Frozen(name, max(1, count))

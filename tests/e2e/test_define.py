@@ -165,5 +165,9 @@ def test_uefi_variables_are_a_volume_of_their_own(plain: World) -> None:
     assert "UEFI writes its variables" in plain.storkit(*define, "--nvram", "v:ro", ok=2).stderr
     assert "no firmware but UEFI" in plain.storkit(*define, "--firmware", "bios", ok=2).stderr
     assert "contradict" in plain.storkit(*define, "--nvram", "v", "--without", "nvram", ok=2).stderr
+    for size in ("2MiB", "+1MiB", "512KiB"):
+        refused = plain.storkit("volume", "resize", "v", size, "--shrink", "--shrink", ok=5).stderr
+        assert "is the UEFI variables of guest web" in refused and "nothing was changed" in refused
     plain.storkit(*define, "--without", "nvram", "--firmware", "bios")
     assert disks() == [("x", "virtio")]
+    plain.storkit("volume", "resize", "v", "2MiB")

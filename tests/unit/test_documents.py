@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, StorkitError, Unsupported, UsageError
-from storkit.core.guest import Guest
+from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource
 from storkit.guests import clone, document, files, parse
 from storkit.guests.documents import libvirt, xl
@@ -383,6 +383,7 @@ def test_firmware_variables_become_a_volume(before: str, source: DiskSource, aft
     assert clone.clone(made, "till").disks[0].volume == "till"
     assert host.variables(made) == host.variables(None) == "--keep-nvram"  # libvirt would remove the volume's file
     assert host.variables(Guest("shop", UUID, 1 << 20)) == "--nvram"
+    assert host.variables(Guest("shop", UUID, 1 << 20, disks=[Disk("vars", bus="flash")])) == "--keep-nvram"
     assert any("says: nvram" in each.message for each in document.lost(made, "qemu"))
 
 

@@ -84,8 +84,9 @@ def let_in(user: int, sources: Sequence[DiskSource], own: Sequence[Path]) -> Non
 
 def variables(guest: Guest | None) -> str:
     """What `virsh undefine` is to do with UEFI variables: those that libvirt made for a record of storkit's go with it.
-    A document's are its administrator's, or a volume, whose file or node libvirt would remove."""
-    return "--nvram" if guest and not guest.document else "--keep-nvram"
+    A document's are its administrator's. Those that are a volume stay: libvirt would remove its file or node."""
+    own = guest is not None and not guest.document and all(disk.bus != "flash" for disk in guest.disks)
+    return "--nvram" if own else "--keep-nvram"
 
 
 def disk_problems(user: int, sources: Sequence[DiskSource]) -> list[StorkitError]:

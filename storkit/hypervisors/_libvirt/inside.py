@@ -20,6 +20,9 @@ from storkit.system.timeouts import scaled
 _MOST = 3 << 20
 """Characters of a request: libvirt's messages have texts of 4 MiB at most (VIR_NET_MESSAGE_STRING_MAX)."""
 _AROUND = scaled(30.0)
+_NO_HISTORY = {"XDG_CACHE_HOME": "/dev/null"}
+"""virsh keeps the lines that it reads, with all that is in them, in a history below this directory (virsh.c)."""
+_UNKEPT = "Failed to create '/dev/null"
 _REFUSED = "unable to execute QEMU agent command"
 """What libvirt says before an agent's own words."""
 
@@ -52,14 +55,15 @@ def _ask(virsh: Virsh, name: str, uuid: str, command: str, arguments: dict[str, 
         raise Unsupported(message, "copy it by ssh, or put it on a disk of the guest")
     line = f"qemu-agent-command {uuid} --timeout {math.ceil(timeout)} {shlex.quote(request)}\n"
     argv = ["virsh", "-c", virsh.uri, "-q"]
-    done = run(argv, stdin=line, timeout=timeout + _AROUND, ok=(0, 1), package=PACKAGE)
+    done = run(argv, stdin=line, timeout=timeout + _AROUND, ok=(0, 1), package=PACKAGE, env=_NO_HISTORY)
     answers = [each for each in done.stdout.splitlines() if each.startswith(('{"return":', '{"error":'))]
     if answers:
         try:
             return guestagent.value_of(command, json.loads(answers[-1]))
         except ValueError:
             raise guestagent.strange(command) from None
-    raise _explained(name, command, done.stderr.strip(), timeout)
+    said = [each for each in done.stderr.splitlines() if each.strip() and _UNKEPT not in each]
+    raise _explained(name, command, "\n".join(said), timeout)
 
 
 def _explained(name: str, command: str, said: str, timeout: float) -> StorkitError:

@@ -39,6 +39,16 @@ def having(coordinator: Coordinator, volumes: list[Volume], problems: list[Stork
     return found
 
 
+def whose_variables(coordinator: Coordinator, volume: Volume) -> str:
+    """The guest whose UEFI variables a volume is, as far as files can be read; empty: it is a disk."""
+    for guest in readable(coordinator, [volume.pool], []):
+        for disk in guest.disks:
+            flash = disk.bus == "flash" or (guest.document and disk.target == "nvram")
+            if disk.uuid == volume.uuid and flash:
+                return guest.name
+    return ""
+
+
 def refuse_to_lose(coordinator: Coordinator, volumes: list[Volume], verb: str, but: Collection[str] = ()) -> None:
     """Raise what speaks against volumes being no more (`verb`: delete, release): the guests that have them, and files
     that may name them. `but`: guests that go with them."""

@@ -14,7 +14,7 @@ from storkit.plans import planner
 from storkit.plans.guests import growing
 from storkit.plans.intent import views
 from storkit.plans.intent.coordinator import Coordinator
-from storkit.plans.intent.disks import readable
+from storkit.plans.intent.disks import readable, whose_variables
 from storkit.plans.intent.making import Bytes, hosts_of, in_bytes
 from storkit.plans.plan import Plan
 
@@ -39,6 +39,11 @@ def resize(coordinator: Coordinator, name: str, size: Bytes, cut_off: bool) -> R
                 f"{volume.name} is {format_size(volume.size)} large; at {format_size(wanted)} its end would be cut off",
                 f"shrink the file system in it, then: storkit volume resize {name} {size} --shrink --shrink",
             )
+        if owner := whose_variables(coordinator, volume):
+            message = (
+                f"volume {volume.name} is the UEFI variables of guest {owner}, whose firmware finds them by its size"
+            )
+            raise Conflict(message, "leave it as it is; storkit guest show " + owner)
         exports = coordinator.survey.exports([volume])
         if wanted < volume.size or not any(export.uuid == volume.uuid for export in exports):
             return planner.resize(volume, wanted, cut_off, exports, coordinator.inventory)

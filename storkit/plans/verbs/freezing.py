@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from storkit.core.errors import Unsupported
+from storkit.core.errors import NotAllowed, Unsupported
 from storkit.core.guest import Frozen
 from storkit.core.identities import GuestName
 from storkit.plans.plan import Step
@@ -19,7 +19,7 @@ class _OfGuest(BlindVerb):
     def _thaw(self, run: Run, step: Step) -> Frozen:
         try:
             return run.on(step.host).hypervisor(step.target).thaw(self.name)
-        except Unsupported as error:  # its host has an older storkit
+        except (Unsupported, NotAllowed) as error:  # its host has an older storkit; the key is for volumes alone
             return Frozen(self.name, 0, error.message)
 
 
@@ -36,7 +36,7 @@ class FreezeGuest(_OfGuest):
     def act(self, run: Run, step: Step) -> Frozen:
         try:
             return run.on(step.host).hypervisor(step.target).freeze(self.name)
-        except Unsupported as error:
+        except (Unsupported, NotAllowed) as error:
             return Frozen(self.name, 0, error.message)
 
     def undo(self, run: Run, step: Step, before: None) -> None:

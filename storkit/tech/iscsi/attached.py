@@ -68,6 +68,8 @@ def _fault_of_all(record: Offer, node: MappedNode | None, alive: Sequence[IscsiS
     disks = [disk for each in alive if (disk := sessiondisk.find(each)) and _state(disk) == "running"]
     if not disks:
         return "none of its sessions has a disk that works"
+    if node and (used := devmapper.paths(node)) and not any(used.values()):
+        return f"none of its paths is in use: storkit attach {record.volume} takes them up"
     below = devmapper.below(node) if node else []
     return node_fault(node, next((disk for disk in disks if disk in below), disks[0]), "session", record.writable)
 

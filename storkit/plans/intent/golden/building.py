@@ -195,7 +195,9 @@ def _run(fleets: FleetActs, name: str, wish: BuildWish) -> str:
             raise CommandFailed([what], said.status, said.stdout + said.stderr, host=said.member)
         output += said.stdout
     if wish.cloud_config:  # what it has done is no clone's own: each begins anew
-        entering.run(doors, ["cloud-init clean --logs"], max(60.0, end - time.monotonic()))
+        (said,) = entering.run(doors, ["cloud-init clean --logs"], max(60.0, end - time.monotonic()))
+        if said.status:  # its passwords would be in the version
+            raise CommandFailed(["cloud-init clean"], said.status, said.stdout + said.stderr, host=said.member)
     # A machine that is told so from inside shuts down whether or not it knows a power button.
     entering.run(doors, ["sync; poweroff"], max(60.0, end - time.monotonic()))
     fleets.stop(name, timeout=max(60.0, end - time.monotonic()))

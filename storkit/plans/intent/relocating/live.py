@@ -33,7 +33,7 @@ from storkit.core.model import (
     guest_of,
 )
 from storkit.core.units import format_size
-from storkit.plans.intent import views
+from storkit.plans.intent import disks, views
 from storkit.plans.intent.coordinator import Coordinator
 from storkit.plans.migration import GuestView
 from storkit.plans.plan import Hold, Plan, Stages
@@ -139,6 +139,9 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
     attached = coordinator.survey.attachments([seen.host], [volume]).get(seen.host, [])
     if unable or own != new or any(each.source.kind != "network" for each in attached):
         message = f"guest {guest} runs on {seen.host}, and its QEMU does not open {volume.name} at its server by itself"
+        problems.append(Conflict(message, stop))
+    if disks.whose_variables(coordinator, volume):
+        message = f"volume {volume.name} is the UEFI variables of guest {guest}, which QEMU does not copy while it runs"
         problems.append(Conflict(message, stop))
     if volume.host == pool.host:
         message = f"guest {guest} runs on {seen.host}, and volume {volume.name} stays on host {volume.host}"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import CommandFailed, Conflict, StorkitError, TimedOut, Unsupported
+from storkit.core.errors import CommandFailed, Conflict, NotAllowed, StorkitError, TimedOut, Unsupported
 from storkit.core.guest import Console, Guest, GuestCard
 from storkit.core.identities import several
 from storkit.hosts.connection import Connection
@@ -170,7 +170,7 @@ def _said(connection: Connection, guests: list[Guest], owners: dict[str, str]) -
             asked.setdefault(guest.hypervisor, []).append(guest.name)
     for hypervisor, names in asked.items():
         found: dict[str, list[GuestCard]] = {}
-        with suppress(Unsupported):  # a host whose storkit does not know the question
+        with suppress(Unsupported, NotAllowed):  # its storkit does not know the question; the key may not ask it
             found = connection.hypervisor(f"hypervisor:{hypervisor}").cards(names)
         for name, cards in found.items():
             for card in cards:

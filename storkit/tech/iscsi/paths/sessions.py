@@ -7,6 +7,7 @@ it: persistent reservations bind the single path. One that is lost is given up w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,11 +16,14 @@ from storkit.core.errors import NotFound, ServiceUnreachable, StorkitError, Time
 from storkit.core.model import Offer
 from storkit.system.block import devmapper, reservations
 from storkit.system.block.devmapper import MappedNode
+from storkit.system.timeouts import scaled
 from storkit.tech import portals
 from storkit.tech.iscsi import attached, initiator, sessiondisk
 from storkit.tech.iscsi.initiator import InitiatorRecord, IscsiSession
 from storkit.tech.iscsi.names import portal
 
+END_TIMEOUT = scaled(60.0)
+"""Seconds for all sessions of an attachment to end."""
 Answers = Callable[[Offer, str], object]
 """Reads from a disk, or raises ServiceUnreachable."""
 
@@ -141,8 +145,12 @@ def _registered(disk: str, key: int) -> bool:
 
 
 def hang_up(record: Offer) -> None:
-    """End all sessions of an attachment."""
+    """End all sessions of an attachment. Raises ServiceUnreachable: one does not end."""
+    deadline = time.monotonic() + END_TIMEOUT
     while session := attached.session(record):
+        if time.monotonic() > deadline:
+            message = f"the session of volume {record.volume} with {session.portal} does not end"
+            raise ServiceUnreachable(message, "see whether iscsid logs in to it again: iscsiadm -m session")
         initiator.logout(session)
 
 

@@ -7,6 +7,7 @@ destination until the source has given it up, which its domain's name there says
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +61,7 @@ from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, s
 from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
 from storkit.hypervisors._xl.outgoing import XlSource
 from storkit.hypervisors._xl.processes import GUEST, wait_until
-from storkit.hypervisors._xl.toolstack import PACKAGE, xl
+from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import write_atomic
 from storkit.system.sourcefilter import sources
@@ -282,18 +283,35 @@ class Xl(Hypervisor):
             raise NotFound(f"guest {name} does not run here", look_command(name))
         if found and not found.idle:
             memory = self._memory(found)
-            if not source.under_way():
-                if self._let_go_on(found):
-                    found = self._one(name)
-                if found.status != "running":
-                    raise Conflict(f"guest {name} is {found.status} here", look_command(name))
-                if found.record and not can_move(found.record.guest):
-                    raise no_live_pv(name)
-                if credential is None:
-                    raise Unsafe(f"the destination of guest {name} has made no key", look_command(name))
-                source.start(found.of("running")[0].id, uri, credential)
-            source.wait(self.settings.stall_timeout, memory)
+            if source.under_way():
+                source.wait(self.settings.stall_timeout, memory)
+            elif self._send(source, self._ready_to_leave(name, found), uri, credential, memory):
+                return self._moved(source)
         return self._sent(name, source)
+
+    def _ready_to_leave(self, name: str, found: XenGuest) -> XenDomain:
+        if self._let_go_on(found):
+            found = self._one(name)
+        if found.status != "running":
+            raise Conflict(f"guest {name} is {found.status} here", look_command(name))
+        if found.record and not can_move(found.record.guest):
+            raise no_live_pv(name)
+        return found.of("running")[0]
+
+    def _send(self, source: XlSource, domain: XenDomain, uri: str, credential: Credential | None, memory: int) -> bool:
+        """Migrate the guest away; whether xl said that it has gone well."""
+        if credential is None:
+            raise Unsafe(f"the destination of guest {source.name} has made no key", look_command(source.name))
+        ended = source.start(domain.id, uri, credential)
+        try:
+            source.wait(self.settings.stall_timeout, memory, ended)
+        finally:
+            os.close(ended)
+        return source.moved()
+
+    def _moved(self, source: XlSource) -> MigrationResult:
+        self.site.progress(1.0, f"{source.name} has moved")
+        return source.result()
 
     def _sent(self, name: str, source: XlSource) -> MigrationResult:
         """What became of the migration that has ended: whether this side has given the guest up."""
@@ -312,10 +330,11 @@ class Xl(Hypervisor):
         elif found.status != "migrated":
             raise Unsafe(f"guest {name} is {found.status} here after its migration", look_command(name))
         # Also one that is suspended here under its other name: it was told that it may run at the destination.
-        self.site.progress(1.0, f"{name} has moved")
-        return source.result()
+        return self._moved(source)
 
     def resume(self, name: str, run: bool = True) -> None:
+        if run and self._goes_on(name):
+            return
         found = self._one(name)
         if found.status == "incoming":
             # The source has let go of it: what it waits for does not come any more.
@@ -331,6 +350,19 @@ class Xl(Hypervisor):
             toolstack.go_on(domain)
         self._guests.forget_arrival(name)
         incoming.forget_key(self._guests.moving(name))
+
+    def _goes_on(self, name: str) -> bool:
+        """Let a guest go on that has just come to this very process, whose xl has said all that is to be known. It
+        stands still meanwhile, and each further command of xl's is a part of its downtime."""
+        if not incoming.came(self._guests.moving(name)) or name.isdecimal():
+            return False
+        try:
+            xl("unpause", name)
+        except StorkitError:
+            return False  # somebody has ended it, or has done the same
+        self._guests.forget_arrival(name)
+        incoming.forget_key(self._guests.moving(name))
+        return True
 
     def pause(self, name: str) -> GuestState:
         found = self._one(name)

@@ -13,7 +13,11 @@ import pytest
 from storkit.core.errors import UsageError
 from storkit.hypervisors._xl import channel, incoming
 from storkit.hypervisors._xl.outgoing import parse_uri, program
+from storkit.hypervisors.xl import Xl
 from storkit.system.run import which
+from tests.unit.xenhost import base, done, hypervisor, line, listed, pids
+
+__all__ = ["base", "hypervisor", "pids"]
 
 
 @pytest.fixture
@@ -115,6 +119,28 @@ def test_the_program_says_that_nobody_listens(keys: Path) -> None:
     (keys / channel.TO).write_text('{"address": "127.0.0.1", "port": 1}')
     done = subprocess.run(["sh", "-c", program(keys)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1 and "127.0.0.1 port 1 cannot be connected to" in done.stderr
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_xl_is_asked_no_more_of_a_guest_that_has_come_whole(hypervisor: Xl, tmp_path: Path, whole: bool) -> None:
+    directory = hypervisor._guests.moving("g")
+    incoming.new_key(directory)
+    listed(tmp_path, line("g", "--p---", seconds=0))
+    hypervisor._guests.expect("g")
+    if whole:
+        (tmp_path / "came").touch()
+    ours, theirs = connected()
+    taker = threading.Thread(target=incoming.take, args=("g", directory, tmp_path / "log", theirs), daemon=True)
+    taker.start()
+    with channel.secure(ours, directory, server=False) as secured:
+        taker.join(10)
+        theirs.close()
+        assert secured.recv(1) == b""
+    hypervisor.resume("g")
+    assert done(tmp_path) == [" unpause g" if whole else " unpause 1"]
+    assert not hypervisor._guests.expected("g") and incoming.read_key(directory) is None
+    hypervisor.resume("g")  # by a command that knows nothing of that
+    assert done(tmp_path)[1:] == [" unpause 1"]
 
 
 @pytest.mark.parametrize("uri", ["xl:10.0.0.1:70", "xl:h2.example:8002", "xl:[fe80::1%eth0]:12"])

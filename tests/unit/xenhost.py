@@ -40,10 +40,12 @@ esac
 case $1 in
 create|destroy|shutdown|pause|unpause|rename) echo "$STORKIT_GUEST $*" >>done
     [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
+migrate-receive) [ -e came ] ;;
 *) exec cat {file} ;;
 esac
 """
-"""An xl that prints `list`; what it is told to do it writes down, and `after-create` and so on is its list then."""
+"""An xl that prints `list`; what it is told to do it writes down, and `after-create` and so on is its list then.
+It receives a guest whole where `came` is."""
 
 
 @pytest.fixture

@@ -21,12 +21,19 @@ from storkit.hypervisors._xl.processes import GUEST
 from storkit.hypervisors._xl.toolstack import PACKAGE
 from storkit.system.files import write_atomic
 from storkit.system.run import run
+from storkit.system.timeouts import scaled
 
 LOG = "received.log"
 LOOK = "see what is there at the destination: storkit host check"
 LONGEST = 7 * 24 * 3600.0
 """Seconds for one migration; what ends one that does not move is the source."""
+LAST_MOMENTS = scaled(5.0)
+"""Seconds for an xl to end after it has said that the guest is here."""
 _streams: dict[Path, ssl.SSLSocket] = {}
+_ended: dict[Path, threading.Event] = {}
+"""Of each guest that comes or has come: when its xl ends."""
+_whole: set[Path] = set()
+"""Those whose xl has ended well."""
 
 
 def new_key(directory: Path) -> None:
@@ -71,31 +78,47 @@ def take(name: str, directory: Path, log: Path, connection: socket.socket) -> bo
         secured = channel.secure(connection.dup(), directory, server=True)
     except OSError:
         return False
-    _streams[directory] = secured
-    threading.Thread(target=_receive, args=(name, directory, log, secured), name="migration", daemon=True).start()
+    _streams[directory], _ended[directory] = secured, (ended := threading.Event())
+    _whole.discard(directory)
+    words = (name, directory, log, secured, ended)
+    threading.Thread(target=_receive, args=words, name="migration", daemon=True).start()
     return True
 
 
 def cut(directory: Path) -> None:
-    """End the connection of a migration that this process receives."""
+    """End the connection of a migration that this process receives, and know of none that has come."""
+    _ended.pop(directory, None)
     if secured := _streams.get(directory):
         with suppress(OSError):
             socket.socket.shutdown(secured, socket.SHUT_RDWR)
 
 
-def _receive(name: str, directory: Path, log: Path, secured: ssl.SSLSocket) -> None:
+def came(directory: Path) -> bool:
+    """Whether a guest has come to this process whole, by the word of the xl that received it: its name is its own, and
+    it stands still. Told once: what becomes of it after that only xl's list says."""
+    ended = _ended.pop(directory, None)
+    if ended is None or not ended.wait(LAST_MOMENTS) or directory not in _whole:
+        return False
+    _whole.discard(directory)
+    return True
+
+
+def _receive(name: str, directory: Path, log: Path, secured: ssl.SSLSocket, ended: threading.Event) -> None:
     # In this order: of an agent that is killed the kernel lets go of what was opened last first, which is xl's output.
     to_xl, from_xl = os.pipe(), os.pipe()
 
     def xl() -> None:
         try:
-            run(
+            done = run(
                 ["sh", "-c", 'exec 2>"$0"; exec "$@"', log, toolstack.path(), "migrate-receive", "-p"],
                 stdin=to_xl[0], stdout=from_xl[1], timeout=LONGEST, ok=range(256), package=PACKAGE, env={GUEST: name},
             )  # fmt: skip
+            if done.status == 0:
+                _whole.add(directory)
         except StorkitError as error:
             write_atomic(log, f"{error.message}\n")
         finally:
+            ended.set()
             os.close(to_xl[0])
             os.close(from_xl[1])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shlex
 import sys
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import storkit
-from storkit.core.errors import TimedOut, UsageError
+from storkit.core.errors import StorkitError, TimedOut, UsageError
 from storkit.core.model import Credential, MigrationResult
 from storkit.hypervisors._xl import channel, toolstack
 from storkit.hypervisors._xl.guests import XenGuest, XenGuests
@@ -67,31 +68,39 @@ class XlSource:
         """Before the guest is here anew, or for good."""
         self._log.unlink(missing_ok=True)
 
-    def start(self, domain: int, uri: str, credential: Credential) -> None:
-        """Start the migration."""
+    def start(self, domain: int, uri: str, credential: Credential) -> int:
+        """Start the migration. A descriptor, for the caller to close, that has something to read when xl has ended."""
         make_private(self._moving)
         make_private(self._log.parent)
+        self.forget()
         write_key(self._moving, credential)
         address, port = parse_uri(uri)
         write_atomic(self._moving / channel.TO, json.dumps({"address": address, "port": port}))
         (self._moving / channel.SENT).unlink(missing_ok=True)
         words = [toolstack.path(), "migrate", "-s", "", str(domain), program(self._moving)]
         lock = locks.acquire(self._lock, f"the migration of guest {self.name}", holder="xl migrate")
+        ended, held = os.pipe()
         try:
             os.set_inheritable(lock.descriptor, True)
             # `exec` first: of what is started in the background, nothing may keep this command's pipes open.
             script = 'exec >"$0" 2>&1 </dev/null; exec "$@"'
             run(
                 ["setsid", "--fork", "sh", "-c", script, self._log, *words],
-                pass_fds=[lock.descriptor], package=PACKAGE, env={GUEST: self.name},
+                pass_fds=[lock.descriptor, held], package=PACKAGE, env={GUEST: self.name},
             )  # fmt: skip
+        except StorkitError:
+            os.close(ended)
+            raise
         finally:
+            os.close(held)
             lock.release()
+        return ended
 
-    def wait(self, stall: float, memory: int) -> None:
-        """Until xl has ended. Raises TimedOut: it sent nothing for `stall` seconds, and was called off."""
+    def wait(self, stall: float, memory: int, ended: int | None = None) -> None:
+        """Until xl has ended, of which `ended` tells where this process has started it (start). Raises TimedOut: it
+        sent nothing for `stall` seconds, and was called off."""
         changed, before = time.monotonic(), -1
-        while self.under_way():
+        while not self._over(ended is not None):
             if (sent := self.sent()) != before:
                 changed, before = time.monotonic(), sent
                 moving.moved()
@@ -102,7 +111,14 @@ class XlSource:
                     f"the migration of guest {self.name} sent nothing for {stall:g} seconds and was called off",
                     f"check the destination, then: storkit migrate status {self.name}",
                 )
-            time.sleep(TICK)
+            select.select([] if ended is None else [ended], [], [], TICK)
+
+    def _over(self, started: bool) -> bool:
+        """Whether it has ended. The guest stands still until somebody lets it go on: of a migration that has gone well
+        nobody is asked again, since xl's own last words say that nothing is left here."""
+        if locks.held(self._lock):
+            return False
+        return (started and self.moved()) or not self._senders(self.guests.one(self.name))
 
     def result(self) -> MigrationResult:
         """What is known of the migration that has ended. xl measures nothing."""

@@ -7,26 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import storage
-from tests.lab.xen import Dom0, XenLab
+from tests.lab.xen import XenLab
+from tests.lab.xen.cutting import cut, uncut
 from tests.lab.xen.world import XenWorld
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-CUTTER = Path(__file__).with_name("cutter.py")
-# Instead of xl: the last word of `xl migrate` is the program that carries the stream.
-XL = """\
-#!/usr/bin/python3
-import os, sys
-words = sys.argv[1:]
-if words[:1] == ["migrate"]:
-    words[-1] = "exec /usr/bin/python3 /root/cutter.py {when} '" + words[-1].replace("'", "'\\\\''") + "'"
-os.execv("/usr/sbin/xl", ["xl", *words])
-"""
-WRAPPER = "/usr/local/sbin/xl"
-
-
-def cut(host: Dom0, when: str) -> None:
-    host.put(CUTTER, "/root/cutter.py")
-    host.put(XL.format(when=when), WRAPPER, mode=0o755)
 
 
 def test_a_connection_that_breaks_in_the_handshake(xen: XenLab, tmp_path: Path) -> None:
@@ -47,7 +32,7 @@ def test_a_connection_that_breaks_in_the_handshake(xen: XenLab, tmp_path: Path) 
     for when in ("before-go", "after-go", "report"):
         cut(here, when)
         world.migrate(there)
-        here.run(["rm", WRAPPER])
+        uncut(here)
         here, there = there, here
     world.storkit("guest", "stop", "g1")
     report = world.report()
@@ -63,7 +48,7 @@ def test_a_guest_stops_where_its_migration_failed(xen: XenLab, tmp_path: Path) -
     cut(world.h1, "ready")
     failed = world.run("migrate", "run", "g1", "--to", "h2")
     assert failed.status and world.domains(world.h1) == ["g1"], failed
-    world.h1.run(["rm", WRAPPER])
+    uncut(world.h1)
     world.wait_for_writes(world.h1)
     world.storkit("guest", "stop", "g1")
     assert world.domains(world.h1) == world.domains(world.h2) == []

@@ -119,6 +119,16 @@ def test_a_guest_that_no_xl_watches_is_taken_apart_when_it_has_shut_down(hypervi
     assert done(tmp_path)[3:] == [" destroy 1"]
 
 
+def test_a_guest_that_its_xl_takes_apart_at_the_same_moment_has_stopped(hypervisor: Xl, tmp_path: Path) -> None:
+    (tmp_path / "fails").touch()
+    listed(tmp_path, line("g", "---s--"))
+    with pytest.raises(StorkitError):
+        hypervisor.stop("g", timeout=scaled(10))
+    listed(tmp_path, name="after-destroy")
+    hypervisor.stop("g", timeout=scaled(10))
+    assert done(tmp_path) == [" destroy 1", " destroy 1"]
+
+
 @pytest.mark.parametrize(("flags", "seconds", "kept"), [("-b----", 1.2, False), ("--p---", 0, True)])
 def test_a_guest_that_runs_has_not_just_arrived(
     hypervisor: Xl, tmp_path: Path, flags: str, seconds: float, kept: bool

@@ -53,8 +53,16 @@ class XlEnding:
         if not off or watched(name, xl_processes()):
             return False
         for domain in off:
-            xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
+            self._destroy(domain)
         return True
+
+    def _destroy(self, domain: XenDomain) -> None:
+        """Take a domain apart, if its xl has not done that meanwhile."""
+        try:
+            xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
+        except CommandFailed:
+            if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
+                raise
 
     def _press(self, domain: XenDomain) -> None:
         try:
@@ -74,11 +82,7 @@ class XlEnding:
             raise silent(name, "ended")
         seen = found.seen if found else []
         for domain in [one.domain for one in seen if not statuses or one.status in statuses]:
-            try:
-                xl("destroy", str(domain.id), timeout=CHANGE_TIMEOUT)
-            except CommandFailed:
-                if any(other.id == domain.id and not other.dying for other in toolstack.domains()):
-                    raise
+            self._destroy(domain)
 
     def give_up_arrival(self, name: str) -> None:
         """End what has arrived here and has never run, what reads its memory from a file, and what moved away."""

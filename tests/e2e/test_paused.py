@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from storkit.core.errors import Conflict
+from storkit.system.timeouts import scaled
 from tests.e2e.qemuhosts import NAME, Hosts, status, wait_until
 from tests.e2e.world import World
 from tests.filesystems import mounted
@@ -32,6 +33,7 @@ def test_a_guest_without_room_goes_on_when_there_is_some(make_world: Callable[..
         there = os.statvfs(volumes)
         (volumes / ".other").write_bytes(b"x" * max(0, there.f_bavail * there.f_frsize - LEFT))
         world.storkit("guest", "start", "g", "--on", "b")
+        wait_until(lambda: os.statvfs(volumes).f_bavail == 0, "no room left", timeout=scaled(60.0))
         deadline = time.monotonic() + 60
         while world.status()["places"] != {"b": "paused"}:
             assert time.monotonic() < deadline, "it does not stand still"

@@ -33,8 +33,10 @@ SAME_SERVER = {
 ELSEWHERE = {
     ("iscsi-thin", test_restore_brings_servers_back_with_the_rights_they_had),  # noqa: F405
     ("iscsi-thin", test_a_right_that_was_taken_before_a_kill_stays_taken),  # noqa: F405
+    ("nfs-4.2", test_it_becomes_larger_under_those_who_have_it),  # noqa: F405
 }
-"""What test_iscsi_target.py asks by its boot, and test_iscsi_target_killed.py."""
+"""What test_iscsi_target.py asks by its boot, and test_iscsi_target_killed.py; a file that is larger on
+its server is so on all hosts."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no-redef]

@@ -22,7 +22,8 @@ NEW = b"n" * BLOCK
 
 
 @pytest.fixture(
-    params=[IscsiThin, NfsRig, pytest.param(NvmeTrusted, marks=pytest.mark.slow)], ids=["iscsi", "nfs", "nvme"]
+    params=[IscsiThin, *(pytest.param(each, marks=pytest.mark.slow) for each in (NfsRig, NvmeTrusted))],
+    ids=["iscsi", "nfs", "nvme"],
 )
 def rig(lab: Lab, request: pytest.FixtureRequest) -> Iterator[LabRig]:
     hosts = Hosts(lab)

@@ -154,7 +154,7 @@ def test_a_login_that_a_killed_attach_has_begun_is_ended(targets: Targets, clien
         assert client.left() == [], "nothing comes later"
 
 
-@pytest.mark.parametrize("then", ["detach", "attach"])
+@pytest.mark.parametrize("then", ["attach", pytest.param("detach", marks=pytest.mark.slow)])
 def test_a_node_that_udevd_has_not_come_to(targets: Targets, client: Client, then: str) -> None:
     """Its link is not there yet when the attach is killed: an attach waits for it; after a detach it does not come."""
     b = client.host

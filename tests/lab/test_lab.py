@@ -160,6 +160,7 @@ def test_a_clean_host_is_reused_and_a_dirty_one_is_not(lab: Lab) -> None:
     assert b.run(["test", "-e", "/etc/new"], check=False).status == 1
 
 
+@pytest.mark.slow
 def test_a_host_with_nothing_but_storkits_files_is_scrubbed(lab: Lab) -> None:
     a, b, s = lab.hosts("a", "b", "s")
     before = boot_id(a), boot_id(b), boot_id(s)

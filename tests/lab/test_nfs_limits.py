@@ -94,6 +94,7 @@ def test_a_server_that_squashes_root_or_exports_read_only_is_named(rig: NfsRig) 
     assert "no_root_squash" in refused.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rig", [Small], indirect=True)
 def test_a_full_file_system_fails_a_write_and_takes_it_once_there_is_room(rig: NfsRig, lab: Lab) -> None:
     a = lab.host("a")
@@ -128,6 +129,7 @@ def test_a_file_that_was_exchanged_on_the_server_is_not_taken_for_the_volume(rig
     assert rig.far.find_attachments() == []
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_at_one_address_only(rig: NfsRig, lab: Lab) -> None:
     a = lab.host("a")
     volume = rig.volume("v")
@@ -154,6 +156,7 @@ def test_writing_over_nfs_3_has_to_be_asked_for(rig: NfsRig) -> None:
         rig.home.set_writers([volume], ["b"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rig", [Version3Writers], indirect=True)
 def test_nfs_3_works_where_it_was_asked_for(rig: NfsRig, lab: Lab) -> None:
     volume = rig.volume("v")

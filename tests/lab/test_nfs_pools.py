@@ -123,6 +123,7 @@ def test_a_server_that_storkit_does_not_manage(rig: NfsRig, lab: Lab) -> None:
     assert s.run(["ls", "/export/guests/.exports"]).stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rig", [StrictNas], indirect=True)
 def test_writers_on_such_a_server_have_to_be_asked_for(rig: NfsRig) -> None:
     volume = rig.volume("v")

@@ -33,7 +33,7 @@ class ByHand:
     def __init__(
         self, world: World, *more: str, format: str = "raw", memory: str = MEMORY, monitor: bool = True
     ) -> None:
-        self.world, self.name = world, f"hand-{world.directory.name[-24:]}"
+        self.world, self.name = world, f"hand-{os.urandom(6).hex()}"
         images = world.directory / "images"
         images.mkdir()
         self.disk, self.socket = images / f"old.{format}", world.directory / "their.qmp"

@@ -17,6 +17,7 @@ MODULES = (
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
+    "drivers/net/xen-netfront",
     "net/sunrpc/sunrpc",
     "fs/nfs_common/grace",
     "fs/lockd/lockd",

@@ -17,19 +17,23 @@ from tests.e2e.world import World, each_format
 MEMORY = ("--memory", "16MiB")
 
 
-def golden(world: World, name: str = "debian", more: tuple[str, ...] = ()) -> None:
-    """A golden image of a file system with what a small machine has in it."""
-    tree = world.directory / f"{name}.tree"
-    for directory in ("etc/ssh", "etc/iscsi", "etc/network", "usr/sbin", "usr/lib/systemd", "usr/bin", "root"):
-        (tree / directory).mkdir(parents=True, exist_ok=True)
+def golden_image(directory: Path, name: str = "debian", more: tuple[str, ...] = ()) -> Path:
+    """A file system with what a small machine has in it, of 8 MiB."""
+    tree = directory / f"{name}.tree"
+    for below in ("etc/ssh", "etc/iscsi", "etc/network", "usr/sbin", "usr/lib/systemd", "usr/bin", "root"):
+        (tree / below).mkdir(parents=True, exist_ok=True)
     programs = ("usr/sbin/sshd", "usr/lib/systemd/systemd")
     for file in (*programs, "etc/network/interfaces", "etc/ssh/ssh_host_rsa_key", *more):
         (tree / file).write_text("golden")
     (tree / "etc/hostname").write_text("golden\n")
-    image = world.directory / f"{name}.img"
+    image = directory / f"{name}.img"
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image), "8M"], check=True, env=environment)
-    world.storkit("volume", "import", "--golden", image, name)
+    return image
+
+
+def golden(world: World, name: str = "debian", more: tuple[str, ...] = ()) -> None:
+    world.storkit("volume", "import", "--golden", golden_image(world.directory, name, more), name)
 
 
 def told(world: World, member: str, path: str) -> str:

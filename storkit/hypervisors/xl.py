@@ -7,7 +7,6 @@ destination until the source has given it up, which its domain's name there says
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -56,12 +55,12 @@ from storkit.hypervisors._machine import (
 )
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
-from storkit.hypervisors._xl.ending import CHANGE_TIMEOUT, SETTLE_TIMEOUT, XlEnding
+from storkit.hypervisors._xl.ending import CHANGE_TIMEOUT, XlEnding
 from storkit.hypervisors._xl.guests import ALONE, CONFIG, XenGuest, XenGuests, silent
-from storkit.hypervisors._xl.host import can_move, in_the_way, machine_problems, no_live_pv
+from storkit.hypervisors._xl.host import in_the_way, machine_problems
 from storkit.hypervisors._xl.outgoing import XlSource
-from storkit.hypervisors._xl.processes import GUEST, wait_until
-from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain, xl
+from storkit.hypervisors._xl.processes import GUEST
+from storkit.hypervisors._xl.toolstack import PACKAGE, xl
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import write_atomic
 from storkit.system.sourcefilter import sources
@@ -278,59 +277,7 @@ class Xl(Hypervisor):
         return incoming.read_key(self._guests.moving(name))
 
     def send(self, name: str, uri: str, credential: Credential | None = None) -> MigrationResult:
-        source, found = self._source(name), self._guests.one(name)
-        if (found is None or found.status == "stopped") and not source.moved():
-            raise NotFound(f"guest {name} does not run here", look_command(name))
-        if found and not found.idle:
-            memory = self._memory(found)
-            if source.under_way():
-                source.wait(self.settings.stall_timeout, memory)
-            elif self._send(source, self._ready_to_leave(name, found), uri, credential, memory):
-                return self._moved(source)
-        return self._sent(name, source)
-
-    def _ready_to_leave(self, name: str, found: XenGuest) -> XenDomain:
-        if self._let_go_on(found):
-            found = self._one(name)
-        if found.status != "running":
-            raise Conflict(f"guest {name} is {found.status} here", look_command(name))
-        if found.record and not can_move(found.record.guest):
-            raise no_live_pv(name)
-        return found.of("running")[0]
-
-    def _send(self, source: XlSource, domain: XenDomain, uri: str, credential: Credential | None, memory: int) -> bool:
-        """Migrate the guest away; whether xl said that it has gone well."""
-        if credential is None:
-            raise Unsafe(f"the destination of guest {source.name} has made no key", look_command(source.name))
-        ended = source.start(domain.id, uri, credential)
-        try:
-            source.wait(self.settings.stall_timeout, memory, ended)
-        finally:
-            os.close(ended)
-        return source.moved()
-
-    def _moved(self, source: XlSource) -> MigrationResult:
-        self.site.progress(1.0, f"{source.name} has moved")
-        return source.result()
-
-    def _sent(self, name: str, source: XlSource) -> MigrationResult:
-        """What became of the migration that has ended: whether this side has given the guest up."""
-        found = self._guests.one(name)
-        if found and found.status == "starting" and not found.seen:
-            # The xl that watched over its domain ends a moment after that.
-            wait_until(lambda: not self._guests.bringers(name), SETTLE_TIMEOUT)
-            found = self._guests.one(name)
-        if found and found.status in ALIVE:
-            self._let_go_on(found)
-            hint = f"guest {name} is still here"
-            raise CommandFailed(["xl", "migrate"], 1, source.said or "xl ended, and said nothing", hint=hint)
-        if found is None or found.status == "stopped":
-            if not source.moved():
-                raise CommandFailed(["xl", "migrate"], 1, source.said, hint=look_command(name))
-        elif found.status != "migrated":
-            raise Unsafe(f"guest {name} is {found.status} here after its migration", look_command(name))
-        # Also one that is suspended here under its other name: it was told that it may run at the destination.
-        return self._moved(source)
+        return self._source(name).send(uri, credential, self.settings.stall_timeout)
 
     def resume(self, name: str, run: bool = True) -> None:
         if run and self._goes_on(name):
@@ -424,9 +371,10 @@ class Xl(Hypervisor):
         return log.read_text(errors="replace").replace("\r", "\n").strip() if log.exists() else ""
 
     def cancel(self, name: str) -> None:
-        self._source(check_name("guest", name)).cancel()
+        source = self._source(check_name("guest", name))
+        source.cancel()
         if found := self._guests.one(name):
-            self._let_go_on(found)  # perhaps an xl that was killed has suspended it
+            source.let_go_on(found)  # perhaps an xl that was killed has suspended it
         if (found := self._guests.one(name)) and found.status == "running":
             self._guests.forget_arrival(name)  # whoever let it go on: it has not just arrived
 
@@ -470,19 +418,8 @@ class Xl(Hypervisor):
         templates = [Path(self.settings.templates)] if self.settings.templates else []
         return render(definition.guest, definition.disks, self.name, Place(machine=definition.machine), templates)
 
-    def _let_go_on(self, found: XenGuest) -> bool:
-        """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours.
-        Whether there was one."""
-        domains = [seen.domain for seen in found.seen if seen.status == "paused" and seen.domain.ended == "s"]
-        for domain in (mine := [domain for domain in domains if not domain.away]):
-            toolstack.go_on(domain)
-        return bool(mine)
-
     def _source(self, name: str) -> XlSource:
         return XlSource(self._guests, name, self.site.progress)
-
-    def _memory(self, found: XenGuest) -> int:
-        return found.record.guest.memory if found.record else 1 << 30
 
     def _one(self, name: str) -> XenGuest:
         found = self._guests.one(name)

@@ -18,13 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import storkit
-from storkit.core.errors import StorkitError, TimedOut, UsageError
-from storkit.core.model import Credential, MigrationResult
+from storkit.core.errors import (
+    CommandFailed,
+    Conflict,
+    NotFound,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    UsageError,
+)
+from storkit.core.model import ALIVE, Credential, MigrationResult
+from storkit.hypervisors._machine import look_command
 from storkit.hypervisors._xl import channel, toolstack
+from storkit.hypervisors._xl.ending import SETTLE_TIMEOUT
 from storkit.hypervisors._xl.guests import XenGuest, XenGuests
+from storkit.hypervisors._xl.host import can_move, no_live_pv
 from storkit.hypervisors._xl.incoming import write_key
 from storkit.hypervisors._xl.processes import GUEST, XlProcess, disconnect, kill, wait_until, xl_processes
-from storkit.hypervisors._xl.toolstack import PACKAGE
+from storkit.hypervisors._xl.toolstack import PACKAGE, XenDomain
 from storkit.system import locks, moving
 from storkit.system.files import make_private, write_atomic
 from storkit.system.run import run
@@ -59,6 +70,71 @@ class XlSource:
     def said(self) -> str:
         """What xl has said of the last migration from here."""
         return self._log.read_text(errors="replace").replace("\r", "\n").strip() if self._log.exists() else ""
+
+    def send(self, uri: str, credential: Credential | None, stall: float) -> MigrationResult:
+        """Migrate the guest away, or wait for the end of the migration that is under way; `stall` is as for `wait`."""
+        found = self.guests.one(self.name)
+        if (found is None or found.status == "stopped") and not self.moved():
+            raise NotFound(f"guest {self.name} does not run here", look_command(self.name))
+        if found and not found.idle:
+            memory = found.record.guest.memory if found.record else 1 << 30
+            if self.under_way():
+                self.wait(stall, memory)
+            elif self._leave(self._ready(found), uri, credential, stall, memory):
+                return self._gone()
+        return self._sent()
+
+    def _ready(self, found: XenGuest) -> XenDomain:
+        """The domain that leaves. Raises Conflict and Unsupported."""
+        if self.let_go_on(found):
+            found = self.guests.one(self.name) or found
+        if found.status != "running":
+            raise Conflict(f"guest {self.name} is {found.status} here", look_command(self.name))
+        if found.record and not can_move(found.record.guest):
+            raise no_live_pv(self.name)
+        return found.of("running")[0]
+
+    def _leave(self, domain: XenDomain, uri: str, credential: Credential | None, stall: float, memory: int) -> bool:
+        """Migrate it; whether xl said that it has gone well."""
+        if credential is None:
+            raise Unsafe(f"the destination of guest {self.name} has made no key", look_command(self.name))
+        ended = self.start(domain.id, uri, credential)
+        try:
+            self.wait(stall, memory, ended)
+        finally:
+            os.close(ended)
+        return self.moved()
+
+    def _sent(self) -> MigrationResult:
+        """What became of the migration that has ended: whether this side has given the guest up."""
+        name, found = self.name, self.guests.one(self.name)
+        if found and found.status == "starting" and not found.seen:
+            # The xl that watched over its domain ends a moment after that.
+            wait_until(lambda: not self.guests.bringers(name), SETTLE_TIMEOUT)
+            found = self.guests.one(name)
+        if found and found.status in ALIVE:
+            self.let_go_on(found)
+            hint = f"guest {name} is still here"
+            raise CommandFailed(["xl", "migrate"], 1, self.said or "xl ended, and said nothing", hint=hint)
+        if found is None or found.status == "stopped":
+            if not self.moved():
+                raise CommandFailed(["xl", "migrate"], 1, self.said, hint=look_command(name))
+        elif found.status != "migrated":
+            raise Unsafe(f"guest {name} is {found.status} here after its migration", look_command(name))
+        # Also one that is suspended here under its other name: it was told that it may run at the destination.
+        return self._gone()
+
+    def _gone(self) -> MigrationResult:
+        self.progress(1.0, f"{self.name} has moved")
+        return self.result()
+
+    def let_go_on(self, found: XenGuest) -> bool:
+        """Let a guest run that an xl has suspended which is not there any more; its name says that it is still ours.
+        Whether there was one."""
+        domains = [seen.domain for seen in found.seen if seen.status == "paused" and seen.domain.ended == "s"]
+        for domain in (mine := [domain for domain in domains if not domain.away]):
+            toolstack.go_on(domain)
+        return bool(mine)
 
     def moved(self) -> bool:
         """Whether the last migration from here went well, by xl's word: else the guest may have ended here."""

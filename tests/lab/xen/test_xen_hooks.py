@@ -11,6 +11,7 @@ from tests.lab.xen.hooked import CONFIG, UUID, HookedXen
 from tests.lab.xen.world import PATIENT
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+TIMES = 5
 SAVED = "/root/g1.save"
 
 
@@ -25,11 +26,12 @@ def test_a_guest_runs_once_and_moves(xen: XenLab, tmp_path: Path) -> None:
     assert refused.status and "volume g1 is written by h1" in refused.stderr, refused
     assert world.clean(h2) and world.writers() == ["h1"]
     # to a host where nothing is attached
-    world.xl(h1, "migrate", "--live", "g1", "h2")
-    assert (world.domains(h1), world.domains(h2)) == ([], ["g1"])
-    world.wait_for_writes(h2)
-    assert world.writers() == ["h2"] and world.clean(h1)
-    world.end(h2)
+    for source, to in ((h1, h2), (h2, h1)) * TIMES:
+        world.xl(source, "migrate", "--live", "g1", to.name)
+        assert (world.domains(source), world.domains(to)) == ([], ["g1"])
+        world.wait_for_writes(to)
+        assert world.writers() == [to.name] and world.clean(source)
+    world.end(h1)
 
 
 def test_a_guest_sleeps_and_wakes_up_elsewhere_once(xen: XenLab, tmp_path: Path) -> None:

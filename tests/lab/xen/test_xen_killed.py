@@ -14,7 +14,7 @@ from tests.lab.xen.cutting import cut, let_go, uncut
 from tests.lab.xen.world import LONGER, PATIENT, XenWorld
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-COORDINATOR, AGENT = "json migrate run g1", "SystemExit.main.... agent"
+COORDINATOR, AGENT = "json migrate run g1", "SystemExit.main... agent"
 
 
 @pytest.mark.parametrize("who", ["coordinator", "source's agent", "destination's agent", "source's xl",

@@ -164,7 +164,8 @@ def tree(tree: Path, busybox: bytes) -> None:
         (tree / name).mkdir(parents=True)
     (tree / "bin/busybox").write_bytes(busybox)
     shutil.copyfile(HERE / "init.root", tree / "sbin/init")
-    for program in ("bin/busybox", "sbin/init"):
+    (tree / "sbin/poweroff").write_text("#!/bin/busybox sh\n: >/run/stop\n")
+    for program in ("bin/busybox", "sbin/init", "sbin/poweroff"):
         (tree / program).chmod(0o755)
     (tree / "data/log").touch()
 

@@ -28,6 +28,7 @@ from storkit.core.model import IMPORTING, Attachment, Volume
 from storkit.core.units import SECTOR, format_size
 from storkit.system import files, locks
 from storkit.tech.athand import at_hand
+from storkit.tech.files import managed
 from storkit.tech.files.content import refilling, streams
 from storkit.tech.files.sidecar import SPOOL, rename_new
 from storkit.tech.images import checksums, exporting, headers, qemuimg, unpack
@@ -71,7 +72,7 @@ def fill(site: Site, volume: Volume, source: str, format: str = "", checksum: st
     if not volume.path:
         raise UsageError(f"volume {volume.name} has no path on {site.host}", "its pool cannot be filled from an image")
     at_hand([volume])
-    lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="image import")
+    lock = managed.use(site, volume, holder="image import")
     try:
         with _opened(source) as (path, file):
             before = _fingerprint(file)
@@ -124,8 +125,7 @@ def export_image(site: Site, volume: Volume, file: str, format: str = "qcow2", c
     partial = final.with_name(final.name + files.PARTIAL)
     with ExitStack() as stack:
         if volume.kind == "disk":
-            use = locks.use_lock(site.run, volume.uuid)
-            stack.callback(locks.acquire(use, f"volume {volume.name}", shared=True).release)
+            stack.callback(managed.use(site, volume, shared=True).release)
         descriptor = stack.enter_context(_partial_file(partial, f"{final}"))
         arguments = [*exporting.options(format, compress), "-O", format, qemuimg.node(volume.format, volume.path)]
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 from storkit.core.backend import Needs
 from storkit.core.errors import StorkitError, collected
 from storkit.core.host import Door
-from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Finding, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, DiskSource, Evidence, Export, Finding, Offer, Volume
 from storkit.system import modules
 from storkit.system.qemu.storagedaemon import PACKAGE, PROGRAM
 from storkit.tech.exports import HomeSide
@@ -34,6 +34,7 @@ class Nbd(HomeSide):
 
     name = "nbd"
     claims = True
+    several = True
     locks_images = True
     opened_by_qemu = True
     beside = frozenset({"file"})
@@ -68,6 +69,9 @@ class Nbd(HomeSide):
     @cached_property
     def _attachments(self) -> NbdAttachments:
         return NbdAttachments(self.site, self.settings)
+
+    def take_over(self, volumes: list[Volume]) -> list[Export]:
+        return self._exports.take_over(volumes)
 
     # At the client.
 

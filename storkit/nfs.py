@@ -77,7 +77,7 @@ class NfsPool(TreeDirectory):
         return super()._exists()
 
     @contextmanager
-    def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
+    def _locked(self, verb: str, act: bool = True) -> Iterator[VolumeDirectory]:
         if self.settings.server and self._exists() and not os.access(self.path, os.W_OK | os.X_OK):
             message = f"the NFS server lets host {self.site.host} change nothing in {self.settings.server}"
             raise Conflict(message, "export it there with rw and no_root_squash: exports(5)")

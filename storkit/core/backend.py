@@ -25,6 +25,7 @@ from storkit.core.identities import (
     Count,
     GuestName,
     Hex,
+    HostName,
     Line,
     MaybePath,
     Port,
@@ -158,6 +159,8 @@ class Pool(Backend, PoolVerbs):
     """The transport of this pool's volumes unless the inventory says otherwise; empty: its default."""
     devices: ClassVar[bool] = False
     """Whether its volumes are block devices; otherwise they are files."""
+    several: ClassVar[bool] = False
+    """Whether it can have several managers (docs/shared-directory.md)."""
     overlays: ClassVar[bool] = False
     """Whether a clone can be a file that stands on its source's (qcow2)."""
 
@@ -174,6 +177,15 @@ class Pool(Backend, PoolVerbs):
         raise Unsupported(
             f"pool {self.pool} is of type {self.name}, which has no trees", "import it into a pool of type nfs"
         )
+
+    def bar(self, manager: HostName) -> None:
+        raise self._has_one_host()
+
+    def unbar(self, manager: HostName) -> None:
+        raise self._has_one_host()
+
+    def _has_one_host(self) -> StorkitError:
+        return Unsupported(f"pool {self.pool} has one host", "storkit pool list")
 
     def kept(self, volumes: list[Uuid] | None = None) -> KeptHere:
         raise self._keeps_none()
@@ -222,6 +234,8 @@ class Transport(Backend, TransportVerbs):
     """How the bytes may lie at home that it serves as a disk."""
     locks_images: ClassVar[bool] = False
     """Whether its server is a QEMU, which keeps every other QEMU of its host away from the volume."""
+    several: ClassVar[bool] = False
+    """Whether it serves volumes of pools that have several managers."""
     opened_by_qemu: ClassVar[bool] = False
     """Whether a guest's QEMU opens an export itself (`sources`), and the server can be asked for `digests`."""
     beside: ClassVar[frozenset[Literal["file", "device"]]] = frozenset()
@@ -229,6 +243,10 @@ class Transport(Backend, TransportVerbs):
 
     def doors(self) -> list[Door]:
         return []
+
+    def take_over(self, volumes: list[Volume]) -> list[Export]:
+        message = f"transport {self.name} serves no volumes of several managers"
+        raise Unsupported(message, "storkit pool list")
 
     def grow(self, volumes: list[Volume]) -> None:
         names = ", ".join(volume.name for volume in volumes)

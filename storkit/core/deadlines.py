@@ -26,6 +26,7 @@ QUESTIONS = frozenset(
 
 LONG: Mapping[str, float] = {
     "attach": 240.0,  # a mount gives up after 150 seconds, a login after 90
+    "take_over": 300.0,  # the storage finds out that a host is gone
     "start": 300.0,
     "define": 180.0,
     "take": 180.0,

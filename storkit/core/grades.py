@@ -32,10 +32,10 @@ _VERBS: Final[dict[str, dict[str, str]]] = {
     },
     STORAGE: {
         "pool": "create import_tree clone snapshot resize rename flatten relabel hold release delete "
-        "adoptable adopt disown",
+        "adoptable adopt disown bar unbar",
         # `offers` has credentials in its answer; `evidence` and `digests` tell what is in a disk, block by block.
-        "transport": "export unexport grow offers set_writers attach claim detach evidence fence unfence restore "
-        "sources digests",
+        "transport": "export unexport take_over grow offers set_writers attach claim detach evidence fence unfence "
+        "restore sources digests",
         "hypervisor": "",
         "images": "inspect fill refill pull digest export_image look_inside lay put_back examine write_in",
         "host": "declare_off withdraw_off",

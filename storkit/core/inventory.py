@@ -59,6 +59,22 @@ class PoolConfig:
     transport: str = ""
     """How its volumes reach hosts; empty: as the technology prefers, or else the default."""
 
+    @property
+    def managers(self) -> list[str]:
+        """The hosts that may act for it, where it has been given a list of them; `host` is the first of these, or the
+        one that acts in this command (Survey.acting)."""
+        found: list[str] = self.settings.get(MANAGERS, [])
+        return found
+
+    @property
+    def hosts(self) -> list[str]:
+        """All hosts that may act for it."""
+        return self.managers or [self.host]
+
+
+MANAGERS = "managers"
+"""The setting by which a host is told of a pool's managers: `hosts` in the inventory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -135,6 +151,15 @@ class Inventory:
 
             name = registry.pool(config.type).transport
         return f"transport:{name or self.defaults.transport}"
+
+    @property
+    def homes(self) -> set[str]:
+        """The hosts that may serve volumes."""
+        return {host for pool in self.pools.values() for host in pool.hosts}
+
+    def managed_by(self, host: str) -> list[PoolConfig]:
+        """The pools that a host is one of several managers of."""
+        return [pool for pool in self.pools.values() if host in pool.managers]
 
     @property
     def served_by(self) -> list[str]:
@@ -217,7 +242,7 @@ def parse(text: str, path: Path) -> Inventory:
             UsageError(f"{where}: defaults.pool: there is no pool {defaults.pool!r}", f"pools: {', '.join(pools)}")
         )
     raise_problems(problems)
-    return Inventory(
+    inventory = Inventory(
         hosts,
         pools,
         tables["transports"],
@@ -226,6 +251,9 @@ def parse(text: str, path: Path) -> Inventory:
         path,
         path.absolute().parent,
     )
+    _check_managed(inventory, where, problems)
+    raise_problems(problems)
+    return inventory
 
 
 def _hosts(table: dict[str, Any], where: str, base: Path, problems: list[StorkitError]) -> dict[str, HostConfig]:
@@ -276,13 +304,62 @@ def _pools(
         transport = settings.pop("transport", "")
         if transport:
             _check_backend("transport", transport, {}, where, f"{key}.transport", problems)
-        if host is None:
+        if MANAGERS in settings:
+            problems.append(UsageError(f"{where}: {key}: unknown key {MANAGERS!r}", "write them as hosts = [...]"))
+            del settings[MANAGERS]
+        if "hosts" in settings:
+            host = _managers(settings, host, hosts, f"{where}: {key}", problems)
+            if isinstance(kind, str) and not _several("pool", kind):
+                message = f"{where}: {key}: a pool of type {kind} has one host, and no list of them"
+                problems.append(UsageError(message, 'write host = ...; several hosts: type = "directory"'))
+                continue
+        elif host is None:
             problems.append(UsageError(f"{where}: {key}: 'host' is missing", "say which host holds the pool"))
         elif host not in hosts:
             problems.append(UsageError(f"{where}: {key}.host: there is no host {host!r}", f"hosts: {', '.join(hosts)}"))
         _check_backend("pool", kind, settings, where, key, problems)
         pools[name] = PoolConfig(name, str(host), str(kind), settings, str(transport))
     return pools
+
+
+def _managers(
+    settings: dict[str, Any], host: Any, hosts: dict[str, HostConfig], where: str, problems: list[StorkitError]
+) -> str:
+    """The first of a pool's managers; all of them become a setting of its technology."""
+    found = settings.pop("hosts")
+    if host is not None:
+        problems.append(UsageError(f"{where}: 'host' and 'hosts' are both there", "one host, or a list of managers"))
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        problems.append(UsageError(f"{where}.hosts: a list of hosts' names is wanted", 'as hosts = ["b", "c"]'))
+        return ""
+    for name in dict.fromkeys(found):
+        if name not in hosts:
+            problems.append(UsageError(f"{where}.hosts: there is no host {name!r}", f"hosts: {', '.join(hosts)}"))
+        if found.count(name) > 1:
+            problems.append(UsageError(f"{where}.hosts: host {name!r} is there twice", "name each once"))
+    settings[MANAGERS] = list(found)
+    return str(found[0])
+
+
+def _check_managed(inventory: Inventory, where: str, problems: list[StorkitError]) -> None:
+    """Pools with several managers, whose volumes go by what has one."""
+    for pool in inventory.pools.values():
+        if not pool.managers:
+            continue
+        transport = inventory.transport(pool.name).partition(":")[2]
+        if not _several("transport", transport):
+            message = f"{where}: pools.{pool.name}: volumes of several managers do not go by {transport}"
+            problems.append(UsageError(message, 'write transport = "nbd" into it'))
+
+
+def _several(kind: str, name: str) -> bool:
+    """Whether a technology is made for several managers; one that is not known is told of elsewhere."""
+    from storkit.core import registry
+
+    try:
+        return bool(getattr(registry, kind)(name).several)
+    except StorkitError:
+        return True
 
 
 def _check_settings(kind: str, table: dict[str, Any], where: str, problems: list[StorkitError]) -> None:

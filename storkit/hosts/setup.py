@@ -53,7 +53,7 @@ def setup(inventory: Inventory, config: HostConfig) -> Setup:
     pools = {
         pool.name: PoolSettings(pool.type, pool.settings)
         for pool in inventory.pools.values()
-        if pool.host == config.name
+        if config.name in pool.hosts
     }
     own = inventory.directory / "templates"
     templates = str(own) if own.is_dir() and config.machine == "local" else ""

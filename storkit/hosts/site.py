@@ -198,5 +198,5 @@ SECRET_VERBS = frozenset({"offers", "credential", "enter", "originals", "edited"
 """Verbs whose results hold credentials: never journalled, only passed on to where they are needed."""
 
 
-SERVING_VERBS = frozenset({"export", "set_writers"})
+SERVING_VERBS = frozenset({"export", "set_writers", "take_over"})
 """Verbs of transports that open a volume's bytes."""

@@ -108,7 +108,9 @@ class Checkup:
         pairs = [
             (server, target, client)
             for server, target in dict.fromkeys(
-                (pool.host, self._inventory.transport(pool.name)) for pool in self._inventory.pools.values()
+                (host, self._inventory.transport(pool.name))
+                for pool in self._inventory.pools.values()
+                for host in pool.hosts
             )
             for client in self._inventory.hosts
             if not self._connections.same_machine(server, client)
@@ -198,10 +200,10 @@ class Checkup:
     def _ask_backends(self, connection: Connection) -> None:
         """Ask for all that the host has a part in. Pools come last, since they may hang."""
         report = self._reports[connection.config.name]
-        pools = [pool for pool in self._inventory.pools.values() if pool.host == report.host]
+        pools = [pool for pool in self._inventory.pools.values() if report.host in pool.hosts]
         for target in self._inventory.served_by:
             served = [name for name in self._inventory.pools if self._inventory.transport(name) == target]
-            homes = {self._inventory.pools[name].host for name in served}
+            homes = {host for name in served for host in self._inventory.pools[name].hosts}
             away = any(not self._connections.same_machine(home, report.host) for home in homes)
             ready = partial(connection.transport(target).ready, serves=report.host in homes, attaches=away)
             self._add(report, self._findings(report, ready))

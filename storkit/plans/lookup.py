@@ -41,6 +41,7 @@ class Pools(Protocol):
     def volumes(self, names: list[str] | None = None) -> list[Volume]: ...
     def refuse_damaged(self, names: Iterable[str]) -> None: ...
     def of_damaged(self, volume: Damaged) -> StorkitError: ...
+    def silence(self, pool: PoolConfig) -> HostUnreachable | ServiceUnreachable | None: ...
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -61,8 +62,19 @@ def find_all(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> list[V
     pools.refuse_damaged(missing)
     if missing:
         unknown[missing[0]] = _nowhere(pools, missing)
+    unknown |= {name: why for name, volume in found.items() if (why := _out_of_reach(pools, volume))}
     raise_problems(list(unknown.values()))
     return [found[name] for name in names]
+
+
+def _out_of_reach(pools: Pools, volume: Volume) -> StorkitError | None:
+    """Why a volume that another manager of its pool has found can be used by none: who serves it is silent."""
+    error = pools.silent.get(volume.manager) if volume.manager else None
+    if error is None:
+        return None
+    message = f"volume {volume.name} was last served by {volume.manager}, and {error.message}"
+    hint = f"bring {volume.manager} back; or, once you have seen that it is off:"
+    return HostUnreachable(message, f"{hint} storkit fence {volume.manager} --confirmed-off")
 
 
 def present(
@@ -140,7 +152,7 @@ def _everywhere(pools: Pools, names: list[str], uuids: Mapping[str, str]) -> dic
 def _why_not(pools: Pools, pool: PoolConfig, name: str, said: bool) -> StorkitError | None:
     """Why a volume was not found in its pool. `said`: by a person; otherwise None if only the hint was wrong."""
     what = f"volume {name} of pool {pool.name}" if said else f"volume {name}, last in pool {pool.name},"
-    if error := pools.silent.get(pool.host):
+    if error := pools.silence(pool):
         return type(error)(f"{what} cannot be looked for: {error.message}", error.advice)
     if reason := pools.failed.get(pool.name):
         return Conflict(f"{what} cannot be looked for: {in_a_line(reason)}", reason.each[0].advice)
@@ -155,7 +167,7 @@ def _nowhere(pools: Pools, names: list[str]) -> StorkitError:
     """Why volumes were not found: they are not there, or where they may be cannot be asked."""
     missing, inventory = ", ".join(names), pools.connections.inventory
     for pool in inventory.pools.values():
-        if error := pools.silent.get(pool.host):
+        if error := pools.silence(pool):
             return HostUnreachable(f"no volume {missing} was found, and {error.message}", error.advice)
         if reason := pools.failed.get(pool.name):
             message = f"no volume {missing} was found, and pool {pool.name} cannot be looked at"

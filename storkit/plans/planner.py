@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from storkit.core import codec
@@ -18,7 +18,16 @@ from storkit.plans.survey import by_host, by_server
 from storkit.plans.verb import step
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, SetWriters, UnexportVolumes
-from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
+from storkit.plans.verbs.fences import (
+    BarManager,
+    DeclareOff,
+    FenceHost,
+    Reattach,
+    TakeOver,
+    UnbarManager,
+    UnfenceHost,
+    WithdrawOff,
+)
 from storkit.plans.verbs.volumes import (
     AdoptVolumes,
     CloneVolume,
@@ -81,7 +90,7 @@ def release(volumes: list[Volume], exports: list[Export], inventory: Inventory) 
     stages = Stages()
     stages.then(
         *(step(DisownVolumes(group), group[0].host, f"pool:{pool}", f"release {names_of(group)}")
-          for pool, group in by_pool(volumes).items())
+          for pool, group in by_pool(volumes))
     )  # fmt: skip
     return finish_plan(f"release {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
@@ -154,7 +163,7 @@ def flatten(volumes: list[Volume], exports: list[Export], inventory: Inventory) 
     stages = Stages()
     stages.then(
         *(step(FlattenVolumes(group), group[0].host, f"pool:{pool}", f"flatten {names_of(group)}")
-          for pool, group in by_pool(volumes).items())
+          for pool, group in by_pool(volumes))
     )  # fmt: skip
     return finish_plan(f"flatten {names_of(volumes)}", stages, locks_of(volumes), inventory)
 
@@ -165,7 +174,7 @@ def delete(volumes: list[Volume], exports: list[Export], inventory: Inventory) -
     stages = Stages()
     steps = [
         step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {names_of(group)}")
-        for pool, group in by_pool(volumes).items()
+        for pool, group in by_pool(volumes)
     ]
     stages.then(*steps)
     return finish_plan(f"delete {names_of(volumes)}", stages, locks_of(volumes), inventory)
@@ -256,6 +265,8 @@ class Confirmed:
 
     by: str
     keepers: list[str]
+    acting: dict[str, str] = field(default_factory=dict)
+    """Of the pools that the host is a manager of: the manager that acts for each."""
 
 
 def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -> Plan:
@@ -278,6 +289,10 @@ def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -
             step(DeclareOff(host, by, keepers), keeper, "host", f"keep at {keeper} that {host} is off")
             for keeper in keepers
         ]
+        steps += [
+            step(BarManager(host), manager, f"pool:{pool}", f"let {host} serve nothing of pool {pool}")
+            for pool, manager in confirmed.acting.items()
+        ]
     elif not others:
         raise Conflict(
             f"every pool is on {host} itself: nobody else can cut it off",
@@ -287,21 +302,44 @@ def fence(host: str, inventory: Inventory, confirmed: Confirmed | None = None) -
     return finish_plan(title, stages, [], inventory)
 
 
-def unfence(host: str, keepers: list[str], inventory: Inventory) -> Plan:
-    """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off."""
+def take_over(manager: str, volumes: list[Volume], clients: Mapping[str, list[Volume]], inventory: Inventory) -> Plan:
+    """Serve volumes that a manager which is off has served, each by the host that it is said to have, and lead their
+    clients there: those of the hosts that answer and have them attached."""
+    stages = Stages()
+    servers = by_server(volumes, inventory)
+    stages.then(
+        *(step(TakeOver(group, manager), home, target, f"serve {names_of(group)} from {home}")
+          for home, target, group in servers)
+    )  # fmt: skip
+    taken = {each.host + each.target: each.id for each in (stages.stages[0] if servers else [])}
+    stages.then(
+        *(step(Reattach(mine, taken[home + target], manager), host, target, f"lead {host} to {home}", peer=home)
+          for home, target, group in servers for host, attached in clients.items()
+          if (mine := [volume for volume in group if volume.uuid in {each.uuid for each in attached}]))
+    )  # fmt: skip
+    return finish_plan(f"take over what {manager} served", stages, locks_of(volumes), inventory)
+
+
+def unfence(host: str, keepers: list[str], inventory: Inventory, acting: Mapping[str, str] | None = None) -> Plan:
+    """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off. `acting`: as in
+    Confirmed."""
     stages = Stages()
     stages.then(
         *(step(UnfenceHost(host), home, target, f"unfence {host} at {home} ({target.partition(':')[2]})")
           for home, target in _servers_but(host, inventory)),
         *(step(WithdrawOff(host), keeper, "host", f"forget at {keeper} that {host} was off")
           for keeper in keepers),
+        *(step(UnbarManager(host), manager, f"pool:{pool}", f"let {host} act for pool {pool} again")
+          for pool, manager in (acting or {}).items()),
     )  # fmt: skip
     return finish_plan(f"let {host} in again", stages, [], inventory)
 
 
 def _servers_but(host: str, inventory: Inventory) -> list[tuple[str, str]]:
     """Home host and transport of everything that is served by other hosts."""
-    served = sorted({(pool.host, inventory.transport(pool.name)) for pool in inventory.pools.values()})
+    served = sorted(
+        {(each, inventory.transport(pool.name)) for pool in inventory.pools.values() for each in pool.hosts}
+    )
     return [(home, target) for home, target in served if home != host]
 
 
@@ -376,11 +414,12 @@ def writers_of(exports: list[Export], volume: Volume) -> set[str]:
     return {export.client for export in exports if export.uuid == volume.uuid and export.writable}
 
 
-def by_pool(volumes: list[Volume]) -> dict[str, list[Volume]]:
-    groups: dict[str, list[Volume]] = {}
+def by_pool(volumes: list[Volume]) -> list[tuple[str, list[Volume]]]:
+    """Volumes by pool, and by the host that acts for them: managers of one pool may each have some."""
+    groups: dict[tuple[str, str], list[Volume]] = {}
     for volume in volumes:
-        groups.setdefault(volume.pool, []).append(volume)
-    return groups
+        groups.setdefault((volume.pool, volume.host), []).append(volume)
+    return [(pool, group) for (pool, _), group in groups.items()]
 
 
 def with_changed(volume: Volume, **changes: Any) -> Volume:

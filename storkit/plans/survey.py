@@ -20,9 +20,9 @@ from storkit.core.errors import (
 )
 from storkit.core.host import Declared, Drained
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, Usage, Volume
+from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, PoolContent, Usage, Volume
 from storkit.hosts.connections import Connections, not_waited_for
-from storkit.plans import asking, lookup
+from storkit.plans import asking, lookup, several
 from storkit.plans.remembered import Hints
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Survey:
         (`host:off`), and whether they take guests (`host:drained`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
+        self._acting: dict[str, PoolConfig] = {}
+        """Pools with several managers, as the one has them that acts for them in this command."""
 
     @property
     def unknown(self) -> dict[str, HostUnreachable | ServiceUnreachable]:
@@ -63,6 +65,7 @@ class Survey:
         self.connections.forget_silent()
         self.silent.clear()
         self.unheard.clear()
+        self._acting.clear()
 
     def volumes(self, names: list[str] | None = None, pools: Iterable[PoolConfig] | None = None) -> list[Volume]:
         """The volumes of the pools (all by default) that can be reached, in the order of the inventory.
@@ -86,8 +89,71 @@ class Survey:
                     return self._look(pool, names, error)
             return None
 
-        answers = self._each(list(wanted), ask, lambda pool: pool.host)
+        several = {pool: names for pool, names in wanted.items() if pool.managers}
+        answers = self._each([pool for pool in wanted if pool not in several], ask, lambda pool: pool.host)
+        answers |= self._of_several(several)
         return [volume for pool in wanted for volume in answers.get(pool, [])]
+
+    def _of_several(self, wanted: Mapping[PoolConfig, list[str] | None]) -> dict[PoolConfig, list[Volume]]:
+        """As `of_pools`, for pools that have several managers: all of them are asked, and what they see is one."""
+        failed: dict[tuple[PoolConfig, str], StorkitError] = {}
+
+        def ask(key: tuple[PoolConfig, str]) -> PoolContent | None:
+            pool, manager = key
+            try:
+                return self.connections.to(manager).pool(f"pool:{pool.name}").look(wanted[pool])
+            except (HostUnreachable, ServiceUnreachable):
+                raise
+            except StorkitError as error:
+                failed[key] = error
+                return None
+
+        answers = self._each([(pool, each) for pool in wanted for each in pool.managers], ask, lambda key: key[1])
+        found: dict[PoolConfig, list[Volume]] = {}
+        for pool in wanted:
+            self.failed.pop(pool.name, None)
+            seen = several.merged(pool, {name: content for (own, name), content in answers.items() if own is pool})
+            wrong = [error for (own, _), error in failed.items() if own is pool]
+            for name in pool.managers:
+                if (pool, name) in failed:
+                    self.unread[name, f"pool:{pool.name}"] = failed[pool, name]
+            if seen.problem or (wrong and not seen.acting):
+                self.failed[pool.name] = seen.problem or wrong[0]
+            if not seen.acting:
+                continue
+            self._acting[pool.name] = replace(pool, host=seen.acting)
+            for each in seen.damaged:
+                message = quoted(each.message, self.speaker(each.host))
+                self.damaged[pool.name, each.name] = replace(each, message=message)
+            found[pool] = seen.volumes
+        return found
+
+    def acting(self, pool: PoolConfig) -> PoolConfig:
+        """A pool, with the one host that acts for it in this command: of several managers the first that answers, and
+        sees the pool. Raises why there is none."""
+        if not pool.managers:
+            return pool
+        if pool.name not in self._acting:
+            self.of_pools({pool: []})
+        if pool.name not in self._acting:
+            raise self.silence(pool) or self.failed[pool.name]
+        return self._acting[pool.name]
+
+    def silence(self, pool: PoolConfig) -> HostUnreachable | ServiceUnreachable | None:
+        """Why nobody speaks for a pool; None: somebody does, or was not asked."""
+        if all(host in self.silent for host in pool.hosts):
+            return self.silent[pool.hosts[0]]
+        return None
+
+    def _able(self, pools: Iterable[PoolConfig]) -> list[PoolConfig]:
+        """Pools as `acting` has them; those that nobody acts for are left out, and why is noted."""
+        found: list[PoolConfig] = []
+        for pool in pools:
+            try:
+                found.append(self.acting(pool))
+            except StorkitError:
+                continue
+        return found
 
     def volume(self, name: str) -> Volume:
         """The volume of a name, or of POOL/NAME. Raises NotFound, or HostUnreachable if it may be on a host that is
@@ -327,7 +393,7 @@ class Survey:
                 return replace(found, warnings=[quoted(each, self.speaker(pool.host)) for each in found.warnings])
             return None
 
-        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        wanted = self._able(self.connections.inventory.pools.values() if pools is None else pools)
         answers = self._each(wanted, ask, lambda pool: pool.host)
         return [answers[pool] for pool in wanted if pool in answers]
 
@@ -353,7 +419,7 @@ class Survey:
                 return found.guests
             return None
 
-        wanted = list(self.connections.inventory.pools.values() if pools is None else pools)
+        wanted = self._able(self.connections.inventory.pools.values() if pools is None else pools)
         answers = self._each(wanted, ask, lambda pool: pool.host, needed)
         return [(pool, kept) for pool in wanted for kept in answers.get(pool, ())]
 

@@ -50,15 +50,19 @@ class HomeExports(ABC, Generic[G]):
     def __init__(self, site: Site, settings: Any) -> None:
         self.site = site
         self.settings = settings
-        self._grants = GrantStore(site, self.kind)
+        self._grants = self._store()
+
+    def _store(self) -> GrantStore[G]:
+        """Where the grants are."""
+        return GrantStore(self.site, self.kind)
 
     # The verbs
 
     def export(self, volumes: list[Volume], clients: list[Client]) -> list[Export]:
         names = {client.name for client in clients}
         uuids = [volume.uuid for volume in volumes]
-        with self._lock(uuids), self._hold(volumes):
-            grants = self._extended(volumes, clients)
+        with self._lock(uuids), self._hold(volumes) as held:
+            grants = self._extended(held, clients)
             self._grants.admit(grants)
             self._grants.save(grants)
             # A `fence` that began meanwhile has either read these grants, and waits, or its mark is seen here.
@@ -234,9 +238,10 @@ class HomeExports(ABC, Generic[G]):
     def _lock(self, uuids: Iterable[str]) -> AbstractContextManager[None]:
         """Keep other commands from changing the servers of these volumes meanwhile. Raises Conflict."""
 
-    def _hold(self, volumes: Sequence[Volume]) -> AbstractContextManager[object]:
-        """Keep pools from changing or deleting these volumes until the grant says that they are in use."""
-        return nullcontext()
+    def _hold(self, volumes: list[Volume]) -> AbstractContextManager[list[Volume]]:
+        """Keep pools from changing or deleting these volumes, as they are then, until the grant says that they are in
+        use."""
+        return nullcontext(volumes)
 
     @abstractmethod
     def _extend(

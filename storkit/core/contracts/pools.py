@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from storkit.core.contracts.backends import BackendVerbs
 from storkit.core.identities import (
     Count,
+    HostName,
     Line,
     Uuid,
     VolumeName,
@@ -142,6 +143,20 @@ class PoolVerbs(BackendVerbs):
         Raises:
             Conflict: a volume is in use or held, or others depend on its bytes. Then none is deleted.
         """
+
+    @abstractmethod
+    def bar(self, manager: HostName) -> None:
+        """Note, durably and for all managers of this pool, that one of them is off: it changes and serves nothing until
+        `unbar`, also if it comes back. What it served may be taken over from then on (TransportVerbs.take_over).
+
+        Raises:
+            Unsupported: the pool has one host.
+            UsageError: that host is no manager of it, or the one that is asked.
+        """
+
+    @abstractmethod
+    def unbar(self, manager: HostName) -> None:
+        """Let a manager act again; one that was not barred is fine. What was taken over from it stays where it is."""
 
     @abstractmethod
     def adoptable(self, found: list[Existing]) -> list[Adoptable]:

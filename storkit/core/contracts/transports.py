@@ -35,6 +35,20 @@ class TransportVerbs(BackendVerbs):
         """Offer volumes to hosts, for reading only: `set_writers` says who writes. Existing rights stay as they are."""
 
     @abstractmethod
+    def take_over(self, volumes: list[Volume]) -> list[Export]:
+        """At another manager of their pool: serve volumes that a barred one (PoolVerbs.bar) has served, to the same
+        clients under the same names, with the same rights. Called again it goes on.
+
+        Returns:
+            All exports of these volumes.
+
+        Raises:
+            Unsafe: a manager that serves one of them is not barred.
+            Conflict: the storage still has its lock: it may be alive.
+            Unsupported: this transport serves no volumes of several managers.
+        """
+
+    @abstractmethod
     def grow(self, volumes: list[Volume]) -> None:
         """Show volumes that were made larger at the sizes in `volumes`, to all that have them; they go on writing. An
         image that the server itself has open (qcow2) becomes larger by this.
@@ -187,5 +201,5 @@ class TransportVerbs(BackendVerbs):
         """Let a fenced host be exported to again; it gets no export back by itself."""
 
 
-RIGHTS: Final = frozenset({"export", "unexport", "set_writers", "fence", "unfence"})
+RIGHTS: Final = frozenset({"export", "unexport", "take_over", "set_writers", "fence", "unfence"})
 """The verbs of transports that say who may have a volume, and who may write it: they carry the epoch."""

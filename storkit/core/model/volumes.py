@@ -71,6 +71,10 @@ class Volume:
     """Of a volume that was adopted: where its bytes lay before, to which they are given back; empty: it was made."""
     checksum: Line = ""
     """`sha256:HEX` of an image's bytes as a guest reads them, when it was sealed; empty: none was taken."""
+    manager: MaybeHost = ""
+    """Of a pool with several managers: the one that serves it; empty: none does."""
+    term: Count = 0
+    """How often that has changed, which a manager that was away tells its own by; 0: its pool has one host."""
 
 
 def closed(volume: Volume) -> str:
@@ -143,6 +147,10 @@ class PoolContent:
 
     volumes: list[Volume]
     damaged: list[Damaged] = field(default_factory=list)
+    directory: MaybeUuid = ""
+    """Which directory its managers share, where it has several; empty: nothing was made in it yet."""
+    barred: list[HostName] = field(default_factory=list)
+    """The managers that serve nothing of it until they are let in again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,11 @@ def _export(host: str, transport: str, args: Record, result: list[Record]) -> It
     yield from _among(result, "client", [client["name"] for client in args["clients"]])
 
 
+def _taken_over(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    yield from _told(result, transport=transport)
+    yield from _among(result, "uuid", _uuids(args))
+
+
 def _offers(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
     yield from _told(result, transport=transport, client=args["client"])
     yield from _each(result, args["volumes"], ("uuid", "uuid"), ("volume", "name"), ("size", "size"))
@@ -293,6 +298,7 @@ COMPARED: dict[tuple[str, str], Callable[[str, str, Record, Any], Iterator[str]]
     ("pool", "capacity"): _capacity,
     ("pool", "kept"): _kept,
     ("pool", "texts"): _texts,
+    ("transport", "take_over"): _taken_over,
     ("transport", "find_exports"): _find_exports,
     ("transport", "look_exports"): _look_exports,
     ("transport", "export"): _export,

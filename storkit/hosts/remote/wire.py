@@ -86,7 +86,7 @@ _SINCE_2 = {
     ("capacity", "volumes"),
 }
 """Arguments that only say more exactly what is asked for. A hold goes with volumes that have it: those are refused."""
-_OF_VOLUMES = ("hold", "generation", "was", "checksum")
+_OF_VOLUMES = ("hold", "generation", "was", "checksum", "manager", "term")
 _RECORDS_SINCE_2 = {
     "clients": ("told",),
     "volumes": _OF_VOLUMES,
@@ -103,6 +103,9 @@ def _without(record: Any, keys: tuple[str, ...]) -> Any:
     if record.get("hold"):
         # Its host would serve it as if nobody slept on it.
         message = f"volume {record.get('name')} is held for a sleeping guest, which an older storkit knows nothing of"
+        raise Unsupported(message, "upgrade storkit on its hosts")
+    if record.get("term"):
+        message = f"volume {record.get('name')} is of a pool with several managers, which an older storkit knows not"
         raise Unsupported(message, "upgrade storkit on its hosts")
     if record.get("document"):
         # Its host would run another guest: what the template makes of the little that the record says.

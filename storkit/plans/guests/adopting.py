@@ -55,7 +55,7 @@ def adopt(adopted: Sequence[AdoptedGuest], host: str, keep: Sequence[Step], inve
     stages.then(
         *(step(AdoptVolumes(group, [disks[volume.uuid].existing for volume in group]), group[0].host, f"pool:{pool}",
                f"adopt {names_of(group)}")
-          for pool, group in by_pool(volumes).items())
+          for pool, group in by_pool(volumes))
     )  # fmt: skip
     stages.then(*keep)
     taken = [each for each in adopted if each.runs or registry.hypervisor(each.guest.hypervisor).keeps]
@@ -84,7 +84,7 @@ def release(subject: GuestView, keeps: bool, forget: Sequence[Step], inventory: 
     stages.then(*forget)
     stages.then(
         *(step(DisownVolumes(group), group[0].host, f"pool:{pool}", f"release {names_of(group)}")
-          for pool, group in by_pool(subject.volumes).items())
+          for pool, group in by_pool(subject.volumes))
     )  # fmt: skip
     return finish_plan(f"release guest {subject.name}", stages, guest_holds(subject), inventory)
 

@@ -238,5 +238,5 @@ def _at_pools(stages: Stages, verb: Callable[[list[Volume]], Verb[Any]], volumes
     """One step at each of these volumes' pools."""
     stages.then(
         *(step(verb(group), group[0].host, f"pool:{pool}", f"{title} {names_of(group)}")
-          for pool, group in by_pool(volumes).items())
+          for pool, group in by_pool(volumes))
     )  # fmt: skip

@@ -95,8 +95,8 @@ class AttachmentActs:
     def _all_of(self, pool: PoolConfig) -> list[Volume]:
         # A tree is its guest's to mount, and no host's.
         volumes = [volume for volume in self._survey.volumes(pools=[pool]) if volume.kind != "tree"]
-        if pool.host in self._survey.silent:
-            raise self._survey.silent[pool.host]
+        if error := self._survey.silence(pool):
+            raise error
         if pool.name in self._survey.failed:
             raise self._survey.failed[pool.name]
         self._survey.refuse_damaged(name for where, name in self._survey.damaged if where == pool.name)

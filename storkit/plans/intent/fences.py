@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storkit.core import codec
@@ -61,8 +61,15 @@ class FenceActs:
             word = f"storkit fence {name} --confirmed-off"
             for error in problems:
                 error.hint += f"; where no storage can, once you have seen that it is off: {word}"
-        lost = [export for step, result in done for export in result if step.verb == "fence"]
+        lost = [export for step, result in done if step.verb == "fence" for export in result]
         # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
+        if confirmed_off:
+            with collected(problems):
+                self._take_over(name)
+        elif coordinator.inventory.managed_by(name):
+            pools = ", ".join(pool.name for pool in coordinator.inventory.managed_by(name))
+            word = f"once it is off: storkit fence {name} --confirmed-off"
+            coordinator.warn(f"{name} goes on serving what it serves of pool {pools}; {word}")
         roots, kept = self.roots(name)
         if roots:
             with collected(problems):
@@ -86,7 +93,7 @@ class FenceActs:
         problems: list[StorkitError] = []
 
         def build() -> Plan:
-            return planner.unfence(name, keepers, coordinator.inventory)
+            return planner.unfence(name, keepers, coordinator.inventory, self._acting(name, also=True))
 
         self._as_far_as_it_goes(build, problems)
         raise_problems(problems)
@@ -96,7 +103,7 @@ class FenceActs:
 
     def _must_be_granted(self, host: str) -> None:
         """Raise NotFound if a host that is not in the inventory is in no grant either; a silent server may have one."""
-        homes = {pool.host for pool in self._coordinator.inventory.pools.values()}
+        homes = self._coordinator.inventory.homes
         exports = self._survey.all_exports(sorted(homes))
         granted = any(export.client == host for group in exports.values() for export in group)
         if not granted and exports.keys() == homes:
@@ -110,7 +117,51 @@ class FenceActs:
         if not hosts:
             raise Conflict(f"no host answers that could keep the word that {host} is off", "storkit host check")
         by = f"{getpass.getuser()}@{socket.gethostname()}"
-        return planner.Confirmed(by, hosts)
+        return planner.Confirmed(by, hosts, self._acting(host))
+
+    def _acting(self, manager: str, also: bool = False) -> dict[str, str]:
+        """Of the pools that a host is a manager of: who acts for each. `also`: perhaps the host itself, where no other
+        manager answers. A pool for which nobody does is left out, and told of."""
+        found: dict[str, str] = {}
+        for pool in self._coordinator.inventory.managed_by(manager):
+            answering = self._survey.answering(pool.managers)
+            others = [name for name in answering if name != manager]
+            if others or (also and answering):
+                found[pool.name] = (others or answering)[0]
+            elif len(pool.managers) > 1 or not also:
+                self._coordinator.warn(f"no other manager of pool {pool.name} answers: {manager} stays as it was there")
+        return found
+
+    def _take_over(self, manager: str) -> None:
+        """Have another manager serve what this one, which is off and barred, served last; lead the clients there."""
+        coordinator, survey = self._coordinator, self._survey
+        shared = coordinator.inventory.managed_by(manager)
+        if not shared:
+            return
+        acting: dict[str, str] = {}
+        waits: list[str] = []
+
+        def build() -> Plan:
+            seen = [volume for volume in survey.volumes(pools=shared) if volume.manager == manager]
+            acting.update({pool.name: pool.host for pool in map(survey.acting, shared)} if seen else {})
+            volumes = [replace(volume, host=acting[volume.pool]) for volume in seen]
+            hosts = [host for host in coordinator.inventory.hosts if host != manager]
+            attached = survey.attachments(hosts, volumes, partial=True) if volumes else {}
+            uuids = {host: {each.uuid for each in there} for host, there in attached.items()}
+            clients = {host: [volume for volume in volumes if volume.uuid in has] for host, has in uuids.items() if has}
+            waits[:] = [
+                f"what has {each.volume} open on {each.host} waits for {manager} for ever: QEMU itself is its client"
+                f" there; stop its guest with --force, and start it"
+                for there in attached.values()
+                for each in there
+                if each.source.kind == "network" and each.source.server
+            ]
+            return planner.take_over(manager, volumes, clients, coordinator.inventory)
+
+        if any(volume.manager == manager for volume in survey.volumes(pools=shared)):
+            coordinator.change(build, over_marks=True)
+            for each in waits:
+                coordinator.warn(each)
 
     def _as_far_as_it_goes(self, build: Callable[[], Plan], problems: list[StorkitError]) -> list[tuple[Step, Any]]:
         """Run a plan whose steps stay done when others fail: what is done, and its results."""

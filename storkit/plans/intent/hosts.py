@@ -65,7 +65,7 @@ class HostActs:
         self._refuse_to_plan()
         coordinator, back, problems = self._coordinator, list[Export](), list[StorkitError]()
         inventory = coordinator.inventory
-        homes = {pool.host for pool in inventory.pools.values()}
+        homes = inventory.homes
         asked = {name: coordinator.host(name) for name in several(hosts) or inventory.hosts}
         coordinator.connections.reach(asked.values())
         # Servers before their clients.
@@ -117,7 +117,7 @@ class HostActs:
         usages = self._survey.usage()
         found = [PoolUsage(u.pool, u.host, inventory.pools[u.pool].type, u, None) for u in usages]
         errors: dict[str, StorkitError | None] = {
-            pool.name: self._survey.silent.get(pool.host) for pool in inventory.pools.values()
+            pool.name: self._survey.silence(pool) for pool in inventory.pools.values()
         }
         for name, error in (errors | self._survey.failed).items():
             if error:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, raise_problems
+from storkit.core.errors import Conflict, Unsupported, raise_problems
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import Export, Volume, VolumeKind, guest_of
 from storkit.core.units import parse_size
@@ -23,7 +23,7 @@ def in_bytes(size: Bytes) -> int:
 
 def pool_of(coordinator: Coordinator, name: str) -> PoolConfig:
     """The pool that is named, or the inventory's default. Raises NotFound."""
-    return coordinator.inventory.pool(name or coordinator.inventory.defaults.pool)
+    return coordinator.survey.acting(coordinator.inventory.pool(name or coordinator.inventory.defaults.pool))
 
 
 def new_volume(
@@ -34,6 +34,13 @@ def new_volume(
     record = {"name": name, "uuid": str(uuid4()), "size": size, "pool": pool.name, "host": pool.host,
               "origin": origin, "kind": kind, "format": format, "created": now}  # fmt: skip
     return codec.load(Volume, record)
+
+
+def refuse_several(coordinator: Coordinator, pool: str, what: str) -> None:
+    """Raise Unsupported for what is not made for pools with several managers. `what`: it, as `fleets are not made`."""
+    if coordinator.inventory.pool(pool).managers:
+        message = f"pool {pool} has several managers, and {what} in it"
+        raise Unsupported(message, "take an image of a pool with one host: storkit volume move, or import it there")
 
 
 def clone_format(coordinator: Coordinator, pool: PoolConfig) -> str:

@@ -10,7 +10,16 @@ from storkit.plans.verb import Verb
 from storkit.plans.verbs.attachments import AttachVolumes, DetachVolumes, Prove
 from storkit.plans.verbs.draining import DrainHost, UndrainHost
 from storkit.plans.verbs.exports import CutOff, ExportVolumes, GrowExports, SetWriters, UnexportVolumes
-from storkit.plans.verbs.fences import DeclareOff, FenceHost, UnfenceHost, WithdrawOff
+from storkit.plans.verbs.fences import (
+    BarManager,
+    DeclareOff,
+    FenceHost,
+    Reattach,
+    TakeOver,
+    UnbarManager,
+    UnfenceHost,
+    WithdrawOff,
+)
 from storkit.plans.verbs.fleets import LayFiles, Personalise
 from storkit.plans.verbs.freezing import FreezeGuest, ThawGuest
 from storkit.plans.verbs.guests import (
@@ -86,7 +95,7 @@ _ALL: tuple[type[Verb[Any]], ...] = (
     DrainHost, UndrainHost, GrowExports, GrowGuest, RefillVolume, CloseVolume, PlaceCopy, DropCopy, CopyVolume,
     DigestVolume, SameDigest, CarryGuests, OpenCopy, RenameVolumes, LetFill, MirrorDisk, CompareCopy,
     SwitchDisk, SettleMirror, CallOffMirror, LetGoOfOld,
-    FreezeGuest, ThawGuest,
+    FreezeGuest, ThawGuest, BarManager, UnbarManager, TakeOver, Reattach,
 )  # fmt: skip
 VERBS: dict[str, type[Verb[Any]]] = {cls.verb: cls for cls in _ALL}
 """By name, as steps have it."""

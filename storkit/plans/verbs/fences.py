@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from storkit.core import codec
 from storkit.core.host import Declared
 from storkit.core.identities import ClientName, HostName, Line
-from storkit.core.model import Export
+from storkit.core.model import Attachment, Export, Volume
 from storkit.plans.plan import Step
 from storkit.plans.verb import BlindVerb, Run
+from storkit.plans.verbs.attachments import offered
+from storkit.plans.verbs.exports import client
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,70 @@ class UnfenceHost(_Decided):
 
     def act(self, run: Run, step: Step) -> None:
         run.on(step.host).transport(step.target).unfence(self.client)
+
+
+@dataclass(frozen=True)
+class BarManager(_Decided):
+    """Have a pool's directory say that one of its managers is off: it serves nothing of it any more."""
+
+    verb: ClassVar[str] = "bar"
+    this, other = "fence {} --confirmed-off", "unfence {}"
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).pool(step.target).bar(self.client)
+
+
+@dataclass(frozen=True)
+class UnbarManager(_Decided):
+    """Let that manager act again."""
+
+    verb: ClassVar[str] = "unbar"
+    this, other = "unfence {}", "fence {} --confirmed-off"
+
+    def act(self, run: Run, step: Step) -> None:
+        run.on(step.host).pool(step.target).unbar(self.client)
+
+
+@dataclass(frozen=True)
+class TakeOver(BlindVerb):
+    """Serve what a manager that is off has served, from another one. The first may have come back by then, barred: it
+    is never put back by itself."""
+
+    verb: ClassVar[str] = "take_over"
+    undoable = False
+    volumes: list[Volume]
+    manager: HostName
+
+    def act(self, run: Run, step: Step) -> list[Export]:
+        return run.on(step.host).transport(step.target).take_over(self.volumes)
+
+    def again(self, step: Step) -> str:
+        return f"storkit fence {self.manager} --confirmed-off"
+
+
+@dataclass(frozen=True)
+class Reattach(BlindVerb):
+    """Lead a client, under whoever has its volumes open, to the manager that has taken them over (the step's peer).
+    Those that it was not exported are left as they are."""
+
+    verb: ClassVar[str] = "reattach"
+    undoable = False
+    volumes: list[Volume]
+    taken: str
+    """The step that took them over."""
+    manager: HostName
+
+    def act(self, run: Run, step: Step) -> list[Attachment]:
+        exports = codec.load(list[Export], run.result(self.taken), "what was taken over", strict=False)
+        mine = {export.uuid for export in exports if export.client == step.host}
+        if not (wanted := [volume for volume in self.volumes if volume.uuid in mine]):
+            return []
+        # Whether the two are one machine may be another answer than with the manager before.
+        run.on(step.peer).transport(step.target).export(wanted, [client(run, step.peer, step.host, {})])
+        return run.on(step.host).transport(step.target).attach(offered(run, step.peer, step.host, step.target, wanted))
+
+    def again(self, step: Step) -> str:
+        return "; ".join(f"storkit attach {volume.name} --on {step.host}" for volume in self.volumes)
 
 
 @dataclass(frozen=True)

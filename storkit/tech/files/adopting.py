@@ -31,6 +31,7 @@ from storkit.core.model import Adoptable, Existing, Volume, closed
 from storkit.core.units import SECTOR
 from storkit.system import files, ownership
 from storkit.tech import occupied
+from storkit.tech.files import managed
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume, rename_new
 from storkit.tech.files.volumefile import FORMATS
 from storkit.tech.images import headers, qcow2
@@ -197,6 +198,10 @@ def _standing(path: Path, there: os.stat_result, directory: Path, existing: Exis
                 found.append(
                     Conflict(f"{path} is volume {path.stem} already{pool}", f"storkit volume show {path.stem}")
                 )
+    with collected(found):
+        if managed.read(path.parent):
+            hint = "make a copy: storkit volume import"
+            found.append(Conflict(f"{path} lies in a directory that several managers share", hint))
     if path.name.startswith(".") or path.name.endswith(files.PARTIAL):
         found.append(Conflict(f"{path} is being made, or hidden", "give it a name of its own first: mv"))
     if path.parent != real:

@@ -27,11 +27,11 @@ from storkit.core.errors import (
 )
 from storkit.core.imagefiles import FileToLay, Inside, Laid, Piece
 from storkit.core.model import Secret, Volume
-from storkit.system import files, locks
+from storkit.system import files
 from storkit.system.parallel import for_each_at_once
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
-from storkit.tech.files import volumefile
+from storkit.tech.files import managed, volumefile
 from storkit.tech.images import ext4, qcow2, qemuimg
 
 _AT_ONCE = 8
@@ -205,7 +205,7 @@ def _own(site: Site, volumes: Sequence[Volume]) -> Iterator[None]:
     with ExitStack() as stack:
         for volume in volumes:
             with collected(problems):
-                lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder="its maker")
+                lock = managed.use(site, volume, holder="its maker")
                 stack.callback(lock.release, remove=True)
         raise_problems(problems)
         yield
@@ -216,7 +216,7 @@ def shared(site: Site, volume: Volume) -> Iterator[None]:
     if volume.kind != "disk":
         yield
         return
-    lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", shared=True)
+    lock = managed.use(site, volume, shared=True)
     try:
         yield
     finally:

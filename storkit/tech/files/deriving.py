@@ -12,7 +12,7 @@ from storkit.core.errors import Conflict, StorkitError, UsageError, raise_proble
 from storkit.core.model import Volume, closed
 from storkit.core.units import exact_size, format_size
 from storkit.system import files, locks
-from storkit.tech.files import clonefile, volumefile
+from storkit.tech.files import clonefile, managed, volumefile
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory
 from storkit.tech.images import qcow2
 
@@ -103,15 +103,14 @@ def by_overlay(directory: VolumeDirectory, origin: Sidecar, todo: Sequence[Volum
 
 def claim(
     site: Site, directory: VolumeDirectory, verb: str, origin: Sidecar, todo: Sequence[Volume]
-) -> list[locks.Lock]:
+) -> list[locks.Lock | managed.Used]:
     """Locks that hold the names of volumes being copied, and the source against being written."""
     clonefile.allow_open_files(len(todo) + 100)
     holder = f"{verb} of {origin.volume.name} (pid {os.getpid()})"
-    held: list[locks.Lock] = []
+    held: list[locks.Lock | managed.Used] = []
     try:
         if origin.volume.kind == "disk":
-            use = locks.use_lock(site.run, origin.volume.uuid)
-            held.append(locks.acquire(use, f"volume {origin.volume.name}", shared=True))
+            held.append(managed.use(site, directory.whole(origin), shared=True))
         for volume in todo:
             held.append(locks.acquire(directory.claim(volume.name), f"volume {volume.name}", holder=holder))
     except BaseException:

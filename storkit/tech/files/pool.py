@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from storkit.core import holds
 from storkit.core.backend import Needs, path_setting
-from storkit.core.errors import Conflict, StorkitError, Unsafe, collected, raise_problems
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported, UsageError, collected, raise_problems
 from storkit.core.guest import KeptGuest
 from storkit.core.identities import check_name
 from storkit.core.model import (
@@ -36,7 +36,7 @@ from storkit.core.model import (
 from storkit.core.units import format_size
 from storkit.system import files, locks, openers
 from storkit.tech import strangers
-from storkit.tech.files import adopting, deriving, renaming, resizing, volumefile
+from storkit.tech.files import adopting, deriving, managed, renaming, resizing, volumefile
 from storkit.tech.files.content import flattening
 from storkit.tech.files.place import PoolPlace
 from storkit.tech.files.sidecar import VERSION, Sidecar, VolumeDirectory, other_volume
@@ -95,7 +95,8 @@ class FilePool(KeepsGuests):
             Damaged(name, self.pool, self.site.host, error.message, error.hint)
             for name, error in sorted(damaged.items())
         ]
-        return PoolContent(volumes, bad)
+        sharing = managed.read(self.path) if self._managers and self._exists() else None
+        return PoolContent(volumes, bad, sharing.id if sharing else "", sharing.barred if sharing else [])
 
     def create(self, volumes: list[Volume]) -> list[Volume]:
         with self._locked("create") as directory:
@@ -129,6 +130,7 @@ class FilePool(KeepsGuests):
                     problems += resizing.problems(directory, volume, sidecar, shrink)
                     if served:
                         problems += resizing.served_problems(volume, sidecar)
+                        problems += managed.other(sidecar, self.site.host, "resized")
             pairs = list(zip(volumes, known, strict=True))
             if not served:
                 changed = [there for volume, there in pairs if volume.size != there.volume.size]
@@ -137,8 +139,8 @@ class FilePool(KeepsGuests):
             for volume, sidecar in pairs:
                 with ExitStack() as stack:
                     if not served:
-                        use = locks.use_lock(self.site.run, volume.uuid)
-                        stack.callback(locks.acquire(use, f"volume {volume.name}").release)
+                        used = managed.use(self.site, directory.whole(sidecar), brief=True)
+                        stack.callback(used.release)
                     resizing.resize(directory, sidecar, volume.size)
         return self._found(volumes)
 
@@ -207,8 +209,26 @@ class FilePool(KeepsGuests):
             directory.write([replace(was, volume=now) for was, now in pairs if now != was.volume])
         return self._found(volumes)
 
+    def bar(self, manager: str) -> None:
+        if manager == self.site.host:
+            raise UsageError(f"host {manager} is asked to bar itself", "ask another manager")
+        with self._locked("bar a manager") as directory:
+            managed.bar(directory, self._sharing(directory), manager)
+
+    def unbar(self, manager: str) -> None:
+        if self._managers and not managed.read(self.path):
+            return  # nothing was made in it yet
+        with self._locked("let a manager in", act=False) as directory:
+            managed.unbar(directory, self._sharing(directory, act=False), manager)
+
+    def _sharing(self, directory: VolumeDirectory, act: bool = True) -> managed.Sharing:
+        if not self._managers:
+            raise self._has_one_host()
+        return managed.enter(directory, self.site.host, self._managers, act)
+
     def adoptable(self, found: list[Existing]) -> list[Adoptable]:
         self._exists()
+        self._refuse_to_adopt()
         problems: list[StorkitError] = []
         seen: list[Adoptable] = []
         for each in found:
@@ -217,7 +237,14 @@ class FilePool(KeepsGuests):
         raise_problems(problems)
         return seen
 
+    def _refuse_to_adopt(self) -> None:
+        if self._managers:
+            # Who has a file open on another manager is not seen here.
+            message = f"pool {self.pool} has several managers, and adopts nothing"
+            raise Unsupported(message, f"make a copy: storkit volume import FILE NAME --pool {self.pool}")
+
     def adopt(self, volumes: list[Volume], found: list[Existing]) -> list[Volume]:
+        self._refuse_to_adopt()
         with self._locked("adopt") as directory:
             made = [deriving.fresh(volume, "", adopting.ADOPTED) for volume in volumes]
             adopting.adopt(directory, volumes, found, made, self.site.host)
@@ -259,6 +286,8 @@ class FilePool(KeepsGuests):
             directory.remove(sorted(gone, key=lambda sidecar: sidecar.volume.kind != "disk"))
             for sidecar in gone:
                 locks.use_lock(self.site.run, sidecar.volume.uuid).unlink(missing_ok=True)
+                if sidecar.term:
+                    managed.forget(self.path, sidecar.volume.uuid)
         self._forget(volume.uuid for volume in volumes)
         openers.forget_earlier(self.site.run, (volume.uuid for volume in volumes))
 
@@ -301,8 +330,13 @@ class FilePool(KeepsGuests):
     # What the verbs share
 
     @property
+    def _managers(self) -> list[str]:
+        """Those that share the directory; none: it is this host's alone."""
+        return []
+
+    @property
     def _files(self) -> VolumeDirectory:
-        return VolumeDirectory(self.path)
+        return VolumeDirectory(self.path, shared=bool(self._managers))
 
     @property
     def _where(self) -> PoolPlace:
@@ -310,7 +344,10 @@ class FilePool(KeepsGuests):
         return PoolPlace(self.path, self.pool, self.site.state, bool(settings.path), settings.others_write)
 
     def _exists(self) -> bool:
-        return self._where.exists()
+        there = self._where.exists()
+        if there:
+            managed.check(self.path, self.pool, self._managers)
+        return there
 
     def _guests(self) -> Path | None:
         if not self._exists():
@@ -322,12 +359,15 @@ class FilePool(KeepsGuests):
         self._files.known([Volume(guest.volume, guest.uuid, 0) for guest in guests])
 
     @contextmanager
-    def _locked(self, verb: str) -> Iterator[VolumeDirectory]:
+    def _locked(self, verb: str, act: bool = True) -> Iterator[VolumeDirectory]:
+        """`act`: False for what a manager may do that is barred."""
         if not self._exists():
             files.make_private(self.path)
         directory = self._files
-        with directory.locked(f"{verb} in pool {self.pool}"):
+        with directory.locked(f"{verb} in pool {self.pool}" + (f" on {self.site.host}" if self._managers else "")):
             self._where.remember()
+            if self._managers:
+                managed.enter(directory, self.site.host, self._managers, act)
             yield directory
 
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:
@@ -339,9 +379,7 @@ class FilePool(KeepsGuests):
         return [found[volume.name] for volume in volumes if volume.name in found]
 
     def _volume(self, sidecar: Sidecar) -> Volume:
-        volume = sidecar.volume
-        path = f"{self.path}/{volume.name}.{volume.format}"
-        return replace(volume, host=self.site.host, pool=self.pool, path=path)
+        return replace(self._files.whole(sidecar), host=self.site.host, pool=self.pool)
 
     def _derive(self, verb: str, source: Volume, volumes: Sequence[Volume]) -> list[Volume]:
         """Clones and snapshots: by reflink, overlay or copy."""
@@ -368,13 +406,19 @@ class FilePool(KeepsGuests):
 
     def _busy(self, sidecars: Sequence[Sidecar], what: str) -> list[StorkitError]:
         """Why these volumes cannot be `what` now: a server or a command has them, or another program of this host."""
-        problems = [problem for sidecar in sidecars for problem in self._in_use(sidecar.volume, what)]
+        here = self.site.host
+        problems = [
+            problem
+            for sidecar in sidecars
+            for problem in managed.other(sidecar, here, what) or self._in_use(sidecar.volume, what)
+        ]
         # What a killed import has left running writes what is to be deleted.
         looked = [self._volume(sidecar) for sidecar in sidecars if sidecar.volume.made not in (IMPORTING, FILLING)]
         return problems + [other.refuse(self.site.host) for other in strangers.find(self.site.run, looked)]
 
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:
-        if not locks.held(locks.use_lock(self.site.run, volume.uuid)):
+        here = locks.held(locks.use_lock(self.site.run, volume.uuid))
+        if not (here or (self._managers and managed.in_use(self.path, volume.uuid))):
             return []
         hint = f"see who has it: storkit volume show {volume.name}"
         return [Conflict(f"volume {volume.name} is in use and cannot be {what}", hint)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from storkit.core import codec
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
-from storkit.core.identities import check_name, check_uuid
+from storkit.core.identities import Count, MaybeHost, check_name, check_uuid
 from storkit.core.model import Volume
 from storkit.system import files, locks
 from storkit.system.files import PARTIAL
@@ -28,6 +28,8 @@ from storkit.tech.files import renaming, volumefile
 from storkit.tech.files.volumefile import FORMATS
 
 VERSION = 1
+SHARED = 2
+"""The version of sidecars in a directory of several managers: a storkit that knows nothing of these uses none."""
 SPOOL = "spool"
 """The extension of an image being unpacked for the volume of that name."""
 _NAME = r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})"
@@ -47,6 +49,10 @@ class Sidecar:
     """Without host, pool and path, which follow from where the sidecar is."""
     backing: str = ""
     """The UUID of the volume of this directory that holds the bytes which are not in this one's file."""
+    manager: MaybeHost = ""
+    """Of several managers (storkit.tech.files.managed): the one that has the volume; empty: none."""
+    term: Count = 0
+    """How often that has changed; 0: the directory is one host's."""
 
 
 def is_pool(directory: Path) -> bool:
@@ -57,8 +63,10 @@ def is_pool(directory: Path) -> bool:
 class VolumeDirectory:
     """The files of one directory. Changes are made with `locked`; reading needs no lock."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: bool = False) -> None:
+        """`shared`: by several managers."""
         self.path = path
+        self.shared = shared
 
     @property
     def lock(self) -> Path:
@@ -132,8 +140,14 @@ class VolumeDirectory:
         except OSError as error:
             raise files.explain(error, path) from error
         hint = "restore it from a backup, or move it away once you know what it held"
-        if isinstance(record, dict) and isinstance(record.get("version"), int) and record["version"] > VERSION:
-            raise Unsafe(f"{path} is of version {record['version']}, made by a newer storkit", "upgrade storkit here")
+        if isinstance(record, dict) and isinstance(record.get("version"), int):
+            if record["version"] > SHARED:
+                why = f"{path} is of version {record['version']}, made by a newer storkit"
+                raise Unsafe(why, "upgrade storkit here")
+            if (record["version"] == SHARED) != self.shared:
+                there = "one host" if self.shared else "several managers"
+                why = f"the sidecar {path} is of a pool with {there}, and this pool has not"
+                raise Unsafe(why, "storkit pool list; the hosts of a pool are in docs/shared-directory.md")
         try:
             sidecar = codec.load(Sidecar, record, str(path))
         except StorkitError as error:
@@ -265,6 +279,8 @@ class VolumeDirectory:
         Raises Conflict: a file that is not ours has taken a name.
         """
         done: list[Sidecar] = []
+        version, term = (SHARED, 1) if self.shared else (VERSION, 0)
+        sidecars = [replace(sidecar, version=version, manager="", term=term) for sidecar in sidecars]
         try:
             for sidecar in sidecars:
                 files.write_new(self.claim(sidecar.volume.name), _text(sidecar))
@@ -278,6 +294,12 @@ class VolumeDirectory:
         except BaseException:
             self.remove(done)
             raise
+
+    def whole(self, sidecar: Sidecar) -> Volume:
+        """A volume as who opens it needs it: with where its bytes are, and who has it."""
+        volume = sidecar.volume
+        path = f"{self.path}/{volume.name}.{volume.format}"
+        return replace(volume, path=path, manager=sidecar.manager, term=sidecar.term)
 
     def text(self, sidecar: Sidecar) -> str:
         """The content of a sidecar's file."""
@@ -406,4 +428,8 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def _text(sidecar: Sidecar) -> str:
-    return json.dumps(codec.dump(sidecar)) + "\n"  # indented, it would take three times as long
+    record = codec.dump(sidecar)
+    for each in (record["volume"], record if sidecar.version < SHARED else {}):
+        each.pop("manager", "")
+        each.pop("term", 0)
+    return json.dumps(record) + "\n"  # indented, it would take three times as long

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +28,12 @@ from storkit.system.parallel import for_each_at_once
 from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 from storkit.tech.exports import HomeExports
+from storkit.tech.files import managed
 from storkit.tech.grants import grant_without, grants_of_client, short_digest
 from storkit.tech.nbd import wire
 from storkit.tech.nbd.names import NbdClientGrant, NbdGrant
 from storkit.tech.nbd.server import PSK_USER, NbdSettings, VolumeServer
+from storkit.tech.nbd.shared import NbdGrants
 
 TRANSPORT = "nbd"
 _READ = 1 << 20
@@ -44,6 +46,10 @@ class NbdExports(HomeExports[NbdGrant]):
 
     kind = NbdGrant
     settings: NbdSettings
+    _grants: NbdGrants
+
+    def _store(self) -> NbdGrants:
+        return NbdGrants(self.site)
 
     def _server(self, grant: NbdGrant) -> VolumeServer:
         return VolumeServer(self.site, self.settings, grant, self._grants.save)
@@ -57,6 +63,49 @@ class NbdExports(HomeExports[NbdGrant]):
             for uuid in sorted(set(uuids)):
                 stack.enter_context(_guard(directory / f"{short_digest(uuid)}.guard", uuid, deadline))
             yield
+
+    @contextmanager
+    def _hold(self, volumes: list[Volume]) -> Iterator[list[Volume]]:
+        """Volumes of several managers become this host's; those that nothing comes to be granted of do not stay so."""
+        self._drop_stale(volume.uuid for volume in volumes if volume.term)
+        claimed = managed.claim(self.site, volumes, "export")
+        try:
+            yield claimed
+        except BaseException:
+            with suppress(StorkitError):
+                granted = {grant.volume.uuid for grant in self._grants.find(volume.uuid for volume in volumes)[0]}
+                managed.give_up(self.site, [volume for volume in claimed if volume.uuid not in granted])
+            raise
+
+    def _drop_stale(self, uuids: Iterable[str]) -> None:
+        """End the servers of volumes that another manager has by now; what they still hold is never written."""
+        for grant in self._grants.stale(uuids):
+            server = self._server(grant_without(grant, list(grant.clients)))
+            server.stop(kill=True)
+            server.drop_others()
+            self._grants.drop([grant.volume.uuid])
+
+    def take_over(self, volumes: list[Volume]) -> list[Export]:
+        """As TransportVerbs.take_over. What is saved is what the one before had granted, but for who is fenced."""
+        uuids = [volume.uuid for volume in volumes]
+        with self._lock(uuids):
+            self._drop_stale(uuids)
+            mine = managed.inherit(self.site, volumes)
+            known = {grant.volume.uuid for grant in self._grants.find(uuids)[0]}
+            inherited = self._grants.inherited(volume for volume in mine if volume.uuid not in known)
+            grants = [grant for grant in inherited if grant.clients]
+            self._grants.save(grants)
+            served = known | {grant.volume.uuid for grant in grants}
+            managed.give_up(self.site, [volume for volume in mine if volume.uuid not in served])
+            wanted = self._grants.find(uuids)[0]
+            self._take(wanted)
+            self._give(wanted)
+        return self.find_exports(uuids)
+
+    def restore(self) -> None:
+        with self._lock(stale := [grant.volume.uuid for grant in self._grants.stale()]):
+            self._drop_stale(stale)
+        super().restore()
 
     def _extend(
         self,

@@ -188,8 +188,12 @@ class KernelDevices:
 
     def _connected(self, link: KernelDevice) -> Device:
         """The link's device, made or given a new connection."""
-        if not link.wire.socket and self._relayed(link) not in (0, link.size):
-            self._relay(link).stop()  # it shows the size that its server had when it began
+        if not link.wire.socket:
+            relay = self._relay(link)
+            if relay.leads_elsewhere(relay_arguments(link)):
+                relay.stop()  # the kernel keeps what had no answer, and asks the next one for it
+            elif self._relayed(link) not in (0, link.size):
+                relay.stop()  # it shows the size that its server had when it began
         where = link.wire.socket or self._start_relay(link)
         with nbd_wire.NbdConnection(where) as connection, Netlink() as kernel:
             info = connection.go(link.wire.export)
@@ -285,6 +289,11 @@ class _Relay:
     def runs(self) -> bool:
         return self._daemon.running()
 
+    def leads_elsewhere(self, arguments: list[str]) -> bool:
+        """Whether it runs, and is the client of another server than these arguments name."""
+        now = _servers(self._daemon.arguments())
+        return bool(now) and now != _servers(arguments)
+
     def start(self, arguments: list[str]) -> None:
         if self._daemon.running() and self._daemon.arguments():
             return
@@ -323,6 +332,17 @@ def relay_arguments(link: KernelDevice) -> list[str]:
         arguments += ["--object", json.dumps(link.credential)]
     export = {"type": "nbd", "id": "device", "node-name": "wire", "name": source.export, "writable": link.writable}
     return [*arguments, "--blockdev", json.dumps(node), "--export", json.dumps(export)]
+
+
+def _servers(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Where the servers are that a relay's arguments name: address and port."""
+    found: list[tuple[str, str]] = []
+    for word in arguments:
+        if word.startswith("{"):
+            server = json.loads(word).get("server")
+            if isinstance(server, dict):
+                found.append((str(server.get("host")), str(server.get("port"))))
+    return found
 
 
 def _name(device: Device) -> str:

@@ -38,7 +38,7 @@ from storkit.system.qemu.storagedaemon import Daemon, check_socket_path, listen_
 from storkit.system.qemu.tls import DH_PARAMETERS
 from storkit.system.timeouts import scaled
 from storkit.tech.athand import at_hand
-from storkit.tech.files import volumefile
+from storkit.tech.files import managed, volumefile
 from storkit.tech.grants import short_digest
 from storkit.tech.nbd import wire
 from storkit.tech.nbd.arguments import check_x509, front_arguments, image_node, x509_authorization
@@ -181,6 +181,7 @@ class VolumeServer:
                     raise
         try:
             with (
+                managed.serving(self.site, self.volume) as shared,
                 self._image_locks(deadline) as image,
                 listen_unix(self.socket) as nbd,
                 listen_unix(self._monitor) as monitor,
@@ -188,7 +189,7 @@ class VolumeServer:
                 self._unlocked.unlink(missing_ok=True)
                 if openers.earlier(self.site.run, self.volume.uuid):
                     write_atomic(self._unlocked, " ".join(map(str, image)))
-                self._launch(lock, image, nbd.fileno(), monitor.fileno())
+                self._launch(lock, [*image, *shared], nbd.fileno(), monitor.fileno())
         finally:
             lock.release()
 
@@ -271,6 +272,9 @@ class VolumeServer:
                         "node-name": node,
                         "name": self.grant.export_name(client),
                         "writable": client in self.grant.writers,
+                        # What a guest was told is written must be so for whoever serves it next, whatever becomes of
+                        # this host: a guest that goes on would never write it again.
+                        "writethrough": self.volume.term > 0,
                         "description": f"storkit:{self.volume.uuid}:{node[1:]}",
                     }
                     await monitor.execute("block-export-add", arguments, timeout=_QMP_TIMEOUT)

@@ -52,7 +52,7 @@ class NfsExports(HomeExports[NfsGrant]):
             lock.release(remove=True)
 
     @contextmanager
-    def _hold(self, volumes: Sequence[Volume]) -> Iterator[None]:
+    def _hold(self, volumes: list[Volume]) -> Iterator[list[Volume]]:
         with ExitStack() as stack:
             for pool in sorted({pool_of(volume) for volume in volumes}):
                 if (pool / EXPORTS).is_dir():
@@ -61,7 +61,7 @@ class NfsExports(HomeExports[NfsGrant]):
                 # A copy or a resize holds it.
                 use = locks.use_lock(self.site.run, volume.uuid)
                 stack.callback(locks.acquire(use, f"volume {volume.name}").release, remove=True)
-            yield
+            yield volumes
 
     def _extend(
         self,

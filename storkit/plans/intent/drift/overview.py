@@ -66,7 +66,7 @@ def look(coordinator: Coordinator) -> Overview:
     """Ask every host once; those that are silent are left out."""
     survey = coordinator.survey
     # A host without a pool that has no volume has little to tell.
-    homes = {pool.host for pool in coordinator.inventory.pools.values()}
+    homes = coordinator.inventory.homes
     exports = survey.all_exports(partial=True, needed=homes)
     clients = {export.client for group in exports.values() for export in group if not guest_of(export.client)}
     everyone = dict.fromkeys([*coordinator.inventory.hosts, *sorted(clients)])

@@ -155,11 +155,11 @@ def _has(coordinator: Coordinator, name: str) -> list[StorkitError]:
     problems: list[StorkitError] = [
         Conflict(f"pool {pool.name} is on host {name}", f"move its volumes away, and take pool {pool.name} out first")
         for pool in inventory.pools.values()
-        if pool.host == name
+        if name in pool.hosts
     ]
     seen = look(coordinator)
     survey = coordinator.survey
-    homes = {pool.host for pool in inventory.pools.values()}
+    homes = inventory.homes
     for host in sorted(survey.silent.keys() & {name, *homes}):
         if host == name and host in survey.off:
             continue

@@ -38,7 +38,7 @@ from storkit.plans.intent.fleets import unmaking
 from storkit.plans.intent.fleets.members import Found
 from storkit.plans.intent.golden import versions
 from storkit.plans.intent.kept import checkout, sources
-from storkit.plans.intent.making import Bytes, clone_format, in_bytes, must_be_free, new_volume
+from storkit.plans.intent.making import Bytes, clone_format, in_bytes, must_be_free, new_volume, refuse_several
 from storkit.plans.plan import Plan, Stages, Step
 from storkit.plans.verb import step
 from storkit.plans.verbs.fleets import Clone, LayFiles, Personalise
@@ -87,6 +87,7 @@ def create(coordinator: Coordinator, directory: Path, name: str, wish: FleetWish
             f"volume {image.name} is a {image.kind}, and no golden image: its clones would be of what it is by then",
             f"storkit volume import --golden FILE NAME, or storkit volume clone {image.name} NEW for one guest",
         )
+    refuse_several(coordinator, image.pool, "fleets are not made")
     fleet = _wanted(coordinator, name, wish, image, old)
     if old:
         record.refuse_change(old, fleet)
@@ -439,7 +440,7 @@ def _add_clones(
 def _add_delete(stages: Stages, volumes: list[Volume]) -> None:
     stages.then(
         *(step(DeleteVolumes(group), group[0].host, f"pool:{pool}", f"delete {planner.names_of(group)}")
-          for pool, group in planner.by_pool(volumes).items())
+          for pool, group in planner.by_pool(volumes))
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def volumes(coordinator: Coordinator, fleet: Fleet, names: Iterable[str]) -> dic
     whether it is there."""
     survey, pool, wanted = coordinator.survey, coordinator.inventory.pool(fleet.pool), list(names)
     found = survey.volumes(wanted, [pool])
-    if error := survey.silent.get(pool.host) or survey.failed.get(pool.name):
+    if error := survey.silence(pool) or survey.failed.get(pool.name):
         raise error
     survey.refuse_damaged(wanted)
     return {volume.name: volume for volume in found}

@@ -47,7 +47,7 @@ def remove(coordinator: Coordinator, fleet: Fleet, members: Sequence[str], whole
         for group in (volumes, base):
             stages.then(
                 *(step(DeleteVolumes(part), part[0].host, f"pool:{pool}", f"delete {planner.names_of(part)}")
-                  for pool, part in planner.by_pool(group).items())
+                  for pool, part in planner.by_pool(group))
             )  # fmt: skip
         held = {volume.uuid: volume for subject in subjects for volume in subject.all_volumes}
         held |= {volume.uuid: volume for volume in [*volumes, *base]}

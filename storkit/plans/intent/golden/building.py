@@ -41,7 +41,7 @@ from storkit.plans.intent.fleets.acts import FleetActs
 from storkit.plans.intent.fleets.making import FleetWish
 from storkit.plans.intent.golden import sealing, versions
 from storkit.plans.intent.golden.versions import ImageVersion, Version
-from storkit.plans.intent.making import Bytes, clone_format, made, must_be_free, new_volume
+from storkit.plans.intent.making import Bytes, clone_format, made, must_be_free, new_volume, refuse_several
 from storkit.plans.plan import Plan, Stages
 from storkit.plans.verb import step
 from storkit.plans.verbs.images import PutBackFiles
@@ -110,6 +110,7 @@ def build(
     if not versions.is_version(source):
         message = f"volume {source.name} is a {source.kind}, and no golden image"
         raise Conflict(message, f"storkit image seal {source.name}")
+    refuse_several(coordinator, source.pool, "images are not built")
     if wish.cloud_config and not coordinator.connections.to(source.host).images.look_inside(source).cloud_init:
         message = f"image {source.name} has no cloud-init in it, or none where it can be seen (a root on ext4)"
         raise Unsupported(message, "have it installed by --script: apt-get install -y cloud-init")

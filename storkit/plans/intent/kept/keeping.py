@@ -160,7 +160,7 @@ def _there(coordinator: Coordinator, volumes: Iterable[Volume]) -> dict[str, dic
     """The newest of what is kept with volumes, by pool and UUID, of the pools that keep guests; told of others. Raises
     Unsafe: what is kept there is damaged."""
     found: dict[str, dict[str, KeptGuest]] = {}
-    for pool, group in planner.by_pool(list(volumes)).items():
+    for pool, group in planner.by_pool(list(volumes)):
         host = group[0].host
         try:
             there = coordinator.connections.to(host).pool(f"pool:{pool}").kept([volume.uuid for volume in group])
@@ -169,7 +169,7 @@ def _there(coordinator: Coordinator, volumes: Iterable[Volume]) -> dict[str, dic
             continue
         speaker = coordinator.survey.speaker(host)
         raise_problems([Unsafe(quoted(each.message, speaker), each.hint) for each in there.damaged])
-        found[pool] = {kept.uuid: kept for kept in there.guests}
+        found.setdefault(pool, {}).update({kept.uuid: kept for kept in there.guests})
     return found
 
 

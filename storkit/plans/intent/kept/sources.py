@@ -60,7 +60,7 @@ def find(coordinator: Coordinator, name: str) -> tuple[PoolConfig, KeptGuest] | 
         coordinator.kept_in[name] = (there[0][0], there[0][1].uuid)
         return there[0]
     for pool in coordinator.inventory.pools.values():
-        if error := survey.silent.get(pool.host):
+        if error := survey.silence(pool):
             raise type(error)(f"no guest {name} was found, and {error.message}", error.advice)
         if reason := survey.failed.get(pool.name):
             message = f"no guest {name} was found, and pool {pool.name} cannot be looked at: {in_a_line(reason)}"
@@ -143,7 +143,7 @@ def everybody(
             guest = read(coordinator, pool, kept)
             wanted = [disk for disk in [*guest.disks, guest.root] if disk]
             found = coordinator.survey.present([disk.volume for disk in wanted], {d.volume: d.uuid for d in wanted})
-            own = {volume.uuid for volume in found if coordinator.connections.same_machine(volume.host, pool.host)}
+            own = {volume.uuid for volume in found if _is_keepers(coordinator, pool, volume)}
             root = guest.root if guest.root and guest.root.uuid in own else None
             guests.append(replace(guest, disks=[disk for disk in guest.disks if disk.uuid in own], root=root))
     return guests
@@ -182,6 +182,13 @@ def refuse_change(kept: KeptGuest, guest: Guest, generation: int) -> None:
         )
 
 
+def _is_keepers(coordinator: Coordinator, pool: PoolConfig, volume: Volume) -> bool:
+    """Whether a volume is one of the host that speaks for a pool, which has a say about it: it is on that machine, or
+    in that pool, whichever of its managers serves it."""
+    shared = bool(pool.managers) and volume.pool == pool.name
+    return shared or coordinator.connections.same_machine(volume.host, pool.host)
+
+
 def refuse_unseen(coordinator: Coordinator, guest: Guest, volumes: Iterable[Volume], host: str) -> None:
     """Raise Unsafe if a guest that only a pool keeps would have more than volumes of the pool's host, and open more on
     another machine: whoever has the pool's host would have those as well."""
@@ -189,7 +196,8 @@ def refuse_unseen(coordinator: Coordinator, guest: Guest, volumes: Iterable[Volu
         return
     keeper = found[0].host
     same = coordinator.connections.same_machine
-    opened = [f"volume {volume.name} of host {volume.host}" for volume in volumes if not same(keeper, volume.host)]
+    strange = [volume for volume in volumes if not _is_keepers(coordinator, found[0], volume)]
+    opened = [f"volume {volume.name} of host {volume.host}" for volume in strange]
     opened += [] if same(keeper, host) else foreign.opened(guest)
     if opened:
         more = f" and {len(opened) - 3} more" if len(opened) > 3 else ""

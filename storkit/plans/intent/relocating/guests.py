@@ -70,10 +70,10 @@ def move(
 
 def _pool(coordinator: Coordinator, host: str, name: str) -> PoolConfig:
     """The pool of a host that is named, or its only one. Raises Conflict, NotFound."""
-    there = [pool for pool in coordinator.inventory.pools.values() if pool.host == host]
+    there = [pool for pool in coordinator.inventory.pools.values() if host in pool.hosts]
     if name:
         pool = coordinator.inventory.pool(name)
-        if pool.host != host:
+        if host not in pool.hosts:
             raise Conflict(f"pool {name} is on host {pool.host}, not on {host}", f"--to {pool.host}")
         return pool
     if not there:

@@ -61,7 +61,7 @@ class Moved:
 def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes | None) -> Moved:
     """Give a volume another pool (VolumeActs.move). A move that was cut short is gone on with, whatever its journal
     says: the volumes themselves say how far it came."""
-    pool, limit = coordinator.inventory.pool(to), bytes_a_second(rate)
+    pool, limit = coordinator.survey.acting(coordinator.inventory.pool(to)), bytes_a_second(rate)
     found: list[Volume] = []
     kept: list[Volume] = []
 

@@ -14,7 +14,7 @@ from storkit.core.backend import Site
 from storkit.core.errors import StorkitError, raise_problems
 from storkit.core.model import Volume
 from storkit.system import files, locks
-from storkit.tech.files import volumefile
+from storkit.tech.files import managed, volumefile
 from storkit.tech.files.sidecar import Sidecar, VolumeDirectory
 from storkit.tech.images import qemuimg
 
@@ -35,7 +35,7 @@ def flatten(
             todo = [sidecar for sidecar in directory.known(volumes) if sidecar.backing]
             raise_problems(busy(todo))
             for sidecar in todo:
-                stack.enter_context(_owned(site, directory, sidecar.volume))
+                stack.enter_context(_owned(site, directory, directory.whole(sidecar)))
         # To write a whole disk takes long: the directory is free for others, what is written is this command's.
         for number, sidecar in enumerate(todo):
             name, before = sidecar.volume.name, number
@@ -53,7 +53,7 @@ def _owned(site: Site, directory: VolumeDirectory, volume: Volume) -> Iterator[N
     """A volume that nobody else uses, deletes or makes anew meanwhile; what was not finished is gone afterwards."""
     what, holder = f"volume {volume.name}", f"flatten of {volume.name} (pid {os.getpid()})"
     with ExitStack() as stack:
-        stack.callback(locks.acquire(locks.use_lock(site.run, volume.uuid), what, holder=holder).release)
+        stack.callback(managed.use(site, volume, holder=holder, within=directory).release)
         stack.callback(locks.acquire(directory.claim(volume.name), what, holder=holder).release)
         stack.callback(directory.discard, volume.name, mine=True)
         yield

@@ -15,11 +15,11 @@ from storkit.core.backend import Site
 from storkit.core.errors import Conflict, Unsafe, UsageError, raise_problems
 from storkit.core.model import IMPORTING, Attachment, Volume
 from storkit.core.units import format_size
-from storkit.system import files, locks
+from storkit.system import files
 from storkit.system.block import blockdevice
 from storkit.system.qemu import imagelocks
 from storkit.tech import strangers
-from storkit.tech.files import volumefile
+from storkit.tech.files import managed, volumefile
 from storkit.tech.images import qemuimg
 from storkit.tech.images.attached import opened
 
@@ -58,7 +58,7 @@ def _refuse(volume: Volume, source: str, size: int) -> None:
 @contextmanager
 def _alone(site: Site, volume: Volume, holder: str) -> Iterator[None]:
     """Nobody else has the volume open while the context lasts. Raises Conflict."""
-    lock = locks.acquire(locks.use_lock(site.run, volume.uuid), f"volume {volume.name}", holder=holder)
+    lock = managed.use(site, volume, holder=holder)
     try:
         raise_problems([each.refuse(site.host) for each in strangers.find(site.run, [volume])])
         if not files.is_device(Path(volume.path)):

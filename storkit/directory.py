@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from storkit.core.backend import HOSTS
 from storkit.core.errors import UsageError
 from storkit.tech.files.pool import FilePool, FilePoolSettings
 
@@ -14,7 +15,7 @@ from storkit.tech.files.pool import FilePool, FilePoolSettings
 class DirectorySettings(FilePoolSettings):
     """The keys of a directory pool in the inventory."""
 
-    managers: list[str] = field(default_factory=list)
+    managers: list[str] = field(default_factory=list, metadata=HOSTS)
     """`hosts` in the inventory: those that share the directory (tech/files/managed.py); empty: one host has it."""
 
     def __post_init__(self) -> None:

@@ -113,6 +113,10 @@ def word_setting(default: str = "") -> Any:
     return field(default=default, metadata=WORD)
 
 
+HOSTS = {_HOLDS: "hosts"}
+"""As metadata of a field: it names hosts that have a part in what the backend does; as `path_setting`."""
+
+
 def own_settings(cls: type) -> dict[str, str]:
     """The settings (a dataclass) that are the host's own to say: name to what it holds (path, program, or unmarked).
 

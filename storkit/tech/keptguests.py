@@ -133,6 +133,8 @@ class KeepsGuests(Pool):
     def _is_new(self, guest: KeptGuest, carried: bool, problems: list[StorkitError]) -> bool:
         """Whether a generation is still to be written; what speaks against it is added to `problems`."""
         with collected(problems):
+            for place in (self._place(), self._place() / check_uuid(guest.uuid)):
+                files.look_anew(place)  # another manager of the pool may have kept one
             newest = self._newest(guest.uuid)
             if newest is None and (carried or guest.generation == 1):
                 return True

@@ -247,7 +247,7 @@ def test_every_other_key_of_the_inventory_is_documented() -> None:
     page = (DOCS / "inventory.md").read_text()
     hosts = keys(section(page, "[hosts.NAME]").partition("| url |")[0])
     assert hosts.keys() == {field.name for field in dataclasses.fields(inventory._Host)}
-    assert {"host", "type", "transport"} == keys(section(page, "[pools.NAME]")).keys()
+    assert {"host", "hosts", "type", "transport"} == keys(section(page, "[pools.NAME]")).keys()
     defaults = keys(section(page, "[defaults]"))
     assert defaults.keys() == {field.name for field in dataclasses.fields(Defaults)}
     assert set(inventory._SECTIONS) == {"hosts", "pools", "transports", "hypervisors", "defaults"}

@@ -33,7 +33,7 @@ def test_every_verb_has_a_grade_and_every_grade_a_verb() -> None:
 
 WORDS = {
     "names", "volumes", "client", "clients", "hosts", "writers", "hold", "format", "checksum", "guests", "by",
-    "keepers", "pieces",
+    "keepers", "pieces", "manager",
     "macs",
     "paths",  # of files in a disk's own file system, which nothing opens but debugfs
     "holder", "plan", "titles", "title", "coordinator", "target", "towards", "address",

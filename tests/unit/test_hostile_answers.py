@@ -91,7 +91,10 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("transport", "ready"): ({"serves": True, "attaches": False}, [FINDING]),
     ("transport", "doors"): ({}, [{"address": "10.0.0.1", "port": 10809, "last": 11808}]),
     ("hypervisor", "ready"): ({}, [FINDING]),
-    ("pool", "look"): ({"names": ["web", "db"]}, {"volumes": [VOLUME], "damaged": [DAMAGED]}),
+    ("pool", "look"): (
+        {"names": ["web", "db"]},
+        {"volumes": [VOLUME], "damaged": [DAMAGED], "directory": UUID, "barred": ["b"]},
+    ),
     ("pool", "find"): ({"names": ["web"]}, [VOLUME]),
     ("pool", "create"): (ONE, [VOLUME]),
     ("pool", "import_tree"): ({**ONE, "source": "/x"}, [VOLUME]),
@@ -111,6 +114,7 @@ TRUE: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("pool", "kept"): ({"volumes": [UUID]}, {"guests": [KEPT], "damaged": [FINDING]}),
     ("pool", "texts"): ({"volumes": [UUID], "generation": 3}, [KEPT]),
     ("transport", "export"): ({**ONE, "clients": [CLIENT]}, [EXPORT]),
+    ("transport", "take_over"): (ONE, [EXPORT]),
     ("transport", "find_exports"): ({"volumes": [UUID]}, [EXPORT]),
     ("transport", "look_exports"): ({"volumes": [UUID]}, {"exports": [EXPORT], "damaged": [FINDING]}),
     ("transport", "look_attachments"): ({"volumes": [UUID]}, {"attachments": [ATTACHMENT], "damaged": [FINDING]}),
@@ -192,7 +196,7 @@ TARGETS = {
 FREE = {
     # Which of its clients and guests there are, only the host knows, and of what size its disks are.
     "find_exports": {"client", "volume"}, "look_exports": {"client", "volume"}, "look_attachments": {"size"},
-    "export": {"volume"}, "fence": {"uuid", "volume"},
+    "export": {"volume"}, "take_over": {"client", "volume"}, "fence": {"uuid", "volume"},
     "restore": {"uuid", "client", "volume"}, "find_attachments": {"size"}, "evidence": {"size"},
     "find": {"size", "uuid"}, "look": {"size", "uuid"}, "start": {"uuid"}, "wake": {"uuid"}, "pause": {"uuid"},
     "offers": {"name"},

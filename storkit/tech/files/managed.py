@@ -67,6 +67,8 @@ def read(path: Path) -> Sharing | None:
 
 def check(path: Path, pool: str, managers: Sequence[str]) -> None:
     """Raise Unsafe unless the directory is what a pool is said to be: of these managers, or (none) of one host."""
+    if managers:
+        files.look_anew(path)
     found = read(path)
     if found and not managers:
         said = ", ".join(f'"{name}"' for name in found.managers)
@@ -201,6 +203,8 @@ def inherit(site: Site, volumes: Sequence[Volume]) -> list[Volume]:
     deadline = time.monotonic() + _LEASE
     for directory, group in _by_directory(volumes):
         for volume in group:
+            if volume.manager == site.host and has(site.host, volume):
+                continue  # its server may run by now, and has the lock
             site.progress(0.0, f"waiting for the storage to let go of {volume.name}")
             path, holder = use_lock(directory.path, volume.uuid), f"{site.host}, which takes it over\n"
             left = max(0.0, deadline - time.monotonic())
@@ -332,6 +336,7 @@ def use(
 
 def in_use(path: Path, uuid: str) -> bool:
     """Whether any manager has a volume open."""
+    files.look_anew(path / _USE)
     return locks.held(use_lock(path, uuid))
 
 

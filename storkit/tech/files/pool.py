@@ -413,7 +413,8 @@ class FilePool(KeepsGuests):
             for problem in managed.other(sidecar, here, what) or self._in_use(sidecar.volume, what)
         ]
         # What a killed import has left running writes what is to be deleted.
-        looked = [self._volume(sidecar) for sidecar in sidecars if sidecar.volume.made not in (IMPORTING, FILLING)]
+        ours = [sidecar for sidecar in sidecars if not managed.other(sidecar, here, what)]
+        looked = [self._volume(sidecar) for sidecar in ours if sidecar.volume.made not in (IMPORTING, FILLING)]
         return problems + [other.refuse(self.site.host) for other in strangers.find(self.site.run, looked)]
 
     def _in_use(self, volume: Volume, what: str) -> list[StorkitError]:

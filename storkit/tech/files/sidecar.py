@@ -103,6 +103,8 @@ class VolumeDirectory:
         except OSError as error:
             raise files.explain(error, self.path) from error
         try:
+            if self.shared:
+                files.look_anew(self.path)
             self.sweep()
             yield
         except OSError as error:

@@ -87,6 +87,7 @@ class NbdGrants(GrantStore[NbdGrant]):
         for volume in volumes:
             with suppress(FileNotFoundError):
                 path = copy_of(volume)
+                files.look_anew(path.parent)
                 grant = codec.load(NbdGrant, files.read_json(path, "the shared NBD grant"), str(path), strict=False)
                 if grant.volume.uuid != volume.uuid:
                     raise Unsafe(f"{path} is that of another volume, {grant.volume.uuid}", "move it away")

@@ -197,6 +197,8 @@ def show(session: Session, options: Namespace) -> None:
         lines.append(
             ("held", f"guest {hold.name} sleeps since {hold.since}, saved on {hold.host} {hold.file}".rstrip())
         )
+    if found.volume.term:
+        lines.append(("manager", f"{found.volume.manager or 'none'}, in term {found.volume.term}"))
     lines.append(("generation", data["generation"]))
     lines.append(("writers", ", ".join(found.writers) or "nobody"))
     lines += [

@@ -84,7 +84,7 @@ class Shared:
 
 
 def attachment(said: Any) -> Attachment:
-    return codec.load(list[Attachment], said["attachments"], strict=False)[0]
+    return codec.load(list[Attachment], [said], strict=False)[0]
 
 
 def test_a_guest_survives_the_loss_of_its_server_by_a_pause(lab: Lab) -> None:

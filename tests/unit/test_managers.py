@@ -50,7 +50,7 @@ class Manager:
     def end_servers(self) -> None:
         """As a power cut does: nothing of what is recorded goes."""
         for uuid in [grant.stem for grant in (self.site.state / "nbd").glob("*-*.json")]:
-            exports = self.nbd._exports  # type: ignore[attr-defined]
+            exports = self.nbd._exports
             grants = super(type(exports._grants), exports._grants).find([uuid])[0]
             for grant in grants:
                 exports._server(grant).daemon.stop(kill=True)

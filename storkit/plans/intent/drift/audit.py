@@ -94,6 +94,7 @@ def audit(coordinator: Coordinator) -> list[Drift]:
         *_exports(coordinator, seen),
         *_attachments(seen),
         *_volumes(seen),
+        *_left_behind(coordinator, seen),
         *_records(seen),
     ]
     # What a plan that has not ended has left is that plan's: its end may need it.
@@ -262,6 +263,14 @@ def _attachments(seen: Compared) -> Iterator[Drift]:
         else:
             what = f"{each.host} has {each.path} attached, and no pool has such a volume"
             yield Drift("attachment", each.volume, what, f"storkit fence {each.host}, or restart it", client=each.host)
+
+
+def _left_behind(coordinator: Coordinator, seen: Compared) -> Iterator[Drift]:
+    """Volumes of a manager that was declared off, and that nobody has taken over yet."""
+    for volume in (each for group in seen.volumes.values() for each in group):
+        if volume.manager and volume.manager in coordinator.survey.off and volume.manager in seen.silent:
+            what = f"{volume.manager} has served it last, and is off"
+            yield Drift("volume", volume.name, what, f"storkit fence {volume.manager} --confirmed-off")
 
 
 def _volumes(seen: Compared) -> Iterator[Drift]:

@@ -1,4 +1,5 @@
-"""A volume that gets another pool while its guest writes it: the guest's own hypervisor copies it, and switches.
+"""A volume that gets another pool while its guest writes it: the guest's own hypervisor copies it, or the kernel of its
+host where the disk is a block device there, and switches.
 
     the old one     the new one
     open            filling       it begins, or was called off; the old one is the disk
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from storkit.core import registry
-from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import (
     ALIVE,
@@ -123,7 +124,9 @@ def _having(coordinator: Coordinator, host: str, hypervisor: str, volume: Volume
     return [each for each in states if volume.uuid in each.volumes and each.status != "stopped"]
 
 
-def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest) -> list[StorkitError]:
+def refused(
+    coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest, rate: int
+) -> list[StorkitError]:
     """Why a volume is not moved under the guest that runs with it."""
     guest, inventory = seen.guest, coordinator.inventory
     stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
@@ -135,18 +138,57 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
         message = f"guest {guest} runs on {seen.host}, and {seen.hypervisor} does not move a disk under its guest"
         problems.append(Conflict(message, stop))
     own, new = inventory.transport(volume.pool), inventory.transport(pool.name)
-    unable = [each for each in (own, new) if not registry.transport(each.partition(":")[2]).opened_by_qemu]
     attached = coordinator.survey.attachments([seen.host], [volume]).get(seen.host, [])
-    if unable or own != new or any(each.source.kind != "network" for each in attached):
+    nodes = bool(attached) and all(each.source.kind == "block" for each in attached)
+    unable = [each for each in (own, new) if not registry.transport(each.partition(":")[2]).opened_by_qemu]
+    if nodes:
+        problems += _not_by_nodes(coordinator, volume, pool, seen, rate)
+    elif unable or own != new or any(each.source.kind != "network" for each in attached):
         message = f"guest {guest} runs on {seen.host}, and its QEMU does not open {volume.name} at its server by itself"
         problems.append(Conflict(message, stop))
-    if disks.whose_variables(coordinator, volume):
+    if not nodes and disks.whose_variables(coordinator, volume):
         message = f"volume {volume.name} is the UEFI variables of guest {guest}, which QEMU does not copy while it runs"
         problems.append(Conflict(message, stop))
     if volume.host == pool.host:
         message = f"guest {guest} runs on {seen.host}, and volume {volume.name} stays on host {volume.host}"
         problems.append(Conflict(f"{message}: between two pools of one host it is not moved under its guest", stop))
     return problems
+
+
+def _not_by_nodes(
+    coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest, rate: int
+) -> list[StorkitError]:
+    """Why the kernel of a guest's host, which has its disk as a block device, does not copy that one."""
+    inventory, guest = coordinator.inventory, seen.guest
+    own, new = inventory.transport(volume.pool), inventory.transport(pool.name)
+    stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
+    problems: list[StorkitError] = []
+    for target, where in ((own, volume.pool), (new, pool.name)):
+        name = target.partition(":")[2]
+        if not registry.transport(name).fills_nodes(inventory.transports.get(name, {})):
+            message = (
+                f"guest {guest} runs on {seen.host} with its disk as a block device, and {name} of pool {where} is"
+            )
+            problems.append(Conflict(f"{message} no transport by which such a disk is moved under it", stop))
+    if own == new and (seen.host not in (volume.host, pool.host) or not _at_home(own)):
+        how = own.partition(":")[2]
+        message = f"guest {guest} has volume {volume.name} by {how}, and would have its copy by it as well"
+        problems.append(Conflict(f"{message}: under it, it is moved to another transport, or to its own host", stop))
+    if rate:
+        message = f"the disk of guest {guest} is a block device, which its host's kernel copies as fast as it can"
+        problems.append(Unsupported(message, f"leave --rate away, or {stop}"))
+    return problems
+
+
+def _at_home(transport: str) -> bool:
+    """Whether a host has its own volumes past the servers of their transport."""
+    return not registry.transport(transport.partition(":")[2]).opened_by_qemu
+
+
+def _by_nodes(coordinator: Coordinator, volume: Volume, copy: str) -> bool:
+    """Whether the kernel copies a volume to this pool, rather than its guest's QEMU."""
+    own, new = coordinator.inventory.transport(volume.pool), coordinator.inventory.transport(copy)
+    return own != new or _at_home(own)
 
 
 def plan(
@@ -161,17 +203,19 @@ def plan(
     name, host = volume.name, seen.host
     if not (volume.made == SWITCHING and seen.said == "switched"):
         if twin and seen.said != "copying":
-            drop(stages, coordinator, twin, seen)
+            drop(stages, coordinator, volume, twin, seen)
         title = f"allocate {format_size(volume.size)} for {name} in pool {pool.name}"
         stages.then(step(PlaceCopy(copy), pool.host, there, title))
         stages.then(step(LetFill(copy, host), pool.host, target, f"let {host} fill {name} in pool {pool.name}"))
         title = f"keep {name} in pool {volume.pool} for guest {seen.guest} alone"
         stages.then(step(RelabelVolumes([replace(volume, made=MIRRORING)]), volume.host, here, title))
         title = f"copy {name} from pool {volume.pool} to pool {pool.name} under guest {seen.guest}"
-        mirror = MirrorDisk(seen.guest, copy, transport=target, rate=rate)
+        nodes = _by_nodes(coordinator, volume, pool.name)
+        mirror = MirrorDisk(seen.guest, copy, transport=target, rate=rate, nodes=nodes)
         stages.then(step(mirror, host, seen.target, title, peer=pool.host))
         title = f"compare {name} with its copy"
-        stages.then(step(CompareCopy(volume, copy, host), volume.host, target, title, peer=pool.host))
+        compare = CompareCopy(volume, copy, host, inventory.transport(volume.pool) if nodes else "")
+        stages.then(step(compare, volume.host, target, title, peer=pool.host))
         title = f"keep what is kept with {name} in pool {pool.name}"
         stages.then(step(CarryGuests(copy, here), pool.host, there, title, peer=volume.host))
         title = f"close {name} in pool {volume.pool}"
@@ -213,7 +257,7 @@ def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volum
         # Its guest is gone, and cannot have taken its disk with it.
         add_detach(stages, [volume], seen.holders, coordinator.inventory)
     if twin:
-        drop(stages, coordinator, twin, seen)
+        drop(stages, coordinator, volume, twin, seen)
     now = replace(volume, made=MOVED)
     title = f"open {volume.name} in pool {volume.pool}"
     stages.then(step(RelabelVolumes([now]), volume.host, f"pool:{volume.pool}", title))
@@ -232,11 +276,14 @@ def called_off(coordinator: Coordinator, volume: Volume, others: Sequence[Volume
     return finish_plan(f"call off the move of {volume.name}", stages, _holds([volume, *others]), coordinator.inventory)
 
 
-def drop(stages: Stages, coordinator: Coordinator, twin: Volume, seen: UnderGuest) -> None:
+def drop(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volume, seen: UnderGuest) -> None:
     """Delete what was copied before."""
     clients = sorted({each.client for each in seen.filling})
     target = coordinator.inventory.transport(twin.pool)
-    if clients:
+    if clients and _by_nodes(coordinator, volume, twin.pool):
+        title = f"take the copy of {twin.name} in pool {twin.pool} from {', '.join(clients)}"
+        stages.then(step(LetGoOfOld(twin, clients, attached=True), twin.host, target, title))
+    elif clients:
         title = f"end the export to {', '.join(clients)}"
         stages.then(step(UnexportVolumes([twin], clients), twin.host, target, title))
     title = f"delete what was copied to pool {twin.pool} before"
@@ -268,7 +315,8 @@ def _rest(
         add_detach(stages, [disk], clients, inventory)
     if seen.exports:
         title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
-        stages.then(step(LetGoOfOld(volume, seen.holders), volume.host, own, title))
+        nodes = _by_nodes(coordinator, volume, copy.pool)
+        stages.then(step(LetGoOfOld(volume, seen.holders, attached=nodes), volume.host, own, title))
     if seen.host and seen.hypervisor:
         title = f"forget on {seen.host} which one was the disk"
         stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, seen.target, title))

@@ -7,6 +7,8 @@ side that it is of: an offer with a path is for the home host itself.
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 import stat
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +19,6 @@ from typing import Any
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, Unsupported, raise_problems
 from storkit.core.model import AttachedHere, Attachment, Client, DiskSource, Evidence, Offer, Volume
-from storkit.system.block import reading
 from storkit.system.block.blockdevice import device_size
 from storkit.system.block.devmapper import MappedNode
 from storkit.tech.athand import at_hand
@@ -106,11 +107,20 @@ class BlockExports(HomeExports[G]):
         (grant,) = grants_of_client(grants, [volume], client)
         path, end = grant.volume.path, min(offset + length, grant.volume.size)
         together, found = max(1, _READ // block) * block, list[str]()
-        for start in range(offset, end, together):
-            size = min(together, end - start)
-            (data,) = reading.read(path, [(start, size)]).blocks
-            found += [hashlib.sha256(data[at : at + block]).hexdigest() for at in range(0, size, block)]
-            self.site.progress(min(1.0, (start + size - offset) / length), f"reading {volume.name}")
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, together) as buffer, memoryview(buffer) as view:
+                for start in range(offset, end, together):
+                    size = min(together, end - start)
+                    with view[:size] as data:
+                        if os.preadv(descriptor, [data], start) != size:
+                            raise Unsafe(f"{path} ends before {start + size} bytes", f"lsblk --bytes {path}")
+                    for at in range(0, size, block):
+                        with view[at : min(at + block, size)] as piece:
+                            found.append(hashlib.sha256(piece).hexdigest())
+                    self.site.progress(min(1.0, (start + size - offset) / length), f"reading {volume.name}")
+        finally:
+            os.close(descriptor)
         return found
 
     def detach_here(self, volumes: list[Volume]) -> None:

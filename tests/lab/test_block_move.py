@@ -22,13 +22,23 @@ transport = "iscsi"
 vg = "near"
 """
 
+KILLED = """
+import sys
+from tests.e2e import killed
+from storkit.cli.main import main
+killed.arm(sys.argv[1])
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 class Blocks(World):
     """A pool of logical volumes on s, and one on a, where the guest is."""
 
-    def __init__(self, lab: Lab, scratch: Path, kind: str = "iscsi", hypervisor: str = "qemu") -> None:
+    def __init__(
+        self, lab: Lab, scratch: Path, kind: str = "iscsi", hypervisor: str = "qemu", commands: str = "a"
+    ) -> None:
         self.lab = lab
-        super().__init__(lab, scratch, storage(kind), hypervisor)
+        super().__init__(lab, scratch, storage(kind), hypervisor, commands)
         self.a.run(["modprobe", "dm-mod"])
         self.a.run(["vgcreate", "-q", "near", self.a.add_disk(256 << 20)])
 
@@ -41,12 +51,18 @@ class Blocks(World):
 
     def disk(self, name: str = "g") -> Path:
         volume = self.shown()
-        home, storage_host = self.lab.host(volume["host"]), self.s
-        self.s = home
+        return self._of(self.lab.host(volume["host"]), volume["path"])
+
+    def near(self) -> Path:
+        """A copy of what a has of the volume, whoever else answers."""
+        return self._of(self.a, "/dev/near/g")
+
+    def _of(self, host: Host, path: str) -> Path:
+        home, self.s = self.s, host
         try:
-            return self._copy(volume["path"], volume["format"])
+            return self._copy(path, "raw")
         finally:
-            self.s = storage_host
+            self.s = home
 
     def move(self, to: str) -> Any:
         """Move the disk under its guest, and see that there is one, and nothing of the other."""
@@ -67,6 +83,24 @@ class Blocks(World):
         assert self.a.run(["ls", "/var/lib/storkit/mirrornodes"], check=False).stdout == ""
         assert self.storkit("audit") == []
 
+    def begin(self) -> int:
+        """A guest that writes on a; its last record."""
+        self.define()
+        self.storkit("guest", "start", "g", "--on", "a")
+        return self.wait_for_record(3)
+
+    def killed(self, entry: int, *words: str) -> None:
+        """Run a command that is killed after so many entries of its journal."""
+        argv = ["/usr/bin/python3", "-c", KILLED, f"after:{entry}", *words]
+        self.commands.run(argv, check=False, timeout=600, env=self.commands.python_environment)
+
+    def whole(self, last: int) -> None:
+        """The guest, which ends now, has all of its records."""
+        self.storkit("guest", "stop", "g", "--force")
+        report = self.report()
+        assert report.clean, report
+        assert bootsector.last_record(self.disk()) >= last
+
     def goes_on(self, last: int) -> int:
         """The guest has all of its records, and writes more; its last one."""
         return self.wait_for_record(last + 2)
@@ -78,15 +112,9 @@ def nodes(host: Host) -> list[str]:
     return [name.split()[0] for name in names if name.startswith("storkit:") and ":export" not in name]
 
 
-def last_record(world: Blocks) -> int:
-    return bootsector.last_record(world.disk())
-
-
 def test_to_its_own_host_and_back_under_writes(lab: Lab, tmp_path: Path) -> None:
     world = Blocks(lab, tmp_path)
-    world.define()
-    world.storkit("guest", "start", "g", "--on", "a")
-    last = world.wait_for_record(3)
+    last = world.begin()
     world.move("near")
     last = world.goes_on(last)
     assert nodes(world.a) == ["storkit:g:local"]
@@ -94,8 +122,84 @@ def test_to_its_own_host_and_back_under_writes(lab: Lab, tmp_path: Path) -> None
     last = world.goes_on(last)
     assert nodes(world.a) == ["storkit:g:attached"]
     assert world.migrate("b").to == "b"
-    world.storkit("guest", "stop", "g", "--force")
-    report = world.report()
-    assert report.clean, report
-    assert bootsector.last_record(world.disk()) >= last
+    world.whole(last)
     world.delete()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_killed_anywhere_the_guest_goes_on_and_the_command_ends_it(lab: Lab, tmp_path: Path, first: int) -> None:
+    """By the same command, by `resume`, by `rollback`, or called off by the pool that the disk is in, by turns."""
+    world = Blocks(lab, tmp_path)
+    last = world.begin()
+    for point in range(first, 29, 3):
+        world.killed(point, "volume", "move", "g", "--to", "near")
+        last = mended(world, point, last)
+        if world.shown()["pool"] == "near":
+            world.move("default")
+            last = world.goes_on(last)
+    world.whole(last)
+
+
+def mended(world: Blocks, point: int, last: int) -> int:
+    plans = [each["id"] for each in world.storkit("plan", "list") if each["status"] == "interrupted"]
+    way = ("again", "resume", "rollback", "back")[point // 3 % 4]
+    print(f"killed after entry {point}: {way}")
+    if way == "back":
+        done = world.run("volume", "move", "g", "--to", "default")
+        assert done.status in (0, 5), done.stderr
+    elif way == "rollback" and plans:
+        done = world.run("plan", "rollback", plans[0])
+        assert done.status in (0, 10), done.stderr
+    elif way == "resume" and plans:
+        done = world.run("plan", "resume", plans[0])
+        assert done.status == 0, done.stderr
+    else:
+        done = world.run("volume", "move", "g", "--to", "near")
+        assert done.status == 0, done.stderr
+    if done.status:  # what has switched is not put back
+        world.storkit("volume", "move", "g", "--to", "near")
+    volumes = world.storkit("volume", "list")
+    assert len(volumes) == 1 and volumes[0]["made"] not in ("mirroring", "switching", "filling"), volumes
+    names = nodes(world.a)
+    assert len(names) == 1 and ":fill." not in names[0], names
+    assert world.status()["places"] == {"a": "running"}
+    return world.goes_on(last)
+
+
+@pytest.mark.slow
+def test_the_copys_host_loses_its_power_and_the_guest_goes_on(lab: Lab, tmp_path: Path) -> None:
+    world = Blocks(lab, tmp_path)
+    last = world.begin()
+    world.move("near")
+    last = world.goes_on(last)
+    world.killed(8, "volume", "move", "g", "--to", "default")
+    assert {each["made"] for each in world.storkit("volume", "list")} == {"mirroring", "filling"}
+    world.s.power_off()
+    last = bootsector.last_record(world.near())
+    world.a.wait_for(lambda: bootsector.last_record(world.near()) > last + 2, "writes without the copy", 180, every=2)
+    world.boot(world.s)
+    world.storkit("host", "restore", timeout=300)
+    world.storkit("volume", "move", "g", "--to", "default")
+    world.one("default")
+    last = world.goes_on(last)
+    world.whole(last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("entry", "pool"), [(8, "default"), (14, "default"), (16, "near")])
+def test_the_guests_host_loses_its_power(lab: Lab, tmp_path: Path, entry: int, pool: str) -> None:
+    """Before the switch the old one is the disk, after it the new one, with all that the guest was told is written."""
+    world = Blocks(lab, tmp_path, commands="b")
+    last = world.begin()
+    world.killed(entry, "volume", "move", "g", "--to", "near")
+    world.a.run(["sync"])  # the hosts' own files that this test wrote
+    world.a.power_off()
+    world.boot(world.a)
+    world.storkit("host", "restore", timeout=300)
+    world.storkit("volume", "move", "g", "--to", pool)
+    assert [(each["pool"], each["made"]) for each in world.storkit("volume", "list")] == [(pool, "moved")]
+    assert bootsector.last_record(world.disk()) >= last
+    world.storkit("guest", "start", "g", "--on", "a")
+    last = world.goes_on(bootsector.last_record(world.disk()))
+    world.whole(last)

@@ -11,6 +11,8 @@ import pytest
 
 from storkit.core.errors import Unsafe
 from storkit.core.model import FILLING, IMPORTING, MIRRORING, MOVED, MOVING, SWITCHING, Volume, closed, closes
+from storkit.hosts.remote.asked import compared
+from storkit.hosts.remote.wire import Malformed
 from storkit.plans.lookup import disk_of
 from storkit.plans.plan import Step
 from storkit.plans.verb import Run
@@ -109,3 +111,21 @@ def test_the_words_of_a_move_under_a_guest_are_given_while_it_has_the_volume() -
     plain, mirroring = volume("created"), volume(MIRRORING)
     assert closes(plain, volume(MOVING)) and closes(plain, volume(IMPORTING)) and closes(mirroring, volume(MOVING))
     assert not closes(plain, mirroring) and not closes(mirroring, volume(SWITCHING)) and not closes(mirroring, plain)
+
+
+def test_a_host_names_no_device_but_that_of_the_copy_it_was_asked_about() -> None:
+    """It is what its own kernel fills."""
+
+    def answered(path: str) -> list[dict[str, str]]:
+        asked = {"offers": [{"volume": "g", "name": "n"}]}
+        found: list[dict[str, str]] = compared(
+            "a", "transport:iscsi", "sources", asked, [{"kind": "block", "path": path}]
+        )
+        return found
+
+    assert answered("/dev/mapper/storkit:g:fill.attached")
+    for path in ("/dev/sda", "/dev/mapper/storkit:h:fill.attached", "/dev/mapper/storkit:g:local", ""):
+        with pytest.raises(Malformed, match="no copy of volume g"):
+            answered(path)
+    with pytest.raises(Malformed, match="0 records"):
+        compared("a", "transport:iscsi", "sources", {"offers": [{"volume": "g", "name": "n"}]}, [])

@@ -69,6 +69,8 @@ class NodeMirror:
     patience: Line = ""
     """How long the kernel waited for the copy's device before (scsi.patience)."""
     switched: bool = False
+    done: bool = False
+    """The node has been brought after that word, and is its transport's from then on."""
     stall: Count = 0
     """Milliseconds that the guest's writes were held."""
 
@@ -118,8 +120,8 @@ class NodeMirrors:
             return (known if known.switched else self._switched(known, identity)).stall
 
     def unmirror(self, disk: str, over: bool) -> None:
-        """As HypervisorVerbs.unmirror."""
-        if not self.has(disk):
+        """As HypervisorVerbs.unmirror, also of a guest of another hypervisor: that may be gone."""
+        if self._read(disk) is None:
             return
         with self._locked(disk):
             known = self._in_line(disk)
@@ -169,7 +171,7 @@ class NodeMirrors:
     def _in_line(self, disk: str) -> NodeMirror | None:
         """What is kept, after the node was brought to where that says it is."""
         known = self._read(disk)
-        if known is None or not known.switched or known.boot != _boot():
+        if known is None or not known.switched or known.done or known.boot != _boot():
             return known
         nodes = _nodes()
         node = nodes.get(known.to) if known.to in nodes else nodes.get(known.node)
@@ -182,7 +184,7 @@ class NodeMirrors:
             devmapper.rename(node, known.to)
         point_at(self._site.dev / known.volume, devmapper.node_path(known.to))
         devmapper.remove([known.fill])
-        return known
+        return self._keep(replace(known, done=True))
 
     def _status(self, known: NodeMirror) -> mirrornode.MirrorStatus | None:
         """How far the copy is; None: it is not being filled."""
@@ -245,6 +247,8 @@ class NodeMirrors:
                     why = f"the copy of a disk of guest {known.guest} was not written"
                     raise ServiceUnreachable(f"{why}; the guest goes on with its disk alone", AGAIN)
                 if state.whole:
+                    # Before the two are compared: what a server that loses its power would lose is not to be compared.
+                    run(["sync", devmapper.node_path(known.fill)], timeout=FLUSH_TIMEOUT)
                     self._site.progress(1.0, "the disk and its copy are the same")
                     return
                 first = state.done if first < 0 else first
@@ -292,9 +296,10 @@ class NodeMirrors:
         run(["sync", fill.path], timeout=FLUSH_TIMEOUT)
         self._must_be_whole(known)
         scsi.be_patient(device, known.patience)
-        began = time.monotonic()
         try:
-            devmapper.hold(Wanted(node.name, node.uuid, _line(known.size, known.copy)))
+            devmapper.load(Wanted(node.name, node.uuid, _line(known.size, known.copy)))
+            began = time.monotonic()
+            devmapper.hold(node.name)
             self._must_be_whole(known)
             known = self._keep(replace(known, switched=True))
         except BaseException:
@@ -304,7 +309,7 @@ class NodeMirrors:
         stall = int((time.monotonic() - began) * 1000)
         known = self._keep(replace(known, stall=stall))
         self._site.progress(1.0, f"the writes of guest {known.guest} were held for {stall} ms")
-        self._in_line(known.disk)
+        known = self._in_line(known.disk) or known
         watch.stop(self._site, known.disk)
         return known
 

@@ -286,16 +286,19 @@ def paths(node: MappedNode) -> dict[str, bool]:
     return {f"/dev/{place.resolve().name}": used for place, used in places.items() if place.exists()}
 
 
-def hold(wanted: Wanted, timeout: float = _SUSPEND) -> None:
-    """Load another table, and hold whatever comes, once all that was sent to the devices below has come back: with
-    `let_go` it goes through the new table. Another `swap` forgets that one. Raises TimedOut, as `swap` does."""
+def load(wanted: Wanted) -> None:
+    """Give a node a table that counts with `let_go`. Another `swap` forgets it."""
     _load(wanted)
-    _dmsetup(["suspend", "--noflush", "--nolockfs", wanted.name], timeout=timeout)
+
+
+def hold(name: str, timeout: float = _SUSPEND) -> None:
+    """Hold whatever comes, once all that was sent to the devices below has come back. Raises TimedOut, as `swap`."""
+    _dmsetup(["suspend", "--noflush", "--nolockfs", name], timeout=timeout)
 
 
 def let_go(name: str) -> None:
-    """After `hold`: what was held goes on through the table that was loaded."""
-    _dmsetup(["resume", "--noflush", "--nolockfs", name], timeout=_SUSPEND)
+    """After `load` and `hold`: what was held goes on through the table that was loaded."""
+    _dmsetup(["resume", "--noudevsync", "--noflush", "--nolockfs", name], timeout=_SUSPEND)
 
 
 def rename(node: MappedNode, name: str) -> MappedNode:

@@ -71,10 +71,18 @@ class UnderGuest:
     status: str = "stopped"
     said: MirrorState = "none"
     """Which of the two that guest uses."""
+    keep: tuple[str, ...] = ()
+    """Hypervisors of that host which may have kept something of the copy."""
 
     @property
     def alive(self) -> bool:
         return self.status in ALIVE
+
+    @property
+    def keepers(self) -> list[str]:
+        """The hypervisors that are told what has become of the copy: that of the guest, if it is known."""
+        known = self.hypervisor if self.alive or self.said != "none" else ""
+        return [f"hypervisor:{each}" for each in ([known] if known else self.keep or [self.hypervisor]) if each]
 
     @property
     def target(self) -> str:
@@ -109,7 +117,9 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
         known = registry.hypervisor(hypervisor)
         if unclear and known.mirrors:
             said = there.mirrored(volume.uuid)
-            seen = replace(seen, hypervisor=hypervisor, said=seen.said if said == "none" else said)
+            if said != "none" or not seen.hypervisor:
+                seen = replace(seen, hypervisor=hypervisor, said=said)
+            seen = replace(seen, keep=(*seen.keep, hypervisor))
         for state in _having(coordinator, host, hypervisor, volume):
             seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status)
     if volume.made in MIRRORED and not seen.alive and seen.status != "stopped":
@@ -249,10 +259,10 @@ def opened(coordinator: Coordinator, volume: Volume, left: Volume) -> Plan:
 
 def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volume | None, seen: UnderGuest) -> Volume:
     """Have a volume be what it was before it was copied under its guest, which goes on with it, if it runs."""
-    if seen.host and seen.hypervisor:
+    for target in seen.keepers if seen.host else ():
         guest = seen.guest or volume.name
         title = f"call off the copy of {volume.name} on {seen.host}"
-        stages.then(step(CallOffMirror(guest, volume), seen.host, seen.target, title))
+        stages.then(step(CallOffMirror(guest, volume), seen.host, target, title))
     if not seen.alive and seen.holders:
         # Its guest is gone, and cannot have taken its disk with it.
         add_detach(stages, [volume], seen.holders, coordinator.inventory)
@@ -302,10 +312,12 @@ def _rest(
     """The copy is the disk: its guest's host has it at its stable path, and the old one goes."""
     inventory = coordinator.inventory
     own, new = inventory.transport(volume.pool), inventory.transport(copy.pool)
-    disk = replace(copy, made=MOVED)
+    disk, nodes = replace(copy, made=MOVED), _by_nodes(coordinator, volume, copy.pool)
     if view:
         title = f"attach {volume.name} of pool {copy.pool} on {seen.host}"
         stages.then(step(AttachVolumes([disk]), seen.host, new, title, peer=copy.host))
+        if nodes and seen.exports:  # both are the host's attachments until then
+            _let_go(stages, volume, own, seen, nodes)
         volumes = [disk if each.uuid == volume.uuid else each for each in view.volumes]
         transports = [inventory.transport(each.pool) for each in volumes]
         verb = DefineGuest(view.guest, volumes, transports, view.machine)
@@ -313,15 +325,18 @@ def _rest(
     elif seen.filling:
         clients = sorted({each.client for each in seen.filling})
         add_detach(stages, [disk], clients, inventory)
-    if seen.exports:
-        title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
-        nodes = _by_nodes(coordinator, volume, copy.pool)
-        stages.then(step(LetGoOfOld(volume, seen.holders, attached=nodes), volume.host, own, title))
-    if seen.host and seen.hypervisor:
+    if seen.exports and not (view and nodes):
+        _let_go(stages, volume, own, seen, nodes)
+    for target in seen.keepers if seen.host else ():
         title = f"forget on {seen.host} which one was the disk"
-        stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, seen.target, title))
+        stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, target, title))
     title = f"delete {volume.name} in pool {volume.pool}"
     stages.then(step(DeleteVolumes([volume]), volume.host, f"pool:{volume.pool}", title))
+
+
+def _let_go(stages: Stages, volume: Volume, own: str, seen: UnderGuest, nodes: bool) -> None:
+    title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
+    stages.then(step(LetGoOfOld(volume, seen.holders, attached=nodes), volume.host, own, title))
 
 
 def _holds(volumes: Sequence[Volume]) -> list[Hold]:

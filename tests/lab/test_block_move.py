@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.guestkit import bootsector
+from tests.lab import services
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.world import World, storage
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NEAR = """
 [pools.near]
@@ -22,6 +23,13 @@ transport = "iscsi"
 vg = "near"
 """
 
+FAR = """
+[pools.far]
+host = "b"
+type = "lvm"
+transport = "iscsi"
+vg = "far"
+"""
 KILLED = """
 import sys
 from tests.e2e import killed
@@ -43,8 +51,7 @@ class Blocks(World):
         self.a.run(["vgcreate", "-q", "near", self.a.add_disk(256 << 20)])
 
     def inventory(self) -> str:
-        more = "" if self.storage.transport == "iscsi" else "[transports.iscsi]\n"
-        return super().inventory() + NEAR + more
+        return super().inventory() + NEAR
 
     def shown(self) -> Any:
         return self.storkit("volume", "show", "g")
@@ -126,27 +133,57 @@ def test_to_its_own_host_and_back_under_writes(lab: Lab, tmp_path: Path) -> None
     world.delete()
 
 
-@pytest.mark.slow
+class Several(Blocks):
+    """Files on s by NBD, which a has as block devices; logical volumes on a and on b."""
+
+    def __init__(self, lab: Lab, scratch: Path, hypervisor: str = "qemu") -> None:
+        super().__init__(lab, scratch, "nbd-kernel", hypervisor)
+        self.b.run(["vgcreate", "-q", "far", self.b.add_disk(256 << 20)])
+        services.target(self.b)
+        services.iscsid(self.a)
+
+    def inventory(self) -> str:
+        return super().inventory() + FAR
+
+
+def test_between_nbd_and_iscsi(lab: Lab, tmp_path: Path) -> None:
+    """From a file of another host to a logical volume of a third, to one of the guest's own, and back to the file."""
+    world = Several(lab, tmp_path)
+    last = world.begin()
+    for pool in ("far", "near", "default"):
+        world.move(pool)
+        last = world.goes_on(last)
+    world.whole(last)
+
+
+def test_under_a_guest_of_libvirt(lab: Lab, tmp_path: Path) -> None:
+    world = Blocks(lab, tmp_path, hypervisor="libvirt")
+    last = world.begin()
+    for pool in ("near", "default"):
+        world.move(pool)
+        last = world.goes_on(last)
+    world.whole(last)
+
+
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_killed_anywhere_the_guest_goes_on_and_the_command_ends_it(lab: Lab, tmp_path: Path, first: int) -> None:
     """By the same command, by `resume`, by `rollback`, or called off by the pool that the disk is in, by turns."""
     world = Blocks(lab, tmp_path)
     last = world.begin()
     for point in range(first, 29, 3):
-        world.killed(point, "volume", "move", "g", "--to", "near")
-        last = mended(world, point, last)
-        if world.shown()["pool"] == "near":
-            world.move("default")
-            last = world.goes_on(last)
+        old = world.shown()["pool"]
+        new = "near" if old == "default" else "default"
+        world.killed(point, "volume", "move", "g", "--to", new)
+        last = mended(world, point, last, old, new)
     world.whole(last)
 
 
-def mended(world: Blocks, point: int, last: int) -> int:
+def mended(world: Blocks, point: int, last: int, old: str, new: str) -> int:
     plans = [each["id"] for each in world.storkit("plan", "list") if each["status"] == "interrupted"]
     way = ("again", "resume", "rollback", "back")[point // 3 % 4]
-    print(f"killed after entry {point}: {way}")
+    print(f"killed after entry {point} on the way from {old} to {new}: {way}")
     if way == "back":
-        done = world.run("volume", "move", "g", "--to", "default")
+        done = world.run("volume", "move", "g", "--to", old)
         assert done.status in (0, 5), done.stderr
     elif way == "rollback" and plans:
         done = world.run("plan", "rollback", plans[0])
@@ -155,10 +192,10 @@ def mended(world: Blocks, point: int, last: int) -> int:
         done = world.run("plan", "resume", plans[0])
         assert done.status == 0, done.stderr
     else:
-        done = world.run("volume", "move", "g", "--to", "near")
+        done = world.run("volume", "move", "g", "--to", new)
         assert done.status == 0, done.stderr
     if done.status:  # what has switched is not put back
-        world.storkit("volume", "move", "g", "--to", "near")
+        world.storkit("volume", "move", "g", "--to", new)
     volumes = world.storkit("volume", "list")
     assert len(volumes) == 1 and volumes[0]["made"] not in ("mirroring", "switching", "filling"), volumes
     names = nodes(world.a)
@@ -167,7 +204,6 @@ def mended(world: Blocks, point: int, last: int) -> int:
     return world.goes_on(last)
 
 
-@pytest.mark.slow
 def test_the_copys_host_loses_its_power_and_the_guest_goes_on(lab: Lab, tmp_path: Path) -> None:
     world = Blocks(lab, tmp_path)
     last = world.begin()
@@ -186,7 +222,6 @@ def test_the_copys_host_loses_its_power_and_the_guest_goes_on(lab: Lab, tmp_path
     world.whole(last)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("entry", "pool"), [(8, "default"), (14, "default"), (16, "near")])
 def test_the_guests_host_loses_its_power(lab: Lab, tmp_path: Path, entry: int, pool: str) -> None:
     """Before the switch the old one is the disk, after it the new one, with all that the guest was told is written."""

@@ -149,7 +149,9 @@ def refused(
         problems.append(Conflict(message, stop))
     own, new = inventory.transport(volume.pool), inventory.transport(pool.name)
     attached = coordinator.survey.attachments([seen.host], [volume]).get(seen.host, [])
-    nodes = bool(attached) and all(each.source.kind == "block" for each in attached)
+    # Of a guest that has switched, the old disk may be attached no more.
+    nodes = seen.said != "none" and _by_nodes(coordinator, volume, pool.name)
+    nodes = all(each.source.kind == "block" for each in attached) if attached else nodes
     unable = [each for each in (own, new) if not registry.transport(each.partition(":")[2]).opened_by_qemu]
     if nodes:
         problems += _not_by_nodes(coordinator, volume, pool, seen, rate)

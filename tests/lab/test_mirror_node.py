@@ -123,9 +123,9 @@ def names():
 """
 
 
-def inside(host: Host, code: str, timeout: float = 600) -> None:
+def inside(host: Host, code: str, *words: str, timeout: float = 1500) -> None:
     disks = [host.add_disk(16 << 20), host.add_disk(16 << 20)]
-    print(host.python(PRELUDE + code, *disks, timeout=timeout))
+    print(host.python(PRELUDE + code, *disks, *words, timeout=timeout))
 
 
 def test_a_writer_goes_over_to_the_copy(lab: Lab) -> None:
@@ -210,4 +210,57 @@ writer.stop(one)
 mirrors.unmirror(UUID)
 dm.remove(names())
 """.replace("unmirror(UUID)", "unmirror(UUID, over=False)"),
+    )
+
+
+KILLS = """
+def killed(at):
+    '''Switch in a process that is killed before its `at`-th program, or change of what is kept. False: it ended.'''
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    left = [at]
+    def hook(event, args):
+        mine = event in ("open", "os.rename", "os.remove", "os.symlink") and any(
+            each in str(args[0]) for each in ("mirrornodes", "/dev/storkit"))
+        if mine or event in ("subprocess.Popen", "os.fork"):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    mirrors.switch("g", UUID, "it")
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_a_switch_that_is_killed_anywhere_holds_nobody_up_and_loses_nothing(lab: Lab, first: str) -> None:
+    (s,) = lab.hosts("s")
+    inside(
+        s,
+        KILLS
+        + """
+again = True
+for at in range(int(sys.argv[3]), 99, 2):
+    writer = made()
+    mirrors.mirror("g", UUID, COPY, "it", 0)
+    again = killed(at)
+    writer.more()
+    said = mirrors.mirrored(UUID)
+    print(at, "killed" if again else "ended", said, flush=True)
+    if said != "switched":
+        mirrors.mirror("g", UUID, COPY, "it", 0)
+        writer.more()
+    mirrors.switch("g", UUID, "it")
+    writer.more()
+    mirrors.unmirror(UUID, over=True)
+    assert names() == ["storkit:g:attached"]
+    writer.stop(two)
+    assert not watched()
+    dm.remove(names())
+    if not again:
+        break
+""",
+        first,
     )

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.guestkit import bootsector
-from tests.lab import services
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.world import World, storage
@@ -21,21 +20,6 @@ host = "a"
 type = "lvm"
 transport = "iscsi"
 vg = "near"
-"""
-
-FAR = """
-[pools.far]
-host = "b"
-type = "lvm"
-transport = "iscsi"
-vg = "far"
-"""
-KILLED = """
-import sys
-from tests.e2e import killed
-from storkit.cli.main import main
-killed.arm(sys.argv[1])
-sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -59,10 +43,6 @@ class Blocks(World):
     def disk(self, name: str = "g") -> Path:
         volume = self.shown()
         return self._of(self.lab.host(volume["host"]), volume["path"])
-
-    def near(self) -> Path:
-        """A copy of what a has of the volume, whoever else answers."""
-        return self._of(self.a, "/dev/near/g")
 
     def _of(self, host: Host, path: str) -> Path:
         home, self.s = self.s, host
@@ -96,11 +76,6 @@ class Blocks(World):
         self.storkit("guest", "start", "g", "--on", "a")
         return self.wait_for_record(3)
 
-    def killed(self, entry: int, *words: str) -> None:
-        """Run a command that is killed after so many entries of its journal."""
-        argv = ["/usr/bin/python3", "-c", KILLED, f"after:{entry}", *words]
-        self.commands.run(argv, check=False, timeout=600, env=self.commands.python_environment)
-
     def whole(self, last: int) -> None:
         """The guest, which ends now, has all of its records."""
         self.storkit("guest", "stop", "g", "--force")
@@ -131,110 +106,3 @@ def test_to_its_own_host_and_back_under_writes(lab: Lab, tmp_path: Path) -> None
     assert world.migrate("b").to == "b"
     world.whole(last)
     world.delete()
-
-
-class Several(Blocks):
-    """Files on s by NBD, which a has as block devices; logical volumes on a and on b."""
-
-    def __init__(self, lab: Lab, scratch: Path, hypervisor: str = "qemu") -> None:
-        super().__init__(lab, scratch, "nbd-kernel", hypervisor)
-        self.b.run(["vgcreate", "-q", "far", self.b.add_disk(256 << 20)])
-        services.target(self.b)
-        services.iscsid(self.a)
-
-    def inventory(self) -> str:
-        return super().inventory() + FAR
-
-
-def test_between_nbd_and_iscsi(lab: Lab, tmp_path: Path) -> None:
-    """From a file of another host to a logical volume of a third, to one of the guest's own, and back to the file."""
-    world = Several(lab, tmp_path)
-    last = world.begin()
-    for pool in ("far", "near", "default"):
-        world.move(pool)
-        last = world.goes_on(last)
-    world.whole(last)
-
-
-def test_under_a_guest_of_libvirt(lab: Lab, tmp_path: Path) -> None:
-    world = Blocks(lab, tmp_path, hypervisor="libvirt")
-    last = world.begin()
-    for pool in ("near", "default"):
-        world.move(pool)
-        last = world.goes_on(last)
-    world.whole(last)
-
-
-@pytest.mark.parametrize("first", [1, 2, 3])
-def test_killed_anywhere_the_guest_goes_on_and_the_command_ends_it(lab: Lab, tmp_path: Path, first: int) -> None:
-    """By the same command, by `resume`, by `rollback`, or called off by the pool that the disk is in, by turns."""
-    world = Blocks(lab, tmp_path)
-    last = world.begin()
-    for point in range(first, 29, 3):
-        old = world.shown()["pool"]
-        new = "near" if old == "default" else "default"
-        world.killed(point, "volume", "move", "g", "--to", new)
-        last = mended(world, point, last, old, new)
-    world.whole(last)
-
-
-def mended(world: Blocks, point: int, last: int, old: str, new: str) -> int:
-    plans = [each["id"] for each in world.storkit("plan", "list") if each["status"] == "interrupted"]
-    way = ("again", "resume", "rollback", "back")[point // 3 % 4]
-    print(f"killed after entry {point} on the way from {old} to {new}: {way}")
-    if way == "back":
-        done = world.run("volume", "move", "g", "--to", old)
-        assert done.status in (0, 5), done.stderr
-    elif way == "rollback" and plans:
-        done = world.run("plan", "rollback", plans[0])
-        assert done.status in (0, 10), done.stderr
-    elif way == "resume" and plans:
-        done = world.run("plan", "resume", plans[0])
-        assert done.status == 0, done.stderr
-    else:
-        done = world.run("volume", "move", "g", "--to", new)
-        assert done.status == 0, done.stderr
-    if done.status:  # what has switched is not put back
-        world.storkit("volume", "move", "g", "--to", new)
-    volumes = world.storkit("volume", "list")
-    assert len(volumes) == 1 and volumes[0]["made"] not in ("mirroring", "switching", "filling"), volumes
-    names = nodes(world.a)
-    assert len(names) == 1 and ":fill." not in names[0], names
-    assert world.status()["places"] == {"a": "running"}
-    return world.goes_on(last)
-
-
-def test_the_copys_host_loses_its_power_and_the_guest_goes_on(lab: Lab, tmp_path: Path) -> None:
-    world = Blocks(lab, tmp_path)
-    last = world.begin()
-    world.move("near")
-    last = world.goes_on(last)
-    world.killed(8, "volume", "move", "g", "--to", "default")
-    assert {each["made"] for each in world.storkit("volume", "list")} == {"mirroring", "filling"}
-    world.s.power_off()
-    last = bootsector.last_record(world.near())
-    world.a.wait_for(lambda: bootsector.last_record(world.near()) > last + 2, "writes without the copy", 180, every=2)
-    world.boot(world.s)
-    world.storkit("host", "restore", timeout=300)
-    world.storkit("volume", "move", "g", "--to", "default")
-    world.one("default")
-    last = world.goes_on(last)
-    world.whole(last)
-
-
-@pytest.mark.parametrize(("entry", "pool"), [(8, "default"), (14, "default"), (16, "near")])
-def test_the_guests_host_loses_its_power(lab: Lab, tmp_path: Path, entry: int, pool: str) -> None:
-    """Before the switch the old one is the disk, after it the new one, with all that the guest was told is written."""
-    world = Blocks(lab, tmp_path, commands="b")
-    last = world.begin()
-    world.killed(entry, "volume", "move", "g", "--to", "near")
-    world.a.run(["sync"])  # the hosts' own files that this test wrote
-    world.a.power_off()
-    world.boot(world.a)
-    world.storkit("host", "restore", timeout=300)
-    world.storkit("volume", "move", "g", "--to", pool)
-    assert [(each["pool"], each["made"]) for each in world.storkit("volume", "list")] == [(pool, "moved")]
-    assert bootsector.last_record(world.disk()) >= last
-    world.storkit("guest", "start", "g", "--on", "a")
-    last = world.goes_on(bootsector.last_record(world.disk()))
-    world.whole(last)

@@ -12,9 +12,10 @@ the servers of two copies of one disk can never be taken for one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from storkit.core.backend import Needs
 from storkit.core.errors import StorkitError, collected
@@ -41,6 +42,10 @@ class Nbd(HomeSide):
     formats = frozenset({"raw", "qcow2"})
     needs = Needs(tools={PROGRAM: PACKAGE, "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils"})
     Settings: ClassVar[type] = NbdSettings
+
+    @classmethod
+    def fills_nodes(cls, settings: Mapping[str, Any]) -> bool:
+        return settings.get("attach") == "kernel"
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
         problems: list[StorkitError] = []

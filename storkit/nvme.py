@@ -8,8 +8,9 @@ says that the network is trusted. See storkit.tech.nvme.exports and storkit.tech
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from storkit.core.backend import Needs
 from storkit.core.host import Door
@@ -32,6 +33,10 @@ class Nvme(BlockSides):
         modules=("nvmet", "nvmet_tcp", "nvme_tcp", "dm_mod", "dm_flakey"),
     )
     Settings: ClassVar[type] = NvmeSettings
+
+    @classmethod
+    def fills_nodes(cls, settings: Mapping[str, Any]) -> bool:
+        return False
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
         import os

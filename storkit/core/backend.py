@@ -8,7 +8,7 @@ storkit.core.contracts. They run **on the host where they act**, which `self.sit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -244,6 +244,12 @@ class Transport(Backend, TransportVerbs):
     """Whether a guest's QEMU opens an export itself (`sources`), and the server can be asked for `digests`."""
     beside: ClassVar[frozenset[Literal["file", "device"]]] = frozenset()
     """Which raw volumes it serves that a guest's own process has open since before they were volumes."""
+
+    @classmethod
+    def fills_nodes(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether, with these settings of the inventory, volumes are block devices whose copies the kernel of a guest's
+        host fills (`sources`), and the server can be asked for `digests`."""
+        return False
 
     def doors(self) -> list[Door]:
         return []

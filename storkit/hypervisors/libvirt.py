@@ -59,6 +59,7 @@ from storkit.hypervisors._machine import (
     refuse_shutdown,
     with_secrets,
 )
+from storkit.hypervisors._nodes.bynode import ByNode
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.system.addresses import address_problem, own_address
 from storkit.system.files import make_private, write_atomic
@@ -91,7 +92,7 @@ class LibvirtSettings:
     """Seconds without a byte sent after which a migration is given up."""
 
 
-class Libvirt(ByAgent, Hypervisor):
+class Libvirt(ByAgent, ByNode, Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "libvirt"

@@ -60,6 +60,7 @@ from storkit.hypervisors._machine import (
     refuse_shutdown,
     stop_command,
 )
+from storkit.hypervisors._nodes.bynode import ByNode
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu import host, inside, ports
 from storkit.hypervisors._qemu.definition import Definition
@@ -98,12 +99,11 @@ class QemuSettings:
     """True: guests' memory may cross the network unencrypted."""
 
 
-class Qemu(Embedded[Definition], ByAgent, Hypervisor):
+class Qemu(Embedded[Definition], ByAgent, ByNode, Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "qemu"
     takes_running = True
-    mirrors = True
     needs: ClassVar[Needs] = Needs(tools={"qemu-system-x86_64": host.PACKAGE})
     Settings: ClassVar[type] = QemuSettings
     settings: QemuSettings
@@ -350,15 +350,20 @@ class Qemu(Embedded[Definition], ByAgent, Hypervisor):
         return asyncio.run(growing.grow(self._process(name).monitor, self._definition(name), disk, size))
 
     def mirror(self, name: str, disk: str, copy: DiskSource, identity: str, rate: int = 0) -> None:
-        self._mirrors().mirror(self._definition(name), disk, copy, identity, rate)
+        if copy.kind == "block":
+            return super().mirror(name, disk, copy, identity, rate)
+        return self._mirrors().mirror(self._definition(name), disk, copy, identity, rate)
 
     def mirrored(self, disk: str) -> MirrorState:
-        return self._mirrors().mirrored(disk)
+        return super().mirrored(disk) if self._node_mirrors().has(disk) else self._mirrors().mirrored(disk)
 
     def switch(self, name: str, disk: str, identity: str) -> Switched:
+        if self._node_mirrors().has(disk):
+            return super().switch(name, disk, identity)
         return self._mirrors().switch(check_name("guest", name), disk, identity)
 
     def unmirror(self, name: str, disk: str, over: bool = False) -> None:
+        super().unmirror(name, disk, over)
         self._mirrors().unmirror(disk, over)
 
     def _mirrors(self) -> Mirrors:

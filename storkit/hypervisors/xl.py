@@ -53,6 +53,7 @@ from storkit.hypervisors._machine import (
     resume_command,
     with_secrets,
 )
+from storkit.hypervisors._nodes.bynode import ByNode
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._xl import incoming, saving, toolstack
 from storkit.hypervisors._xl.ending import CHANGE_TIMEOUT, XlEnding
@@ -78,7 +79,7 @@ class XlSettings:
     """The TCP port to receive migrations on; 0: a free one."""
 
 
-class Xl(Hypervisor):
+class Xl(ByNode, Hypervisor):
     """Guests of one host."""
 
     name: ClassVar[str] = "xl"

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +308,14 @@ def explained(otherwise: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain(error, place(error, otherwise)) from error
+
+
+def point_at(path: Path, target: str) -> None:
+    """Have a stable path lead to `target`, at once or not at all."""
+    partial = path.with_name(path.name + PARTIAL)
+    if path.is_symlink() and str(path.readlink()) == target:
+        return
+    with suppress(FileNotFoundError):
+        partial.unlink()
+    partial.symlink_to(target)
+    partial.rename(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -34,7 +34,7 @@ from storkit.system import locks
 from storkit.system.block import holders, reading
 from storkit.system.block.fingerprint import BLOCK
 from storkit.system.block.holders import Holder
-from storkit.system.files import PARTIAL, make_private
+from storkit.system.files import PARTIAL, make_private, point_at
 from storkit.system.parallel import for_each_at_once
 from storkit.system.timeouts import scaled
 from storkit.tech.records import RecordFiles, damaged_findings
@@ -341,17 +341,6 @@ class Attachments(ABC, Generic[R]):
                 lock = locks.acquire(directory / uuid, what, holder=f"process {os.getpid()}", wait=_BUSY)
                 stack.callback(lock.release, remove=True)
             yield
-
-
-def point_at(path: Path, target: str) -> None:
-    """Have a stable path lead to `target`, at once or not at all."""
-    partial = path.with_name(path.name + PARTIAL)
-    if path.is_symlink() and str(path.readlink()) == target:
-        return
-    with suppress(FileNotFoundError):
-        partial.unlink()
-    partial.symlink_to(target)
-    partial.rename(path)
 
 
 def foreign(path: Path) -> Conflict:

@@ -6,6 +6,9 @@ side that it is of: an offer with a path is for the home host itself.
 
 from __future__ import annotations
 
+import hashlib
+import mmap
+import os
 import stat
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +18,17 @@ from typing import Any
 
 from storkit.core.backend import Site
 from storkit.core.errors import NotFound, StorkitError, Unsafe, Unsupported, raise_problems
-from storkit.core.model import AttachedHere, Attachment, Client, Evidence, Offer, Volume
+from storkit.core.model import AttachedHere, Attachment, Client, DiskSource, Evidence, Offer, Volume
 from storkit.system.block.blockdevice import device_size
 from storkit.system.block.devmapper import MappedNode
 from storkit.tech.athand import at_hand
 from storkit.tech.exports import HomeExports, HomeSide
-from storkit.tech.grants import G
+from storkit.tech.grants import G, grants_of_client
 from storkit.tech.homenode import LocalNodes, Stated
 from storkit.tech.mapped import MappedAttachments
+
+_READ = 4 << 20
+"""Bytes that are read at once."""
 
 
 class BlockExports(HomeExports[G]):
@@ -88,6 +94,35 @@ class BlockExports(HomeExports[G]):
             self._note(grants, True)
         return attached
 
+    def sources_here(self, offers: list[Offer]) -> list[DiskSource]:
+        with self._machine_lock():
+            grants, problems = self._grants.find(offer.uuid for offer in offers)
+            raise_problems(problems)
+            return self._local.sources(offers, grants)
+
+    def digests(self, volume: Volume, client: str, offset: int, length: int, block: int) -> list[str]:
+        """As TransportVerbs.digests: of the device, past this host's page cache, as its server writes it."""
+        grants, problems = self._grants.find([volume.uuid])
+        raise_problems(problems)
+        (grant,) = grants_of_client(grants, [volume], client)
+        path, end = grant.volume.path, min(offset + length, grant.volume.size)
+        together, found = max(1, _READ // block) * block, list[str]()
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, together) as buffer, memoryview(buffer) as view:
+                for start in range(offset, end, together):
+                    size = min(together, end - start)
+                    with view[:size] as data:
+                        if os.preadv(descriptor, [data], start) != size:
+                            raise Unsafe(f"{path} ends before {start + size} bytes", f"lsblk --bytes {path}")
+                    for at in range(0, size, block):
+                        with view[at : min(at + block, size)] as piece:
+                            found.append(hashlib.sha256(piece).hexdigest())
+                    self.site.progress(min(1.0, (start + size - offset) / length), f"reading {volume.name}")
+        finally:
+            os.close(descriptor)
+        return found
+
     def detach_here(self, volumes: list[Volume]) -> None:
         with self._machine_lock():
             self._local.detach(volumes)
@@ -117,6 +152,10 @@ class BlockSides(HomeSide):
 
     claims = True
 
+    @classmethod
+    def fills_nodes(cls, settings: Mapping[str, Any]) -> bool:
+        return True
+
     @property
     @abstractmethod
     def _exports(self) -> BlockExports[Any]: ...
@@ -141,8 +180,23 @@ class BlockSides(HomeSide):
             self._attachments.claim(there, writers)
 
     def detach(self, volumes: list[Volume]) -> None:
-        self._exports.detach_here(volumes)
-        self._attachments.detach(volumes)
+        # While a volume is moved under its guest, this host may have one as its home, and its copy at another.
+        host = self.site.host
+        if here := [volume for volume in volumes if volume.host in ("", host)]:
+            self._exports.detach_here(here)
+        if there := [volume for volume in volumes if volume.host != host]:
+            self._attachments.detach(there)
+
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        made: dict[str, DiskSource] = {}
+        if here := [offer for offer in offers if offer.path]:
+            made |= zip((offer.uuid for offer in here), self._exports.sources_here(here), strict=True)
+        if there := [offer for offer in offers if not offer.path]:
+            made |= zip((offer.uuid for offer in there), self._attachments.sources(there), strict=True)
+        return [made[offer.uuid] for offer in offers]
+
+    def digests(self, volume: Volume, client: str, offset: int, length: int, block: int) -> list[str]:
+        return self._exports.digests(volume, client, offset, length, block)
 
     def look_attachments(self, volumes: list[str] | None = None) -> AttachedHere:
         seen = self._attachments.look(volumes)

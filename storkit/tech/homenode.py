@@ -20,13 +20,14 @@ from storkit.core.backend import Site, refuse_broken
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, raise_problems
 from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system import files
-from storkit.system.block import devmapper, fingerprint, holders, reading
+from storkit.system.block import devmapper, fingerprint, holders, mirrornode, reading
 from storkit.system.block.blockdevice import device_size
 from storkit.system.block.devmapper import MappedNode, Wanted
-from storkit.tech.attachments import check_offsets, point_at, state
+from storkit.tech.attachments import check_offsets, state
 from storkit.tech.grants import G, VolumeGrant
 
 ROLE = "local"
+FILL = devmapper.beside(ROLE)
 
 Stated = tuple[str, list[str] | None]
 """An identity, and the reservation keys, that a server states."""
@@ -82,11 +83,13 @@ def may_write(grant: VolumeGrant, client: str) -> bool:
 
 def writable(node: MappedNode) -> bool:
     """Whether a node lets writes through."""
-    return not node.readonly and " linear " in node.table
+    return not node.readonly and (" linear " in node.table or mirrornode.legs(node.table) is not None)
 
 
 def place(node: MappedNode) -> tuple[str, str]:
     """The device and the offset that a node of one line stands on."""
+    if copied := mirrornode.legs(node.table):
+        return copied[0], "0"
     words = node.table.split()
     return (words[3], words[4]) if len(words) > 4 else ("", "")
 
@@ -109,6 +112,7 @@ class LocalNodes(RightNodes[G]):
 
     def _nodes(self, grant: G, there: Mapping[str, MappedNode]) -> Iterator[tuple[str, str]]:
         yield self.site.host, ROLE
+        yield self.site.host, FILL
 
     def attach(self, offers: Sequence[Offer], grants: Sequence[G]) -> list[Attachment]:
         """Make nodes and stable paths. What may be written is what the grants say now, whatever the offer said then."""
@@ -122,7 +126,20 @@ class LocalNodes(RightNodes[G]):
         known = {attachment.uuid: attachment for attachment in self.find([offer.uuid for offer in offers])}
         return [known[offer.uuid] for offer in offers]
 
-    def _refused(self, offer: Offer, grant: G | None, there: Mapping[str, MappedNode]) -> Iterable[StorkitError]:
+    def sources(self, offers: Sequence[Offer], grants: Sequence[G]) -> list[DiskSource]:
+        """Nodes beside the stable paths, by which copies are filled (TransportVerbs.sources)."""
+        found, problems = {grant.volume.uuid: grant for grant in grants}, list[StorkitError]()
+        for offer in offers:
+            problems += self._refused(offer, found.get(offer.uuid), {}, beside=True)
+        raise_problems(problems)
+        mine = [found[offer.uuid] for offer in offers]
+        self.make([(grant, self.site.host, FILL) for grant in mine])
+        self.allow(mine)
+        return [DiskSource("block", devmapper.node_path(devmapper.node_name(o.volume, FILL))) for o in offers]
+
+    def _refused(
+        self, offer: Offer, grant: G | None, there: Mapping[str, MappedNode], beside: bool = False
+    ) -> Iterable[StorkitError]:
         check_name("volume", offer.volume)
         if grant is None or self.site.host not in grant.clients:
             hint = f"storkit attach {offer.volume} --on {self.site.host}"
@@ -133,6 +150,8 @@ class LocalNodes(RightNodes[G]):
             yield Unsafe(message, f"storkit volume show {offer.volume}")
         if offer.size != grant.volume.size or device_size(grant.volume.path) < offer.size:
             yield Unsafe(f"volume {offer.volume} is not {offer.size} bytes", f"storkit volume show {offer.volume}")
+        if beside:
+            return
         path = self.path(offer.volume)
         if path.is_symlink() or path.exists():
             node = there.get(devmapper.node_uuid(offer.uuid, ROLE))
@@ -147,6 +166,8 @@ class LocalNodes(RightNodes[G]):
         mine = [nodes[uuid] for uuid in wanted if uuid in nodes]
         held = {node.volume: found for node in mine if (found := holders.find([node.path]))}
         raise_problems([holders.conflict(name, self.site.host, found) for name, found in held.items()])
+        copies = devmapper.of_role(FILL)
+        mine += [copies[uuid] for uuid in wanted if uuid in copies]
         if mine:
             devmapper.remove([node.name for node in mine])
         for path in map(self.path, {node.volume for node in mine} | {volume.name for volume in wanted.values()}):
@@ -214,7 +235,7 @@ class LocalNodes(RightNodes[G]):
         return devmapper.node_path(devmapper.node_name(volume, ROLE))
 
     def _link(self, volume: str) -> None:
-        point_at(files.make_private(self.site.dev) / volume, self._node(volume))
+        files.point_at(files.make_private(self.site.dev) / volume, self._node(volume))
 
     def _attached(self, grant: G) -> bool:
         return self.site.host in grant.clients and grant.clients[self.site.host].attached

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from storkit.core.errors import Conflict, ServiceUnreachable, StorkitError, TimedOut, Unsafe, UsageError
-from storkit.core.model import Attachment, DiskSource, Offer, Volume
+from storkit.core.errors import (
+    Conflict,
+    ServiceUnreachable,
+    StorkitError,
+    TimedOut,
+    Unsafe,
+    Unsupported,
+    UsageError,
+    raise_problems,
+)
+from storkit.core.model import Attachment, DiskSource, Offer, Volume, check_name
 from storkit.system.block import devmapper, reading
 from storkit.system.block.devmapper import MappedNode, Wanted, node_name, node_path, node_uuid
 from storkit.system.openers import only_killed
@@ -20,6 +29,7 @@ from storkit.tech import portals
 from storkit.tech.attachments import Attaching, Attachments
 
 ROLE = "attached"
+FILL = devmapper.beside(ROLE)
 
 
 class MappedAttachments(Attachments[Offer]):
@@ -60,6 +70,41 @@ class MappedAttachments(Attachments[Offer]):
             nodes.append(Wanted(name, uuid, table, not record.writable))
             one.target = node_path(name)
         devmapper.ensure(nodes)
+
+    def sources(self, offers: list[Offer]) -> list[DiskSource]:
+        """Connect copies that are to be filled (TransportVerbs.sources): each has a node beside the stable path, and no
+        record, so that nothing makes it again after a reboot."""
+        problems = list[StorkitError]()
+        with self._locked(offer.uuid for offer in offers):
+            known = self._records.find(offer.uuid for offer in offers)[0]
+            for offer in offers:
+                check_name("volume", offer.volume)
+                problems += self._refused(offer, None)
+                if offer.uuid in known or len(offer.portals) > 1:
+                    how = "by the same transport" if offer.uuid in known else "by several paths"
+                    message = f"volume {offer.volume} is attached on {self.site.host} {how}: it is not copied to there"
+                    problems.append(Unsupported(message, "stop its guest, then move its volume"))
+            raise_problems(problems)
+            batch = [Attaching(self._planned(offer), None, offer) for offer in offers]
+            try:
+                self._open(batch)
+                nodes = [self._beside(one) for one in batch]
+                devmapper.ensure(nodes)
+            except BaseException:
+                self._abandon([one for one in batch if one.fresh])
+                raise
+        return [DiskSource("block", node_path(node.name)) for node in nodes]
+
+    def _beside(self, one: Attaching[Offer]) -> Wanted:
+        """The node by which a copy is filled."""
+        record = one.record
+        name, uuid = node_name(record.volume, FILL), node_uuid(record.uuid, FILL)
+        return Wanted(name, uuid, self._table(one), not record.writable)
+
+    def _drop_copies(self, uuids: Iterable[str]) -> None:
+        """Remove the nodes by which copies were filled. Raises Conflict: one is being filled."""
+        there = devmapper.of_role(FILL)
+        devmapper.remove([there[uuid].name for uuid in uuids if uuid in there])
 
     def _table(self, one: Attaching[Offer]) -> str:
         """What the node of an attachment is to stand on."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from storkit.core.errors import Unsafe
+from storkit.core.inventory import parse
 from storkit.core.model import FILLING, IMPORTING, MIRRORING, MOVED, MOVING, SWITCHING, Volume, closed, closes
+from storkit.hosts.remote.asked import compared
+from storkit.hosts.remote.wire import Malformed
+from storkit.plans.intent.relocating import live
 from storkit.plans.lookup import disk_of
 from storkit.plans.plan import Step
 from storkit.plans.verb import Run
@@ -109,3 +115,96 @@ def test_the_words_of_a_move_under_a_guest_are_given_while_it_has_the_volume() -
     plain, mirroring = volume("created"), volume(MIRRORING)
     assert closes(plain, volume(MOVING)) and closes(plain, volume(IMPORTING)) and closes(mirroring, volume(MOVING))
     assert not closes(plain, mirroring) and not closes(mirroring, volume(SWITCHING)) and not closes(mirroring, plain)
+
+
+def test_a_host_names_no_device_but_that_of_the_copy_it_was_asked_about() -> None:
+    """It is what its own kernel fills."""
+
+    def answered(path: str) -> list[dict[str, str]]:
+        asked = {"offers": [{"volume": "g", "name": "n"}]}
+        found: list[dict[str, str]] = compared(
+            "a", "transport:iscsi", "sources", asked, [{"kind": "block", "path": path}]
+        )
+        return found
+
+    assert answered("/dev/mapper/storkit:g:fill.attached")
+    for path in ("/dev/sda", "/dev/mapper/storkit:h:fill.attached", "/dev/mapper/storkit:g:local", ""):
+        with pytest.raises(Malformed, match="no copy of volume g"):
+            answered(path)
+    with pytest.raises(Malformed, match="0 records"):
+        compared("a", "transport:iscsi", "sources", {"offers": [{"volume": "g", "name": "n"}]}, [])
+
+
+BLOCKS = """
+[hosts.a]
+url = "local"
+address = "10.0.0.1"
+[hosts.b]
+url = "ssh://b"
+address = "10.0.0.2"
+[hosts.s]
+url = "ssh://s"
+address = "10.0.0.3"
+[pools.there]
+host = "s"
+type = "lvm"
+vg = "there"
+transport = "iscsi"
+[pools.far]
+host = "b"
+type = "lvm"
+vg = "far"
+transport = "iscsi"
+[pools.near]
+host = "a"
+type = "lvm"
+vg = "near"
+transport = "iscsi"
+[pools.files]
+host = "s"
+type = "directory"
+path = "/srv/files"
+transport = "nbd"
+[pools.others]
+host = "b"
+type = "directory"
+path = "/srv/others"
+transport = "nbd"
+[pools.fast]
+host = "b"
+type = "lvm"
+vg = "fast"
+transport = "nvme"
+[pools.shared]
+host = "s"
+type = "nfs"
+path = "/srv/shared"
+transport = "nfs"
+"""
+KERNEL = '[transports.nbd]\nattach = "kernel"\n'
+
+
+@pytest.mark.parametrize(
+    ("own", "new", "more", "rate", "why"),
+    [
+        ("there", "near", "", 0, ""),
+        ("near", "there", "", 0, ""),
+        ("files", "far", KERNEL, 0, ""),
+        ("near", "files", KERNEL, 0, ""),
+        ("there", "far", "", 0, "by iscsi, and would have its copy by it as well"),
+        ("files", "others", KERNEL, 0, "by nbd, and would have its copy by it as well"),
+        ("there", "files", "", 0, "nbd of pool files is no transport"),
+        ("there", "fast", "", 0, "nvme of pool fast is no transport"),
+        ("there", "shared", "", 0, "nfs of pool shared is no transport"),
+        ("there", "near", "", 1 << 20, "as fast as it can"),
+    ],
+)
+def test_between_which_pools_a_kernel_moves_a_disk(own: str, new: str, more: str, rate: int, why: str) -> None:
+    """Of a guest on a, whose disk is a block device; what it does not do is refused by name before anything changes."""
+    inventory = parse(BLOCKS + more, Path("i.toml"))
+    old, pool = inventory.pool(own), inventory.pool(new)
+    moved = Volume("g", UUID, MIB, own, old.host)
+    seen = live.UnderGuest(host="a", guest="g", hypervisor="qemu", status="running")
+    coordinator = cast(Any, SimpleNamespace(inventory=inventory))
+    said = "; ".join(each.message for each in live._not_by_nodes(coordinator, moved, pool, seen, rate))
+    assert why in said and bool(said) is bool(why)

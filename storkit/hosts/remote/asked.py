@@ -177,8 +177,20 @@ def _evidence(host: str, transport: str, args: Record, result: list[Record]) -> 
 
 
 def _sources(host: str, transport: str, args: Record, result: list[Record]) -> Iterator[str]:
+    if result and all(source["kind"] == "block" for source in result):
+        yield from _beside(args["offers"], result)
+        return
     yield from _told(result, kind="network")
     yield from _each(result, args["offers"], ("export", "name"))
+
+
+def _beside(offers: list[Record], result: list[Record]) -> Iterator[str]:
+    """Where these are not, in that order, the nodes by which the copies of the offered volumes are filled."""
+    if len(result) != len(offers):
+        yield f"{len(result)} devices, where {len(offers)} were asked for"
+    for source, offer in zip(result, offers, strict=False):
+        if not source["path"].startswith(f"/dev/mapper/storkit:{offer['volume']}:fill."):
+            yield f"{source['path']!r}, which is no copy of volume {offer['volume']}"
 
 
 def _digests(host: str, transport: str, args: Record, result: list[str]) -> Iterator[str]:

@@ -68,6 +68,8 @@ class MirrorDisk(_Mirroring):
     calling that off."""
 
     verb: ClassVar[str] = "mirror"
+    nodes: bool = False
+    """Whether the copy is a block device of the step's host."""
     SERVERS: ClassVar[int] = 3
     """Servers of the copy that may come and go: what one was given may be lost with it, and is copied anew."""
     rate: Count = 0
@@ -85,6 +87,8 @@ class MirrorDisk(_Mirroring):
 
     def undo(self, run: Run, step: Step, before: None) -> None:
         run.on(step.host).hypervisor(step.target).unmirror(self.name, self.volume.uuid)
+        if self.nodes:
+            run.on(step.host).transport(self.transport).detach([self.volume])
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,20 @@ class SettleMirror(_Mirroring):
 
 @dataclass(frozen=True)
 class LetGoOfOld(BlindVerb):
-    """Nobody has the old one any more, which is the disk no longer: that is never put back."""
+    """Nobody has the old one any more, which is the disk no longer; or a copy that is none: that is never put back."""
 
     verb: ClassVar[str] = "let_go"
     volume: Volume
     clients: list[ClientName]
+    attached: bool = False
+    """Whether the clients have it as a block device, beside the other one of the two."""
+
+    def needs(self, step: Step) -> set[str]:
+        return super().needs(step) | (set(self.clients) if self.attached else set())
 
     def act(self, run: Run, step: Step) -> None:
+        for host in self.clients if self.attached else ():
+            run.on(host).transport(step.target).detach([self.volume])
         run.on(step.host).transport(step.target).unexport([self.volume], self.clients)
 
 
@@ -172,6 +183,8 @@ class CompareCopy(BlindVerb):
     volume: Volume
     copy: Volume
     client: ClientName
+    own: Line = ""
+    """The transport of the volume, where it is another than the copy's, which is the step's target."""
 
     def act(self, run: Run, step: Step) -> str:
         total = hashlib.sha256()
@@ -186,7 +199,7 @@ class CompareCopy(BlindVerb):
 
     def _read(self, run: Run, step: Step, offset: int, length: int, block: int) -> tuple[list[str], list[str]]:
         """The digests of both sides, which are read at the same time."""
-        here, there = run.on(step.host).transport(step.target), run.on(step.peer).transport(step.target)
+        here, there = run.on(step.host).transport(self.own or step.target), run.on(step.peer).transport(step.target)
         with ThreadPoolExecutor(1) as other:
             its = other.submit(there.digests, self.copy, self.client, offset, length, block)
             mine = here.digests(self.volume, self.client, offset, length, block)

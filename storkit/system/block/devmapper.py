@@ -34,7 +34,7 @@ from storkit.core.errors import (
     raise_problems,
 )
 from storkit.core.units import SECTOR
-from storkit.system.block import configfs, dmioctl, multipath, udev
+from storkit.system.block import configfs, dmioctl, mirrornode, multipath, udev
 from storkit.system.run import TIMEOUT, run
 from storkit.system.timeouts import scaled
 
@@ -46,6 +46,7 @@ _RULES = f"""\
 SUBSYSTEM=="block", ATTR{{dm/uuid}}=="{PREFIX}?*", ENV{{DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG}}="1", \\
   ENV{{DM_UDEV_DISABLE_DISK_RULES_FLAG}}="1", ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1", OPTIONS:="nowatch"
 """
+_OURS = re.compile(PREFIX + r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-.+")
 _CONTROL = Path("/sys/class/misc/device-mapper")
 _PACKAGE = "dmsetup"
 _SUSPEND = scaled(30.0)
@@ -101,6 +102,11 @@ def node_name(volume: str, role: str) -> str:
 
 def node_uuid(volume_uuid: str, role: str) -> str:
     return f"{PREFIX}{volume_uuid}-{role}"
+
+
+def beside(role: str) -> str:
+    """The role of the node by which a volume's copy is filled, that is to have this role."""
+    return f"fill.{role}"
 
 
 def node_path(name: str) -> str:
@@ -164,7 +170,8 @@ def concise(wanted: Sequence[Wanted]) -> str:
 
 def find(prefix: str = PREFIX) -> list[MappedNode]:
     """The nodes whose UUID starts with `prefix`, by name order; it costs no process."""
-    return [_node(mapped) for mapped in dmioctl.all_nodes(prefix)]
+    nodes = [_node(mapped) for mapped in dmioctl.all_nodes(PREFIX if prefix.startswith(PREFIX) else prefix)]
+    return [node for node in nodes if node.uuid.startswith(prefix)]
 
 
 def of_role(role: str) -> dict[str, MappedNode]:
@@ -191,7 +198,13 @@ def _node(mapped: dmioctl.Mapped) -> MappedNode:
     size = sum(length for _, length, _, _ in mapped.targets) * SECTOR
     table = "\n".join(f"{start} {length} {kind} {words}".rstrip() for start, length, kind, words in mapped.targets)
     state = mapped.readonly, mapped.suspended, mapped.pending, mapped.opens
-    return MappedNode(mapped.name, mapped.uuid, f"/dev/{mapped.device}", size, *state, table)
+    return MappedNode(mapped.name, _uuid(mapped), f"/dev/{mapped.device}", size, *state, table)
+
+
+def _uuid(mapped: dmioctl.Mapped) -> str:
+    """A node's UUID. The kernel gives none another one, so one that was renamed under its user is told by its name."""
+    ours = _OURS.fullmatch(mapped.uuid)
+    return node_uuid(ours[1], mapped.name.rpartition(":")[2]) if ours and mapped.name.count(":") == 2 else mapped.uuid
 
 
 def prepare_paths() -> None:
@@ -225,8 +238,11 @@ def create(wanted: Sequence[Wanted]) -> list[MappedNode]:
     return _named(wanted)
 
 
-def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSPEND) -> list[MappedNode]:
-    """Give existing nodes other tables, under whoever has them open; those that have them already are fine.
+def swap(
+    wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSPEND, exact: bool = False
+) -> list[MappedNode]:
+    """Give existing nodes other tables, under whoever has them open; those that have them already are fine. So are
+    those that are copied from the wanted disk just now (storkit.system.block.mirrornode), unless `exact`.
 
     The kernel does it in one call that a kill cannot divide: it suspends the node, which waits until all that was sent
     to the device below has come back, swaps the tables, and resumes it. Once this returns, nothing that was written
@@ -247,7 +263,7 @@ def swap(wanted: Sequence[Wanted], *, flush: bool = True, timeout: float = _SUSP
         elif there[node.name].uuid != node.uuid:
             problems += _differs(node, there[node.name])
     raise_problems(problems)
-    todo = [node for node in wanted if not _settled(there[node.name], node)]
+    todo = [node for node in wanted if not _settled(there[node.name], node, exact)]
     if todo:
         names = [node.name for node in todo]
         try:
@@ -268,6 +284,28 @@ def paths(node: MappedNode) -> dict[str, bool]:
     known = multipath.parse_paths(dmioctl.status(node.name)) if of_paths(node) else {}
     places = {Path(f"/sys/dev/block/{number}"): used for number, used in known.items()}
     return {f"/dev/{place.resolve().name}": used for place, used in places.items() if place.exists()}
+
+
+def load(wanted: Wanted) -> None:
+    """Give a node a table that counts with `let_go`. Another `swap` forgets it."""
+    _load(wanted)
+
+
+def hold(name: str, timeout: float = _SUSPEND) -> None:
+    """Hold whatever comes, once all that was sent to the devices below has come back. Raises TimedOut, as `swap`."""
+    _dmsetup(["suspend", "--noflush", "--nolockfs", name], timeout=timeout)
+
+
+def let_go(name: str) -> None:
+    """After `load` and `hold`: what was held goes on through the table that was loaded."""
+    _dmsetup(["resume", "--noudevsync", "--noflush", "--nolockfs", name], timeout=_SUSPEND)
+
+
+def rename(node: MappedNode, name: str) -> MappedNode:
+    """Give a node another name, under whoever has it open. Done already is fine."""
+    if node.name != name:
+        _dmsetup(["rename", node.name, name])
+    return _named([Wanted(name, "", "")])[0]
 
 
 def reinstate(node: MappedNode, device: str) -> None:
@@ -361,12 +399,14 @@ def _differs(wanted: Wanted, there: MappedNode) -> list[StorkitError]:
     return []
 
 
-def _has(there: MappedNode, wanted: Wanted) -> bool:
-    return multipath.alike(there.table, wanted.table) and there.readonly == wanted.readonly
+def _has(there: MappedNode, wanted: Wanted, exact: bool = False) -> bool:
+    alike = multipath.alike(there.table, wanted.table)
+    copied = not exact and mirrornode.stands_on(there.table, wanted.table)
+    return (alike or copied) and there.readonly == wanted.readonly
 
 
-def _settled(there: MappedNode, wanted: Wanted) -> bool:
-    return _has(there, wanted) and not there.suspended and not there.pending
+def _settled(there: MappedNode, wanted: Wanted, exact: bool) -> bool:
+    return _has(there, wanted, exact) and not there.suspended and not there.pending
 
 
 def _load(node: Wanted) -> None:
@@ -375,7 +415,7 @@ def _load(node: Wanted) -> None:
 
 def _dmsetup(words: Sequence[str], *, stdin: str | None = None, timeout: float = TIMEOUT) -> str:
     # These two wait for the device below, which the next command may have to make fail.
-    locked = words[0] not in ("resume", "wipe_table")
+    locked = words[0] not in ("resume", "wipe_table", "suspend")
     # What a udevd that has ended leaves there, dmsetup takes for one that runs, and waits for it.
     alone = [] if udev.runs() else ["--noudevsync", "--verifyudev"]  # then it makes device nodes itself
     try:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ _NAME = struct.Struct("=Q I")
 _TARGET = struct.Struct("=Q Q i I 16s")
 """struct dm_target_spec: sector_start, length, status, next (from the first one on), target_type; then the
 parameters."""
-_LIST_DEVICES, _TABLE_STATUS = 2, 12
+_LIST_DEVICES, _TABLE_STATUS, _ARM_POLL = 2, 12, 16
 _READONLY, _SUSPENDED, _TABLE, _INACTIVE, _FULL = 1 << 0, 1 << 1, 1 << 4, 1 << 6, 1 << 8
 
 
@@ -63,6 +64,26 @@ def status(name: str) -> str:
             answer = _ask(control, _TABLE_STATUS, name.encode(errors="surrogateescape"), table=False)
             return "\n".join(f"{kind} {words}" for _, _, kind, words in parse_status(answer).targets)
     return ""
+
+
+@contextmanager
+def events() -> Iterator[Callable[[float], bool]]:
+    """Wait for events of nodes: what is yielded waits so many seconds for the next one at most, of any node, and says
+    whether there was one. None is lost between two calls."""
+    with _control() as control:
+        if control is None:
+            raise Unsupported("this kernel has no device-mapper", "modprobe dm-mod")
+        _ask(control, _ARM_POLL)
+        poll = select.poll()
+        poll.register(control, select.POLLIN)
+
+        def wait(seconds: float) -> bool:
+            assert control is not None
+            happened = bool(poll.poll(max(0.0, seconds) * 1000))
+            _ask(control, _ARM_POLL)
+            return happened
+
+        yield wait
 
 
 @contextmanager

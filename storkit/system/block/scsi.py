@@ -11,7 +11,9 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, Unsafe
 from storkit.system.timeouts import scaled
@@ -267,4 +269,27 @@ def explain(device: str, what: str, status: int, sense: Sense | None, host_statu
         return StorkitError(f"{device} refuses {what}: {sense or 'no sense data'}", f"dmesg | grep {device[5:]}")
     if status:
         return StorkitError(f"{device} fails {what} with SCSI status 0x{status:02x}", "dmesg | tail")
+    return None
+
+
+# How long commands of an iSCSI disk wait for its target
+
+
+def patience(device: str) -> str:
+    """The seconds that the kernel waits for the target of an iSCSI disk that is away before it fails what was sent
+    there, or `off`: for ever. Empty: it is no such disk."""
+    return path.read_text().strip() if (path := _patience(device)) else ""
+
+
+def be_patient(device: str, seconds: str) -> None:
+    """Set that, as `patience` tells it; nothing for other disks. Of a target that is away just now it stays (EBUSY)."""
+    if seconds and (path := _patience(device)):
+        with suppress(OSError):
+            path.write_text("off" if seconds == "-1" else seconds)
+
+
+def _patience(device: str) -> Path | None:
+    for parent in Path("/sys/class/block", device.removeprefix("/dev/")).resolve().parents:
+        if parent.name.startswith("session"):
+            return parent / "iscsi_session" / parent.name / "recovery_tmo"
     return None

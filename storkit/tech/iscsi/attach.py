@@ -47,7 +47,7 @@ from storkit.tech.iscsi.names import (
 )
 from storkit.tech.iscsi.paths import proving, watch
 from storkit.tech.iscsi.paths import sessions as paths
-from storkit.tech.mapped import ROLE, MappedAttachments, claimed, flush
+from storkit.tech.mapped import FILL, ROLE, MappedAttachments, claimed, flush
 from storkit.tech.records import RecordFiles
 
 
@@ -154,7 +154,7 @@ class IscsiAttachments(MappedAttachments):
         elif path := sessiondisk.find(attached.sessions(record)[0]):
             self._must_answer(record, path)
         (session,) = attached.alive(record, self.site.host)
-        if node is not None and devmapper.paths(node):  # it had several, and is the only one from now on
+        if node is not None:  # it may have had several, or be a copy that became the disk, which nobody waited for
             initiator.give_up_after(session, self.settings.replacement_timeout)
         one.device = sessiondisk.attach(session, record.volume, record.identity, record.size).path
         one.devices = [one.device]
@@ -265,7 +265,7 @@ class IscsiAttachments(MappedAttachments):
 
     def _abandon(self, fresh: Sequence[Attaching[Offer]]) -> None:
         with suppress(StorkitError):
-            devmapper.remove([node_name(one.record.volume, ROLE) for one in fresh])
+            devmapper.remove([node_name(one.record.volume, role) for one in fresh for role in (ROLE, FILL)])
         with suppress(StorkitError):
             for_each_at_once(lambda one: paths.hang_up(one.record), fresh)
         for one in fresh:
@@ -275,6 +275,7 @@ class IscsiAttachments(MappedAttachments):
     # detach
 
     def _close(self, batch: Sequence[Detaching[Offer]]) -> None:
+        self._drop_copies(one.volume.uuid for one in batch)
         nodes = self._nodes()
         records = [one.record or self._bare(one.volume) for one in batch]
         here = [_Here(record, nodes.get(record.uuid), attached.sessions(record)) for record in records]

@@ -27,7 +27,7 @@ from storkit.core.errors import (
     Unsupported,
     raise_problems,
 )
-from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume
+from storkit.core.model import Attachment, DiskSource, Evidence, Offer, Volume, check_name
 from storkit.system.block import reading
 from storkit.system.block.fingerprint import digests, wanted
 from storkit.system.files import make_private, remove_tree, write_atomic
@@ -81,6 +81,7 @@ class NbdAttachments(Attachments[NbdAttached]):
         super().__init__(site, RecordFiles(self._directory, NbdAttached, "the attachment"))
         self.settings = settings
         self._kernel = KernelDevices(site)
+        self._copies = KernelDevices(site, copies=True)
 
     def _attachment(self, record: NbdAttached) -> Attachment:
         return record.attachment
@@ -133,8 +134,7 @@ class NbdAttachments(Attachments[NbdAttached]):
     def sources(self, offers: list[Offer]) -> list[DiskSource]:
         """As TransportVerbs.sources: what is attached keeps its stable path and its credential."""
         if self.settings.attach == "kernel":
-            message = f"hosts have NBD's volumes as block devices here, as {self.site.host} is set up"
-            raise Unsupported(message, "stop the guest, then move its volume")
+            return [self._connected_aside(offer) for offer in offers]
         return [self._aside(offer) for offer in offers]
 
     def _aside(self, offer: Offer) -> DiskSource:
@@ -148,6 +148,24 @@ class NbdAttachments(Attachments[NbdAttached]):
         _keep_key(offer, source)
         self._see_identity(offer, source, "")
         return source
+
+    def _connected_aside(self, offer: Offer) -> DiskSource:
+        """A block device, with a node beside the stable path, and no record: nothing makes it again after a reboot."""
+        with self._locked([offer.uuid]):
+            check_name("volume", offer.volume)
+            problems = list(self._refused(offer, None))
+            if self._records.find([offer.uuid])[0]:
+                message = f"volume {offer.volume} is attached on {self.site.host} by NBD: it is not copied to there"
+                problems.append(Unsupported(message, "stop its guest, then move its volume"))
+            raise_problems(problems)
+            record = self._planned(offer)
+            assert record.wire is not None and record.link is not None
+            make_private(self._directory.parent)
+            make_private(self._directory)
+            _keep_key(offer, record.wire)
+            self._see_identity(offer, record.wire, offer.socket)
+            keepalive.hasten({record.wire.server}, self.settings.keepalive_time)
+            return DiskSource("block", self._copies.connect([record.link])[offer.uuid])
 
     def _beside(self, uuid: str) -> Path:
         """Where the credential of a copy is, while its disk is attached."""
@@ -208,6 +226,8 @@ class NbdAttachments(Attachments[NbdAttached]):
     def _disconnect(self, one: Detaching[NbdAttached]) -> None:
         if (record := one.record) and (link := record.link):
             self._kernel.disconnect(link, lambda: self._serves(record))
+        elif self.settings.attach == "kernel":
+            self._copies.discard(one.volume.uuid)
         one.gone = True
 
     def _released(self, gone: Sequence[Detaching[NbdAttached]]) -> None:

@@ -29,7 +29,7 @@ from storkit.core.backend import Site
 from storkit.core.errors import Conflict, StorkitError, Unsupported
 from storkit.core.model import DiskSource
 from storkit.system import locks
-from storkit.system.block import devmapper
+from storkit.system.block import devmapper, mirrornode
 from storkit.system.block.blockdevice import device_size
 from storkit.system.files import make_private
 from storkit.system.parallel import for_each_at_once
@@ -63,12 +63,14 @@ class KernelDevice:
 class KernelDevices:
     """The block devices of one host."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, copies: bool = False) -> None:
+        """`copies`: those below the nodes beside the stable paths, by which copies are filled."""
         self.site = site
         self._run = site.run / "nbd"
         # Several hosts can be one machine: each has a state directory of its own.
         self._key = short_digest(str(site.state))[:6]
-        self._role = f"nbd-{self._key}"
+        role = f"nbd-{self._key}"
+        self._role = devmapper.beside(role) if copies else role
 
     def check(self, link: KernelDevice) -> None:
         """Raise what stands in the way of a device."""
@@ -128,6 +130,15 @@ class KernelDevices:
                     raise
                 time.sleep(0.05)
 
+    def discard(self, uuid: str) -> None:
+        """Remove a node by which a copy was filled, if there is one, and what is below. Raises Conflict: it is being
+        filled."""
+        with self._guard([uuid]):
+            if there := [node.name for node in devmapper.find(devmapper.node_uuid(uuid, self._role))]:
+                devmapper.remove(there)
+                self._disconnect(self._devices(uuid))
+                self._stop_relays(uuid)
+
     def path(self, link: KernelDevice) -> str:
         """The block device of a link that is connected; empty if it is not."""
         wanted = [device for device in devices() if device.backend == self._identifier(link)]
@@ -163,7 +174,8 @@ class KernelDevices:
             if leads == self.node(link.volume):
                 return f"{leads} is gone"
             return f"{path} leads to {leads}, and its block device is {device}" if leads not in ("", device) else ""
-        if node.table != devmapper.linear(device, link.size):
+        wanted = devmapper.linear(device, link.size)
+        if node.table != wanted and not mirrornode.stands_on(node.table, wanted):
             return f"{node.path} does not lead to its block device {device}"
         return f"{node.path} is suspended" if node.suspended else ""
 

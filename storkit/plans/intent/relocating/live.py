@@ -1,4 +1,5 @@
-"""A volume that gets another pool while its guest writes it: the guest's own hypervisor copies it, and switches.
+"""A volume that gets another pool while its guest writes it: the guest's own hypervisor copies it, or the kernel of its
+host where the disk is a block device there, and switches.
 
     the old one     the new one
     open            filling       it begins, or was called off; the old one is the disk
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from storkit.core import registry
-from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import (
     ALIVE,
@@ -70,10 +71,18 @@ class UnderGuest:
     status: str = "stopped"
     said: MirrorState = "none"
     """Which of the two that guest uses."""
+    keep: tuple[str, ...] = ()
+    """Hypervisors of that host which may have kept something of the copy."""
 
     @property
     def alive(self) -> bool:
         return self.status in ALIVE
+
+    @property
+    def keepers(self) -> list[str]:
+        """The hypervisors that are told what has become of the copy: that of the guest, if it is known."""
+        known = self.hypervisor if self.alive or self.said != "none" else ""
+        return [f"hypervisor:{each}" for each in ([known] if known else self.keep or [self.hypervisor]) if each]
 
     @property
     def target(self) -> str:
@@ -108,7 +117,9 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
         known = registry.hypervisor(hypervisor)
         if unclear and known.mirrors:
             said = there.mirrored(volume.uuid)
-            seen = replace(seen, hypervisor=hypervisor, said=seen.said if said == "none" else said)
+            if said != "none" or not seen.hypervisor:
+                seen = replace(seen, hypervisor=hypervisor, said=said)
+            seen = replace(seen, keep=(*seen.keep, hypervisor))
         for state in _having(coordinator, host, hypervisor, volume):
             seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status)
     if volume.made in MIRRORED and not seen.alive and seen.status != "stopped":
@@ -123,7 +134,9 @@ def _having(coordinator: Coordinator, host: str, hypervisor: str, volume: Volume
     return [each for each in states if volume.uuid in each.volumes and each.status != "stopped"]
 
 
-def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest) -> list[StorkitError]:
+def refused(
+    coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest, rate: int
+) -> list[StorkitError]:
     """Why a volume is not moved under the guest that runs with it."""
     guest, inventory = seen.guest, coordinator.inventory
     stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
@@ -135,18 +148,59 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
         message = f"guest {guest} runs on {seen.host}, and {seen.hypervisor} does not move a disk under its guest"
         problems.append(Conflict(message, stop))
     own, new = inventory.transport(volume.pool), inventory.transport(pool.name)
-    unable = [each for each in (own, new) if not registry.transport(each.partition(":")[2]).opened_by_qemu]
     attached = coordinator.survey.attachments([seen.host], [volume]).get(seen.host, [])
-    if unable or own != new or any(each.source.kind != "network" for each in attached):
+    # Of a guest that has switched, the old disk may be attached no more.
+    nodes = seen.said != "none" and _by_nodes(coordinator, volume, pool.name)
+    nodes = all(each.source.kind == "block" for each in attached) if attached else nodes
+    unable = [each for each in (own, new) if not registry.transport(each.partition(":")[2]).opened_by_qemu]
+    if nodes:
+        problems += _not_by_nodes(coordinator, volume, pool, seen, rate)
+    elif unable or own != new or any(each.source.kind != "network" for each in attached):
         message = f"guest {guest} runs on {seen.host}, and its QEMU does not open {volume.name} at its server by itself"
         problems.append(Conflict(message, stop))
-    if disks.whose_variables(coordinator, volume):
+    if not nodes and disks.whose_variables(coordinator, volume):
         message = f"volume {volume.name} is the UEFI variables of guest {guest}, which QEMU does not copy while it runs"
         problems.append(Conflict(message, stop))
     if volume.host == pool.host:
         message = f"guest {guest} runs on {seen.host}, and volume {volume.name} stays on host {volume.host}"
         problems.append(Conflict(f"{message}: between two pools of one host it is not moved under its guest", stop))
     return problems
+
+
+def _not_by_nodes(
+    coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest, rate: int
+) -> list[StorkitError]:
+    """Why the kernel of a guest's host, which has its disk as a block device, does not copy that one."""
+    inventory, guest = coordinator.inventory, seen.guest
+    own, new = inventory.transport(volume.pool), inventory.transport(pool.name)
+    stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
+    problems: list[StorkitError] = []
+    for target, where in ((own, volume.pool), (new, pool.name)):
+        name = target.partition(":")[2]
+        if not registry.transport(name).fills_nodes(inventory.transports.get(name, {})):
+            message = (
+                f"guest {guest} runs on {seen.host} with its disk as a block device, and {name} of pool {where} is"
+            )
+            problems.append(Conflict(f"{message} no transport by which such a disk is moved under it", stop))
+    if own == new and (seen.host not in (volume.host, pool.host) or not _at_home(own)):
+        how = own.partition(":")[2]
+        message = f"guest {guest} has volume {volume.name} by {how}, and would have its copy by it as well"
+        problems.append(Conflict(f"{message}: under it, it is moved to another transport, or to its own host", stop))
+    if rate:
+        message = f"the disk of guest {guest} is a block device, which its host's kernel copies as fast as it can"
+        problems.append(Unsupported(message, f"leave --rate away, or {stop}"))
+    return problems
+
+
+def _at_home(transport: str) -> bool:
+    """Whether a host has its own volumes past the servers of their transport."""
+    return not registry.transport(transport.partition(":")[2]).opened_by_qemu
+
+
+def _by_nodes(coordinator: Coordinator, volume: Volume, copy: str) -> bool:
+    """Whether the kernel copies a volume to this pool, rather than its guest's QEMU."""
+    own, new = coordinator.inventory.transport(volume.pool), coordinator.inventory.transport(copy)
+    return own != new or _at_home(own)
 
 
 def plan(
@@ -161,17 +215,19 @@ def plan(
     name, host = volume.name, seen.host
     if not (volume.made == SWITCHING and seen.said == "switched"):
         if twin and seen.said != "copying":
-            drop(stages, coordinator, twin, seen)
+            drop(stages, coordinator, volume, twin, seen)
         title = f"allocate {format_size(volume.size)} for {name} in pool {pool.name}"
         stages.then(step(PlaceCopy(copy), pool.host, there, title))
         stages.then(step(LetFill(copy, host), pool.host, target, f"let {host} fill {name} in pool {pool.name}"))
         title = f"keep {name} in pool {volume.pool} for guest {seen.guest} alone"
         stages.then(step(RelabelVolumes([replace(volume, made=MIRRORING)]), volume.host, here, title))
         title = f"copy {name} from pool {volume.pool} to pool {pool.name} under guest {seen.guest}"
-        mirror = MirrorDisk(seen.guest, copy, transport=target, rate=rate)
+        nodes = _by_nodes(coordinator, volume, pool.name)
+        mirror = MirrorDisk(seen.guest, copy, transport=target, rate=rate, nodes=nodes)
         stages.then(step(mirror, host, seen.target, title, peer=pool.host))
         title = f"compare {name} with its copy"
-        stages.then(step(CompareCopy(volume, copy, host), volume.host, target, title, peer=pool.host))
+        compare = CompareCopy(volume, copy, host, inventory.transport(volume.pool) if nodes else "")
+        stages.then(step(compare, volume.host, target, title, peer=pool.host))
         title = f"keep what is kept with {name} in pool {pool.name}"
         stages.then(step(CarryGuests(copy, here), pool.host, there, title, peer=volume.host))
         title = f"close {name} in pool {volume.pool}"
@@ -205,15 +261,15 @@ def opened(coordinator: Coordinator, volume: Volume, left: Volume) -> Plan:
 
 def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volume | None, seen: UnderGuest) -> Volume:
     """Have a volume be what it was before it was copied under its guest, which goes on with it, if it runs."""
-    if seen.host and seen.hypervisor:
+    for target in seen.keepers if seen.host else ():
         guest = seen.guest or volume.name
         title = f"call off the copy of {volume.name} on {seen.host}"
-        stages.then(step(CallOffMirror(guest, volume), seen.host, seen.target, title))
+        stages.then(step(CallOffMirror(guest, volume), seen.host, target, title))
     if not seen.alive and seen.holders:
         # Its guest is gone, and cannot have taken its disk with it.
         add_detach(stages, [volume], seen.holders, coordinator.inventory)
     if twin:
-        drop(stages, coordinator, twin, seen)
+        drop(stages, coordinator, volume, twin, seen)
     now = replace(volume, made=MOVED)
     title = f"open {volume.name} in pool {volume.pool}"
     stages.then(step(RelabelVolumes([now]), volume.host, f"pool:{volume.pool}", title))
@@ -232,11 +288,14 @@ def called_off(coordinator: Coordinator, volume: Volume, others: Sequence[Volume
     return finish_plan(f"call off the move of {volume.name}", stages, _holds([volume, *others]), coordinator.inventory)
 
 
-def drop(stages: Stages, coordinator: Coordinator, twin: Volume, seen: UnderGuest) -> None:
+def drop(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volume, seen: UnderGuest) -> None:
     """Delete what was copied before."""
     clients = sorted({each.client for each in seen.filling})
     target = coordinator.inventory.transport(twin.pool)
-    if clients:
+    if clients and _by_nodes(coordinator, volume, twin.pool):
+        title = f"take the copy of {twin.name} in pool {twin.pool} from {', '.join(clients)}"
+        stages.then(step(LetGoOfOld(twin, clients, attached=True), twin.host, target, title))
+    elif clients:
         title = f"end the export to {', '.join(clients)}"
         stages.then(step(UnexportVolumes([twin], clients), twin.host, target, title))
     title = f"delete what was copied to pool {twin.pool} before"
@@ -255,10 +314,12 @@ def _rest(
     """The copy is the disk: its guest's host has it at its stable path, and the old one goes."""
     inventory = coordinator.inventory
     own, new = inventory.transport(volume.pool), inventory.transport(copy.pool)
-    disk = replace(copy, made=MOVED)
+    disk, nodes = replace(copy, made=MOVED), _by_nodes(coordinator, volume, copy.pool)
     if view:
         title = f"attach {volume.name} of pool {copy.pool} on {seen.host}"
         stages.then(step(AttachVolumes([disk]), seen.host, new, title, peer=copy.host))
+        if nodes and seen.exports:  # both are the host's attachments until then
+            _let_go(stages, volume, own, seen, nodes)
         volumes = [disk if each.uuid == volume.uuid else each for each in view.volumes]
         transports = [inventory.transport(each.pool) for each in volumes]
         verb = DefineGuest(view.guest, volumes, transports, view.machine)
@@ -266,14 +327,18 @@ def _rest(
     elif seen.filling:
         clients = sorted({each.client for each in seen.filling})
         add_detach(stages, [disk], clients, inventory)
-    if seen.exports:
-        title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
-        stages.then(step(LetGoOfOld(volume, seen.holders), volume.host, own, title))
-    if seen.host and seen.hypervisor:
+    if seen.exports and not (view and nodes):
+        _let_go(stages, volume, own, seen, nodes)
+    for target in seen.keepers if seen.host else ():
         title = f"forget on {seen.host} which one was the disk"
-        stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, seen.target, title))
+        stages.then(step(SettleMirror(seen.guest or volume.name, volume), seen.host, target, title))
     title = f"delete {volume.name} in pool {volume.pool}"
     stages.then(step(DeleteVolumes([volume]), volume.host, f"pool:{volume.pool}", title))
+
+
+def _let_go(stages: Stages, volume: Volume, own: str, seen: UnderGuest, nodes: bool) -> None:
+    title = f"end the export of {volume.name} in pool {volume.pool} to {', '.join(seen.holders)}"
+    stages.then(step(LetGoOfOld(volume, seen.holders, attached=nodes), volume.host, own, title))
 
 
 def _holds(volumes: Sequence[Volume]) -> list[Hold]:

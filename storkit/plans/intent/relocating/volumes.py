@@ -78,7 +78,7 @@ def move(coordinator: Coordinator, name: str, to: str, keep: bool, rate: Bytes |
         exports = seen.exports
         problems = _refused(coordinator, volume, pool, twin)
         if seen.alive:
-            problems += live.refused(coordinator, volume, pool, seen)
+            problems += live.refused(coordinator, volume, pool, seen, limit)
             problems += _unkept(volume, keep)
         before, stages = volume, Stages()
         if volume.made in MIRRORED and not seen.alive:

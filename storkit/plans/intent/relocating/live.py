@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from storkit.core import registry
-from storkit.core.errors import Conflict, StorkitError, Unsafe
+from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import (
     ALIVE,
@@ -70,6 +70,8 @@ class UnderGuest:
     status: str = "stopped"
     said: MirrorState = "none"
     """Which of the two that guest uses."""
+    fixed: str = ""
+    """Why that guest's disks stay where they are as long as it runs; empty: they need not."""
 
     @property
     def alive(self) -> bool:
@@ -96,11 +98,13 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
     if not hosts and volume.made == SWITCHING:
         message = f"the guest of volume {volume.name} was switching to its copy, and no host has either any more"
         raise Unsafe(message, f"storkit volume show {volume.name}; compare both before you use one")
+    if volume.was and not exports:
+        hosts = {volume.host}  # a guest that was adopted while it ran may have it open there, beside any server
     if len(hosts) != 1:
         return seen
     (host,) = hosts
     seen = replace(seen, host=host)
-    if coordinator.connections.find(host) is None:
+    if coordinator.connections.find(host) is None and volume.made not in MIRRORED:
         return seen
     unclear = volume.made in MIRRORED or twin is not None
     for hypervisor in coordinator.hypervisors():
@@ -110,7 +114,7 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
             said = there.mirrored(volume.uuid)
             seen = replace(seen, hypervisor=hypervisor, said=seen.said if said == "none" else said)
         for state in _having(coordinator, host, hypervisor, volume):
-            seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status)
+            seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status, fixed=state.fixed)
     if volume.made in MIRRORED and not seen.alive and seen.status != "stopped":
         message = f"guest {seen.guest} of volume {volume.name} is {seen.status} on {host}, and says nothing"
         raise Unsafe(message, f"storkit guest show {seen.guest}")
@@ -127,6 +131,9 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
     """Why a volume is not moved under the guest that runs with it."""
     guest, inventory = seen.guest, coordinator.inventory
     stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
+    if seen.fixed:
+        message = f"guest {guest} runs on {seen.host}, and its disks stay where they are: {seen.fixed}"
+        return [Unsupported(message, stop)]
     problems: list[StorkitError] = []
     if others := [each for each in seen.holders if each != seen.host]:
         message = f"volume {volume.name} is exported to {', '.join(map(inventory.shown, others))} as well"
@@ -146,6 +153,27 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
     if volume.host == pool.host:
         message = f"guest {guest} runs on {seen.host}, and volume {volume.name} stays on host {volume.host}"
         problems.append(Conflict(f"{message}: between two pools of one host it is not moved under its guest", stop))
+    return problems or _too_old(coordinator, volume, pool, seen)
+
+
+def _too_old(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest) -> list[StorkitError]:
+    """The hosts whose storkit knows nothing of this. One that keeps a volume would give it to anybody meanwhile."""
+    target = coordinator.inventory.transport(pool.name)
+    problems: list[StorkitError] = []
+    for host in dict.fromkeys((seen.host, volume.host, pool.host)):
+        there = coordinator.connections.to(host)
+        try:
+            if host == seen.host:
+                there.hypervisor(seen.target).mirrored(volume.uuid)
+            if host in (volume.host, pool.host):
+                there.transport(target).digests(volume, seen.host, 0, 0, 1)
+        except (Unsupported, UsageError) as error:
+            message = f"host {host} does not move volume {volume.name} under its guest: {error.message}"
+            problems.append(Unsupported(message, f"upgrade storkit on {host}"))
+        except HostUnreachable:
+            raise
+        except StorkitError:
+            pass  # it exports that volume to nobody yet, perhaps, and knows what is asked
     return problems
 
 
@@ -207,8 +235,9 @@ def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volum
     """Have a volume be what it was before it was copied under its guest, which goes on with it, if it runs."""
     if seen.host and seen.hypervisor:
         guest = seen.guest or volume.name
-        title = f"call off the copy of {volume.name} on {seen.host}"
-        stages.then(step(CallOffMirror(guest, volume), seen.host, seen.target, title))
+        title, peer = f"call off the copy of {volume.name} on {seen.host}", twin.host if twin else ""
+        verb = CallOffMirror(guest, twin or volume, coordinator.inventory.transport(twin.pool) if twin else "")
+        stages.then(step(verb, seen.host, seen.target, title, peer=peer))
     if not seen.alive and seen.holders:
         # Its guest is gone, and cannot have taken its disk with it.
         add_detach(stages, [volume], seen.holders, coordinator.inventory)

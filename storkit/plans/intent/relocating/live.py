@@ -135,6 +135,9 @@ def refused(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: Un
         message = f"guest {guest} runs on {seen.host}, and its disks stay where they are: {seen.fixed}"
         return [Unsupported(message, stop)]
     problems: list[StorkitError] = []
+    if not any(each.client == seen.host and each.writable for each in seen.exports):
+        message = f"guest {guest} runs on {seen.host}, which was cut off from volume {volume.name}"
+        problems.append(Conflict(message, f"storkit guest stop {guest} --force"))
     if others := [each for each in seen.holders if each != seen.host]:
         message = f"volume {volume.name} is exported to {', '.join(map(inventory.shown, others))} as well"
         problems.append(Conflict(message, f"storkit detach {volume.name} --on {others[0]}, or {stop}"))

@@ -365,21 +365,3 @@ def end(world: World) -> None:
             os.kill(int(line.partition(":")[0]), signal.SIGKILL)
     while any("qemu-system" in line for line in world.processes()):
         pass
-
-
-@pytest.mark.slow
-def test_fenced_after_the_switch_the_copy_is_the_disk(moving: World) -> None:
-    """Its host has the old one still, which is at home there: that is not what the guest writes."""
-    large(moving, 16 * MIB)
-    moving.killed("after:18", "volume", "move", "g", "--to", "far")
-    assert made(moving) == {"default": "switching", "far": "moved"}
-    last = bootsector.last_record(path(moving))
-    moving.storkit("fence", "a")
-    refused = moving.storkit("volume", "move", "g", "--to", "default", ok=None)
-    assert refused.status in (5, 9) and "nothing was changed" in refused.stderr, refused
-    moving.storkit("guest", "stop", "g", "--force")
-    moving.storkit("unfence", "a")
-    moving.storkit("volume", "move", "g", "--to", "far")
-    assert one_disk(moving, last) >= last
-    whole(path(moving), last)
-    assert moving.storkit("--json", "audit").json == []

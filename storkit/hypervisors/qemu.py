@@ -509,6 +509,7 @@ class Qemu(Embedded[Definition], ByAgent, ByNode, Hypervisor):
             volumes={disk.uuid: disk.volume for disk in guest.disks if disk.uuid},
             reason=paused.qemu_reason(guest, answer.said, answer.failed) if answer.status == "paused" else "",
             pinned=own.pinned if own else "",
+            fixed="it was adopted while it ran, and goes on as it was" if own else "",
         )
 
     def _machine(self, guest: Guest, machine: str) -> str:

@@ -194,6 +194,7 @@ def finish(subject: GuestView, inventory: Inventory) -> Plan:
     """After the hypervisor has moved a guest: only the host it runs on keeps the disk."""
     subject.known()
     subject.awake("given to where its guest runs")
+    subject.stays()
     if len(subject.running) != 1:
         raise running_problem(subject)
     here = subject.running[0]
@@ -206,6 +207,7 @@ def cleanup(subject: GuestView, inventory: Inventory) -> Plan:
     """Make rights and attachments match where the guest runs, from the truth alone."""
     subject.known()
     subject.awake("given to where its guest runs")
+    subject.stays()
     arrived = [host for host, status in subject.places.items() if status == "arrived"]
     if len(subject.running) > 1 or (len(arrived) > 1 and not subject.running):
         raise running_problem(subject)

@@ -1,6 +1,7 @@
 """What a transport is tested on: a home host with volumes, two client hosts, and ways to break things.
 
-A technology gives one in `tests/contract/transport_NAME.py`, for this machine, for the lab, or for both:
+A technology gives one in `tests/contract/transport_NAME.py`, or in a module of its own package (docs/add-a-backend.md),
+for this machine, for the lab, or for both:
 
     def setups() -> dict[str, Callable[[], ContextManager[Rig]]]
     def lab_setups() -> dict[str, Callable[[Hosts], ContextManager[Rig]]]         # tests/lab/remote.py
@@ -13,6 +14,7 @@ run by tests/lab/test_contract_transports.py, on hosts with kernels of their own
 from __future__ import annotations
 
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,9 +23,18 @@ from typing import Any
 
 from storkit.core.backend import Transport
 from storkit.core.model import Attachment, Client, Volume
+from storkit.system.timeouts import scaled
 from tests.contract.access import Access, access
 
 BLOCK = 4096
+
+
+def wait_until(true: Callable[[], bool], timeout: float = scaled(10)) -> None:
+    """Wait for what is to come true by itself; fail if it does not."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
 
 
 class Rig(ABC):

@@ -1,14 +1,17 @@
 """What storkit.core.backend.Transport promises, asked of every transport there is, with its real servers and clients.
 
-A transport without `tests/contract/transport_NAME.py` (tests/contract/rig.py says what that is) fails here.
+A transport without `tests/contract/transport_NAME.py` fails here, or, if it is of another package, without a module of
+its own that the entry points of the group `storkit.rigs` name (tests/contract/rig.py says what is in either).
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -18,17 +21,20 @@ from storkit.core import codec, registry
 from storkit.core.backend import Transport
 from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe
 from storkit.core.model import ATTACHED, Attachment, Client, Evidence, Export, Offer, Volume
-from tests.contract.rig import BLOCK, Rig, RigSetup
-from tests.e2e.nbdhosts import wait_until
+from tests.contract.rig import BLOCK, Rig, RigSetup, wait_until
 
 REFUSED = (OSError, StorkitError)
 
 
 def contract_modules() -> dict[str, ModuleType]:
-    """Every transport's module of this directory."""
+    """Every transport's module, of this directory or of its own package."""
     found: dict[str, ModuleType] = {}
+    theirs = {entry.name: entry.module for entry in entry_points(group="storkit.rigs")}
     for name in registry.names(Transport):  # type: ignore[type-abstract]
         file = Path(__file__).with_name(f"transport_{name}.py")
+        if not file.exists() and name in theirs:
+            found[name] = importlib.import_module(theirs[name])
+            continue
         assert file.exists(), f"transport {name} has no {file.name}: its contract is not tested"
         spec = importlib.util.spec_from_file_location(f"contract_transport_{name}", file)
         assert spec is not None and spec.loader is not None

@@ -17,8 +17,8 @@ import pytest
 
 from storkit.core.model import Attachment, Client, Volume
 from storkit.system import locks
-from tests.contract.rig import Rig, RigSetup
-from tests.e2e.nbdhosts import Hosts, wait_until
+from tests.contract.rig import Rig, RigSetup, wait_until
+from tests.e2e.nbdhosts import Hosts
 from tests.lab.host import Host
 from tests.lab.remote import LabRig, LabSetup, lab_rig
 

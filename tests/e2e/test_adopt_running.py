@@ -14,7 +14,7 @@ import pytest
 from storkit.system.qemu import qmp
 from storkit.system.timeouts import scaled
 from tests.e2e.test_kill_points import kill
-from tests.e2e.world import REST, World
+from tests.e2e.world import INVENTORY, REST, World
 from tests.guestkit import bootsector
 
 pytestmark = pytest.mark.e2e
@@ -24,7 +24,7 @@ MEMORY = "16392K"
 
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
-    return make_world("raw")
+    return make_world("raw", INVENTORY.format(format="raw") + '[pools.far]\nhost = "b"\n')
 
 
 class ByHand:
@@ -79,6 +79,8 @@ def test_it_is_adopted_as_it_runs_and_moves_away_and_back(world: World) -> None:
         assert (status["places"], status["writers"]) == ({"a": "running"}, ["a"])
         assert f"(pid {own.process.pid}), its guest's since before it was a volume" in status["exports"][0]["others"]
         assert world.storkit("attach", "g", "--on", "b", ok=None).status == 5
+        said = world.storkit("volume", "move", "g", "--to", "far", ok=3).stderr
+        assert "its disks stay where they are: it was adopted while it ran" in said and "nothing was changed" in said
         moved = world.storkit("--json", "migrate", "run", name, "--to", "b").json
         assert moved["proof"][0]["blocks"] > 1
         own.process.wait(30)
@@ -105,6 +107,8 @@ def test_one_whose_disk_nobody_else_may_open_moves_after_its_next_stop(world: Wo
             assert f"guest {name} stays on a until its next stop: its disks are open in its QEMU" in refused
             assert f"storkit guest stop {name}" in refused
         assert world.storkit("attach", name, "--on", "b", ok=None).status == 5
+        refused = world.storkit("volume", "move", name, "--to", "far", ok=3).stderr
+        assert f"guest {name} runs on a" in refused and "nothing was changed" in refused
         assert world.storkit("guest", "start", name, "--on", "b", ok=None).status == 5
         assert "qmp" not in refused and own.process.poll() is None
         world.storkit("guest", "stop", name, "--force")

@@ -258,6 +258,56 @@ def test_a_server_that_dies_is_waited_for(moving: World, host: str) -> None:
     whole(path(moving), last)
 
 
+def impatient(world: World) -> None:
+    """The inventory gives a copy up soon; storkit itself waits less long than in other tests."""
+    text = world.inventory.read_text()
+    assert "[hypervisors.qemu]" in text
+    world.inventory.write_text(text.replace("[hypervisors.qemu]", "[hypervisors.qemu]\nstall_timeout = 3"))
+    world.environment["STORKIT_TIMEOUT_FACTOR"] = "2"
+
+
+@pytest.mark.slow
+def test_a_copy_whose_server_hangs_connected_is_given_up(moving: World) -> None:
+    """Its requests wait in a Unix socket that nobody reads: they end with the server, which is ended for that."""
+    large(moving)
+    impatient(moving)
+    here = path(moving)
+    command = mirroring(moving)
+    os.kill(server(moving, "b"), signal.SIGSTOP)
+    _, said = command.communicate(timeout=600)
+    assert "the guest goes on with its disk alone" in said or "does not end" in said, said
+    assert "everything was put back" in said, said
+    last = one_disk(moving, moving.wait_for_writes(here, bootsector.last_record(here)))
+    assert path(moving) == here
+    del moving.environment["STORKIT_TIMEOUT_FACTOR"]
+    moving.storkit("volume", "move", "g", "--to", "far")
+    last = one_disk(moving, last)
+    moving.storkit("guest", "stop", "g", "--force")
+    whole(path(moving), last)
+
+
+@pytest.mark.slow
+def test_a_copy_that_hangs_behind_the_network_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front of its server takes what is sent, and says nothing: the guest goes on before anything there ends."""
+    monkeypatch.setenv("STORKIT_TIMEOUT_FACTOR", "2")  # of the agents
+    with tempfile.TemporaryDirectory(prefix="sk-") as scratch, two_machines(Path(scratch)) as world:
+        world.inventory.write_text(world.inventory.read_text() + MORE.format(other="raw"))
+        large(world)
+        impatient(world)
+        here = path(world)
+        command = mirroring(world)
+        fronts = [each for each in world.processes() if "storage-daemon" in each and "/b/run/nbd/" in each]
+        assert len(fronts) == 2, fronts
+        for each in fronts:
+            os.kill(int(each.partition(":")[0]), signal.SIGSTOP)
+        last = world.wait_for_writes(here, bootsector.last_record(here) + 5, scaled(60.0))
+        _, said = command.communicate(timeout=600)
+        assert "the guest goes on with its disk alone" in said and "everything was put back" in said, said
+        last = one_disk(world, last)
+        world.storkit("guest", "stop", "g", "--force")
+        whole(here, last)
+
+
 @pytest.mark.slow
 def test_between_machines_by_tls() -> None:
     """And on after the copy's server has ended and come back: the guest waits for it, as for any disk."""
@@ -287,6 +337,10 @@ def test_nothing_else_is_begun_with_it_meanwhile(moving: World) -> None:
     assert made(moving) == {"default": "mirroring", "far": "filling"}
     for words in (
         ("migrate", "run", "g", "--to", "b"),
+        ("migrate", "cleanup", "g"),
+        ("detach", "g", "--on", "a"),
+        ("detach", "far/g", "--on", "a"),
+        ("volume", "delete", "far/g"),
         ("volume", "resize", "g", "+1MiB"),
         ("volume", "snapshot", "g", "s"),
         ("guest", "save", "g"),

@@ -24,7 +24,11 @@ from tests.guestkit import bootsector
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-INVENTORY = """\
+TRANSPORT = os.environ.get("STORKIT_TEST_TRANSPORT", "")
+"""Of the volumes of these worlds, where it is not storkit's default: one that another package brings is tried so."""
+INVENTORY = (
+    (f'[defaults]\ntransport = "{TRANSPORT}"\n' if TRANSPORT else "")
+    + """\
 [hosts.a]
 url = "local:a"
 [hosts.b]
@@ -35,6 +39,7 @@ format = "{format}"
 [hypervisors.qemu]
 accel = "tcg"
 """
+)
 """A busy machine may find KVM on one host of a test and not on the other."""
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from storkit.core.errors import Unsafe
-from storkit.core.inventory import parse
+from storkit.core.errors import NotFound, StorkitError, TimedOut, Unsafe, Unsupported
+from storkit.core.inventory import PoolConfig, parse
 from storkit.core.model import FILLING, IMPORTING, MIRRORING, MOVED, MOVING, SWITCHING, Volume, closed, closes
 from storkit.hosts.remote.asked import compared
 from storkit.hosts.remote.wire import Malformed
@@ -20,7 +20,7 @@ from storkit.plans.intent.relocating import live
 from storkit.plans.lookup import disk_of
 from storkit.plans.plan import Step
 from storkit.plans.verb import Run
-from storkit.plans.verbs.mirroring import CompareCopy
+from storkit.plans.verbs.mirroring import CompareCopy, MirrorDisk
 from storkit.tech.grants import refused_writers
 
 MIB = 1 << 20
@@ -208,3 +208,79 @@ def test_between_which_pools_a_kernel_moves_a_disk(own: str, new: str, more: str
     coordinator = cast(Any, SimpleNamespace(inventory=inventory))
     said = "; ".join(each.message for each in live._not_by_nodes(coordinator, moved, pool, seen, rate))
     assert why in said and bool(said) is bool(why)
+
+
+class Answering:
+    """Hosts that answer to what a move under a guest asks them, or know nothing of it."""
+
+    def __init__(self, **answers: StorkitError | None) -> None:
+        self.answers, self.asked = answers, list[tuple[str, str]]()
+
+    def to(self, host: str) -> Any:
+        return self if not self.asked.append(("", host)) else None
+
+    inventory = connections = property(lambda self: self)
+
+    def transport(self, target: str) -> Any:
+        return self if ":" in target else f"transport:{target}"
+
+    def hypervisor(self, target: str) -> Any:
+        return self
+
+    def _say(self, verb: str) -> None:
+        host = self.asked[-1][1]
+        self.asked.append((verb, host))
+        if error := self.answers.get(host):
+            raise error
+
+    def mirrored(self, disk: str) -> str:
+        self._say("mirrored")
+        return "none"
+
+    def digests(self, *asked: object) -> list[str]:
+        self._say("digests")
+        return []
+
+
+@pytest.mark.parametrize("old", ["g", "a", "b"])
+def test_a_host_whose_storkit_is_older_is_named_before_anything_changes(old: str) -> None:
+    """That of the guest, of the disk, or of the copy; a home that exports the volume to nobody yet is none."""
+    pool, seen = PoolConfig("q", "b", "directory"), live.UnderGuest(host="g", hypervisor="qemu")
+    fine: dict[str, StorkitError | None] = {"b": NotFound("it is exported to nobody")}
+    hosts = Answering(**fine)
+    assert live._too_old(cast(Any, hosts), volume("created"), pool, seen) == []
+    assert {each for each in hosts.asked if each[0]} == {("mirrored", "g"), ("digests", "a"), ("digests", "b")}
+    hosts = Answering(**{**fine, old: Unsupported("there is no verb")})
+    (problem,) = live._too_old(cast(Any, hosts), volume("created"), pool, seen)
+    assert problem.message.startswith(f"host {old} does not move volume g") and problem.hint.endswith(f" on {old}")
+
+
+class Hanging(Sides):
+    """A guest's QEMU that ends no copy before its server has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(bytearray(), bytearray(), lambda: None)
+        self.said: list[str] = []
+
+    def on(self, host: str) -> Any:
+        return self
+
+    def transport(self, target: str) -> Any:
+        return self
+
+    hypervisor = transport
+
+    def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
+        self.said.append("unexport")
+
+    def unmirror(self, name: str, disk: str) -> None:
+        self.said.append("unmirror")
+        if "unexport" not in self.said:
+            raise TimedOut("the copy does not end")
+
+
+def test_a_copy_that_does_not_end_is_ended_with_its_server() -> None:
+    hosts, it = Hanging(), MirrorDisk("g", volume(FILLING, "q"), "transport:nbd")
+    step = Step("1", "mirror", "g", "hypervisor:qemu", "", {}, "b")
+    it.undo(cast(Run, hosts), step, None)
+    assert hosts.said == ["unmirror", "unexport", "unmirror"]

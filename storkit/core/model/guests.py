@@ -86,6 +86,8 @@ class GuestState:
     """Somebody has changed its configuration there since storkit wrote it (Hypervisor.edited)."""
     pinned: Words = ""
     """Why it cannot leave the host before its next stop; empty: it can."""
+    fixed: Words = ""
+    """Why its disks cannot be moved under it before its next stop; empty: they can, as far as its hypervisor can."""
 
 
 @dataclass(frozen=True, slots=True)

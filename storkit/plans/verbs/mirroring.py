@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from storkit.core.errors import Unsafe
+from storkit.core.errors import TimedOut, Unsafe
 from storkit.core.identities import ClientName, Count, GuestName, Line
 from storkit.core.model import FILLING, Switched, Volume
 from storkit.core.units import format_size
@@ -58,6 +58,18 @@ class _Mirroring(BlindVerb):
         """What the server of the copy says of itself by now."""
         return run.on(step.peer).transport(self.transport).offers([self.volume], step.host)[0].identity
 
+    def _call_off(self, run: Run, step: Step) -> None:
+        """The guest goes on with its disk, whatever the server of the copy does."""
+        hypervisor = run.on(step.host).hypervisor(step.target)
+        try:
+            hypervisor.unmirror(self.name, self.volume.uuid)
+        except TimedOut:
+            if not self.transport:
+                raise
+            # What waits to be sent by a Unix socket is given up by nobody but its server, and by its end.
+            run.on(step.peer).transport(self.transport).unexport([self.volume], [step.host])
+            hypervisor.unmirror(self.name, self.volume.uuid)
+
     def by_hand(self, step: Step) -> str:
         return f"storkit volume move {self.volume.name} --to {self.volume.pool}"
 
@@ -86,19 +98,19 @@ class MirrorDisk(_Mirroring):
         raise Unsafe(message, f"storkit host check {step.peer}")
 
     def undo(self, run: Run, step: Step, before: None) -> None:
-        run.on(step.host).hypervisor(step.target).unmirror(self.name, self.volume.uuid)
+        self._call_off(run, step)
         if self.nodes:
             run.on(step.host).transport(self.transport).detach([self.volume])
 
 
 @dataclass(frozen=True)
 class CallOffMirror(_Mirroring):
-    """The guest goes on with its disk. Nothing needs its copy back."""
+    """The guest goes on with its disk. Nothing needs its copy back, which is `volume` where there is one."""
 
     verb: ClassVar[str] = "call_off"
 
     def act(self, run: Run, step: Step) -> None:
-        run.on(step.host).hypervisor(step.target).unmirror(self.name, self.volume.uuid)
+        self._call_off(run, step)
 
 
 @dataclass(frozen=True)

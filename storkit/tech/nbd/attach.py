@@ -77,7 +77,7 @@ class NbdAttachments(Attachments[NbdAttached]):
     transport = "nbd"
 
     def __init__(self, site: Site, settings: NbdSettings) -> None:
-        self._directory = site.state / "nbd" / "attached"
+        self._directory = site.state / self.transport / "attached"
         super().__init__(site, RecordFiles(self._directory, NbdAttached, "the attachment"))
         self.settings = settings
         self._kernel = KernelDevices(site)

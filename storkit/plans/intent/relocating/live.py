@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from storkit.core import registry
-from storkit.core.errors import Conflict, StorkitError, Unsafe, Unsupported
+from storkit.core.errors import Conflict, HostUnreachable, StorkitError, Unsafe, Unsupported, UsageError
 from storkit.core.inventory import PoolConfig
 from storkit.core.model import (
     ALIVE,
@@ -73,6 +73,8 @@ class UnderGuest:
     """Which of the two that guest uses."""
     keep: tuple[str, ...] = ()
     """Hypervisors of that host which may have kept something of the copy."""
+    fixed: str = ""
+    """Why that guest's disks stay where they are as long as it runs; empty: they need not."""
 
     @property
     def alive(self) -> bool:
@@ -105,11 +107,13 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
     if not hosts and volume.made == SWITCHING:
         message = f"the guest of volume {volume.name} was switching to its copy, and no host has either any more"
         raise Unsafe(message, f"storkit volume show {volume.name}; compare both before you use one")
+    if volume.was and not exports:
+        hosts = {volume.host}  # a guest that was adopted while it ran may have it open there, beside any server
     if len(hosts) != 1:
         return seen
     (host,) = hosts
     seen = replace(seen, host=host)
-    if coordinator.connections.find(host) is None:
+    if coordinator.connections.find(host) is None and volume.made not in MIRRORED:
         return seen
     unclear = volume.made in MIRRORED or twin is not None
     for hypervisor in coordinator.hypervisors():
@@ -121,7 +125,7 @@ def look(coordinator: Coordinator, volume: Volume, twin: Volume | None) -> Under
                 seen = replace(seen, hypervisor=hypervisor, said=said)
             seen = replace(seen, keep=(*seen.keep, hypervisor))
         for state in _having(coordinator, host, hypervisor, volume):
-            seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status)
+            seen = replace(seen, guest=state.name, hypervisor=hypervisor, status=state.status, fixed=state.fixed)
     if volume.made in MIRRORED and not seen.alive and seen.status != "stopped":
         message = f"guest {seen.guest} of volume {volume.name} is {seen.status} on {host}, and says nothing"
         raise Unsafe(message, f"storkit guest show {seen.guest}")
@@ -140,7 +144,13 @@ def refused(
     """Why a volume is not moved under the guest that runs with it."""
     guest, inventory = seen.guest, coordinator.inventory
     stop = f"storkit guest stop {guest}, then: storkit volume move {volume.name} --to {pool.name}"
+    if seen.fixed:
+        message = f"guest {guest} runs on {seen.host}, and its disks stay where they are: {seen.fixed}"
+        return [Unsupported(message, stop)]
     problems: list[StorkitError] = []
+    if not any(each.client == seen.host and each.writable for each in seen.exports):
+        message = f"guest {guest} runs on {seen.host}, which was cut off from volume {volume.name}"
+        problems.append(Conflict(message, f"storkit guest stop {guest} --force"))
     if others := [each for each in seen.holders if each != seen.host]:
         message = f"volume {volume.name} is exported to {', '.join(map(inventory.shown, others))} as well"
         problems.append(Conflict(message, f"storkit detach {volume.name} --on {others[0]}, or {stop}"))
@@ -164,6 +174,29 @@ def refused(
     if volume.host == pool.host:
         message = f"guest {guest} runs on {seen.host}, and volume {volume.name} stays on host {volume.host}"
         problems.append(Conflict(f"{message}: between two pools of one host it is not moved under its guest", stop))
+    return problems or _too_old(coordinator, volume, pool, seen)
+
+
+def _too_old(coordinator: Coordinator, volume: Volume, pool: PoolConfig, seen: UnderGuest) -> list[StorkitError]:
+    """The hosts whose storkit knows nothing of this. One that keeps a volume would give it to anybody meanwhile."""
+    homes = {
+        where: coordinator.inventory.transport(of) for where, of in ((volume.host, volume.pool), (pool.host, pool.name))
+    }
+    problems: list[StorkitError] = []
+    for host in dict.fromkeys((seen.host, *homes)):
+        there = coordinator.connections.to(host)
+        try:
+            if host == seen.host:
+                there.hypervisor(seen.target).mirrored(volume.uuid)
+            if host in homes:
+                there.transport(homes[host]).digests(volume, seen.host, 0, 0, 1)
+        except (Unsupported, UsageError) as error:
+            message = f"host {host} does not move volume {volume.name} under its guest: {error.message}"
+            problems.append(Unsupported(message, f"upgrade storkit on {host}"))
+        except HostUnreachable:
+            raise
+        except StorkitError:
+            pass  # it exports that volume to nobody yet, perhaps, and knows what is asked
     return problems
 
 
@@ -263,8 +296,9 @@ def reopen(stages: Stages, coordinator: Coordinator, volume: Volume, twin: Volum
     """Have a volume be what it was before it was copied under its guest, which goes on with it, if it runs."""
     for target in seen.keepers if seen.host else ():
         guest = seen.guest or volume.name
-        title = f"call off the copy of {volume.name} on {seen.host}"
-        stages.then(step(CallOffMirror(guest, volume), seen.host, target, title))
+        title, peer = f"call off the copy of {volume.name} on {seen.host}", twin.host if twin else ""
+        verb = CallOffMirror(guest, twin or volume, coordinator.inventory.transport(twin.pool) if twin else "")
+        stages.then(step(verb, seen.host, target, title, peer=peer))
     if not seen.alive and seen.holders:
         # Its guest is gone, and cannot have taken its disk with it.
         add_detach(stages, [volume], seen.holders, coordinator.inventory)

@@ -107,6 +107,11 @@ class HostUnreachable(StorkitError):
     exit_code = 7
     kind = "host-unreachable"
 
+    def __init__(self, message: str, hint: str = "", *, host: str = "") -> None:
+        super().__init__(message, hint)
+        self.host = host
+        """The host, where it is one of the inventory that was talked to."""
+
 
 class TimedOut(StorkitError):
     """An event did not come before its deadline."""

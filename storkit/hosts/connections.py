@@ -171,4 +171,4 @@ def not_waited_for(name: str) -> HostUnreachable:
 
 
 def _again(error: HostUnreachable) -> HostUnreachable:
-    return HostUnreachable(error.message, error.hint)
+    return HostUnreachable(error.message, error.hint, host=error.host)

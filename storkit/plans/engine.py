@@ -373,8 +373,14 @@ class Engine:
 
 def _dead(failures: list[tuple[Step, StorkitError]]) -> list[str]:
     """The hosts that guests ran on, or came to, and that said nothing any more."""
-    silent = [step for step, error in failures if any(isinstance(each, HostUnreachable) for each in error.each)]
-    return list(dict.fromkeys(step.host for step in silent if step.target.startswith("hypervisor:")))
+    silent = [
+        each.host or step.host
+        for step, error in failures
+        if step.target.startswith("hypervisor:")
+        for each in error.each
+        if isinstance(each, HostUnreachable)
+    ]
+    return list(dict.fromkeys(silent))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def error_of(kind: str) -> StorkitError:
     one: dict[str, StorkitError] = {
         "conflict": Conflict("no room", "make room"),
         "silent": HostUnreachable("gone", "look"),
+        "peer": HostUnreachable("gone", "look", host="p"),
         "port": ServiceUnreachable("no answer", "look"),
     }
     return one[kind] if kind in one else Problems([one["conflict"], one["port"]])
@@ -207,11 +208,18 @@ def test_every_problem_of_a_step_is_named_where_the_plan_stays(engine: Engine, l
     assert [each["message"] for each in caught.value.to_json()["cause"]["problems"]] == ["no room", "no answer"]
 
 
-@pytest.mark.parametrize(("target", "said"), [("hypervisor:x", "; if h has died: storkit host evacuate h"), ("x", "")])
+@pytest.mark.parametrize(
+    ("target", "fail", "said"),
+    [
+        ("hypervisor:x", "silent", "; if h has died: storkit host evacuate h"),
+        ("hypervisor:x", "peer", "; if p has died: storkit host evacuate p"),  # a move's other host
+        ("x", "silent", ""),
+    ],
+)
 def test_a_host_of_guests_that_says_nothing_more_may_have_died(
-    engine: Engine, log: list[str], target: str, said: str
+    engine: Engine, log: list[str], target: str, fail: str, said: str
 ) -> None:
-    made = plan([note("one")], [replace(note("two", fail="silent"), target=target)])
+    made = plan([note("one")], [replace(note("two", fail=fail), target=target)])
     with pytest.raises(StepFailed) as caught:
         engine.run(made)
     ends = f"storkit plan resume {made.id}, or storkit plan rollback {made.id}"

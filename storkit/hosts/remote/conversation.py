@@ -139,7 +139,7 @@ class Conversation:
 
     def _check(self) -> None:
         if self.silent is not None:
-            raise HostUnreachable(self.silent.message, self.silent.hint)
+            raise HostUnreachable(self.silent.message, self.silent.hint, host=self.host)
 
     def _send(self, message: dict[str, Any], quiet: float) -> None:
         """Write a line. A pipe that nobody reads fills up: that is no reason to wait for ever either."""
@@ -202,8 +202,8 @@ class Conversation:
     def _gave_up(self, what: str, quiet: float) -> HostUnreachable:
         """The other end is silent from now on. Who waits for another answer of it goes on: that verb may move."""
         message = f"host {self.host} does not answer: it did not {what} within {quiet:g} seconds"
-        self.silent = self.silent or HostUnreachable(message, self._by_hand)
-        return HostUnreachable(message, self._by_hand)
+        self.silent = self.silent or HostUnreachable(message, self._by_hand, host=self.host)
+        return HostUnreachable(message, self._by_hand, host=self.host)
 
     def _error(self, said: Any) -> StorkitError:
         try:
@@ -215,7 +215,8 @@ class Conversation:
 
     def malformed(self, reason: str, hint: str = "") -> HostUnreachable:
         """The other end has answered with what is no answer: it is silent from now on."""
-        why = HostUnreachable(f"host {self.host} answers with what is no answer: {reason}", hint or self._by_hand)
+        message = f"host {self.host} answers with what is no answer: {reason}"
+        why = HostUnreachable(message, hint or self._by_hand, host=self.host)
         self.break_off(why)
         return why
 
@@ -268,8 +269,8 @@ class Conversation:
         if self._process.returncode == _NOT_FOUND:
             what = "has no storkit where ssh finds it"
             hint = f"install it there as /usr/local/bin/storkit (a user's ~/.local/bin is not on ssh's PATH); {hint}"
-        self.silent = self.silent or HostUnreachable(f"host {self.host} {what}: {told}", hint)
-        return HostUnreachable(self.silent.message, self.silent.hint)
+        self.silent = self.silent or HostUnreachable(f"host {self.host} {what}: {told}", hint, host=self.host)
+        return HostUnreachable(self.silent.message, self.silent.hint, host=self.host)
 
 
 def _check_shape(answer: dict[str, Any]) -> None:

@@ -21,6 +21,13 @@ type = "lvm"
 transport = "iscsi"
 vg = "near"
 """
+KILLED = """
+import sys
+from tests.e2e import killed
+from storkit.cli.main import main
+killed.arm(sys.argv[1])
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 class Blocks(World):
@@ -43,6 +50,10 @@ class Blocks(World):
     def disk(self, name: str = "g") -> Path:
         volume = self.shown()
         return self._of(self.lab.host(volume["host"]), volume["path"])
+
+    def near(self) -> Path:
+        """A copy of what a has of the volume, whoever else answers."""
+        return self._of(self.a, "/dev/near/g")
 
     def _of(self, host: Host, path: str) -> Path:
         home, self.s = self.s, host
@@ -76,6 +87,11 @@ class Blocks(World):
         self.storkit("guest", "start", "g", "--on", "a")
         return self.wait_for_record(3)
 
+    def killed(self, entry: int, *words: str) -> None:
+        """Run a command that is killed after so many entries of its journal."""
+        argv = ["/usr/bin/python3", "-c", KILLED, f"after:{entry}", *words]
+        self.commands.run(argv, check=False, timeout=600, env=self.commands.python_environment)
+
     def whole(self, last: int) -> None:
         """The guest, which ends now, has all of its records."""
         self.storkit("guest", "stop", "g", "--force")
@@ -106,3 +122,21 @@ def test_to_its_own_host_and_back_under_writes(lab: Lab, tmp_path: Path) -> None
     assert world.migrate("b").to == "b"
     world.whole(last)
     world.delete()
+
+
+def test_the_copys_host_loses_its_power_and_the_guest_goes_on(lab: Lab, tmp_path: Path) -> None:
+    world = Blocks(lab, tmp_path)
+    last = world.begin()
+    world.move("near")
+    last = world.goes_on(last)
+    world.killed(8, "volume", "move", "g", "--to", "default")
+    assert {each["made"] for each in world.storkit("volume", "list")} == {"mirroring", "filling"}
+    world.s.power_off()
+    last = bootsector.last_record(world.near())
+    world.a.wait_for(lambda: bootsector.last_record(world.near()) > last + 2, "writes without the copy", 180, every=2)
+    world.boot(world.s)
+    world.storkit("host", "restore", timeout=300)
+    world.storkit("volume", "move", "g", "--to", "default")
+    world.one("default")
+    last = world.goes_on(last)
+    world.whole(last)

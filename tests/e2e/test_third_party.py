@@ -92,6 +92,14 @@ def test_it_keeps_the_whole_contract(python: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_guest_moves_live_by_it_beside_a_host_that_is_silent(python: Path) -> None:
-    words = "tests/e2e/test_silent_hosts.py::test_a_silent_host_without_the_disk_stops_nothing"
-    assert inherited(python, words, transport="nbdkit") == 1
+@pytest.mark.parametrize("mends", ["resume and rollback", "resume", "rollback"])
+def test_it_is_mended_wherever_a_migration_is_killed(python: Path, mends: str) -> None:
+    words = [f"tests/e2e/test_kill_points.py::test_migration[{mends}]"]
+    assert inherited(python, *words, transport="nbdkit", patience=900.0) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_hostile_host.py", "test_silent_hosts.py", "test_sick_hosts.py"])
+def test_hosts_that_lie_hang_or_are_silent_spoil_nothing(python: Path, file: str) -> None:
+    words = ["-m", "not slow", f"tests/e2e/{file}"]
+    assert inherited(python, *words, transport="nbdkit", patience=900.0) > 2

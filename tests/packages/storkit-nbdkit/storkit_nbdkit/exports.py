@@ -15,7 +15,6 @@ from storkit.system.addresses import own_address
 from storkit.system.files import make_private
 from storkit.system.parallel import for_each_at_once
 from storkit.system.qemu.storagedaemon import check_socket_path
-from storkit.system.sourcefilter import sources
 from storkit.system.timeouts import scaled
 from storkit.tech.exports import HomeExports
 from storkit.tech.grants import short_digest
@@ -59,8 +58,7 @@ class NbdkitExports(HomeExports[NbdkitGrant]):
             granted = dict(old.clients)
             for client in clients:
                 known = granted.get(client.name) or NbdkitClient(client.same_machine, os.urandom(4).hex())
-                from_ = [] if client.same_machine else sources(client.address, client.told)
-                granted[client.name] = replace(known, same_machine=client.same_machine, sources=from_ or known.sources)
+                granted[client.name] = replace(known, same_machine=client.same_machine)
             grants.append(replace(old, volume=volume, clients=granted))
             for server in self._servers(grants[-1]):
                 if server.granted.same_machine:

@@ -14,29 +14,24 @@ if one of the two fails, or if a command was killed while it held the guest.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, Unsafe, Unsupported
 from storkit.core.identities import Count, GuestName, Line, Size, Uuid, VolumeName, Word
 from storkit.core.model import DiskSource, MirrorState
 from storkit.core.units import SECTOR
+from storkit.hypervisors._copynotes import CopyNotes
 from storkit.hypervisors._machine import look_command
 from storkit.hypervisors._nodes import watch
-from storkit.system import locks
 from storkit.system.block import devmapper, dmioctl, mirrornode, scsi
 from storkit.system.block.devmapper import MappedNode, Wanted
-from storkit.system.files import make_private, point_at, read_json, write_atomic
+from storkit.system.files import point_at
 from storkit.system.run import run
 from storkit.system.timeouts import scaled
 
-LOCK_TIMEOUT = scaled(60.0)
 FLUSH_TIMEOUT = scaled(60.0)
 TICK = scaled(0.5)
 PATIENCE = 5
@@ -85,7 +80,7 @@ class NodeMirrors:
     def __init__(self, site: Site, hypervisor: str) -> None:
         self._site = site
         self._hypervisor = hypervisor
-        self._directory = site.state.absolute() / "mirrornodes"
+        self._notes = CopyNotes(site.state.absolute() / "mirrornodes", NodeMirror)
 
     # HypervisorVerbs
 
@@ -94,7 +89,7 @@ class NodeMirrors:
         if rate:
             message = f"the disk of guest {name} is a block device, which this host's kernel copies as fast as it can"
             raise Unsupported(message, "leave --rate away, or stop the guest and move its volume")
-        with self._locked(disk):
+        with self._notes.locked(disk):
             known = self._in_line(disk)
             if known and known.switched and known.fill == Path(copy.path).name:
                 return
@@ -105,7 +100,7 @@ class NodeMirrors:
         """As HypervisorVerbs.mirrored."""
         if not self.has(disk):
             return "none"
-        with self._locked(disk):
+        with self._notes.locked(disk):
             known = self._in_line(disk)
             if known is None or known.switched:
                 return "switched" if known else "none"
@@ -113,7 +108,7 @@ class NodeMirrors:
 
     def switch(self, name: str, disk: str, identity: str) -> int:
         """As HypervisorVerbs.switch; milliseconds that the guest's writes were held."""
-        with self._locked(disk):
+        with self._notes.locked(disk):
             known = self._in_line(disk)
             if known is None or known.guest != name:
                 raise Conflict(f"guest {name} fills no copy of this disk here", look_command(name))
@@ -121,9 +116,9 @@ class NodeMirrors:
 
     def unmirror(self, disk: str, over: bool) -> None:
         """As HypervisorVerbs.unmirror, also of a guest of another hypervisor: that may be gone."""
-        if self._read(disk) is None:
+        if self._notes.read(disk) is None:
             return
-        with self._locked(disk):
+        with self._notes.locked(disk):
             known = self._in_line(disk)
             if known is None:
                 return
@@ -135,42 +130,18 @@ class NodeMirrors:
             if not known.switched:
                 self.alone(known)
             watch.stop(self._site, disk)
-            self._path(disk).unlink(missing_ok=True)
+            self._notes.forget(disk)
 
     def has(self, disk: str) -> bool:
         """Whether anything is kept here of a copy of a disk of one of this hypervisor's guests."""
-        known = self._read(disk)
+        known = self._notes.read(disk)
         return known is not None and known.hypervisor == self._hypervisor
 
     # What is kept
 
-    def _path(self, disk: str) -> Path:
-        return self._directory / f"{disk}.json"
-
-    def _read(self, disk: str) -> NodeMirror | None:
-        path = self._path(disk)
-        try:
-            return codec.load(NodeMirror, read_json(path, "what is kept of a copy"), str(path))
-        except FileNotFoundError:
-            return None
-
-    def _keep(self, known: NodeMirror) -> NodeMirror:
-        write_atomic(self._path(known.disk), json.dumps(codec.dump(known)))
-        return known
-
-    @contextmanager
-    def _locked(self, disk: str) -> Iterator[None]:
-        """A command that was killed may still be at it."""
-        make_private(self._directory)
-        lock = locks.acquire(self._directory / f"{disk}.lock", "this guest's copy", wait=LOCK_TIMEOUT)
-        try:
-            yield
-        finally:
-            lock.release(remove=True)
-
     def _in_line(self, disk: str) -> NodeMirror | None:
         """What is kept, after the node was brought to where that says it is."""
-        known = self._read(disk)
+        known = self._notes.read(disk)
         if known is None or not known.switched or known.done or known.boot != _boot():
             return known
         nodes = _nodes()
@@ -184,7 +155,7 @@ class NodeMirrors:
             devmapper.rename(node, known.to)
         point_at(self._site.dev / known.volume, devmapper.node_path(known.to))
         devmapper.remove([known.fill])
-        return self._keep(replace(known, done=True))
+        return self._notes.keep(replace(known, done=True))
 
     def _status(self, known: NodeMirror) -> mirrornode.MirrorStatus | None:
         """How far the copy is; None: it is not being filled."""
@@ -219,7 +190,7 @@ class NodeMirrors:
                 self._hypervisor, name, disk, target.volume, node.size, node.name, to, fill, identity, own, copy,
                 _boot(), patience,
             )  # fmt: skip
-            self._keep(known)
+            self._notes.keep(known)
         mirrornode.prepare()
         watch.start(self._site, self._hypervisor, disk)
         if legs is None:
@@ -268,7 +239,7 @@ class NodeMirrors:
     def look(self, disk: str) -> bool:
         """For the program that watches: give the node its disk alone if it has to have that. Whether there is anything
         left to watch."""
-        with self._locked(disk):
+        with self._notes.locked(disk):
             known = self._in_line(disk)
             if known is None or known.switched:
                 return False
@@ -301,13 +272,13 @@ class NodeMirrors:
             began = time.monotonic()
             devmapper.hold(node.name)
             self._must_be_whole(known)
-            known = self._keep(replace(known, switched=True))
+            known = self._notes.keep(replace(known, switched=True))
         except BaseException:
             self.alone(known)
             raise
         devmapper.let_go(node.name)
         stall = int((time.monotonic() - began) * 1000)
-        known = self._keep(replace(known, stall=stall))
+        known = self._notes.keep(replace(known, stall=stall))
         self._site.progress(1.0, f"the writes of guest {known.guest} were held for {stall} ms")
         known = self._in_line(known.disk) or known
         watch.stop(self._site, known.disk)

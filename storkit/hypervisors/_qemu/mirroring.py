@@ -12,31 +12,26 @@ QEMU 7.2 aborts now and then if a guest writes while its disk is switched (micro
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
-from storkit.core import codec
 from storkit.core.backend import Site
 from storkit.core.errors import Conflict, NotFound, ServiceUnreachable, StorkitError, TimedOut, Unsafe, Unsupported
 from storkit.core.model import DiskSource, MirrorState, Switched
+from storkit.hypervisors._copynotes import CopyNotes
 from storkit.hypervisors._machine import look_command
 from storkit.hypervisors._qemu import mirrorjob
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.mirrorjob import SETTLE_TIMEOUT, TICK, Mirror
 from storkit.hypervisors._qemu.process import Process
-from storkit.system import locks
-from storkit.system.files import make_private, read_json, write_atomic
 from storkit.system.qemu import qmp
 from storkit.system.timeouts import scaled
 
 SAME_TIMEOUT = scaled(2.0)
 """Seconds that a guest stands still at most for its last writes to be in both."""
-LOCK_TIMEOUT = scaled(60.0)
 
 
 class Mirrors:
@@ -45,7 +40,7 @@ class Mirrors:
     def __init__(self, site: Site, process: Callable[[str], Process], stall: float) -> None:
         """`stall`: seconds after which a copy that makes no progress is given up."""
         self._site = site
-        self._directory = site.state.absolute() / "mirrors"
+        self._notes = CopyNotes(site.state.absolute() / "mirrors", Mirror)
         self._process = process
         self._stall = stall
 
@@ -55,8 +50,8 @@ class Mirrors:
 
         name = definition.guest.name
         here = self._alive(name)
-        with self._locked(disk):
-            known = self._read(disk)
+        with self._notes.locked(disk):
+            known = self._notes.read(disk)
             if known and known.copy == copy and self.state(known) == "switched":
                 return  # of another copy it is what an earlier move has left
             known = asyncio.run(self._begun(here, definition, disk, copy, identity, rate, known))
@@ -64,8 +59,8 @@ class Mirrors:
 
     def mirrored(self, disk: str) -> MirrorState:
         """As HypervisorVerbs.mirrored."""
-        with self._locked(disk):
-            known = self._read(disk)
+        with self._notes.locked(disk):
+            known = self._notes.read(disk)
             return self.state(known) if known else "none"
 
     def state(self, known: Mirror) -> MirrorState:
@@ -91,8 +86,8 @@ class Mirrors:
         import asyncio
 
         here = self._alive(name)
-        with self._locked(disk):
-            known = self._read(disk)
+        with self._notes.locked(disk):
+            known = self._notes.read(disk)
             if known is None or known.guest != name:
                 raise Conflict(f"guest {name} fills no copy of this disk here", look_command(name))
             return Switched(asyncio.run(self._switch(here, known, identity)))
@@ -101,8 +96,8 @@ class Mirrors:
         """As HypervisorVerbs.unmirror."""
         import asyncio
 
-        with self._locked(disk):
-            known = self._read(disk)
+        with self._notes.locked(disk):
+            known = self._notes.read(disk)
             if known is None:
                 return
             state = self.state(known)
@@ -113,38 +108,12 @@ class Mirrors:
                 raise Unsafe(f"guest {known.guest} still uses the disk that its copy is to replace")
             if state == "copying":
                 asyncio.run(self._call_off(self._process(known.guest), known))
-            self._path(disk).unlink(missing_ok=True)
+            self._notes.forget(disk)
 
     def switched(self, disk: str) -> bool:
         """Whether a guest here has switched to a copy whose pool has not said yet that it is the disk."""
-        known = self._read(disk)
+        known = self._notes.read(disk)
         return known is not None and known.switched
-
-    # What is kept
-
-    def _path(self, disk: str) -> Path:
-        return self._directory / f"{disk}.json"
-
-    def _read(self, disk: str) -> Mirror | None:
-        path = self._path(disk)
-        try:
-            return codec.load(Mirror, read_json(path, "what is kept of a copy"), str(path))
-        except FileNotFoundError:
-            return None
-
-    def _keep(self, known: Mirror) -> Mirror:
-        write_atomic(self._path(known.disk), json.dumps(codec.dump(known)))
-        return known
-
-    @contextmanager
-    def _locked(self, disk: str) -> Iterator[None]:
-        """A command that was killed may still be at it."""
-        make_private(self._directory)
-        lock = locks.acquire(self._directory / f"{disk}.lock", "this guest's copy", wait=LOCK_TIMEOUT)
-        try:
-            yield
-        finally:
-            lock.release(remove=True)
 
     def _alive(self, name: str) -> Process:
         here = self._process(name)
@@ -178,13 +147,13 @@ class Mirrors:
                         await qemu.execute("block-job-resume", {"device": known.job})
                     if rate != job["speed"]:
                         await qemu.execute("block-job-set-speed", {"device": known.job, "speed": rate})
-                    return self._keep(replace(known, paused=False))
+                    return self._notes.keep(replace(known, paused=False))
                 if job:
                     await self._call_off(here, known, qemu)
                 await mirrorjob.dropped(qemu, known)
             node = await mirrorjob.disk_node(qemu, definition, disk)
             name = "copy-" + os.urandom(6).hex()
-            known = self._keep(Mirror(definition.guest.name, disk, copy, identity, node, name))
+            known = self._notes.keep(Mirror(definition.guest.name, disk, copy, identity, node, name))
             await mirrorjob.open_copy(qemu, copy, name)
             wanted = {
                 "job-id": known.job,
@@ -278,9 +247,9 @@ class Mirrors:
                 known = await self._pivot(qemu, known)
             await mirrorjob.let_go_on(qemu, known)
             if not known.switched:
-                known = self._keep(replace(known, switched=True))
+                known = self._notes.keep(replace(known, switched=True))
             await mirrorjob.tidy(qemu, known)
-            self._keep(replace(known, paused=False))
+            self._notes.keep(replace(known, paused=False))
             return known.stall
 
     async def _pivot(self, qemu: qmp.Monitor, known: Mirror) -> Mirror:
@@ -290,13 +259,13 @@ class Mirrors:
         with suppress(StorkitError):
             flush = {"command-line": f'qemu-io {known.node} "flush"'}
             await qemu.execute("human-monitor-command", flush, timeout=SETTLE_TIMEOUT)
-        known = self._keep(replace(known, paused=known.paused or runs))
+        known = self._notes.keep(replace(known, paused=known.paused or runs))
         began = time.monotonic()
         with qemu.events("JOB_STATUS_CHANGE") as events:
             try:
                 await qemu.execute("stop", timeout=SETTLE_TIMEOUT)
                 await mirrorjob.must_be_same(qemu, known, SAME_TIMEOUT)
-                known = self._keep(replace(known, switched=True))
+                known = self._notes.keep(replace(known, switched=True))
                 await qemu.execute("job-complete", {"id": known.job})
                 await mirrorjob.concluded(qemu, known, events)
                 if await mirrorjob.state(qemu, known) != "switched":
@@ -323,5 +292,5 @@ class Mirrors:
             await mirrorjob.concluded(qemu, known)
             if await mirrorjob.state(qemu, known) == "switched":
                 return
-        self._keep(replace(known, switched=False))
+        self._notes.keep(replace(known, switched=False))
         await mirrorjob.let_go_on(qemu, known)

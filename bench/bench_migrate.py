@@ -43,7 +43,7 @@ from storkit.hosts.setup import Setup
 from storkit.hosts.site import site
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu.process import process
-from storkit.hypervisors.qemu import QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
 from storkit.system.qemu import qmp
 from storkit.system.run import run
 from storkit.tech.nbd.arguments import image_node

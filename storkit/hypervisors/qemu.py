@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from storkit.core.backend import Hypervisor, Needs, path_setting, program_setting
+from storkit.core.backend import Hypervisor, Needs
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
@@ -23,7 +23,6 @@ from storkit.core.errors import (
     Unsupported,
 )
 from storkit.core.guest import Console, Guest, TakenGuest
-from storkit.core.identities import Count, Port, Seconds
 from storkit.core.model import (
     ALIVE,
     DiskSource,
@@ -56,36 +55,12 @@ from storkit.hypervisors._qemu import host, inside, ports
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.movable import Movable
 from storkit.hypervisors._qemu.process import START_TIMEOUT, Answer, Process, ask, process
+from storkit.hypervisors._qemu.settings import QemuSettings
 from storkit.system.addresses import address_problem
 from storkit.system.run import which
 
 if TYPE_CHECKING:
     from storkit.hypervisors._qemu.mirroring import Mirrors
-
-
-@dataclass(frozen=True, slots=True)
-class QemuSettings:
-    """The keys of [hypervisors.qemu] in the inventory."""
-
-    binary: str = program_setting("qemu-system-x86_64")
-    accel: Literal["", "kvm", "tcg"] = ""
-    """Empty: KVM where a guest really runs under it, TCG otherwise. Both hosts of a migration need the same."""
-    templates: str = path_setting()
-    """A directory whose qemu/guest.args.j2 is taken instead of the one that comes with storkit."""
-    downtime_limit: Count = 300
-    """Milliseconds that a guest may stand still in a migration's switchover."""
-    bandwidth: Count = 0
-    """Bytes a second that a migration may take; 0: no limit."""
-    stall_timeout: Seconds = 120.0
-    """Seconds without a byte sent after which a migration is given up."""
-    migration_port: Port = 0
-    """The TCP port to receive migrations on; 0: a free one."""
-    migration_tls: Literal["", "psk", "x509"] = ""
-    """Encrypt migrations between machines by the files in `migration_tls_dir`; empty: by a key made for each one."""
-    migration_tls_dir: str = path_setting()
-    """psk: keys.psk with the user `qemu`; x509: ca-cert.pem and the server's or client's certificate and key."""
-    migration_plain: bool = False
-    """True: guests' memory may cross the network unencrypted."""
 
 
 class Qemu(Movable, ByAgent, ByNode, Hypervisor):

@@ -47,5 +47,5 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that does not answer this process is given up soon, whatever the factor of the tests."""
-    for name in ("_qemu.process.ASK_TIMEOUT", "qemu.ASK_TIMEOUT", "_qemu.process.QUIT_TIMEOUT"):
+    for name in ("_qemu.process.ASK_TIMEOUT", "_qemu.movable.ASK_TIMEOUT", "_qemu.process.QUIT_TIMEOUT"):
         monkeypatch.setattr(f"storkit.hypervisors.{name}", 1.0)

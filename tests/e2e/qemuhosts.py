@@ -14,7 +14,8 @@ import pytest
 from storkit.core.backend import Site
 from storkit.core.guest import Disk, Guest
 from storkit.core.model import DiskSource
-from storkit.hypervisors.qemu import Qemu, QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
+from storkit.hypervisors.qemu import Qemu
 from storkit.system.files import make_private
 from storkit.system.timeouts import scaled
 from tests.e2e.world import REST

@@ -25,7 +25,8 @@ from storkit.core.guest import Boot
 from storkit.core.model import DiskSource
 from storkit.core.registry import hypervisor
 from storkit.hypervisors._qemu.host import accelerator, parse_machines
-from storkit.hypervisors.qemu import Qemu, QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
+from storkit.hypervisors.qemu import Qemu
 from storkit.system.run import which
 from storkit.system.timeouts import scaled
 from tests.e2e.qemuhosts import NAME, Hosts, status, wait_until

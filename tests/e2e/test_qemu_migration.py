@@ -21,7 +21,7 @@ from storkit.core.errors import (
     Unsupported,
 )
 from storkit.core.model import DiskSource, Secret
-from storkit.hypervisors.qemu import QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
 from storkit.system.run import run, which
 from tests.e2e.qemuhosts import NAME, SLOW, Hosts, status, wait_until
 from tests.guestkit import bootsector, log
@@ -157,7 +157,8 @@ def test_migration_goes_on_when_its_command_is_killed(hosts: Hosts) -> None:
     script = f"""
 from pathlib import Path
 from storkit.core.backend import Site
-from storkit.hypervisors.qemu import Qemu, QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
+from storkit.hypervisors.qemu import Qemu
 site = Site("a", Path({str(site.state)!r}), Path({str(site.run)!r}), Path({str(site.dev)!r}),
             progress=lambda fraction, text: print(fraction, flush=True))
 Qemu(site, QemuSettings(accel="tcg", bandwidth=200_000)).send({NAME!r}, {uri!r})

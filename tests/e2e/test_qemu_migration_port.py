@@ -16,7 +16,8 @@ import pytest
 from storkit.core.errors import CommandFailed, ServiceUnreachable, TimedOut
 from storkit.hypervisors import _door as door
 from storkit.hypervisors._qemu import migration, process
-from storkit.hypervisors.qemu import Qemu, QemuSettings
+from storkit.hypervisors._qemu.settings import QemuSettings
+from storkit.hypervisors.qemu import Qemu
 from storkit.system.run import which
 from tests.e2e.qemuhosts import NAME, SLOW, Hosts, status, wait_until
 

@@ -45,7 +45,7 @@ SAID = {
     "hypervisors/qemu.py: timeout": "a person says it",
     "hypervisors/uml.py: timeout": "a person says it",
     "hypervisors/libvirt.py: timeout": "a person says it",
-    "hypervisors/qemu.py: stall_timeout": "a person says it",
+    "hypervisors/_qemu/settings.py: stall_timeout": "a person says it",
     "hypervisors/libvirt.py: stall_timeout": "a person says it",
     "tech/iscsi/initiator.py: login_timeout": "a person says it",
     "tech/iscsi/initiator.py: replacement_timeout": "a person says it",

@@ -6,7 +6,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storkit.core.errors import (
     CommandFailed,
@@ -23,12 +23,10 @@ from storkit.hypervisors._machine import look_command, refuse_retire
 from storkit.hypervisors._qemu import definition as definitions
 from storkit.hypervisors._qemu.definition import Definition
 from storkit.hypervisors._qemu.process import ASK_TIMEOUT, Process
+from storkit.hypervisors._qemu.settings import QemuSettings
 from storkit.system.addresses import own_address
 from storkit.system.qemu import qmp
 from storkit.system.sourcefilter import sources
-
-if TYPE_CHECKING:
-    from storkit.hypervisors.qemu import QemuSettings
 
 
 class Movable(Embedded[Definition], ABC):

@@ -18,47 +18,32 @@ from storkit.core.errors import (
     raise_problems,
     together,
 )
-from storkit.core.host import Declared, Drained
 from storkit.core.inventory import Inventory, PoolConfig
-from storkit.core.model import Attachment, Damaged, Export, Finding, GuestState, PoolContent, Usage, Volume
-from storkit.hosts.connections import Connections, not_waited_for
-from storkit.plans import asking, lookup, several
+from storkit.core.model import Attachment, Damaged, Export, Finding, PoolContent, Usage, Volume
+from storkit.hosts.connections import Connections
+from storkit.plans import lookup, several
+from storkit.plans.hostsurvey import HostSurvey
 from storkit.plans.remembered import Hints
 
 if TYPE_CHECKING:
-    from storkit.core.guest import Guest, KeptGuest
+    from storkit.core.guest import KeptGuest
 
-K = TypeVar("K")
 V = TypeVar("V")
 P = ParamSpec("P")
 
 
-class Survey:
-    """Questions to the hosts. A host that cannot be reached is noted in `silent`: its state is unknown."""
+class Survey(HostSurvey):
+    """Questions of volumes, and of who has them."""
 
     def __init__(self, connections: Connections, hints: Hints | None = None) -> None:
-        self.connections = connections
+        super().__init__(connections)
         self.hints = hints or Hints()
-        self.off: dict[str, Declared] = {}
-        """Hosts that a person has declared off, once `declared_off` has asked."""
-        self.silent: dict[str, HostUnreachable | ServiceUnreachable] = {}
-        self.unheard: dict[str, HostUnreachable] = {}
-        """Hosts that were not waited for, since nothing that was asked depends on them: their state is unknown, too."""
         self.failed: dict[str, StorkitError] = {}
         """Pools that cannot be looked at, though their hosts answer: what is in them is unknown."""
-        self.unread: dict[tuple[str, str], StorkitError] = {}
-        """What a host could not say, of its exports, attachments or guests, by host and target (`transport:NAME`,
-        `hypervisor:NAME`), of hosts that are declared off
-        (`host:off`), and whether they take guests (`host:drained`)."""
         self.damaged: dict[tuple[str, str], Damaged] = {}
         """The damaged volumes that were come across, by pool and name."""
         self._acting: dict[str, PoolConfig] = {}
         """Pools with several managers, as the one has them that acts for them in this command."""
-
-    @property
-    def unknown(self) -> dict[str, HostUnreachable | ServiceUnreachable]:
-        """Hosts of which it is not known what is there, and why."""
-        return {**self.unheard, **self.silent}
 
     def forget_silent(self) -> None:
         """The next question asks every host again."""
@@ -186,11 +171,6 @@ class Survey:
         error.said_by = self.speaker(host)
         return error
 
-    def speaker(self, host: str) -> str:
-        """The host that words are to be marked as of; empty: this machine."""
-        config = self.connections.find(host)
-        return "" if config and config.machine == "local" else host
-
     def _look(self, pool: PoolConfig, names: list[str] | None, reason: StorkitError) -> list[Volume]:
         """The good volumes of a pool that could not be asked for all; raises `reason` where it is the pool itself."""
         try:
@@ -245,22 +225,6 @@ class Survey:
 
         return self._each(list(self.connections.inventory.hosts if homes is None else homes), ask, str, needed)
 
-    def _told(
-        self, host: str, target: str, partial: bool, ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs
-    ) -> V | None:
-        """A host's answer; None, if it is `partial`, where it cannot say all: why is noted in `unread`."""
-        try:
-            return ask(*args, **kwargs)
-        except HostUnreachable:
-            raise
-        except StorkitError as error:
-            # A hypervisor that does not answer is as a host that does not: what runs there is unknown.
-            absent = isinstance(error, (ServiceUnreachable, Unsupported)) and target.startswith("hypervisor:")
-            if not partial or absent:
-                raise
-            self.unread[host, target] = error
-            return None
-
     def attachments(
         self,
         hosts: Iterable[str],
@@ -284,103 +248,6 @@ class Survey:
             return attachments
 
         return self._each(list(hosts), ask, str, needed)
-
-    def guests(
-        self,
-        hosts: Iterable[str],
-        target: str,
-        names: list[str] | None = None,
-        partial: bool = False,
-        needed: Collection[str] | None = None,
-    ) -> dict[str, list[GuestState]]:
-        """What the hypervisors say, by host; silent hosts are missing. `partial` and `needed` as in `all_exports`.
-
-        Raises Unsupported, also then: there is no such hypervisor.
-        """
-
-        def ask(host: str) -> list[GuestState] | None:
-            return self._told(host, target, partial, self.connections.to(host).hypervisor(target).find, names)
-
-        return self._each(list(hosts), ask, str, needed)
-
-    def where(
-        self,
-        guest: Guest,
-        disks: Collection[str],
-        hosts: Iterable[str],
-        able: Collection[str] | None = None,
-        named: Collection[str] = (),
-    ) -> tuple[dict[str, str], dict[str, GuestState]]:
-        """Where a guest is: host to status; `stopped` is left out, a silent host is `unknown`. And what each host says
-        that knows it, stopped or not. `disks` are the UUIDs of its volumes: another guest of its name that has none of
-        them is left out.
-
-        `able` are the hosts that can run it, having its disks (None: all): others that are silent are left out, and so
-        are those that a person has declared off. Raises what one of them says in place of an answer; what others say
-        is noted in `unread`. Only for those that are able, and for `named`, is waited as long as it takes.
-        """
-        wanted = list(hosts)
-        target = f"hypervisor:{guest.hypervisor}"
-        needed = None if able is None else {*able, *named}
-        answers = self.guests(wanted, target, [guest.name], partial=True, needed=needed)
-        unable = {host: self.unread[host, target] for host in wanted if (host, target) in self.unread}
-        raise_problems([unable[host] for host in unable if able is None or host in able or not answers])
-        states = {
-            host: state
-            for host in wanted
-            for state in answers.get(host, [])
-            if state.uuid == guest.uuid or state.volumes.keys() & set(disks)
-        }
-        places: dict[str, str] = {}
-        silent = {host for host in wanted if host not in answers and (able is None or host in able)}
-        off = self.declared_off() if silent else {}
-        for host in wanted:
-            if host in silent - off.keys():
-                places[host] = "unknown"
-            elif host in states and states[host].status != "stopped":
-                places[host] = states[host].status
-        return places, states
-
-    def answering(self, hosts: Iterable[str]) -> list[str]:
-        """Those of these hosts that answer; the others are noted as silent."""
-        wanted = list(hosts)
-        answers = self._each(wanted, lambda host: self.connections.to(host), str)
-        return [host for host in wanted if host in answers]
-
-    def declared_off(self) -> dict[str, Declared]:
-        """The hosts that a person has declared off, as the hosts that answer have kept it."""
-
-        def ask(host: str) -> list[Declared]:
-            try:
-                return self.connections.to(host).word.find_off()
-            except (HostUnreachable, ServiceUnreachable):
-                raise
-            except (UsageError, Unsupported):  # an agent of the version before keeps nobody's word
-                return []
-            except StorkitError as error:  # its word does not count, and no other host's is lost with it
-                self.unread[host, "host:off"] = error
-                return []
-
-        answers = self._each(list(self.connections.inventory.hosts), ask, str)
-        self.off = {declared.host: declared for found in answers.values() for declared in found}
-        return self.off
-
-    def drained(self, hosts: Iterable[str], needed: Collection[str] | None = None) -> dict[str, Drained]:
-        """Those of these hosts that take no guests, and whose word says so. `needed`: as in `_each`."""
-
-        def ask(host: str) -> list[Drained]:
-            try:
-                return self.connections.to(host).word.find_drained()
-            except (HostUnreachable, ServiceUnreachable):
-                raise
-            except (UsageError, Unsupported):  # an agent of the version before keeps no such word
-                return []
-            except StorkitError as error:
-                self.unread[host, "host:drained"] = error
-                return []
-
-        answers = self._each(list(hosts), ask, str, needed)
-        return {host: found[0] for host, found in answers.items() if found}
 
     def usage(self, pools: Iterable[PoolConfig] | None = None, volumes: bool = False) -> list[Usage]:
         """How full the pools (all by default) are; with `volumes`, and what each takes of them."""
@@ -422,37 +289,6 @@ class Survey:
         wanted = self._able(self.connections.inventory.pools.values() if pools is None else pools)
         answers = self._each(wanted, ask, lambda pool: pool.host, needed)
         return [(pool, kept) for pool in wanted for kept in answers.get(pool, ())]
-
-    def _each(
-        self, keys: list[K], question: Callable[[K], V | None], host: Callable[[K], str],
-        needed: Collection[str] | None = None,
-    ) -> dict[K, V]:  # fmt: skip
-        """Ask every host, at the same time where there are several machines; silent ones are noted and left out.
-
-        `needed`: those whose answers decide what follows (None: all); others need not be waited for
-        (asking.ask_at_once), and are noted in `unheard` then, once for all questions that do not need them. A host on
-        this machine is always waited for: no connection carries its answer, that could be closed.
-        """
-        machines = {key: config.machine for key in keys if (config := self.connections.find(host(key)))}
-
-        def decides(key: K) -> bool:
-            return needed is None or host(key) in needed or machines.get(key) == "local"
-
-        asked = [key for key in keys if decides(key) or host(key) not in self.unheard]
-        if len(set(machines.values())) < 2:
-            said = asking.ask(asked, question)
-        else:
-            said = asking.ask_at_once(asked, question, decides)
-        found: dict[K, V] = {}
-        for key in asked:
-            answer = said.get(key)
-            if key not in said:
-                self.unheard[host(key)] = not_waited_for(host(key))
-            elif isinstance(answer, asking.Silent):
-                self.silent[host(key)] = answer
-            elif answer is not None:
-                found[key] = answer
-        return found
 
 
 def _seen(ask: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_fleet import create, golden, names, nothing_left, states
+from tests.e2e.fleets import create, golden, names, nothing_left, states
 from tests.e2e.world import World
 from tests.filesystems import mounted
 

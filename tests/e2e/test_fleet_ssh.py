@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import test_fleet as fleets
+from tests.e2e import fleets
 from tests.e2e.sshd import two_machines
 from tests.e2e.world import World
 

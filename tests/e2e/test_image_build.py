@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_fleet import MEMORY
-from tests.e2e.test_fleet import golden as small_image
+from tests.e2e.fleets import MEMORY
+from tests.e2e.fleets import golden as small_image
 from tests.e2e.world import World
 from tests.guestkit import cloud, debian
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_fleet import MEMORY, golden
+from tests.e2e.fleets import MEMORY, golden
 from tests.e2e.world import World, each_format
 
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_fleet import golden_image
+from tests.e2e.fleets import golden_image
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.world import IMAGE, Storage, World, storage

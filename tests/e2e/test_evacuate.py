@@ -36,8 +36,7 @@ def test_its_guests_are_started_and_it_writes_nothing_more(world: World) -> None
 
     # It is back, and has them running still: they have lost their disks.
     world.inventory.write_text(INVENTORY)
-    for name in GUESTS:
-        world.storkit("guest", "stop", name, "--on", "a", "--force")
+    world.storkit("guest", "stop", *GUESTS, "--on", "a", "--force")
     world.storkit("unfence", "a")
     assert not any("a" in where for where in places(world).values())
     intact(world, *GUESTS, starts=2)

@@ -8,7 +8,7 @@ what it is about to replace: a number that is not below its own can only have co
 for good. A record fills its sector with 32 copies of {magic, number, time stamp counter}, so that a torn one shows.
 
 On the first serial port it prints `s` once its scan is over, `.` for every 256 records, `e` for every disk error (it
-tries the same record again) and `c` when it stops because of a second writer.
+tries the same record again, after its rest) and `c` when it stops because of a second writer.
 
 It can rest before each record, until the timer has ticked a few times. Where a QEMU emulates the processor, a record
 costs one some 10 ms: the firmware's way to the disk and back writes to pages with code, which is then translated anew.
@@ -65,7 +65,7 @@ next:   81C3 0002                 ; add bx, 512
 record: REST                      ; mov cx, TICKS
                                   ; hlt; loop hlt
         66 47                     ; inc edi
-again:  66 89F8                   ; mov eax, edi
+        66 89F8                   ; mov eax, edi
         66 25 MASK                ; and eax, REGION - 1
         66 40                     ; inc eax
         66 A3 @lba                ; mov [lba], eax
@@ -98,7 +98,8 @@ copy:   66 C707 MAGIC             ; mov dword [bx], MAGIC
 
 failed: B0 65                     ; mov al, 'e'
         E8 =print                 ; call print
-        EB ~again                 ; jmp again
+        66 4F                     ; dec edi
+        EB ~record                ; jmp record                it rests before it tries again
 
 second: B0 63                     ; mov al, 'c'
         E8 =print                 ; call print

@@ -28,15 +28,21 @@ SAME_SERVER = {
     test_a_right_that_was_taken_before_a_kill_stays_taken,  # noqa: F405
     test_restore_brings_servers_back_with_the_rights_they_had,  # noqa: F405
     test_a_host_is_detached_though_the_server_is_dead,  # noqa: F405
+    test_exporting_and_attaching_again_changes_nothing,  # noqa: F405
+    test_it_becomes_larger_under_those_who_have_it,  # noqa: F405
+    test_evidence_is_alike_on_two_hosts_and_differs_for_another_disk,  # noqa: F405
 }
 """What tests/contract asks of NBD's server on one machine, and test_nbd_kernel.py of its kernel client."""
 ELSEWHERE = {
     ("iscsi-thin", test_restore_brings_servers_back_with_the_rights_they_had),  # noqa: F405
     ("iscsi-thin", test_a_right_that_was_taken_before_a_kill_stays_taken),  # noqa: F405
+    ("iscsi-thin", test_nobody_writes_images_snapshots_and_unfinished_imports),  # noqa: F405
+    ("nfs-4.2", test_restore_brings_servers_back_with_the_rights_they_had),  # noqa: F405
     ("nfs-4.2", test_it_becomes_larger_under_those_who_have_it),  # noqa: F405
 }
-"""What test_iscsi_target.py asks by its boot, and test_iscsi_target_killed.py; a file that is larger on
-its server is so on all hosts."""
+"""What test_iscsi_target.py asks by its boot, and test_iscsi_target_killed.py; who may write is asked of NFS, whose
+server test_nfs.py starts again, and whose host test_nfs_root.py boots; a file that is larger on its server is so on all
+hosts."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:  # type: ignore[no-redef]

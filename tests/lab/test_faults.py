@@ -136,5 +136,5 @@ def wait_for_step(host: Host, command: Command, verb: str) -> None:
         steps = {step["id"] for plan in plans for stage in plan["stages"] for step in stage if step["verb"] == verb}
         return any(line.get("start") in steps for line in lines) or not command.running()
 
-    host.wait_for(begun, f"step {verb}", 240, every=0.05)
+    host.wait_for(begun, f"step {verb}", 240, every=0.3)
     assert command.running(), command.wait(check=False)

@@ -66,8 +66,9 @@ def test_a_writer_waits_for_its_target_and_for_iscsid(targets: Targets, client: 
 
 @pytest.mark.parametrize(
     "restarted",
-    [pytest.param(False, id="iscsid-runs", marks=pytest.mark.slow), pytest.param(True, id="iscsid-restarted")],
+    [pytest.param(False, id="iscsid-runs"), pytest.param(True, id="iscsid-restarted")],
 )
+@pytest.mark.slow
 def test_detach_from_a_target_that_is_gone(targets: Targets, client: Client, restarted: bool) -> None:
     """Also when a killed process still waits for it; never under one that lives."""
     b = client.host
@@ -92,6 +93,7 @@ def test_detach_from_a_target_that_is_gone(targets: Targets, client: Client, res
     assert client.left() == [] and client.find() == []
 
 
+@pytest.mark.slow
 def test_a_host_that_is_shut_out_detaches(targets: Targets, client: Client) -> None:
     b = client.host
     targets.make(1, b, writable=True)
@@ -102,7 +104,8 @@ def test_a_host_that_is_shut_out_detaches(targets: Targets, client: Client) -> N
     assert client.left() == []
 
 
-def test_killed_at_any_moment(targets: Targets, client: Client) -> None:
+@pytest.mark.parametrize("rounds", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(targets: Targets, client: Client, rounds: int) -> None:
     """The same verb again finishes the work; the other one removes whatever is there."""
     b = client.host
     targets.make(1, b, writable=True)
@@ -112,7 +115,7 @@ def test_killed_at_any_moment(targets: Targets, client: Client) -> None:
     whole = time.monotonic() - started
     client.detach(1)
     chance = random.Random(4)
-    for round in range(8):
+    for round in range(rounds):
         half = client.spawn("attach", offers=[offer])
         time.sleep(whole * chance.uniform(0.2, 1))  # the moment is what is random
         half.kill(9)
@@ -133,25 +136,25 @@ time.sleep(4)
 """
 
 
-def test_a_login_that_a_killed_attach_has_begun_is_ended(targets: Targets, client: Client) -> None:
+@pytest.mark.parametrize("then", ["attach", pytest.param("detach", marks=pytest.mark.slow)])
+def test_a_login_that_a_killed_attach_has_begun_is_ended(targets: Targets, client: Client, then: str) -> None:
     """iscsid goes on with it, at a target that is slow to answer; sysfs has no name of it before it has ended."""
     b, s = client.host, targets.host
     targets.make(1, b)
     slow = targets.offer(1, b, portals=[f"{s.address('san1')}:3261"])
-    for then in ("detach", "attach"):
-        listener = s.spawn(["sh", "-c", 'exec /usr/bin/python3 -u -c "$0" >/run/logins', SLOW])
-        half = client.spawn("attach", offers=[slow])
-        s.wait_for(lambda: "login" in s.run(["cat", "/run/logins"], check=False).stdout, "a login")
-        half.kill(9)
-        half.wait(check=False)
-        if then == "attach":
-            client.attach(targets.offer(1, b))
-            assert client.evidence(1).size
-        client.detach(1)
-        assert client.left() == []
-        listener.wait(check=False)
-        s.run(["rm", "/run/logins"])
-        assert client.left() == [], "nothing comes later"
+    listener = s.spawn(["sh", "-c", 'exec /usr/bin/python3 -u -c "$0" >/run/logins', SLOW])
+    half = client.spawn("attach", offers=[slow])
+    s.wait_for(lambda: "login" in s.run(["cat", "/run/logins"], check=False).stdout, "a login")
+    half.kill(9)
+    half.wait(check=False)
+    if then == "attach":
+        client.attach(targets.offer(1, b))
+        assert client.evidence(1).size
+    client.detach(1)
+    assert client.left() == []
+    listener.wait(check=False)
+    s.run(["rm", "/run/logins"])
+    assert client.left() == [], "nothing comes later"
 
 
 @pytest.mark.parametrize("then", ["attach", pytest.param("detach", marks=pytest.mark.slow)])

@@ -74,13 +74,8 @@ print(done, refused)
 """
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param("home.set_writers([volume(0)], ['s'])", marks=pytest.mark.slow),
-        "home.unexport([volume(0)], ['a'])",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["home.set_writers([volume(0)], ['s'])", "home.unexport([volume(0)], ['a'])"])
 def test_no_write_comes_through_once_a_right_is_taken(lab: Lab, home: Home, verb: str) -> None:
     a = lab.host("a")
     home.python("home.export([volume(0)], clients('a', 's')); home.set_writers([volume(0)], ['a'])")
@@ -363,6 +358,7 @@ def test_a_reboot_brings_back_rights_and_reservations(lab: Lab, home: Home) -> N
     a.run(["dd", "if=/dev/urandom", f"of={device}", "bs=4k", "count=1", "oflag=direct"])
 
 
+@pytest.mark.slow
 def test_a_volume_that_cannot_be_restored_keeps_no_other_from_it(home: Home) -> None:
     s = home.host
     home.python(
@@ -417,6 +413,7 @@ show(rights())
 """
 
 
+@pytest.mark.slow
 def test_many_processes_export_at_once(lab: Lab) -> None:
     home = Home(lab.host("s"), 32, MIB)
     found: dict[str, Any] = json.loads(home.python(MANY, timeout=600, fresh=True))

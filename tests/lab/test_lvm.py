@@ -167,6 +167,7 @@ assert copy.made == "copy" and only(copy.path, b"o", MIB) and only(copy.path, b"
     )
 
 
+@pytest.mark.slow
 def test_an_image_is_imported_into_a_logical_volume(lab: Lab) -> None:
     (s,) = lab.hosts("s")
     group(s, 512 << 20, thin="128M")

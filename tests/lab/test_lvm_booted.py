@@ -24,7 +24,7 @@ NBD = replace(
 
 
 def test_nbd_serves_and_images_are_read_and_written_after_a_boot(lab: Lab, tmp_path: Path) -> None:
-    world = World(lab, tmp_path, NBD, commands="s")
+    world = World(lab, tmp_path, NBD, commands="s", users=("a",))
     world.storkit("volume", "create", "v", "8MiB")
     world.storkit("volume", "create", "w", "8MiB")
     world.storkit("attach", "v", "--on", "a")
@@ -39,8 +39,8 @@ def test_nbd_serves_and_images_are_read_and_written_after_a_boot(lab: Lab, tmp_p
     world.storkit("volume", "export", "w", "/root/w.img")
     world.s.run(["rm", "/root/w.img"])
     world.s.run(["lvchange", "-an", "vg/v", "vg/w"])
-    world.storkit("attach", "v", "--on", "b")
-    world.storkit("detach", "v", "--on", "b")
+    world.storkit("attach", "v", "--on", "a")
+    world.storkit("detach", "v", "--on", "a")
     world.storkit("volume", "delete", "v", "w")
     left = world.left()
     assert not left, "\n".join(left)

@@ -1,4 +1,5 @@
-"""A guest moves from a to b and back, over every storage and hypervisor there is, and nothing is lost or left."""
+"""Hosts are ready, and a guest moves from a to b and back, over every storage and hypervisor there is, and nothing is
+lost or left."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ def test_guest_moves_there_and_back(lab: Lab, tmp_path: Path, combination: tuple
 
 
 def moves(world: World, *destinations: str) -> None:
+    ready = world.storkit("host", "check")
+    assert {host["host"]: host["problems"] for host in ready} == {host.name: [] for host in world.hosts}
     world.define()
     world.storkit("guest", "start", "g", "--on", "a")
     world.wait_for_writes()

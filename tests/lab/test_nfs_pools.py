@@ -61,6 +61,7 @@ def qemu(path: str) -> list[str]:
     return [*words.split(), f"file={path},format=raw,if=virtio,cache=none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rig", [Qcow2], indirect=True)
 def test_an_overlay_is_written_and_its_image_is_not(rig: NfsRig, lab: Lab) -> None:
     a, b = lab.hosts("a", "b")

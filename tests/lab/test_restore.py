@@ -31,7 +31,7 @@ THIN = replace(NBD, name="nbd-thin", pool_settings={"vg": "vg", "thinpool": "thi
 
 @pytest.mark.parametrize("storage", [THIN, pytest.param(NBD, marks=pytest.mark.slow)], ids=["thin", "thick"])
 def test_there_and_back(lab: Lab, tmp_path: Path, storage: object) -> None:
-    world = World(lab, tmp_path, storage, commands="s")  # type: ignore[arg-type]
+    world = World(lab, tmp_path, storage, commands="s", users=())  # type: ignore[arg-type]
     world.storkit("volume", "create", "v", "8MiB")
     write(world.s, "v", 1, 8)
     world.storkit("volume", "snapshot", "v", "monday")

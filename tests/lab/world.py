@@ -150,10 +150,17 @@ class World:
     """Hosts joined by an inventory; commands are given on one of them. `s` has the disks."""
 
     def __init__(
-        self, lab: Lab, scratch: Path, storage: Storage, hypervisor: str = "qemu", commands: str = "a"
+        self,
+        lab: Lab,
+        scratch: Path,
+        storage: Storage,
+        hypervisor: str = "qemu",
+        commands: str = "a",
+        users: Sequence[str] = ("a", "b"),
     ) -> None:
-        self.hosts = lab.hosts(*dict.fromkeys(("a", "b", storage.host)))
-        self.a, self.b, self.s = self.hosts[0], self.hosts[1], lab.host(storage.host)
+        """`users`: the hosts that may attach disks and run guests. Each one costs a boot, and is asked by commands."""
+        self.hosts = lab.hosts(*dict.fromkeys((*users, storage.host)))
+        self.users, self.s = self.hosts[: len(users)], lab.host(storage.host)
         self.storage, self.hypervisor, self.scratch = storage, hypervisor, scratch
         storage.make(self.s)
         for host in self.hosts:
@@ -163,6 +170,14 @@ class World:
         self.commands.put(self.inventory(), INVENTORY)
         self._places: dict[str, tuple[str, str]] = {}
         self.remains = Remains(self.hosts, KEPT)
+
+    @property
+    def a(self) -> Host:
+        return self.users[0]
+
+    @property
+    def b(self) -> Host:
+        return self.users[1]
 
     def inventory(self) -> str:
         lines = []
@@ -179,7 +194,7 @@ class World:
         """Start what systemd would."""
         if host is self.s:
             self.storage.serve(host)
-        if host not in (self.a, self.b):
+        if host not in self.users:
             return
         self.storage.use(host)
         if self.hypervisor == "libvirt":

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.lab
 PLAIN = (
     "bad_names", "new_pool", "creating_again", "a_taken_name", "all_problems", "half_import", "never_resized",
     "being_moved", "flat_image", "relabel", "sealed_image", "a_damaged_volume_is_refused", "hold_ends",
-    "that_is_another_is_not_held",
+    "that_is_another_is_not_held", "image_with_dependents", "held_volume", "only_while_nobody_writes",
+    "who_make_one_name",
 )  # fmt: skip
 OWN = f"(test_pools.py and not ({' or '.join(PLAIN)})) or given or all_of_a_call"
 """What LVM does in its own way. The others, which take no command of LVM's but those that make a volume, are of code

@@ -41,7 +41,9 @@ SWITCH = """\
       BA 0206    ; mov dx, 602h         PM1_EN of the PIIX4 where SeaBIOS puts it: the power button counts
       EF         ; out dx, ax
       BA 0006    ; mov dx, 600h         PM1_STS
-wait: ED         ; in ax, dx
+wait: FB         ; sti
+      F4         ; hlt                  until the next tick
+      ED         ; in ax, dx
       F6C4 01    ; test ah, 1           the power button
       74 ~wait   ; jz wait
       B8 0020    ; mov ax, 2000h        SLP_EN, S5
@@ -307,7 +309,7 @@ def test_guest_moves_and_whoever_moves_it_is_killed(lab: Lab, tmp_path: Path) ->
     assert found == []
 
     # Back, and ended.
-    _, to = a.all(("define", {"guest": guest(), "disks": sources[0], "machine": machine}), receive)
+    _, to = a.all(("define", {"guest": documented(), "disks": sources[0], "machine": machine}), receive)
     b.do("send", name="g", uri=to)
     a.do("resume", name="g")
     writes_on()

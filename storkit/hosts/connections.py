@@ -51,7 +51,7 @@ class Connections:
         config = self.find(name)
         if config is None:
             raise HostUnreachable(
-                f"host {name} is not in the inventory", f"storkit fence {name}, or name it in the inventory"
+                f"host {name} is not in the inventory", f"storkit fence {name}, or name it in the inventory", host=name
             )
         # Two threads that ask for one host get one connection; for others, neither waits.
         with self._doors.setdefault(config.name, threading.Lock()):

@@ -262,6 +262,7 @@ class Xl(ByNode, Hypervisor):
         self._guests.expect(name)
         if found.of("incoming"):
             return f"xl:{address}:0"  # it is on its way already: nobody has to find the port any more
+        incoming.forget(directory)
         incoming.new_key(directory)
         log = self._guests.directory(name) / incoming.LOG
         log.unlink(missing_ok=True)

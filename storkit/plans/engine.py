@@ -374,11 +374,10 @@ class Engine:
 def _dead(failures: list[tuple[Step, StorkitError]]) -> list[str]:
     """The hosts that guests ran on, or came to, and that said nothing any more."""
     silent = [
-        each.host or step.host
+        each.host
         for step, error in failures
-        if step.target.startswith("hypervisor:")
         for each in error.each
-        if isinstance(each, HostUnreachable)
+        if isinstance(each, HostUnreachable) and each.host in verbs.of(step).guest_hosts(step)
     ]
     return list(dict.fromkeys(silent))
 

@@ -83,6 +83,10 @@ class Verb(ABC, Generic[B]):
     def find(self, run: Run, step: Step) -> B:
         """What is there before the verb acts, as much as `undo` needs. It changes nothing."""
 
+    def guest_hosts(self, step: Step) -> set[str]:
+        """Those of its hosts that a guest runs on, or comes to: if one has died, its guests are gone with it."""
+        return {step.host} if step.target.startswith("hypervisor:") else set()
+
     @abstractmethod
     def act(self, run: Run, step: Step) -> Any:
         """Do it; the result has a JSON form, and no secret."""

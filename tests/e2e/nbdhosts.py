@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,3 @@ def offer(home: Nbd, volume: Volume, client: Client) -> Offer:
 def rights(home: Nbd, volume: Volume) -> dict[str, bool]:
     assert all(export.live for export in home.find_exports([volume.uuid]))
     return {export.client: export.writable for export in home.find_exports([volume.uuid])}
-
-
-def wait_until(true: Callable[[], bool], timeout: float = scaled(10)) -> None:
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)

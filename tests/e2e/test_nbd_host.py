@@ -18,7 +18,8 @@ from storkit.core.model import Client, Volume
 from storkit.system import locks
 from storkit.system.qemu.storagedaemon import Daemon
 from storkit.tech.grants import GrantStore
-from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, wait_until, write
+from tests.contract.rig import wait_until
+from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, rights, use, write
 
 __all__ = ["hosts"]
 

@@ -16,7 +16,8 @@ import pytest
 from storkit.core.errors import Conflict
 from storkit.core.model import Volume
 from storkit.system import locks, openers
-from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, hosts, offer, rights, use, wait_until, write
+from tests.contract.rig import wait_until
+from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, hosts, offer, rights, use, write
 
 __all__ = ["hosts"]
 

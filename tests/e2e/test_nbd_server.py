@@ -30,7 +30,8 @@ from storkit.nbd import Nbd
 from storkit.system import locks
 from storkit.system.qemu.storagedaemon import listen_unix
 from storkit.tech.nbd.wire import WRITE, NbdConnection
-from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
+from tests.contract.rig import wait_until
+from tests.e2e.nbdhosts import MIB, NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, write
 
 __all__ = ["hosts"]
 

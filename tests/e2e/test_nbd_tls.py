@@ -19,7 +19,8 @@ from storkit.core.model import Client, Offer, Secret
 from storkit.nbd import Nbd
 from storkit.tech.nbd.server import PLAIN_TCP, NbdSettings
 from storkit.tech.nbd.wire import NbdConnection, ask
-from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, wait_until, write
+from tests.contract.rig import wait_until
+from tests.e2e.nbdhosts import NEEDS_SERVER, A, B, Hosts, N, hosts, offer, refused, rights, use, write
 
 __all__ = ["hosts"]
 

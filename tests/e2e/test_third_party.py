@@ -77,6 +77,8 @@ def test_it_imports_what_the_page_for_authors_names_and_no_more() -> None:
     imported: set[str] = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert not any(alias.name.startswith("_") for alias in node.names)
                 imported.add(node.module)

@@ -34,7 +34,7 @@ from storkit.plans.verb import Run, Verb, step
 def error_of(kind: str) -> StorkitError:
     one: dict[str, StorkitError] = {
         "conflict": Conflict("no room", "make room"),
-        "silent": HostUnreachable("gone", "look"),
+        "silent": HostUnreachable("gone", "look", host="h"),
         "peer": HostUnreachable("gone", "look", host="p"),
         "port": ServiceUnreachable("no answer", "look"),
     }
@@ -56,6 +56,10 @@ class Note(Verb[Seen]):
     blind: str = ""
     fail: str = ""
     stuck: bool = False
+    moves: bool = False
+
+    def guest_hosts(self, step: Step) -> set[str]:
+        return super().guest_hosts(step) | ({"p"} if self.moves else set())
 
     def find(self, run: Run, step: Step) -> Seen:
         if self.blind:
@@ -209,17 +213,18 @@ def test_every_problem_of_a_step_is_named_where_the_plan_stays(engine: Engine, l
 
 
 @pytest.mark.parametrize(
-    ("target", "fail", "said"),
+    ("target", "fail", "moves", "said"),
     [
-        ("hypervisor:x", "silent", "; if h has died: storkit host evacuate h"),
-        ("hypervisor:x", "peer", "; if p has died: storkit host evacuate p"),  # a move's other host
-        ("x", "silent", ""),
+        ("hypervisor:x", "silent", False, "; if h has died: storkit host evacuate h"),
+        ("hypervisor:x", "peer", True, "; if p has died: storkit host evacuate p"),
+        ("hypervisor:x", "peer", False, ""),  # the home of a disk's copy, for example
+        ("x", "silent", False, ""),
     ],
 )
 def test_a_host_of_guests_that_says_nothing_more_may_have_died(
-    engine: Engine, log: list[str], target: str, fail: str, said: str
+    engine: Engine, log: list[str], target: str, fail: str, moves: bool, said: str
 ) -> None:
-    made = plan([note("one")], [replace(note("two", fail=fail), target=target)])
+    made = plan([note("one")], [replace(note("two", fail=fail, moves=moves), target=target)])
     with pytest.raises(StepFailed) as caught:
         engine.run(made)
     ends = f"storkit plan resume {made.id}, or storkit plan rollback {made.id}"

@@ -121,14 +121,23 @@ def test_the_program_says_that_nobody_listens(keys: Path) -> None:
     assert done.returncode == 1 and "127.0.0.1 port 1 cannot be connected to" in done.stderr
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_xl_is_asked_no_more_of_a_guest_that_has_come_whole(hypervisor: Xl, tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize(
+    ("said", "whole"),
+    [
+        ("migration target: Domain started successsfully.\n", True),
+        ("migration target: Failure, destroying our copy.\nmigration target: Cleanup OK\n", False),
+        (None, False),  # its status is 1
+    ],
+)
+def test_xl_is_asked_no_more_of_a_guest_that_has_come_whole(
+    hypervisor: Xl, tmp_path: Path, said: str | None, whole: bool
+) -> None:
     directory = hypervisor._guests.moving("g")
     incoming.new_key(directory)
     listed(tmp_path, line("g", "--p---", seconds=0))
     hypervisor._guests.expect("g")
-    if whole:
-        (tmp_path / "came").touch()
+    if said is not None:
+        (tmp_path / "came").write_text(said)
     ours, theirs = connected()
     taker = threading.Thread(target=incoming.take, args=("g", directory, tmp_path / "log", theirs), daemon=True)
     taker.start()

@@ -40,7 +40,7 @@ esac
 case $1 in
 create|destroy|shutdown|pause|unpause|rename) echo "$STORKIT_GUEST $*" >>done
     [ ! -e "after-$1" ] || cat "after-$1" >list; [ ! -e fails ] ;;
-migrate-receive) [ -e came ] ;;
+migrate-receive) [ -e came ] && cat came >&2 ;;
 *) exec cat {file} ;;
 esac
 """

@@ -34,6 +34,9 @@ _ended: dict[Path, threading.Event] = {}
 """Of each guest that comes or has come: when its xl ends."""
 _whole: set[Path] = set()
 """Those whose xl has ended well."""
+STARTED = b"Domain started successsfully."
+"""What xl says, spelled so, of one that stands still under its own name too. Its status is 0 as well when it has
+destroyed what came (migrate_receive() in tools/xl/xl_migrate.c)."""
 
 
 def new_key(directory: Path) -> None:
@@ -85,9 +88,14 @@ def take(name: str, directory: Path, log: Path, connection: socket.socket) -> bo
     return True
 
 
+def forget(directory: Path) -> None:
+    """Know of none that has come."""
+    _ended.pop(directory, None)
+
+
 def cut(directory: Path) -> None:
     """End the connection of a migration that this process receives, and know of none that has come."""
-    _ended.pop(directory, None)
+    forget(directory)
     if secured := _streams.get(directory):
         with suppress(OSError):
             socket.socket.shutdown(secured, socket.SHUT_RDWR)
@@ -113,7 +121,7 @@ def _receive(name: str, directory: Path, log: Path, secured: ssl.SSLSocket, ende
                 ["sh", "-c", 'exec 2>"$0"; exec "$@"', log, toolstack.path(), "migrate-receive", "-p"],
                 stdin=to_xl[0], stdout=from_xl[1], timeout=LONGEST, ok=range(256), package=PACKAGE, env={GUEST: name},
             )  # fmt: skip
-            if done.status == 0:
+            if done.status == 0 and STARTED in log.read_bytes():
                 _whole.add(directory)
         except StorkitError as error:
             write_atomic(log, f"{error.message}\n")

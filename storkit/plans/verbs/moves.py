@@ -21,6 +21,9 @@ class ReceiveGuest(BlindVerb):
     verb: ClassVar[str] = "receive"
     name: GuestName
 
+    def guest_hosts(self, step: Step) -> set[str]:
+        return {step.host, step.peer}
+
     def act(self, run: Run, step: Step) -> str:
         return receive(run, step.host, step.peer, step.target, self.name)
 
@@ -42,6 +45,9 @@ class SendGuest(BlindVerb):
     receive: str
     """The step whose result is the URI to send to."""
     paused: bool
+
+    def guest_hosts(self, step: Step) -> set[str]:
+        return {step.host, step.peer}
 
     def act(self, run: Run, step: Step) -> MigrationResult:
         uri = codec.load(str, run.result(self.receive), f"the result of step {self.receive}")

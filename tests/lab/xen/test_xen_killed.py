@@ -63,10 +63,14 @@ def kill(host: Host, words: str) -> None:
 
 
 def mend(world: XenWorld) -> None:
-    """What was interrupted is carried on, and the guest runs once then, with the right to write, and writes."""
-    if world.storkit("plan", "list"):
-        world.run("plan", "resume")
-    world.storkit("migrate", "cleanup", "g1")
+    """One command mends it: the plan is carried on, or where none was left, the truth is looked at. The guest runs once
+    then, with the right to write, and writes."""
+    if plans := world.storkit("plan", "list"):
+        resumed = world.run("plan", "resume")
+        print(f"resumed: {resumed.status}\n{resumed.stdout}\n{resumed.stderr}")
+        assert resumed.status == 0, plans
+    else:
+        world.storkit("migrate", "cleanup", "g1")
     running = [host for host in world.dom0s if "g1" in world.domains(host)]
     assert [world.domains(host) for host in running] == [["g1"]], [world.domains(host) for host in world.dom0s]
     status = world.status()

@@ -22,6 +22,7 @@ from storkit.core.backend import Hypervisor, Needs, path_setting, program_settin
 from storkit.core.errors import (
     CommandFailed,
     Conflict,
+    NotFound,
     StorkitError,
     TimedOut,
     Unsafe,
@@ -29,7 +30,7 @@ from storkit.core.errors import (
     collected,
     raise_problems,
 )
-from storkit.core.guest import Guest
+from storkit.core.guest import Console, Guest
 from storkit.core.model import (
     ALIVE,
     Credential,
@@ -55,6 +56,7 @@ from storkit.hypervisors._machine import (
 )
 from storkit.hypervisors._uml import definition as definitions
 from storkit.hypervisors._uml import disks as shown
+from storkit.hypervisors._uml import terminal
 from storkit.hypervisors._uml.definition import UmlDefinition
 from storkit.hypervisors._uml.kernel import MEMORY, START_TIMEOUT, Kernel, ask, end_of, kernel, namespaces
 from storkit.system.qemu import storagedaemon
@@ -176,6 +178,15 @@ class Uml(Embedded[UmlDefinition], Hypervisor):
     def resume(self, name: str, run: bool = True) -> None:
         if self._one(name).status not in ALIVE:
             raise _stays(name)
+
+    def console(self, name: str) -> Console:
+        here = self._process(check_name("guest", name))
+        if not (pid := here.pid()):
+            raise NotFound(f"guest {name} does not run here", look_command(name))
+        if place := terminal.find(pid):
+            return Console("program", terminal.program(name, place))
+        message = f"no program in guest {name} has opened its tty1, where its console would be"
+        raise Conflict(message, "have a getty there (docs/console.md); what it has said: storkit guest show")
 
     def messages(self, name: str) -> str:
         """The end of what the guest's processes and its console said since its last start here."""

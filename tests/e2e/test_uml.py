@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
 import signal
+import subprocess
 import sys
 import tempfile
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from storkit.core.backend import Site
-from storkit.core.errors import CommandFailed, Conflict, TimedOut, Unsafe, Unsupported
+from storkit.core.errors import CommandFailed, Conflict, NotFound, TimedOut, Unsafe, Unsupported
 from storkit.core.guest import Boot, Disk, Guest, Nic
 from storkit.core.model import DiskSource
 from storkit.hypervisors import uml as hypervisor
-from storkit.hypervisors._uml import kernel
+from storkit.hypervisors._uml import kernel, terminal
 from storkit.hypervisors.uml import Uml, UmlSettings
 from storkit.system.files import make_private
 from storkit.system.run import run
@@ -133,6 +139,73 @@ def test_it_starts_writes_and_shuts_down(host: OneHost) -> None:
     assert not processes(host.base) and uml.boots(host.disk) == 1
     host.uml.undefine(NAME)
     assert host.uml.find() == [] and not list(host.site.run.iterdir())
+
+
+def test_people_type_at_its_console(host: OneHost) -> None:
+    host.define()
+    with pytest.raises(NotFound):
+        host.uml.console(NAME)
+    host.uml.start(NAME)
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with on_terminal(theirs, entrance(host)) as shown:
+        hears(ours, b"Ctrl-] leaves it")
+        os.write(ours, b"echo $((6 * 7))\n")
+        hears(ours, b"42\r\n")
+        os.write(ours, b"\x03")
+        hears(ours, b"^C")  # it is the guest's
+        os.write(ours, b"\x1d")
+        assert shown.wait(scaled(10)) == 0
+    assert termios.tcgetattr(theirs) == before
+
+    def typed() -> bool:
+        line = b"echo $((8 * 9)) >/dev/tty0\n"
+        done = subprocess.run(entrance(host), input=line, timeout=scaled(10), capture_output=True)
+        return done.returncode == 0 and "72" in host.uml.messages(NAME)
+
+    wait_until(typed, "a pipe's line does not arrive")  # the line was hung up, and may be so in the middle of that
+    with on_terminal(theirs, entrance(host)) as shown:
+        hears(ours, b"Ctrl-] leaves it")
+        host.uml.stop(NAME, force=True)
+        assert shown.wait(scaled(10)) == 0, "it ends with its guest"
+
+
+def entrance(host: OneHost) -> list[str]:
+    """The program of the guest's console, once somebody listens there."""
+    pid = host.uml.find([NAME])[0].pid
+    wait_until(lambda: terminal.find(pid) is not None, "nobody has opened tty1")
+    return host.uml.console(NAME).words
+
+
+@contextmanager
+def on_terminal(terminal: int, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command whose terminal this is."""
+
+    def controlled() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=controlled
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def hears(line: int, text: bytes) -> None:
+    said, end = b"", time.monotonic() + scaled(10)
+    while text not in said:
+        assert select.select([line], [], [], end - time.monotonic())[0], f"{text!r} is not in {said!r}"
+        said += os.read(line, 4096)
+
+
+def test_nobody_listens_at_a_console_that_no_program_has_opened(host: OneHost) -> None:
+    host.define(boot=Boot(cmdline="root=/dev/ubda rw init=/bin/busybox sleep 100"))
+    host.uml.start(NAME)
+    with pytest.raises(Conflict, match="has opened its tty1"):
+        host.uml.console(NAME)
 
 
 def test_many_starts_at_once_give_one_guest(host: OneHost) -> None:

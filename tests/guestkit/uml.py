@@ -23,6 +23,7 @@ INITTAB = """\
 ::once:/etc/look
 ::ctrlaltdel:/bin/busybox reboot
 ::shutdown:/etc/end
+tty1::respawn:/bin/busybox sh
 """
 BEGIN = f"""\
 #!/bin/busybox sh

@@ -335,6 +335,7 @@ class HypervisorVerbs(BackendVerbs):
 
         Raises:
             NotFound: it does not run here.
+            Conflict: nothing in the guest listens there.
             Unsupported: it has none that takes input, or the hypervisor gives nobody in.
         """
 

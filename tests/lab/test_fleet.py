@@ -15,7 +15,7 @@ from tests.lab.lab import Lab
 from tests.lab.world import IMAGE, Storage, World, storage
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-COUNT = 6
+FEW, MANY = 6, 20
 
 
 def thin(s: Host) -> None:
@@ -27,17 +27,18 @@ def thin(s: Host) -> None:
 THIN = replace(storage("iscsi"), name="iscsi-thin", pool_settings={"vg": "vg", "thinpool": "thin"}, make=thin)
 
 
+@pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("kind", [THIN, storage("nfs"), storage("nbd-qcow2")], ids=lambda kind: kind.name)
-def test_a_fleet_on_two_hosts(lab: Lab, tmp_path: Path, kind: Storage) -> None:
-    world = World(lab, tmp_path, kind)
+def test_a_fleet_on_two_hosts(lab: Lab, tmp_path: Path, kind: Storage, count: int) -> None:
+    world = World(lab, tmp_path, kind, memory="768M" if count == FEW else "2G")
     world.s.put(golden_image(tmp_path), IMAGE)
     world.storkit("volume", "import", "--golden", IMAGE, "debian")
     for host in world.hosts:
         world.remains.again(host)
-    words = ("fleet", "create", "web", "--image", "debian", "--count", str(COUNT), "--memory", "16MiB", "--start")
+    words = ("fleet", "create", "web", "--image", "debian", "--count", str(count), "--memory", "16MiB", "--start")
     made = world.storkit(*words, "--on", "a", "b")
     homes = {each["name"]: each["host"] for each in made["members"]}
-    assert list(homes.values()) == ["a", "b"] * (COUNT // 2)
+    assert list(homes.values()) == ["a", "b"] * (count // 2)
     running(world, homes)
     assert {name: told(world, name) for name in homes} == {name: name for name in homes}
     # The same command changes nothing; one is set back, and one replaced, while the others run.

@@ -20,7 +20,7 @@ from tests import kept
 from tests.guestkit import bootsector
 from tests.lab import services
 from tests.lab.host import Host, Result
-from tests.lab.lab import Lab
+from tests.lab.lab import MEMORY, Lab
 from tests.lab.remains import Remains
 
 INVENTORY = "/etc/storkit/inventory.toml"
@@ -157,16 +157,18 @@ class World:
         hypervisor: str = "qemu",
         commands: str = "a",
         users: Sequence[str] = ("a", "b"),
+        memory: str = MEMORY,
     ) -> None:
-        """`users`: the hosts that may attach disks and run guests. Each one costs a boot, and is asked by commands."""
-        self.hosts = lab.hosts(*dict.fromkeys((*users, storage.host)))
-        self.users, self.s = self.hosts[: len(users)], lab.host(storage.host)
+        """`users`: the hosts that may attach disks and run guests. Each one costs a boot, and is asked by commands.
+        `memory`: of each host."""
+        self.hosts = lab.hosts(*dict.fromkeys((*users, storage.host)), memory=memory)
+        self.users, self.s = self.hosts[: len(users)], lab.host(storage.host, memory)
         self.storage, self.hypervisor, self.scratch = storage, hypervisor, scratch
         storage.make(self.s)
         for host in self.hosts:
             host.put("", "/root/.hushlogin")
             self.ready(host)
-        self.commands = lab.host(commands)
+        self.commands = lab.host(commands, memory)
         self.commands.put(self.inventory(), INVENTORY)
         self._places: dict[str, tuple[str, str]] = {}
         self.remains = Remains(self.hosts, KEPT)

@@ -60,6 +60,8 @@ class Storage:
     """Where the pool is."""
     hypervisors: tuple[str, ...] = ("qemu", "libvirt")
     """What can open these disks."""
+    portals: tuple[str, ...] = ()
+    """The networks on which its targets listen, where they are several."""
     durable: bool = True
     """Whether what a guest has written, and not flushed, outlives a power cut of s."""
 
@@ -101,6 +103,10 @@ STORAGES = (
         make=_directory, use=_modules, durable=False,
     ),
     Storage("iscsi", "lvm", "iscsi", {"vg": "vg"}, make=_volume_group, serve=services.target, use=services.iscsid),
+    Storage(
+        "iscsi-paths", "lvm", "iscsi", {"vg": "vg"}, portals=("san1", "san2"),
+        make=_volume_group, serve=services.target, use=services.iscsid,
+    ),
     # in place: the disk of a running guest is exported on the host that it runs on
     Storage(
         "iscsi-own", "lvm", "iscsi", {"vg": "vg"},
@@ -188,7 +194,9 @@ class World:
             lines.append(f'[hosts.{host.name}]\nurl = "{url}"\naddress = "{host.address("san1")}"\n')
         pool = {"host": self.s.name, "type": self.storage.pool, "transport": self.storage.transport}
         lines.append(_table("pools.default", pool | self.storage.pool_settings))
-        lines.append(_table(f"transports.{self.storage.transport}", self.storage.transport_settings))
+        portals = [self.s.address(network) for network in self.storage.portals]
+        settings = self.storage.transport_settings | ({"portals": portals} if portals else {})
+        lines.append(_table(f"transports.{self.storage.transport}", settings))
         lines.append(_table("defaults", {"hypervisor": self.hypervisor}))
         return "\n".join(lines)
 

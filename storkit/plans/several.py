@@ -31,6 +31,13 @@ def merged(pool: PoolConfig, contents: Mapping[str, PoolContent]) -> Merged:
         who = " and ".join(seen)
         message = f"{who} do not see one directory: {pool.settings.get('path', '')} of pool {pool.name}"
         return Merged(problem=Unsafe(message, "mount the same directory on all managers: findmnt -T it, on each"))
+    if seen and not any(content.directory for content in seen.values()) and len(seen) < len(pool.managers):
+        # An empty directory may be a mount point without its file system: nobody begins a pool in it alone.
+        others = ", ".join(name for name in pool.managers if name not in seen)
+        message = f"{' and '.join(seen)} sees nothing made in pool {pool.name} so far, and {others} cannot say"
+        where = pool.settings.get("path", "")
+        hint = f"is its file system mounted there? findmnt -T {where}; a new pool is begun when all its managers answer"
+        return Merged(problem=Unsafe(message, hint))
     barred = {name for content in seen.values() for name in content.barred}
     acting = next((name for name in seen if name not in barred), "")
     if not acting:

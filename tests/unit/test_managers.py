@@ -292,6 +292,7 @@ def test_managers_come_and_go_but_those_that_have_volumes(two: Two) -> None:
 def test_what_such_a_pool_cannot_do_is_refused_by_name(two: Two, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="pool nas has several managers, and adopts nothing"):
         two.b.pool.adoptable([Existing(str(tmp_path / "x.raw"))])
+    two.b.pool.create([new()])
     with pytest.raises(UsageError, match="host b is asked to bar itself"):
         two.b.pool.bar("b")
     with pytest.raises(UsageError, match="x is no manager of"):
@@ -310,6 +311,35 @@ def test_a_file_of_a_shared_volume_is_adopted_by_no_other_pool(two: Two, tmp_pat
     other = Directory(two.b.site, DirectorySettings(path=str(place)), "other")
     with pytest.raises(StorkitError, match="lies in a directory that several managers share"):
         other.adoptable([Existing(str(two.path / "v.raw"))])
+
+
+def test_a_manager_that_has_only_looked_does_not_take_the_mount_point_for_the_pool(two: Two) -> None:
+    two.b.pool.create([new()])
+    assert two.c.volume().name == "v"
+    away = two.path.rename(two.path.with_name("away"))
+    two.path.mkdir(mode=0o700)
+    changes: list[Callable[[], object]] = [
+        two.c.pool.look,
+        lambda: two.c.pool.create([new("w")]),
+        lambda: two.c.pool.bar("b"),
+        lambda: two.c.pool.unbar("b"),
+    ]
+    for change in changes:
+        with pytest.raises(NotFound, match="has no record of its managers, and had one before") as refused:
+            change()
+    assert refused.value.hint.endswith(f"mount {two.path}")
+    assert list(two.path.iterdir()) == []
+    other = two.make("c", ["b", "c"])
+    record = json.loads((away / managed.RECORD).read_text())
+    (two.path / managed.RECORD).write_text(json.dumps({**record, "id": str(uuid4())}))
+    with pytest.raises(Unsafe, match="is another one than before"):
+        other.pool.look()
+
+
+def test_nobody_is_barred_in_a_directory_without_a_record(two: Two) -> None:
+    with pytest.raises(NotFound, match=r"there is no .*\.storkit\.managers"):
+        two.c.pool.bar("b")
+    assert list(two.path.iterdir()) == []
 
 
 LINE = "36 35 0:31 / /mnt/nas rw,relatime shared:1 - {} 10.0.0.9:/export rw,vers=4.2,{},addr=10.0.0.9"

@@ -118,6 +118,14 @@ def test_two_directories_are_no_pool(other: str) -> None:
     assert found.volumes == []
 
 
+def test_an_empty_directory_is_begun_only_when_all_managers_see_it_so() -> None:
+    """It may be a mount point without its file system."""
+    alone = several.merged(nas(), {"c": seen(place="")})
+    assert alone.acting == "" and alone.problem is not None
+    assert alone.problem.message == "c sees nothing made in pool nas so far, and b cannot say"
+    assert several.merged(nas(), {name: seen(place="") for name in "bc"}).acting == "b"
+
+
 def test_who_is_no_manager_by_the_inventory_has_nothing() -> None:
     found = several.merged(nas(), {"b": seen(volume("v", "b", "x"))})
     assert found.volumes == []

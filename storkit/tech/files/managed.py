@@ -65,8 +65,9 @@ def read(path: Path) -> Sharing | None:
     return found
 
 
-def check(path: Path, pool: str, managers: Sequence[str]) -> None:
-    """Raise Unsafe unless the directory is what a pool is said to be: of these managers, or (none) of one host."""
+def check(path: Path, pool: str, managers: Sequence[str]) -> Sharing | None:
+    """What a directory says of its managers. Raises Unsafe unless it is what a pool is said to be: of these managers,
+    or (none) of one host."""
     if managers:
         files.look_anew(path)
     found = read(path)
@@ -77,6 +78,7 @@ def check(path: Path, pool: str, managers: Sequence[str]) -> None:
     if managers and (why := keeps_locks_alone(path)):
         message = f"pool {pool}: {path} is mounted so that its locks are kept by this host alone ({why})"
         raise Unsafe(message, "mount it on all managers with NFS 4, or NFS 3 without nolock and local_lock")
+    return found
 
 
 def enter(directory: VolumeDirectory, host: str, managers: Sequence[str], act: bool = True) -> Sharing:
@@ -148,7 +150,7 @@ def has(host: str, volume: Volume) -> bool:
     that is not there."""
     directory = directory_of(volume)
     if read(directory.path) is None:
-        raise _unmounted(directory.path)
+        raise unmounted(directory.path)
     sidecar = directory.read(volume.name)
     return sidecar is not None and _same(sidecar, volume) and sidecar.manager == host and sidecar.term == volume.term
 
@@ -231,14 +233,14 @@ def _acting(directory: VolumeDirectory, host: str, what: str) -> Iterator[Sharin
     with directory.locked(f"{what} on {host}"):
         sharing = read(directory.path)
         if sharing is None:
-            raise _unmounted(directory.path)
+            raise unmounted(directory.path)
         if host not in sharing.managers:
             message = f"host {host} is no manager of {directory.path}"
             raise Unsafe(message, f"they are {', '.join(sharing.managers)}: write it into hosts of its pool")
         yield enter(directory, host, sharing.managers)
 
 
-def _unmounted(path: Path) -> StorkitError:
+def unmounted(path: Path) -> StorkitError:
     return NotFound(f"there is no {path / RECORD}", f"is its file system mounted? findmnt -T {path}; mount {path}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storkit.core.errors import NotFound, Unsafe
+from storkit.core.errors import NotFound, StorkitError, Unsafe
 from storkit.core.identities import check_name
 from storkit.system import files, ownership
 from storkit.tech.files.sidecar import VolumeDirectory
@@ -47,6 +48,29 @@ class PoolPlace:
         if self.given and not (self._used.exists() and files.read_plain(self._used) == bytes(self.path)):
             files.make_private(self._used.parent)
             files.write_atomic(self._used, bytes(self.path))
+
+    def recognize(self, directory: str) -> None:
+        """See that a directory of several managers is the one that this host has seen there before, if any; a record of
+        managers is remembered from the first look. `directory`: the id in that record; empty: there is none.
+
+        Raises NotFound: there was one before. Unsafe: it is another directory.
+        """
+        known, _, path = files.read_plain(self._seen).partition(b"\n") if self._seen.exists() else (b"", b"", b"")
+        if known and path == bytes(self.path):
+            if not directory:
+                message = f"directory {self.path} of pool {self.pool} has no record of its managers, and had one before"
+                raise NotFound(message, self._mount())
+            if known.decode(errors="replace") != directory:
+                message = f"directory {self.path} of pool {self.pool} is another one than before"
+                raise Unsafe(message, f"{self._mount()}; if the pool is a new one: rm {self._seen}")
+        elif directory:
+            with suppress(OSError, StorkitError):  # who looks is not kept from it by a full disk
+                files.make_private(self._seen.parent)
+                files.write_atomic(self._seen, directory.encode() + b"\n" + bytes(self.path))
+
+    @property
+    def _seen(self) -> Path:
+        return self.state / "shared-pools" / check_name("pool", self.pool)
 
     @property
     def _used(self) -> Path:

@@ -75,7 +75,12 @@ class FilePool(KeepsGuests):
         """The directory."""
 
     def ready(self, serves: bool = False, attaches: bool = False) -> list[Finding]:
-        if not self._exists() or os.access(self.path, os.W_OK | os.X_OK):
+        if not self._exists():
+            return []
+        if self._managers and not managed.read(self.path) and self.path.stat().st_dev == Path("/").stat().st_dev:
+            message = f"pool {self.pool}: {self.path} is on this host's own root file system, and nothing is in it yet"
+            return [Finding(message, f"mount what its managers share: findmnt -T {self.path}; mount {self.path}")]
+        if os.access(self.path, os.W_OK | os.X_OK):
             return []
         message = f"pool {self.pool}: {self.path} cannot be written: it is read-only, or not this user's"
         return [Finding(message, f"findmnt -T {self.path}; ls -ld {self.path}")]
@@ -212,11 +217,14 @@ class FilePool(KeepsGuests):
     def bar(self, manager: str) -> None:
         if manager == self.site.host:
             raise UsageError(f"host {manager} is asked to bar itself", "ask another manager")
+        if self._managers and self._exists() and not managed.read(self.path):
+            # Whoever is barred in a directory that is not the pool's is not barred.
+            raise managed.unmounted(self.path)
         with self._locked("bar a manager") as directory:
             managed.bar(directory, self._sharing(directory), manager)
 
     def unbar(self, manager: str) -> None:
-        if self._managers and not managed.read(self.path):
+        if self._managers and self._exists() and not managed.read(self.path):
             return  # nothing was made in it yet
         with self._locked("let a manager in", act=False) as directory:
             managed.unbar(directory, self._sharing(directory, act=False), manager)
@@ -346,7 +354,9 @@ class FilePool(KeepsGuests):
     def _exists(self) -> bool:
         there = self._where.exists()
         if there:
-            managed.check(self.path, self.pool, self._managers)
+            sharing = managed.check(self.path, self.pool, self._managers)
+            if self._managers:
+                self._where.recognize(sharing.id if sharing else "")
         return there
 
     def _guests(self) -> Path | None:
@@ -367,7 +377,8 @@ class FilePool(KeepsGuests):
         with directory.locked(f"{verb} in pool {self.pool}" + (f" on {self.site.host}" if self._managers else "")):
             self._where.remember()
             if self._managers:
-                managed.enter(directory, self.site.host, self._managers, act)
+                sharing = managed.enter(directory, self.site.host, self._managers, act)
+                self._where.recognize(sharing.id)
             yield directory
 
     def _sidecars(self, names: list[str] | None) -> list[Sidecar]:

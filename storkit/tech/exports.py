@@ -25,7 +25,7 @@ A fence marks the client first: from then on no command lets it in, and `restore
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol
@@ -150,6 +150,7 @@ class HomeExports(ABC, Generic[G]):
     def unexport(self, volumes: list[Volume], clients: list[str]) -> None:
         uuids = [volume.uuid for volume in volumes]
         with self._lock(uuids):
+            self._settle(volumes)
             grants, problems = self._grants.find(uuids)
             raise_problems(problems)
             self._grants.admit(grants)
@@ -163,14 +164,17 @@ class HomeExports(ABC, Generic[G]):
     def fence(self, client: str) -> list[Export]:
         # The mark comes first: from then on no other command lets the host in.
         self._grants.fence(client)
-        found, problems = self._grants.find()
-        uuids = [grant.volume.uuid for grant in found if self._reaches(grant, client)]
-        with self._lock(uuids):
-            grants = [grant for grant in self._grants.find(uuids)[0] if self._reaches(grant, client)]
-            had = [export for export in self._observe(grants) if export.client == client]
-            done = _together(lambda some: self._withdraw(some, [client], force=True), grants, problems)
-            problems += self._still_there(done, client)
-            problems += self._left_behind(done) if client == self.site.host else []
+        had: list[Export] = []
+        problems: list[StorkitError] = []
+        for found, damaged in self._in_turn():
+            problems += damaged
+            uuids = [grant.volume.uuid for grant in found if self._reaches(grant, client)]
+            with self._lock(uuids):
+                grants = [grant for grant in self._grants.find(uuids)[0] if self._reaches(grant, client)]
+                had += [export for export in self._observe(grants) if export.client == client]
+                done = _together(lambda some: self._withdraw(some, [client], force=True), grants, problems)
+                problems += self._still_there(done, client)
+                problems += self._left_behind(done) if client == self.site.host else []
         raise_problems(problems)
         return had
 
@@ -179,10 +183,12 @@ class HomeExports(ABC, Generic[G]):
 
     def restore(self) -> None:
         """Make exactly what is granted, after a crash or a reboot, or whatever has changed it. Fenced clients go."""
-        found, problems = self._grants.find()
-        uuids = [grant.volume.uuid for grant in found]
-        with self._lock(uuids):
-            _together(self._remake, self._grants.find(uuids)[0], problems)
+        problems: list[StorkitError] = []
+        for found, damaged in self._in_turn():
+            problems += damaged
+            uuids = [grant.volume.uuid for grant in found]
+            with self._lock(uuids):
+                _together(self._remake, self._grants.find(uuids)[0], problems)
         raise_problems(problems)
 
     def find_exports(self, volumes: list[str] | None = None) -> list[Export]:
@@ -233,6 +239,13 @@ class HomeExports(ABC, Generic[G]):
         self._grants.forget(new.volume.uuid for new in left if not new.clients)
 
     # What each technology fills in
+
+    def _in_turn(self) -> Iterator[tuple[list[G], list[StorkitError]]]:
+        """All grants, and an error for each unreadable one, in groups: none waits for what only a later one needs."""
+        yield self._grants.find()
+
+    def _settle(self, volumes: Sequence[Volume]) -> None:
+        """End what is left here of a time in which this host had these volumes. Their lock is held."""
 
     @abstractmethod
     def _lock(self, uuids: Iterable[str]) -> AbstractContextManager[None]:

@@ -24,7 +24,6 @@ from storkit.system.files import make_private
 from storkit.system.qemu import imagelocks
 from storkit.tech.files import managed, mounts
 from storkit.tech.nbd import wire
-from storkit.tech.nbd.shared import copy_of
 
 D = Client("d", same_machine=True)
 SIZE = 1 << 20
@@ -223,8 +222,10 @@ def test_a_client_that_is_fenced_does_not_come_along(two: Two) -> None:
     two.b.end_servers()
     two.c.pool.bar("b")
     two.c.nbd.fence("d")
-    exports = two.c.nbd.take_over([two.c.volume()])
-    assert [(export.client, export.writable) for export in exports] == [("e", False)]
+    served, lost = two.c.nbd.take_over([two.c.volume()])
+    assert (served.client, served.writable, served.live) == ("e", False, True)
+    assert (lost.client, lost.writable, lost.live, lost.endpoint) == ("d", True, False, "")
+    assert two.c.nbd.take_over([two.c.volume()]) == [served]
 
 
 def test_nothing_is_dropped_while_the_storage_is_away(two: Two) -> None:
@@ -357,13 +358,6 @@ LINE = "36 35 0:31 / /mnt/nas rw,relatime shared:1 - {} 10.0.0.9:/export rw,vers
 def test_a_mount_that_keeps_its_locks_to_itself_is_known(kind: str, options: str, why: str) -> None:
     assert mounts.alone(LINE.format(kind, options), "0:31") == why
     assert mounts.alone(LINE.format(kind, options), "0:32") == ""
-
-
-def test_the_copy_of_a_grant_has_no_secret(two: Two) -> None:
-    two.b.pool.create([new()])
-    two.b.serve()
-    text = copy_of(two.b.volume()).read_text()
-    assert "secret" not in text and "psk" not in text
 
 
 def test_an_image_is_written_while_nobody_writes_the_volume(two: Two, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from storkit.core import codec
 from storkit.core.backend import Site
-from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, raise_problems
+from storkit.core.errors import Conflict, NotFound, StorkitError, Unsafe, UsageError, collected, raise_problems
 from storkit.core.identities import HostName, Uuid
 from storkit.core.model import Volume
 from storkit.system import files, locks
@@ -177,7 +177,11 @@ def claim_within(directory: VolumeDirectory, host: str, volumes: Sequence[Volume
     raise_problems([problem for sidecar in known for problem in other(sidecar, host, what)])
     taken = [each if each.manager else replace(each, manager=host, term=each.term + 1) for each in known]
     directory.write([new for old, new in zip(known, taken, strict=True) if old != new])
-    return [replace(volume, manager=host, term=new.term) for volume, new in zip(volumes, taken, strict=True)]
+    # As they are now: another manager may have changed one since the caller looked.
+    return [
+        replace(directory.whole(new), host=volume.host, pool=volume.pool)
+        for volume, new in zip(volumes, taken, strict=True)
+    ]
 
 
 def give_up(site: Site, volumes: Iterable[Volume], generations: dict[str, int] | None = None) -> None:
@@ -195,36 +199,52 @@ def give_up(site: Site, volumes: Iterable[Volume], generations: dict[str, int] |
             directory.write(changed)
 
 
-def inherit(site: Site, volumes: Sequence[Volume]) -> list[Volume]:
-    """Have this host be the one that has volumes which a barred manager had; as they are then. It waits until the
-    storage has let go of the locks of who had them.
+Inherit = Callable[[Volume], tuple[bool, int]]
+"""What keeps, durably, who was granted a volume, before the volume says that this host has it: whether anybody was, and
+the generation of the right that was given last."""
 
-    Raises Unsafe: a manager that has one is not barred. Conflict: the storage still has its lock.
+
+def inherit(site: Site, volumes: Sequence[Volume], keep: Inherit) -> list[StorkitError]:
+    """Have this host be the one that has volumes which a barred manager had, or nobody where nobody is granted them. It
+    waits until the storage has let go of the locks of who had them. Each is done for itself: why some were not, Unsafe:
+    a manager that has one is not barred; Conflict: the storage still has its lock.
     """
-    taken = {volume.uuid: volume for volume in volumes}
+    problems: list[StorkitError] = []
     deadline = time.monotonic() + _LEASE
     for directory, group in _by_directory(volumes):
         for volume in group:
-            if volume.manager == site.host and has(site.host, volume):
-                continue  # its server may run by now, and has the lock
-            site.progress(0.0, f"waiting for the storage to let go of {volume.name}")
-            path, holder = use_lock(directory.path, volume.uuid), f"{site.host}, which takes it over\n"
-            left = max(0.0, deadline - time.monotonic())
-            lock = locks.acquire(path, f"volume {volume.name}", holder=holder, wait=left)
-            try:
-                with _acting(directory, site.host, "take volumes over") as sharing:
-                    (sidecar,) = directory.known([volume])
-                    had = sidecar.manager
-                    if had != site.host and had and had not in sharing.barred:
-                        message = f"volume {volume.name} is {had}'s to serve, and {had} is not barred"
-                        raise Unsafe(message, f"once you have seen that it is off: storkit fence {had} --confirmed-off")
-                    if had != site.host:
-                        sidecar = replace(sidecar, manager=site.host, term=sidecar.term + 1)
-                        directory.write([sidecar])
-                    taken[volume.uuid] = replace(volume, manager=site.host, term=sidecar.term)
-            finally:
-                lock.release()
-    return [taken[volume.uuid] for volume in volumes]
+            with collected(problems):
+                _inherit(site, directory, volume, keep, deadline)
+    return problems
+
+
+def _inherit(site: Site, directory: VolumeDirectory, volume: Volume, keep: Inherit, deadline: float) -> None:
+    if volume.manager == site.host and has(site.host, volume):
+        return  # its server may run by now, and has the lock
+    site.progress(0.0, f"waiting for the storage to let go of {volume.name}")
+    path, holder = use_lock(directory.path, volume.uuid), f"{site.host}, which takes it over\n"
+    left = max(0.0, deadline - time.monotonic())
+    lock = locks.acquire(path, f"volume {volume.name}", holder=holder, wait=left)
+    try:
+        with _acting(directory, site.host, "take volumes over") as sharing:
+            (sidecar,) = directory.known([volume])
+            had = sidecar.manager
+            if had in ("", site.host):
+                return
+            if had not in sharing.barred:
+                message = f"volume {volume.name} is {had}'s to serve, and {had} is not barred"
+                raise Unsafe(message, f"once you have seen that it is off: storkit fence {had} --confirmed-off")
+            term = sidecar.term + 1
+            served, generation = keep(replace(volume, manager=site.host, term=term))
+            least = replace(sidecar.volume, generation=max(sidecar.volume.generation, generation))
+            directory.write([replace(sidecar, manager=site.host if served else "", term=term, volume=least)])
+    finally:
+        lock.release()
+
+
+def used_here(site: Site, volume: Volume) -> bool:
+    """Whether a server or a command of this host has a volume open, or any manager has."""
+    return locks.held(locks.use_lock(site.run, volume.uuid)) or in_use(Path(volume.path).parent, volume.uuid)
 
 
 @contextmanager

@@ -86,26 +86,47 @@ class NbdExports(HomeExports[NbdGrant]):
             self._grants.drop([grant.volume.uuid])
 
     def take_over(self, volumes: list[Volume]) -> list[Export]:
-        """As TransportVerbs.take_over. What is saved is what the one before had granted, but for who is fenced."""
+        """As TransportVerbs.take_over. What is saved is what the one before had granted, but for who is fenced: these
+        exports are told of, once, as lost (not `live`, without an endpoint)."""
         uuids = [volume.uuid for volume in volumes]
         with self._lock(uuids):
             self._drop_stale(uuids)
-            mine = managed.inherit(self.site, volumes)
-            known = {grant.volume.uuid for grant in self._grants.find(uuids)[0]}
-            inherited = self._grants.inherited(volume for volume in mine if volume.uuid not in known)
-            grants = [grant for grant in inherited if grant.clients]
-            self._grants.save(grants)
-            served = known | {grant.volume.uuid for grant in grants}
-            managed.give_up(self.site, [volume for volume in mine if volume.uuid not in served])
-            wanted = self._grants.find(uuids)[0]
+            # Of those that are not let go yet the others have to know nothing.
+            self._grants.dropped.clear()
+            problems = managed.inherit(self.site, volumes, self._grants.inherit)
+            wanted, damaged = self._grants.find(uuids)
+            self._grants.save(wanted)
             self._take(wanted)
             self._give(wanted)
-        return self.find_exports(uuids)
+        raise_problems(problems + damaged)
+        lost = [
+            Export(grant.volume.name, grant.volume.uuid, client, client in grant.writers, TRANSPORT, live=False)
+            for grant, client in self._grants.dropped
+        ]
+        return [*self.find_exports(uuids), *lost]
 
-    def restore(self) -> None:
+    def unfence(self, client: str) -> None:
+        super().unfence(client)
+        if client == self.site.host:
+            self._end_stale()
+
+    def _end_stale(self) -> None:
+        """End the servers of all that another manager has by now."""
         with self._lock(stale := [grant.volume.uuid for grant in self._grants.stale()]):
             self._drop_stale(stale)
-        super().restore()
+
+    def _in_turn(self) -> Iterator[tuple[list[NbdGrant], list[StorkitError]]]:
+        yield self._grants.alone()  # a shared storage that hangs keeps nothing else from being done
+        self._end_stale()
+        yield self._grants.several()
+
+    def _settle(self, volumes: Sequence[Volume]) -> None:
+        shared = [volume for volume in volumes if volume.term]
+        self._drop_stale(volume.uuid for volume in shared)
+        granted = {grant.volume.uuid for grant in self._grants.stored(volume.uuid for volume in shared)}
+        # A command that was killed has left them this host's, and nobody's.
+        idle = [volume for volume in shared if volume.uuid not in granted and volume.manager == self.site.host]
+        managed.give_up(self.site, [volume for volume in idle if not managed.used_here(self.site, volume)])
 
     def _extend(
         self,
@@ -119,7 +140,7 @@ class NbdExports(HomeExports[NbdGrant]):
                 own_address(self.site.host, self.site.address)
         grants: list[NbdGrant] = []
         for volume in volumes:
-            old = before.get(volume.uuid, NbdGrant(volume))
+            old = before.get(volume.uuid) or NbdGrant(volume)
             granted = dict(old.clients)
             for client in clients:
                 known = granted.get(client.name)

@@ -244,7 +244,18 @@ def plan(
     view.known()
     inventory, stages = coordinator.inventory, Stages()
     here, there, target = f"pool:{volume.pool}", f"pool:{pool.name}", inventory.transport(pool.name)
-    copy = replace(volume, pool=pool.name, host=pool.host, path="", format="", made=FILLING, kind="disk", was="")
+    copy = replace(
+        volume,
+        pool=pool.name,
+        host=pool.host,
+        path="",
+        format="",
+        made=FILLING,
+        kind="disk",
+        was="",
+        manager="",
+        term=0,
+    )
     name, host = volume.name, seen.host
     if not (volume.made == SWITCHING and seen.said == "switched"):
         if twin and seen.said != "copying":

@@ -194,7 +194,18 @@ def _plan(
     """The whole way, from wherever one that was cut short has come to. `stages`: what comes before."""
     inventory = coordinator.inventory
     here, there = f"pool:{volume.pool}", f"pool:{pool.name}"
-    copy = replace(volume, pool=pool.name, host=pool.host, path="", format="", made=IMPORTING, kind="disk", was="")
+    copy = replace(
+        volume,
+        pool=pool.name,
+        host=pool.host,
+        path="",
+        format="",
+        made=IMPORTING,
+        kind="disk",
+        was="",
+        manager="",
+        term=0,
+    )
     if mine:
         add_detach(stages, [volume], [pool.host], inventory)
     if twin:

@@ -312,18 +312,37 @@ def take_over(manager: str, volumes: list[Volume], clients: Mapping[str, list[Vo
           for home, target, group in servers)
     )  # fmt: skip
     taken = {each.host + each.target: each.id for each in (stages.stages[0] if servers else [])}
+    _add_leads(stages, manager, servers, clients, taken)
+    return finish_plan(f"take over what {manager} served", stages, locks_of(volumes), inventory)
+
+
+def lead(manager: str, volumes: list[Volume], clients: Mapping[str, list[Volume]], inventory: Inventory) -> Plan:
+    """Lead clients to those that have taken volumes over, where a plan of `take_over` did not come to it."""
+    stages = Stages()
+    _add_leads(stages, manager, by_server(volumes, inventory), clients, {})
+    return finish_plan(f"lead clients away from {manager}", stages, locks_of(volumes), inventory)
+
+
+def _add_leads(
+    stages: Stages, manager: str, servers: list[tuple[str, str, list[Volume]]],
+    clients: Mapping[str, list[Volume]], taken: Mapping[str, str],
+) -> None:  # fmt: skip
     stages.then(
-        *(step(Reattach(mine, taken[home + target], manager), host, target, f"lead {host} to {home}", peer=home)
+        *(step(Reattach(mine, taken.get(home + target, ""), manager), host, target, f"lead {host} to {home}", peer=home)
           for home, target, group in servers for host, attached in clients.items()
           if (mine := [volume for volume in group if volume.uuid in {each.uuid for each in attached}]))
     )  # fmt: skip
-    return finish_plan(f"take over what {manager} served", stages, locks_of(volumes), inventory)
 
 
 def unfence(host: str, keepers: list[str], inventory: Inventory, acting: Mapping[str, str] | None = None) -> Plan:
     """Let a host in again. `keepers`: the hosts that may keep a person's word that it is off. `acting`: as in
     Confirmed."""
     stages = Stages()
+    own = sorted({inventory.transport(pool) for pool in acting or {}} if host in keepers else ())
+    stages.then(
+        *(step(UnfenceHost(host), host, target, f"let {host} end what it served before ({target.partition(':')[2]})")
+          for target in own),
+    )  # fmt: skip
     stages.then(
         *(step(UnfenceHost(host), home, target, f"unfence {host} at {home} ({target.partition(':')[2]})")
           for home, target in _servers_but(host, inventory)),

@@ -101,8 +101,12 @@ class KeepsGuests(Pool):
 
                 shutil.rmtree(there)
 
+    def _may_keep(self) -> None:
+        """Raise Unsafe if this host may change nothing in the pool."""
+
     @contextmanager
     def _writing(self) -> Iterator[Path]:
+        self._may_keep()
         place = files.make_private(self._place())
         holder = f"keep guests of pool {self.pool} (pid {os.getpid()})"
         lock = locks.acquire(place / ".lock", f"what pool {self.pool} keeps", holder=holder, wait=scaled(30.0))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from storkit.core import codec
-from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, raise_problems
+from storkit.core.errors import Conflict, StepFailed, StorkitError, Unsafe, collected, in_a_line, raise_problems
 from storkit.core.guest import Guest
-from storkit.core.model import ALIVE, Export, Volume, check_name, guest_client
+from storkit.core.inventory import PoolConfig
+from storkit.core.model import ALIVE, Attachment, Export, Volume, check_name, guest_client
 from storkit.plans import planner
 from storkit.plans.intent.coordinator import Coordinator, Planned, Ran
 from storkit.plans.intent.kept import sources
@@ -65,7 +66,7 @@ class FenceActs:
         # Afterwards: hosts that do not answer take their time, and the disks should not wait for it.
         if confirmed_off:
             with collected(problems):
-                self._take_over(name)
+                lost += self._take_over(name, problems)
         elif coordinator.inventory.managed_by(name):
             pools = ", ".join(pool.name for pool in coordinator.inventory.managed_by(name))
             word = f"once it is off: storkit fence {name} --confirmed-off"
@@ -120,53 +121,100 @@ class FenceActs:
         return planner.Confirmed(by, hosts, self._acting(host))
 
     def _acting(self, manager: str, also: bool = False) -> dict[str, str]:
-        """Of the pools that a host is a manager of: who acts for each. `also`: perhaps the host itself, where no other
-        manager answers. A pool for which nobody does is left out, and told of."""
+        """Of the pools that a host is a manager of: who acts for each. `also`: perhaps one that is barred, where there
+        is no other. A pool for which nobody does is left out, and told of."""
         found: dict[str, str] = {}
         for pool in self._coordinator.inventory.managed_by(manager):
             answering = self._survey.answering(pool.managers)
-            others = [name for name in answering if name != manager]
-            if others or (also and answering):
-                found[pool.name] = (others or answering)[0]
-            elif len(pool.managers) > 1 or not also:
-                self._coordinator.warn(f"no other manager of pool {pool.name} answers: {manager} stays as it was there")
+            try:
+                found[pool.name] = self._survey.acting(pool).host
+            except StorkitError as error:
+                if also and answering:
+                    found[pool.name] = answering[0]
+                elif len(pool.managers) > 1 or not also:
+                    why = "answers" if not answering else f"sees it ({in_a_line(error)})"
+                    message = f"no other manager of pool {pool.name} {why}: {manager} stays as it was there"
+                    self._coordinator.warn(message)
         return found
 
-    def _take_over(self, manager: str) -> None:
-        """Have another manager serve what this one, which is off and barred, served last; lead the clients there."""
+    def _take_over(self, manager: str, problems: list[StorkitError]) -> list[Any]:
+        """Have another manager serve what this one, which is off and barred, served last; lead the clients there, also
+        those that an earlier command did not come to. The exports that the one that is off had itself, as records."""
         coordinator, survey = self._coordinator, self._survey
-        shared = coordinator.inventory.managed_by(manager)
+        shared = {pool.name: pool for pool in coordinator.inventory.managed_by(manager)}
         if not shared:
-            return
-        acting: dict[str, str] = {}
+            return []
+        hosts = [host for host in coordinator.inventory.hosts if host != manager]
         waits: list[str] = []
 
         def build() -> Plan:
-            seen = [volume for volume in survey.volumes(pools=shared) if volume.manager == manager]
-            acting.update({pool.name: pool.host for pool in map(survey.acting, shared)} if seen else {})
-            volumes = [replace(volume, host=acting[volume.pool]) for volume in seen]
-            hosts = [host for host in coordinator.inventory.hosts if host != manager]
-            attached = survey.attachments(hosts, volumes, partial=True) if volumes else {}
-            uuids = {host: {each.uuid for each in there} for host, there in attached.items()}
-            clients = {host: [volume for volume in volumes if volume.uuid in has] for host, has in uuids.items() if has}
-            waits[:] = [
-                f"what has {each.volume} open on {each.host} waits for {manager} for ever: QEMU itself is its client"
-                f" there; stop its guest with --force, and start it"
-                for there in attached.values()
-                for each in there
-                if each.source.kind == "network" and each.source.server
+            volumes = [
+                replace(volume, host=survey.acting(shared[volume.pool]).host)
+                for volume in survey.volumes(pools=shared.values())
+                if volume.manager == manager
             ]
-            return planner.take_over(manager, volumes, clients, coordinator.inventory)
+            attached = survey.attachments(hosts, volumes, partial=True) if volumes else {}
+            waits[:] = [_waits(each, manager) for there in attached.values() for each in there if _by_itself(each)]
+            return planner.take_over(manager, volumes, _clients(volumes, attached), coordinator.inventory)
 
-        if any(volume.manager == manager for volume in survey.volumes(pools=shared)):
-            coordinator.change(build, over_marks=True)
-            for each in waits:
-                coordinator.warn(each)
+        seen = survey.volumes(pools=shared.values())
+        problems += [survey.failed[name] for name in shared if name in survey.failed]
+        problems += [survey.of_damaged(each) for (pool, _), each in sorted(survey.damaged.items()) if pool in shared]
+        done: list[tuple[Step, Any]] = []
+        if any(volume.manager == manager for volume in seen):
+            done = self._as_far_as_it_goes(build, problems, over_marks=True)
+        led = {
+            (step.host, each["uuid"]) for step, _ in done if step.verb == "reattach" for each in step.args["volumes"]
+        }
+        self._lead(manager, list(shared.values()), hosts, led, waits, problems)
+        for each in waits:
+            coordinator.warn(each)
+        taken = [export for step, result in done if step.verb == "take_over" for export in result]
+        return [export for export in taken if export["client"] == manager and not export.get("endpoint")]
 
-    def _as_far_as_it_goes(self, build: Callable[[], Plan], problems: list[StorkitError]) -> list[tuple[Step, Any]]:
+    def _lead(
+        self, manager: str, shared: list[PoolConfig], hosts: list[str], led: set[tuple[str, str]], waits: list[str],
+        problems: list[StorkitError],
+    ) -> None:  # fmt: skip
+        """Lead those clients to the servers of these pools' volumes that are not led there, but for those of `led`."""
+        coordinator, survey = self._coordinator, self._survey
+        others = set(survey.answering([host for pool in shared for host in pool.managers if host != manager]))
+        volumes = [volume for volume in survey.volumes(pools=shared) if volume.manager in others]
+        known = {volume.uuid: volume for volume in volumes}
+        astray: dict[str, list[Attachment]] = {}
+        for host, there in (survey.attachments(hosts, volumes, partial=True) if volumes else {}).items():
+            left = [each for each in there if each.uuid in known and (host, each.uuid) not in led]
+            if found := [each for each in left if not self._leads_there(each, known[each.uuid])]:
+                astray[host] = found
+        if not astray:
+            return
+        waits += [_waits(each, manager) for there in astray.values() for each in there if _by_itself(each)]
+        clients = _clients(volumes, astray)
+        wanted = [volume for volume in volumes if any(volume in there for there in clients.values())]
+        self._as_far_as_it_goes(
+            lambda: planner.lead(manager, wanted, clients, coordinator.inventory), problems, over_marks=True
+        )
+
+    def _leads_there(self, attachment: Attachment, volume: Volume) -> bool:
+        """Whether an attachment leads to who has the volume. Where a block device or a socket leads is not seen from
+        here: it is led there again, which changes nothing where it was."""
+        source = attachment.source
+        if not source.server:
+            return False
+        try:
+            target = self._coordinator.inventory.transport(volume.pool)
+            server = self._survey.connections.to(volume.host).transport(target)
+            (offer,) = server.offers([volume], attachment.host)
+        except StorkitError:
+            return True  # it is granted nothing there
+        return (offer.server, offer.port) == (source.server, source.port)
+
+    def _as_far_as_it_goes(
+        self, build: Callable[[], Plan], problems: list[StorkitError], over_marks: bool = False
+    ) -> list[tuple[Step, Any]]:
         """Run a plan whose steps stay done when others fail: what is done, and its results."""
         try:
-            ran = self._coordinator.change(build)
+            ran = self._coordinator.change(build, over_marks=over_marks)
         except StepFailed as error:
             problems.append(error)
             record = self._coordinator.journals.read(error.plan)
@@ -223,6 +271,24 @@ class FenceActs:
                     if status != "stopped":
                         places[name][each] = status
         return places
+
+
+def _clients(volumes: list[Volume], attached: Mapping[str, list[Attachment]]) -> dict[str, list[Volume]]:
+    """The volumes that each host has attached."""
+    uuids = {host: {each.uuid for each in there} for host, there in attached.items()}
+    return {host: [volume for volume in volumes if volume.uuid in has] for host, has in uuids.items() if has}
+
+
+def _by_itself(attachment: Attachment) -> bool:
+    """Whether whoever has it open is the client of a server on the network itself."""
+    return attachment.source.kind == "network" and bool(attachment.source.server)
+
+
+def _waits(attachment: Attachment, manager: str) -> str:
+    return (
+        f"what has {attachment.volume} open on {attachment.host} waits for {manager} for ever: QEMU itself is its"
+        f" client there; stop its guest with --force, and start it"
+    )
 
 
 def may_run(places: dict[str, str], host: str) -> tuple[bool, list[str]]:

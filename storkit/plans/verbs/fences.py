@@ -107,12 +107,16 @@ class Reattach(BlindVerb):
     undoable = False
     volumes: list[Volume]
     taken: str
-    """The step that took them over."""
+    """The step that took them over; empty: an earlier plan's."""
     manager: HostName
 
     def act(self, run: Run, step: Step) -> list[Attachment]:
-        exports = codec.load(list[Export], run.result(self.taken), "what was taken over", strict=False)
-        mine = {export.uuid for export in exports if export.client == step.host}
+        if self.taken:
+            exports = codec.load(list[Export], run.result(self.taken), "what was taken over", strict=False)
+        else:
+            exports = run.on(step.peer).transport(step.target).find_exports([each.uuid for each in self.volumes])
+        # What has no endpoint was of a client that is fenced, and has gone.
+        mine = {export.uuid for export in exports if export.client == step.host and export.endpoint}
         if not (wanted := [volume for volume in self.volumes if volume.uuid in mine]):
             return []
         # Whether the two are one machine may be another answer than with the manager before.

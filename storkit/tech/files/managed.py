@@ -103,10 +103,16 @@ def enter(directory: VolumeDirectory, host: str, managers: Sequence[str], act: b
             raise Unsafe(message, f"write it into hosts, with {', '.join(managers)}")
         found = replace(found, managers=list(managers))
         _write(path, found)
-    if act and host in found.barred:
+    if act:
+        refuse_barred(path, found, host)
+    return found
+
+
+def refuse_barred(path: Path, found: Sharing | None, host: str) -> None:
+    """Raise Unsafe if a manager is barred."""
+    if found and host in found.barred:
         message = f"host {host} is barred from {path}: somebody has seen that it was off"
         raise Unsafe(message, f"once it is known to be harmless: storkit unfence {host}")
-    return found
 
 
 def bar(directory: VolumeDirectory, found: Sharing, manager: str) -> None:

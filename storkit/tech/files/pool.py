@@ -365,6 +365,10 @@ class FilePool(KeepsGuests):
         # Where others may write, what a guest is started as would be theirs to say.
         return self.site.state / "guests" / self.pool if self.settings.others_write else self.path / _GUESTS
 
+    def _may_keep(self) -> None:
+        if self._managers and self._exists():
+            managed.refuse_barred(self.path, managed.read(self.path), self.site.host)
+
     def _must_have(self, guests: list[KeptGuest]) -> None:
         self._files.known([Volume(guest.volume, guest.uuid, 0) for guest in guests])
 

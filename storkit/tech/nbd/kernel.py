@@ -206,6 +206,10 @@ class KernelDevices:
                 relay.stop()  # the kernel keeps what had no answer, and asks the next one for it
             elif self._relayed(link) not in (0, link.size):
                 relay.stop()  # it shows the size that its server had when it began
+        elif any(device.backend == self._identifier(link) for device in self._devices(link.uuid)):
+            # Its server is this machine by now. The kernel takes a new connection only for one that has ended, and asks
+            # it for what had no answer.
+            self._stop_relays(link.uuid)
         where = link.wire.socket or self._start_relay(link)
         with nbd_wire.NbdConnection(where) as connection, Netlink() as kernel:
             info = connection.go(link.wire.export)
